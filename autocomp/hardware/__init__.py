@@ -1,0 +1,1 @@
+"""Targets, runtimes, timing and the latency model. Knows nothing of search."""

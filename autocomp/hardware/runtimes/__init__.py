@@ -1,0 +1,1 @@
+"""Runtimes that can run an exported file, one file each."""

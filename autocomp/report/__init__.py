@@ -1,0 +1,1 @@
+"""The Pareto report: figure data first, drawing second."""

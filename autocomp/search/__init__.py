@@ -1,0 +1,1 @@
+"""The search: what to try next, trying it, and remembering it."""

@@ -1,0 +1,75 @@
+"""What the user brings: a trained model, data to calibrate on, and a way to score it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from autocomp.errors import TaskError
+
+if TYPE_CHECKING:  # the nouns stay importable without torch
+    import torch
+
+Split = Literal["search", "test"]
+Direction = Literal["maximize", "minimize"]
+
+#: A batch of model inputs (torch tensors, batch first) → the model's output. The same evaluation is given the torch
+#: model and the exported file in this form.
+Predict = Callable[..., "torch.Tensor"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric's value and, where it is a mean over examples, the per-example outcomes (shape: examples)."""
+
+    value: float
+    outcomes: npt.NDArray[np.float64] | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """The metric's name as shown to people, and which way is better."""
+
+    name: str
+    direction: Direction = "maximize"
+
+    def __post_init__(self) -> None:
+        if self.direction not in get_args(Direction):
+            raise TaskError(f"a metric's direction must be maximize or minimize; got {self.direction!r}")
+
+    def drop(self, baseline: float, value: float) -> float:
+        """How much worse ``value`` is than ``baseline``; negative where it is better."""
+        return baseline - value if self.direction == "maximize" else value - baseline
+
+
+class Evaluate(Protocol):
+    """Scores ``predict`` on one split. ``fraction`` takes a nested, seeded part of the split; a task may ignore it."""
+
+    def __call__(self, predict: Predict, split: Split, fraction: float = 1.0) -> Score: ...
+
+
+@dataclass(frozen=True)
+class Task:
+    """A trained model, its data and its metric.
+
+    ``example_inputs`` are the model's positional inputs at batch 1. ``calibration`` are batches in the same form, kept
+    out of both splits. ``train``, where there is one, are (inputs…, target) batches for recovery.
+    """
+
+    name: str
+    model: torch.nn.Module
+    example_inputs: tuple[torch.Tensor, ...]
+    calibration: Sequence[tuple[torch.Tensor, ...]]
+    evaluate: Evaluate
+    metric: Metric = Metric("accuracy")
+    train: Sequence[tuple[torch.Tensor, ...]] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.example_inputs:
+            raise TaskError(f"task {self.name!r}: example_inputs must hold the model's inputs at batch 1; it is empty")
+        if not self.calibration:
+            raise TaskError(f"task {self.name!r}: calibration must hold at least one batch; it is empty")
