@@ -37,7 +37,7 @@ class Sparsity:
             raise PlanError(f"sparsity pattern must be one of {', '.join(get_args(Pattern))}; got {self.pattern!r}")
         if not 0.0 < self.level < 1.0:
             raise PlanError(
-                f"sparsity level must lie between 0 and 1 (exclusive); got {self.level}; leave it out for 0"
+                f"sparsity level must lie between 0 and 1 (exclusive); got {self.level}; for 0 leave it out"
             )
 
 
