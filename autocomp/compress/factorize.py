@@ -1,0 +1,79 @@
+"""Low rank: a layer replaced by two thinner ones in a row."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from autocomp.errors import CompressionError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def truncated_svd(weight: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The best rank-``r`` approximation of a matrix in the Frobenius norm (Eckart & Young, 1936).
+
+    Args:
+        weight: (out, columns).
+
+    Returns:
+        ``left`` (out, r) and ``right`` (r, columns), the singular values split evenly, so that both halves have
+        weights of a like scale to quantize.
+    """
+    import torch
+
+    u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
+    root = s[:r].sqrt()
+    return (u[:, :r] * root).to(weight.dtype), (root[:, None] * vt[:r]).to(weight.dtype)
+
+
+def factorize(layer: torch.nn.Module, r: int) -> torch.nn.Sequential:
+    """Two layers that compute the rank-``r`` approximation of one.
+
+    A linear becomes (in → r, r → out); a conv becomes a conv of the same kernel to r channels and a 1×1 conv to the
+    outputs (Zhang et al., "Accelerating very deep convolutional networks", 2015). The bias goes to the second.
+
+    Args:
+        layer: ``nn.Linear`` or ungrouped ``nn.Conv2d``; left as it is.
+
+    Raises:
+        CompressionError: the layer is neither.
+    """
+    import torch
+    from torch import nn
+
+    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
+        raise CompressionError(f"only linears and convolutions have a rank to truncate; got {layer}")
+    left, right = truncated_svd(layer.weight.detach().flatten(1), r)
+    first: nn.Module
+    second: nn.Module
+    if isinstance(layer, nn.Linear):
+        first = nn.Linear(layer.in_features, r, bias=False)
+        second = nn.Linear(r, layer.out_features, bias=layer.bias is not None)
+    elif layer.groups == 1:
+        first = nn.Conv2d(
+            layer.in_channels,
+            r,
+            layer.kernel_size,  # type: ignore[arg-type]
+            layer.stride,  # type: ignore[arg-type]
+            layer.padding,  # type: ignore[arg-type]
+            layer.dilation,  # type: ignore[arg-type]
+            bias=False,
+            padding_mode=layer.padding_mode,
+        )
+        second = nn.Conv2d(r, layer.out_channels, 1, bias=layer.bias is not None)
+    else:
+        raise CompressionError(f"a grouped convolution has no rank to truncate; got {layer}")
+    with torch.no_grad():
+        first.weight.copy_(right.reshape(first.weight.shape))
+        second.weight.copy_(left.reshape(second.weight.shape))
+        if second.bias is not None:
+            second.bias.copy_(layer.bias)  # type: ignore[arg-type]
+    return nn.Sequential(first, second).requires_grad_(False).eval()
+
+
+def largest_paying_rank(matrix_shape: tuple[int, int]) -> int:
+    """The largest rank at which the two factors hold fewer weights than the matrix did; 0 where none does."""
+    rows, columns = matrix_shape
+    return math.ceil(rows * columns / (rows + columns)) - 1

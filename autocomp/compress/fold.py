@@ -1,0 +1,58 @@
+"""Batch normalization folded into the layer before it: the form in which a network is deployed.
+
+autocomp compresses the folded network, so that every solver sees the weights that the device will run.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+from autocomp.graph import export_program, read_graph
+
+if TYPE_CHECKING:
+    import torch
+
+
+def fold_batch_norm(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> torch.nn.Module:
+    """A copy of ``model``, in eval mode, with every batch norm that follows a conv or linear alone folded into it.
+
+    Batch norms that do not (before the layer, or behind a fork) stay.
+
+    Args:
+        model: left as it is.
+        example_inputs: positional inputs, batch first.
+
+    Raises:
+        TraceError: the model cannot be traced.
+    """
+    from torch import nn
+    from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+
+    folded = copy.deepcopy(model).eval()
+    for parameter in folded.parameters():
+        parameter.requires_grad_(False)
+    program = export_program(folded, example_inputs)
+    graph = read_graph(program)
+    norm_of = {
+        node.name: node.meta["nn_module_stack"] for node in program.graph.nodes if node.meta.get("nn_module_stack")
+    }
+    for node in graph.layers:
+        user = graph.sole_user(node.name)
+        if user is None or user.op != "batch_norm" or node.layer is None:
+            continue
+        path = list(norm_of[user.name].values())[-1][0]
+        layer, norm = folded.get_submodule(node.layer), folded.get_submodule(path)
+        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+            _replace(folded, node.layer, fuse_conv_bn_eval(layer, norm))
+        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+            _replace(folded, node.layer, fuse_linear_bn_eval(layer, norm))
+        else:
+            continue
+        _replace(folded, path, nn.Identity())
+    return folded
+
+
+def _replace(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(model.get_submodule(parent), name, module)

@@ -1,0 +1,182 @@
+"""Uniform quantization of weights and activations, simulated exactly as the exported file computes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines torch.ops.quantized_decomposed
+
+from autocomp.graph import Graph
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+#: Shares of the largest magnitude that are tried as clipping range of a weight channel, and of an activation.
+WEIGHT_CLIPS = torch.linspace(0.3, 1.0, 36)
+ACTIVATION_CLIPS = torch.linspace(0.6, 1.0, 17)
+
+#: Values of an activation that are kept for choosing its range.
+SAMPLE = 16_384
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Integer levels and their step: the weight is ``levels * scale``.
+
+    ``levels`` int8, the weight's shape; ``scale`` float32, one per output channel (dimension 0); ``kept`` a bool mask
+    of the weight's shape, None where nothing was cut.
+    """
+
+    levels: torch.Tensor
+    scale: torch.Tensor
+    bits: int
+    kept: torch.Tensor | None = None
+
+    def dequantized(self) -> torch.Tensor:
+        return self.levels.float() * _per_channel(self.scale, self.levels.dim())
+
+
+def _per_channel(values: torch.Tensor, dimensions: int) -> torch.Tensor:
+    return values.reshape(-1, *[1] * (dimensions - 1))
+
+
+def level_range(bits: int) -> tuple[int, int]:
+    """Lowest and highest integer level. 8 bits leave out -128, so that the range is symmetric; the narrow formats
+    cannot spare a level."""
+    return (-127, 127) if bits == 8 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+
+
+def quantize_weight(weight: torch.Tensor, bits: int, kept: torch.Tensor | None = None) -> QuantizedWeight:
+    """Round to nearest on a symmetric grid per output channel, clipped where the squared error is least.
+
+    Args:
+        weight: (out, …) float.
+        bits: 8, 4 or 2.
+        kept: mask of the weights that were not cut; the others stay exactly zero.
+    """
+    low, high = level_range(bits)
+    rows = weight.detach().reshape(weight.shape[0], -1)
+    largest = rows.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny * 2**20)
+    best_error = torch.full_like(largest, torch.inf)
+    scale = largest / high
+    for clip in WEIGHT_CLIPS if bits < 8 else WEIGHT_CLIPS[-1:]:
+        candidate = largest * clip / (high if bits > 2 else 1.5)  # at 2 bits the lowest level, -2, is in reach as well
+        error = ((rows / candidate[:, None]).round().clamp(low, high) * candidate[:, None] - rows).square().sum(dim=1)
+        scale = torch.where(error < best_error, candidate, scale)
+        best_error = torch.minimum(error, best_error)
+    levels = (rows / scale[:, None]).round().clamp(low, high).to(torch.int8).reshape(weight.shape)
+    if kept is not None:
+        levels = torch.where(kept, levels, torch.zeros_like(levels))
+    return QuantizedWeight(levels, scale, bits, kept)
+
+
+class ActivationQuantizer(nn.Module):
+    """Rounds a tensor to 256 levels and back. ``scale`` and ``zero_point`` hold for the whole tensor.
+
+    Exported, it is a ``QuantizeLinear`` and a ``DequantizeLinear``; in eager mode the same arithmetic in one call.
+    """
+
+    def __init__(self, scale: float, zero_point: int) -> None:
+        super().__init__()
+        self.scale = scale
+        self.zero_point = zero_point
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_exporting():
+            levels = torch.ops.quantized_decomposed.quantize_per_tensor(
+                x, self.scale, self.zero_point, 0, 255, torch.uint8
+            )
+            rounded: torch.Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(
+                levels, self.scale, self.zero_point, 0, 255, torch.uint8
+            )
+            return rounded
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, 255)
+
+
+class RangeObserver(nn.Module):
+    """Passes a tensor on and remembers its range and a regular sample of its values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.low = 0.0
+        self.high = 0.0
+        self.samples: list[torch.Tensor] = []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        flat = x.detach().flatten()
+        self.low = min(self.low, float(flat.min()))
+        self.high = max(self.high, float(flat.max()))
+        self.samples.append(flat[:: max(1, flat.numel() // SAMPLE)])
+        return x
+
+    def quantizer(self) -> ActivationQuantizer:
+        """The 8-bit grid that holds zero exactly and has the least squared error on the sample."""
+        low, high = self.low, self.high
+        if high - low < 1e-8:
+            return ActivationQuantizer(1e-8, 0)
+        values = torch.cat(self.samples)
+        lows, highs = ACTIVATION_CLIPS * low, ACTIVATION_CLIPS * high
+        scales = ((highs - lows) / 255)[:, None]
+        zero_points = (-lows[:, None] / scales).round().clamp(0, 255)
+        rounded = (values[None] / scales + zero_points).round().clamp(0, 255)
+        errors = ((rounded - zero_points) * scales - values[None]).square().mean(dim=1)
+        best = int(errors.argmin())
+        return ActivationQuantizer(float(scales[best, 0]), int(zero_points[best, 0]))
+
+
+def quantized_tensors(graph: Graph, quantized_layers: Iterable[str]) -> tuple[str, ...]:
+    """The nodes whose results are rounded to 8 bits when the given layers are quantized.
+
+    Every quantized layer reads a rounded tensor. A quantized conv also writes one, behind its activation, because
+    runtimes have no integer convolution that writes floats: without it the weight stays in floats
+    (onnxruntime: ``DequantizeLinear`` → ``Conv`` at every run). A quantized linear may write floats.
+    """
+    chosen = set(quantized_layers)
+    names: dict[str, None] = {}
+    for node in graph.layers:
+        if node.layer in chosen:
+            names[node.inputs[0]] = None
+            if node.op == "conv2d":
+                names[graph.tail(node).name] = None
+    return tuple(node.name for node in graph.nodes if node.name in names)
+
+
+def insert_after(module: GraphModule, sites: Mapping[str, nn.Module]) -> None:
+    """Put a module behind each named node of ``module``, in place; all its readers then read the module's result."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    for name, inserted in sites.items():
+        node = nodes[name]
+        path = f"quantizer_{name}"
+        module.add_submodule(path, inserted)
+        with module.graph.inserting_after(node):
+            call = module.graph.call_module(path, (node,))
+        node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
+    module.recompile()
+
+
+def calibrate_activations(
+    module: GraphModule, sites: Iterable[str], calibration: Iterable[tuple[torch.Tensor, ...]]
+) -> dict[str, ActivationQuantizer]:
+    """Insert calibrated quantizers behind the named nodes of ``module``, in place.
+
+    Args:
+        module: a graph module as :func:`autocomp.graph.graph_module` gives it.
+        sites: node names, as :func:`quantized_tensors` gives them.
+        calibration: batches of the model's positional inputs.
+
+    Returns:
+        Node name → its quantizer.
+    """
+    observers = {name: RangeObserver() for name in sites}
+    insert_after(module, observers)
+    with torch.no_grad():
+        for batch in calibration:
+            module(*batch)
+    quantizers = {name: observer.quantizer() for name, observer in observers.items()}
+    for name, quantizer in quantizers.items():
+        module.set_submodule(f"quantizer_{name}", quantizer)
+    return quantizers
