@@ -16,6 +16,7 @@ from autocomp.compress.fold import fold_batch_norm
 from autocomp.compress.prune import magnitude_mask
 from autocomp.compress.quantize import (
     ActivationQuantizer,
+    Numerics,
     QuantizedWeight,
     calibrate_activations,
     quantize_weight,
@@ -84,11 +85,12 @@ def _skipped(model: nn.Module, order: Sequence[str], repeated: set[str]) -> tupl
     return tuple(found)
 
 
-def apply(prepared: Prepared, plan: Plan, calibration: Batches) -> Compressed:
+def apply(prepared: Prepared, plan: Plan, calibration: Batches, numerics: Numerics = Numerics()) -> Compressed:
     """Compress a prepared model. Pure: the same arguments give the same result, and nothing given is changed.
 
     Args:
         calibration: batches of positional inputs for the ranges of quantized activations.
+        numerics: the integer arithmetic of the runtime that the result is for.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -100,7 +102,7 @@ def apply(prepared: Prepared, plan: Plan, calibration: Batches) -> Compressed:
     program = export_program(structured, prepared.example_inputs)
     graph = read_graph(program)
     module = graph_module(program)
-    weights, bias_scales = _quantize(module, graph, plan, masks, calibration)
+    weights, bias_scales = _quantize(module, graph, plan, masks, calibration, numerics)
     return Compressed(plan, module, graph, prepared.example_inputs, weights, masks, bias_scales)
 
 
@@ -154,7 +156,12 @@ def _cut_weights(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
 
 
 def _quantize(
-    module: GraphModule, graph: Graph, plan: Plan, masks: Mapping[str, torch.Tensor], calibration: Batches
+    module: GraphModule,
+    graph: Graph,
+    plan: Plan,
+    masks: Mapping[str, torch.Tensor],
+    calibration: Batches,
+    numerics: Numerics,
 ) -> tuple[dict[str, QuantizedWeight], dict[str, torch.Tensor]]:
     """Round weights, then activations on the calibration batches, then biases to the product of both steps."""
     formats = {node.layer: plan_of(plan, node.layer).format for node in graph.layers if node.layer is not None}
@@ -166,8 +173,8 @@ def _quantize(
             parameter.data = stored.dequantized()
             weights[f"{name}.weight"] = stored
     quantized = [name for name, chosen in formats.items() if chosen is not None]
-    quantizers = calibrate_activations(module, quantized_tensors(graph, quantized), calibration)
-    return weights, _round_biases(module, graph, weights, quantizers)
+    quantizers = calibrate_activations(module, quantized_tensors(graph, quantized), calibration, numerics)
+    return weights, _round_biases(module, graph, weights, quantizers) if numerics.integer_bias else {}
 
 
 def _round_biases(

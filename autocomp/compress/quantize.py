@@ -74,27 +74,39 @@ def quantize_weight(weight: torch.Tensor, bits: int, kept: torch.Tensor | None =
     return QuantizedWeight(levels, scale, bits, kept)
 
 
+@dataclass(frozen=True)
+class Numerics:
+    """The integer arithmetic of a runtime.
+
+    ``symmetric_activations``: int8 with zero point 0 (what TensorRT takes) instead of uint8 with a zero point (what
+    onnxruntime's x86 kernels are fastest with). ``integer_bias``: the bias is an int32 in the accumulator
+    (onnxruntime), not a float (TensorRT).
+    """
+
+    symmetric_activations: bool = False
+    integer_bias: bool = True
+
+
 class ActivationQuantizer(nn.Module):
-    """Rounds a tensor to 256 levels and back. ``scale`` and ``zero_point`` hold for the whole tensor.
+    """Rounds a tensor to 8 bits and back. ``scale`` and ``zero_point`` hold for the whole tensor.
 
     Exported, it is a ``QuantizeLinear`` and a ``DequantizeLinear``; in eager mode the same arithmetic in one call.
     """
 
-    def __init__(self, scale: float, zero_point: int) -> None:
+    def __init__(self, scale: float, zero_point: int, signed: bool) -> None:
         super().__init__()
         self.scale = scale
         self.zero_point = zero_point
+        self.low, self.high = (-128, 127) if signed else (0, 255)
+        self.dtype = torch.int8 if signed else torch.uint8
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.compiler.is_exporting():
-            levels = torch.ops.quantized_decomposed.quantize_per_tensor(
-                x, self.scale, self.zero_point, 0, 255, torch.uint8
-            )
-            rounded: torch.Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(
-                levels, self.scale, self.zero_point, 0, 255, torch.uint8
-            )
+            grid = (self.scale, self.zero_point, self.low, self.high, self.dtype)
+            levels = torch.ops.quantized_decomposed.quantize_per_tensor(x, *grid)
+            rounded: torch.Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(levels, *grid)
             return rounded
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, 0, 255)
+        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.low, self.high)
 
 
 class RangeObserver(nn.Module):
@@ -113,19 +125,19 @@ class RangeObserver(nn.Module):
         self.samples.append(flat[:: max(1, flat.numel() // SAMPLE)])
         return x
 
-    def quantizer(self) -> ActivationQuantizer:
+    def quantizer(self, symmetric: bool) -> ActivationQuantizer:
         """The 8-bit grid that holds zero exactly and has the least squared error on the sample."""
-        low, high = self.low, self.high
-        if high - low < 1e-8:
-            return ActivationQuantizer(1e-8, 0)
+        largest = max(-self.low, self.high, 1e-8)
+        low, high = (-largest, largest) if symmetric else (self.low, max(self.high, self.low + 1e-8))
+        bottom, top = (-128, 127) if symmetric else (0, 255)
         values = torch.cat(self.samples)
         lows, highs = ACTIVATION_CLIPS * low, ACTIVATION_CLIPS * high
-        scales = ((highs - lows) / 255)[:, None]
-        zero_points = (-lows[:, None] / scales).round().clamp(0, 255)
-        rounded = (values[None] / scales + zero_points).round().clamp(0, 255)
+        scales = ((highs - lows) / (254 if symmetric else 255))[:, None]
+        zero_points = torch.zeros_like(scales) if symmetric else (-lows[:, None] / scales).round().clamp(0, 255)
+        rounded = (values[None] / scales + zero_points).round().clamp(bottom, top)
         errors = ((rounded - zero_points) * scales - values[None]).square().mean(dim=1)
         best = int(errors.argmin())
-        return ActivationQuantizer(float(scales[best, 0]), int(zero_points[best, 0]))
+        return ActivationQuantizer(float(scales[best, 0]), int(zero_points[best, 0]), signed=symmetric)
 
 
 def quantized_tensors(graph: Graph, quantized_layers: Iterable[str]) -> tuple[str, ...]:
@@ -159,7 +171,7 @@ def insert_after(module: GraphModule, sites: Mapping[str, nn.Module]) -> None:
 
 
 def calibrate_activations(
-    module: GraphModule, sites: Iterable[str], calibration: Iterable[tuple[torch.Tensor, ...]]
+    module: GraphModule, sites: Iterable[str], calibration: Iterable[tuple[torch.Tensor, ...]], numerics: Numerics
 ) -> dict[str, ActivationQuantizer]:
     """Insert calibrated quantizers behind the named nodes of ``module``, in place.
 
@@ -176,7 +188,7 @@ def calibrate_activations(
     with torch.no_grad():
         for batch in calibration:
             module(*batch)
-    quantizers = {name: observer.quantizer() for name, observer in observers.items()}
+    quantizers = {name: observer.quantizer(numerics.symmetric_activations) for name, observer in observers.items()}
     for name, quantizer in quantizers.items():
         module.set_submodule(f"quantizer_{name}", quantizer)
     return quantizers

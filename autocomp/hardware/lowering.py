@@ -1,0 +1,250 @@
+"""From a network's structure to the kernels that onnxruntime really runs on a CPU.
+
+onnxruntime fuses activations and additions into convolutions, keeps float convolutions in a blocked layout (NCHWc) and
+integer ones channels-last, and converts between formats and layouts wherever neighbours differ. These conversions are
+what a format costs beyond its own layer, so that they are kernels of their own here. The rules follow onnxruntime's
+NchwcTransformer, QDQ fusions and transpose optimizer, and are held against its compiled graphs by the tests.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from autocomp.compress.quantize import quantized_tensors
+from autocomp.compress.structure import Structure
+from autocomp.graph import ACTIVATIONS, ADDITIONS, Graph, Node
+from autocomp.hardware.kernels import Kernel
+
+#: What a runtime computes nothing for.
+FREE = frozenset({"dropout", "dropout_", "contiguous", "clone", "alias", "detach", "input"})
+
+GLOBAL_POOLS = frozenset({"adaptive_avg_pool2d", "mean"})
+WINDOW_POOLS = frozenset({"max_pool2d", "avg_pool2d"})
+RESHAPES = frozenset({"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze"})
+
+#: Channels in a block of the NCHWc layout. A conv that reads fewer takes its input unblocked.
+BLOCK = 16
+#: A blocked conv needs a multiple of this many input channels.
+ALIGNMENT = 4
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a tensor lies in memory: float or 8-bit; ``nchw``, ``nchwc`` or ``nhwc``."""
+
+    quantized: bool
+    layout: str
+
+
+FLOAT = Form(False, "nchw")
+BLOCKED = Form(False, "nchwc")
+INTEGER = Form(True, "nchw")
+INTEGER_LAST = Form(True, "nhwc")
+
+#: A conversion goes along this line, one kernel a step.
+_LINE = (BLOCKED, FLOAT, INTEGER, INTEGER_LAST)
+_STEPS = {
+    (BLOCKED, FLOAT): "reorder_output",
+    (FLOAT, BLOCKED): "reorder_input",
+    (FLOAT, INTEGER): "quantize",
+    (INTEGER, FLOAT): "dequantize",
+    (INTEGER, INTEGER_LAST): "transpose",
+    (INTEGER_LAST, INTEGER): "transpose",
+}
+
+
+@dataclass
+class _Lowering:
+    graph: Graph
+    quantized_layers: frozenset[str]
+    rounded: frozenset[str]
+    kernels: list[Kernel] = field(default_factory=list)
+    forms: dict[str, list[Form]] = field(default_factory=dict)
+    #: Tensor → the float conv kernel that wrote it, as a position in ``kernels``: an addition may still be fused there.
+    conv_at: dict[str, int] = field(default_factory=dict)
+
+    def read(self, name: str, wanted: Form) -> None:
+        """Make tensor ``name`` available in a form, by the conversions that this takes."""
+        have = self.forms[name]
+        if wanted in have:
+            return
+        start = min(have, key=lambda form: abs(_LINE.index(form) - _LINE.index(wanted)))
+        here, goal = _LINE.index(start), _LINE.index(wanted)
+        step = 1 if goal > here else -1
+        elements = self.graph.by_name[name].elements
+        flat = len(self.graph.by_name[name].shape) <= 2
+        for position in range(here, goal, step):
+            before, after = _LINE[position], _LINE[position + step]
+            op = _STEPS[before, after]
+            if not (flat and op == "transpose"):
+                self.kernels.append(Kernel(op, (name,), in_elements=elements, out_elements=elements))
+            have.append(after)
+
+    def write(self, node: Node, form: Form) -> None:
+        self.forms[node.name] = [form]
+
+    def any_float(self, name: str) -> Form:
+        """The float form of a tensor that is nearest at hand."""
+        return BLOCKED if BLOCKED in self.forms[name] and FLOAT not in self.forms[name] else FLOAT
+
+
+def lower(structure: Structure, batch: int) -> tuple[Kernel, ...]:
+    """The kernel calls of one inference with onnxruntime on a CPU, in order.
+
+    Args:
+        structure: of the compressed network, as :func:`autocomp.compress.structure.restructure` gives it.
+        batch: examples per inference; elements and MACs are multiplied by it.
+    """
+    graph = structure.graph
+    quantized = frozenset(structure.quantized_layers)
+    state = _Lowering(graph, quantized, frozenset(quantized_tensors(graph, quantized)))
+    fused: dict[str, str] = {}
+    for node in graph.nodes:
+        if node.name in fused:
+            state.forms[node.name] = state.forms[fused[node.name]]
+            if fused[node.name] in state.conv_at:
+                state.conv_at[node.name] = state.conv_at[fused[node.name]]
+            continue
+        if node.op in FREE:
+            if node.inputs:
+                state.forms[node.name] = state.forms[node.inputs[0]]
+            else:
+                state.write(node, FLOAT)
+            continue
+        tail = graph.tail(node)
+        if _one(state, node, tail) and tail is not node:
+            fused[tail.name] = node.name
+    for name in graph.outputs:
+        state.read(name, FLOAT)
+    return tuple(_batched(kernel, batch) for kernel in state.kernels)
+
+
+def _one(state: _Lowering, node: Node, tail: Node) -> bool:
+    """Lower one node; whether the activation behind it is folded in."""
+    if node.op == "conv2d":
+        return _conv(state, node, tail)
+    if node.op == "linear":
+        return _linear(state, node, tail)
+    if node.op in ADDITIONS and len(node.inputs) == 2:
+        return _add(state, node, tail)
+    return _other(state, node)
+
+
+def _weighted(node: Node, op: str) -> Kernel:
+    weights = 1
+    for size in node.weight_shape:
+        weights *= size
+    return Kernel(
+        op,
+        (node.layer or node.name,),
+        macs=node.macs,
+        in_elements=0,
+        out_elements=node.elements,
+        weight_elements=weights,
+        kernel_area=node.kernel[0] * node.kernel[1],
+        stride=node.stride[0],
+        groups=node.groups,
+    )
+
+
+def _conv(state: _Lowering, node: Node, tail: Node) -> bool:
+    source = node.inputs[0]
+    read = state.graph.by_name[source].elements
+    if node.layer in state.quantized_layers:
+        state.read(source, INTEGER_LAST)
+        state.kernels.append(replace(_weighted(node, "qlinear_conv"), in_elements=read))
+        state.write(node, INTEGER_LAST)
+        return True
+    channels = node.weight_shape[1] * node.groups
+    blocked = node.groups == 1 and (channels < BLOCK or channels % ALIGNMENT == 0)
+    if node.groups > 1:
+        outputs = node.weight_shape[0]
+        depthwise = node.weight_shape[1] == 1 and outputs == node.groups
+        per_group = outputs // node.groups
+        blocked = outputs % BLOCK == 0 and (depthwise or (node.weight_shape[1] % BLOCK == 0 and per_group % BLOCK == 0))
+    state.read(source, BLOCKED if blocked and (channels >= BLOCK or node.groups > 1) else FLOAT)
+    state.kernels.append(replace(_weighted(node, "conv_nchwc" if blocked else "conv"), in_elements=read))
+    state.write(node, BLOCKED if blocked else FLOAT)
+    if state.graph.sole_user(node.name) is not None and tail is node:
+        state.conv_at[node.name] = len(state.kernels) - 1
+    return True
+
+
+def _linear(state: _Lowering, node: Node, tail: Node) -> bool:
+    source = node.inputs[0]
+    read = state.graph.by_name[source].elements
+    if node.layer in state.quantized_layers:
+        state.read(source, INTEGER)
+        state.kernels.append(replace(_weighted(node, "qgemm"), in_elements=read))
+        rounded = tail.name in state.rounded
+        state.write(node, INTEGER if rounded else FLOAT)
+        return rounded
+    state.read(source, FLOAT)
+    state.kernels.append(replace(_weighted(node, "gemm"), in_elements=read))
+    state.write(node, FLOAT)
+    return True
+
+
+def _add(state: _Lowering, node: Node, tail: Node) -> bool:
+    """An integer addition, one that is fused into a float conv before it, or one of its own."""
+    read = sum(state.graph.by_name[name].elements for name in node.inputs)
+    alone = Kernel("add", (node.name,), in_elements=read, out_elements=node.elements)
+    if tail.name in state.rounded and all(name in state.rounded for name in node.inputs):
+        last = all(INTEGER_LAST in state.forms[name] for name in node.inputs)
+        form = INTEGER_LAST if last else INTEGER
+        for name in node.inputs:
+            state.read(name, form)
+        state.kernels.append(replace(alone, op="qlinear_add"))
+        state.write(node, form)
+        return True
+    if all(BLOCKED in state.forms[name] for name in node.inputs):
+        for name in node.inputs:
+            if name in state.conv_at:
+                position = state.conv_at[name]
+                state.kernels[position] = replace(state.kernels[position], fused_add=True)
+                state.write(node, BLOCKED)
+                return True
+        state.kernels.append(alone)
+        state.write(node, BLOCKED)
+        return False
+    for name in node.inputs:
+        state.read(name, FLOAT)
+    state.kernels.append(alone)
+    state.write(node, FLOAT)
+    # A rectifier in front of a quantization whose zero is the lowest level does nothing: onnxruntime takes it out.
+    return tail.name in state.rounded
+
+
+def _other(state: _Lowering, node: Node) -> bool:
+    read = sum(state.graph.by_name[name].elements for name in node.inputs)
+    kernel = Kernel(node.op, (node.name,), in_elements=read, out_elements=node.elements)
+    source = node.inputs[0]
+    if node.op in RESHAPES:
+        form = INTEGER if INTEGER in state.forms[source] and node.name not in state.rounded else FLOAT
+        state.read(source, form)
+        state.kernels.append(replace(kernel, op="reshape"))
+        state.write(node, form)
+    elif node.op in ACTIVATIONS or node.op in WINDOW_POOLS:
+        form = state.any_float(source)
+        state.read(source, form)
+        state.kernels.append(replace(kernel, op="activation" if node.op in ACTIVATIONS else "pool"))
+        state.write(node, form)
+    elif node.op in GLOBAL_POOLS:
+        state.read(source, FLOAT)
+        state.kernels.append(replace(kernel, op="global_pool"))
+        state.write(node, FLOAT)
+    else:
+        for name in node.inputs:
+            state.read(name, FLOAT)
+        state.kernels.append(kernel)
+        state.write(node, FLOAT)
+    return False
+
+
+def _batched(kernel: Kernel, batch: int) -> Kernel:
+    return replace(
+        kernel,
+        macs=kernel.macs * batch,
+        in_elements=kernel.in_elements * batch,
+        out_elements=kernel.out_elements * batch,
+    )

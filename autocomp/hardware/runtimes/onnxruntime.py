@@ -1,0 +1,265 @@
+"""onnxruntime on the CPU: load a file, run it, and time its nodes.
+
+Stock settings, so that what is measured here is what a user of the file gets; only the threads are set.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from autocomp.errors import MeasurementError, RequestError
+from autocomp.hardware.runtimes.profiled import NodeEvents, NodeTime, OptimizedNode, join, name_nodes, optimized_nodes
+
+if TYPE_CHECKING:
+    import onnx
+    import onnxruntime
+    import torch
+
+Array = npt.NDArray[Any]
+
+#: Runs at the start of a profile that are not counted: the first allocate memory and pack weights.
+WARMUP_RUNS = 5
+_ERRORS_ONLY = 3
+_NODE_EVENT = "_kernel_time"
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A file in a session of its own. A dimension that the file leaves open is None in ``input_shapes``."""
+
+    session: onnxruntime.InferenceSession = field(repr=False, compare=False)
+    input_names: tuple[str, ...]
+    input_shapes: tuple[tuple[int | None, ...], ...]
+    input_dtypes: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def run(self, *arrays: Array) -> list[Array]:
+        """All outputs, for inputs in the file's order, of the shapes and dtypes that the file declares.
+
+        Raises:
+            MeasurementError: onnxruntime refused the inputs, or failed on them.
+        """
+        if len(arrays) != len(self.input_names):
+            raise MeasurementError(
+                f"the file takes {len(self.input_names)} inputs ({', '.join(self.input_names)}); got {len(arrays)}; "
+                "give them in this order"
+            )
+        try:
+            outputs: list[Array] = self.session.run(None, dict(zip(self.input_names, arrays, strict=True)))
+        except _refusals() as error:
+            raise MeasurementError(_one_line("run", error)) from error
+        return outputs
+
+    @overload
+    def predict(self, *inputs: torch.Tensor) -> torch.Tensor: ...
+    @overload
+    def predict(self, *inputs: Array) -> Array: ...
+    def predict(self, *inputs: torch.Tensor | Array) -> torch.Tensor | Array:
+        """The first output for a batch of inputs, batch first; a tensor for tensors, an array for arrays.
+
+        A file whose batch is fixed gets the batch in pieces of that size; the last piece is filled up by repeating its
+        last example, and what comes of the filling is dropped.
+
+        Raises:
+            MeasurementError: onnxruntime refused the inputs, or failed on them.
+        """
+        arrays = [given if isinstance(given, np.ndarray) else given.detach().cpu().numpy() for given in inputs]
+        output = self._in_pieces(arrays)
+        if all(isinstance(given, np.ndarray) for given in inputs):
+            return output
+        import torch
+
+        return torch.from_numpy(output)
+
+    def _in_pieces(self, arrays: Sequence[Array]) -> Array:
+        fixed = self.input_shapes[0][0] if self.input_shapes and self.input_shapes[0] else None
+        count = len(arrays[0]) if arrays and arrays[0].ndim else 0
+        if fixed is None or count in (0, fixed):
+            return self.run(*arrays)[0]
+        pieces = []
+        for start in range(0, count, fixed):
+            piece = [array[start : start + fixed] for array in arrays]
+            missing = fixed - len(piece[0])
+            if missing:
+                piece = [np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) for part in piece]
+            pieces.append(self.run(*piece)[0])
+        return np.concatenate(pieces)[:count]
+
+
+def load(model: bytes | Path, threads: int) -> LoadedModel:
+    """A fresh session on ``threads`` threads, one operator at a time, on the CPU.
+
+    Raises:
+        RequestError: fewer than one thread.
+        MeasurementError: onnxruntime cannot load the file.
+    """
+    return _loaded(_session(model, _options(threads)))
+
+
+def example_arrays(model: LoadedModel, batch: int = 1, seed: int = 0) -> tuple[Array, ...]:
+    """Inputs of the right shapes and dtypes: floats are standard normal, everything else zero (a valid index anywhere).
+
+    Raises:
+        MeasurementError: the file leaves a dimension other than the first open.
+    """
+    generator = np.random.default_rng(seed)
+    arrays = []
+    for name, shape, dtype in zip(model.input_names, model.input_shapes, model.input_dtypes, strict=True):
+        if None in shape[1:]:
+            raise MeasurementError(
+                f"example inputs need every dimension but the first fixed; input {name!r} has {shape}; give the inputs"
+            )
+        sizes = [batch if size is None else size for size in shape]
+        if np.issubdtype(np.dtype(dtype), np.floating):
+            arrays.append(generator.standard_normal(sizes).astype(dtype))
+        else:
+            arrays.append(np.zeros(sizes, dtype))
+    return tuple(arrays)
+
+
+def profile(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int = 60) -> tuple[NodeTime, ...]:
+    """The time of every node of the graph that onnxruntime makes of ``model``, in the graph's order.
+
+    ``inputs`` are in the file's order. The first few runs are left out of the ``runs``. The profiler counts in whole
+    microseconds, rounded down, and its own work adds some two to every node, so that a reshape that does nothing reads
+    2: the sum over the nodes is not the latency of the model, and a fit to whole models has to take that out.
+
+    Raises:
+        RequestError: fewer than one thread or run.
+        MeasurementError: onnxruntime refused the file or the inputs.
+    """
+    if runs < 1:
+        raise RequestError(f"a profile needs at least 1 run; got {runs}")
+    with tempfile.TemporaryDirectory(prefix="autocomp-profile-") as folder:
+        options = _options(threads)
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder, "profile"))
+        session, graph = _compiled(model, options, Path(folder))
+        loaded = _loaded(session)
+        try:
+            for _ in range(WARMUP_RUNS + runs):
+                loaded.run(*inputs)
+        finally:
+            written = session.end_profiling()
+        events = _node_events(json.loads(Path(written).read_text(encoding="utf-8")))
+    given = {name: (array.dtype.name, array.shape) for name, array in zip(loaded.input_names, inputs, strict=True)}
+    return join(graph, events, given)
+
+
+def optimized_ops(model: bytes | Path) -> tuple[OptimizedNode, ...]:
+    """The nodes of the graph that onnxruntime makes of ``model`` on this machine, in its order.
+
+    Raises:
+        MeasurementError: onnxruntime cannot load the file.
+    """
+    with tempfile.TemporaryDirectory(prefix="autocomp-graph-") as folder:
+        return optimized_nodes(_compiled(model, _options(threads=1), Path(folder))[1])
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    import onnxruntime
+
+    if threads < 1:
+        raise RequestError(f"threads must be at least 1; got {threads}")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = _ERRORS_ONLY
+    # Idle threads may spin within a run, as they do by default, but not after it: they would take the processor from
+    # the next file to be timed.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    return options
+
+
+def _session(model: bytes | Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    try:
+        return onnxruntime.InferenceSession(
+            model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+        )
+    except _refusals() as error:
+        raise MeasurementError(_one_line("load", error)) from error
+
+
+def _loaded(session: onnxruntime.InferenceSession) -> LoadedModel:
+    inputs = session.get_inputs()
+    return LoadedModel(
+        session=session,
+        input_names=tuple(one.name for one in inputs),
+        input_shapes=tuple(tuple(size if isinstance(size, int) else None for size in one.shape) for one in inputs),
+        input_dtypes=tuple(_numpy_name(one.type) for one in inputs),
+        output_names=tuple(one.name for one in session.get_outputs()),
+    )
+
+
+def _numpy_name(tensor_type: str) -> str:
+    """``tensor(float)`` → ``float32``."""
+    word = tensor_type.removeprefix("tensor(").removesuffix(")")
+    return {"float": "float32", "double": "float64"}.get(word, word)
+
+
+def _compiled(
+    model: bytes | Path, options: onnxruntime.SessionOptions, folder: Path
+) -> tuple[onnxruntime.InferenceSession, onnx.GraphProto]:
+    """A session whose nodes all have names, and the graph that it runs."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+    from onnx.external_data_helper import load_external_data_for_model
+
+    try:
+        if isinstance(model, bytes):
+            parsed = onnx.load_from_string(model)
+        else:
+            parsed = onnx.load(model, load_external_data=False)
+    except (DecodeError, OSError):
+        parsed = None  # onnxruntime's own word on the file follows
+    if parsed is not None and name_nodes(parsed):
+        if isinstance(model, Path):
+            load_external_data_for_model(parsed, str(model.parent))
+        model = parsed.SerializeToString()
+    optimized = folder / "optimized.onnx"
+    options.optimized_model_filepath = str(optimized)
+    session = _session(model, options)
+    return session, onnx.load(optimized, load_external_data=False).graph
+
+
+def _node_events(document: list[dict[str, Any]]) -> dict[str, NodeEvents]:
+    """The profiler's events by node, without the first runs."""
+    by_node: dict[str, list[dict[str, Any]]] = {}
+    for event in document:
+        if event.get("cat") == "Node" and event["name"].endswith(_NODE_EVENT):
+            by_node.setdefault(event["name"].removesuffix(_NODE_EVENT), []).append(event)
+    return {
+        name: NodeEvents(
+            times_us=tuple(float(event["dur"]) for event in events[WARMUP_RUNS:]),
+            outputs=tuple(
+                (dtype, tuple(shape))
+                for described in events[-1]["args"]["output_type_shape"]
+                for dtype, shape in described.items()
+            ),
+        )
+        for name, events in by_node.items()
+    }
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What onnxruntime raises: kinds of its own that share no base, and Python's for inputs that it cannot take."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as native
+
+    own = [kind for kind in vars(native).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    return (*own, ValueError, RuntimeError)
+
+
+def _one_line(verb: str, error: Exception) -> str:
+    reason = " ".join(str(error).split()).removeprefix("[ONNXRuntimeError] : ")
+    return f"onnxruntime must be able to {verb} the file; it says: {reason}; check the file and its inputs"

@@ -1,0 +1,241 @@
+"""What the pictures and the page say of a :class:`ReportData`: figures as data, before anything is drawn.
+
+Two rules hold everywhere: like is compared with like (measured with measured, predicted with predicted), and points are
+chosen by the search split, never by the test split.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from autocomp.report.data import Point, ReportData
+from autocomp.trial import Source
+
+Quantity = Literal["latency", "size", "metric"]
+Basis = Literal["exported file, test split", "simulated model, test split", "simulated model, search split"]
+
+#: A prediction is said to agree within these: relative for latency and size, points for a metric that is a share.
+LATENCY_BAND, SIZE_BAND, METRIC_BAND = 0.20, 0.01, 0.005
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds, where they come from, and how far off they may be (relative; None where nobody knows)."""
+
+    ms: float
+    source: Source
+    error: float | None
+
+
+def predicted_latency(data: ReportData, point: Point) -> Latency:
+    """The prediction; its error is its own standard deviation or else the model's held-out error."""
+    own = None if point.latency_std_ms is None else point.latency_std_ms / point.latency_ms
+    return Latency(point.latency_ms, point.latency_source, own if own is not None else data.target.held_out_error)
+
+
+def measured_latency(point: Point) -> Latency | None:
+    """The exported file's own latency with the spread of its repeats; None where the target was out of reach."""
+    if point.measured_latency_ms is None:
+        return None
+    return Latency(point.measured_latency_ms, "measured", point.measured_latency_spread)
+
+
+def best_latency(data: ReportData, point: Point) -> Latency:
+    """Measured where it was measured, else predicted."""
+    return measured_latency(point) or predicted_latency(data, point)
+
+
+@dataclass(frozen=True)
+class Factors:
+    """How many times smaller and faster than the uncompressed file. ``speed_measured`` is False for predictions."""
+
+    size: float
+    speed: float
+    speed_measured: bool
+
+
+def factors(data: ReportData, point: Point) -> Factors:
+    base = data.baseline
+    size, speed = base.size_bytes / point.size_bytes, base.latency_ms / point.latency_ms
+    if base.measured_size_bytes and point.measured_size_bytes:
+        size = base.measured_size_bytes / point.measured_size_bytes
+    measured = bool(base.measured_latency_ms and point.measured_latency_ms)
+    if base.measured_latency_ms and point.measured_latency_ms:
+        speed = base.measured_latency_ms / point.measured_latency_ms
+    return Factors(size, speed, measured)
+
+
+def within_model_error(data: ReportData, point: Point) -> bool:
+    """Whether the predicted gain in latency is smaller than the prediction's error (of the two latencies together)."""
+    if point.is_baseline:
+        return False
+    pair = [predicted_latency(data, each) for each in (data.baseline, point)]
+    error_ms = math.hypot(*((each.error or 0.0) * each.ms for each in pair))
+    return pair[0].ms - pair[1].ms < error_ms
+
+
+def measured_no_faster(data: ReportData, point: Point) -> bool:
+    """Whether the measured gain in latency is within the spread of the repeats, or is none."""
+    base, own = measured_latency(data.baseline), measured_latency(point)
+    if point.is_baseline or base is None or own is None:
+        return False
+    return base.ms - own.ms <= math.hypot((base.error or 0.0) * base.ms, (own.error or 0.0) * own.ms)
+
+
+@dataclass(frozen=True)
+class Drop:
+    """How much worse than the uncompressed model (negative: better); the interval only where files were scored."""
+
+    value: float
+    low: float | None
+    high: float | None
+    basis: Basis
+
+    @property
+    def indistinguishable(self) -> bool:
+        """Whether the paired 95 % interval holds 0."""
+        return self.low is not None and self.high is not None and self.low <= 0.0 <= self.high
+
+
+def drop(data: ReportData, point: Point) -> Drop:
+    """The drop on the best evidence that ``point`` and the baseline share."""
+    base, metric = data.baseline, data.task.metric
+    if base.measured_metric is not None and point.measured_metric is not None:
+        value = metric.drop(base.measured_metric, point.measured_metric)
+        return Drop(value, point.drop_low, point.drop_high, "exported file, test split")
+    if base.metric_test is not None and point.metric_test is not None:
+        return Drop(metric.drop(base.metric_test, point.metric_test), None, None, "simulated model, test split")
+    return Drop(metric.drop(base.metric_search, point.metric_search), None, None, "simulated model, search split")
+
+
+@dataclass(frozen=True)
+class FrontRow:
+    """A point as the front's picture shows it."""
+
+    point: Point
+    metric: float
+    latency: Latency
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class FrontView:
+    """The front with all its points on one footing: exported files only where every point was measured."""
+
+    basis: Basis
+    latency_measured: bool
+    rows: tuple[FrontRow, ...]
+
+
+def front_view(data: ReportData) -> FrontView:
+    points = data.points
+    scored = all(point.measured_metric is not None for point in points)
+    timed = all(point.measured_latency_ms is not None for point in points)
+    sized = all(point.measured_size_bytes is not None for point in points)
+    basis: Basis = "exported file, test split" if scored else "simulated model, search split"
+    rows = tuple(
+        FrontRow(
+            point=point,
+            metric=point.metric_search if not scored or point.measured_metric is None else point.measured_metric,
+            latency=best_latency(data, point) if timed else predicted_latency(data, point),
+            size_bytes=point.size_bytes if not sized or not point.measured_size_bytes else point.measured_size_bytes,
+        )
+        for point in points
+    )
+    return FrontView(basis, timed, rows)
+
+
+def knee(data: ReportData) -> Point:
+    """The point nearest to the ideal one: metric on the search split, log latency and log size, each scaled to 0…1.
+
+    The baseline where there is no other point.
+    """
+    sign = -1.0 if data.task.metric.direction == "maximize" else 1.0
+    candidates = data.front or (data.baseline,)
+    costs = [(sign * p.metric_search, math.log(p.latency_ms), math.log(p.size_bytes)) for p in candidates]
+    scaled = zip(*(_unit(column) for column in zip(*costs)))
+    distances = [math.hypot(*row) for row in scaled]
+    return candidates[distances.index(min(distances))]
+
+
+def _unit(values: Sequence[float]) -> list[float]:
+    low, high = min(values), max(values)
+    return [0.0 if high == low else (value - low) / (high - low) for value in values]
+
+
+@dataclass(frozen=True)
+class Pick:
+    """A point worth a card, and the names that it earns."""
+
+    names: tuple[str, ...]
+    point: Point
+
+
+def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
+    """The uncompressed model, the knee, the smallest, fastest and most accurate point; one card a point."""
+    chosen: list[tuple[str, Point]] = [("uncompressed", data.baseline)]
+    if data.front:
+        view = {row.point.trial: row for row in front_view(data).rows}
+        sign = -1.0 if data.task.metric.direction == "maximize" else 1.0
+        chosen += [
+            ("knee", knee_point),
+            ("smallest", min(data.front, key=lambda p: view[p.trial].size_bytes)),
+            ("fastest", min(data.front, key=lambda p: view[p.trial].latency.ms)),
+            ("most accurate", min(data.front, key=lambda p: sign * p.metric_search)),
+        ]
+    trials = dict.fromkeys(point.trial for _, point in chosen)
+    return tuple(
+        Pick(tuple(name for name, p in chosen if p.trial == trial), next(p for _, p in chosen if p.trial == trial))
+        for trial in trials
+    )
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Predicted against measured: ``pairs`` are (trial, predicted, measured).
+
+    ``band`` is what counts as agreement: relative, or absolute where ``absolute``.
+    """
+
+    quantity: Quantity
+    band: float
+    absolute: bool
+    pairs: tuple[tuple[int, float, float], ...]
+
+    @property
+    def errors(self) -> tuple[float, ...]:
+        """Predicted minus measured: a share of the measured value, or in the metric's unit where ``absolute``."""
+        return tuple((p - m) / (1.0 if self.absolute else abs(m) or 1.0) for _, p, m in self.pairs)
+
+    @property
+    def within(self) -> int:
+        """The number of pairs inside the band."""
+        return sum(abs(error) <= self.band + 1e-12 for error in self.errors)
+
+
+def comparisons(data: ReportData) -> tuple[Comparison, ...]:
+    """Latency (± 20 %), size (± 1 %), and the metric: ± 0.5 points (or two examples, if more) for a share, else ± 1 %."""
+    share = is_share(data)
+    points = data.points
+    latency = [(p.trial, p.latency_ms, p.measured_latency_ms) for p in points if p.measured_latency_ms is not None]
+    size = [(p.trial, float(p.size_bytes), float(p.measured_size_bytes)) for p in points if p.measured_size_bytes]
+    metric = [
+        (p.trial, p.metric_test, p.measured_metric)
+        for p in points
+        if p.metric_test is not None and p.measured_metric is not None
+    ]
+    two_examples = 2 / data.task.test_examples if data.task.test_examples else 0.0
+    return (
+        Comparison("latency", LATENCY_BAND, False, tuple(latency)),
+        Comparison("size", SIZE_BAND, False, tuple(size)),
+        Comparison("metric", max(METRIC_BAND, two_examples) if share else SIZE_BAND, share, tuple(metric)),
+    )
+
+
+def is_share(data: ReportData) -> bool:
+    """Whether the metric is an accuracy between 0 and 1, which people read in percent."""
+    values = [v for p in data.points for v in (p.metric_search, p.metric_test, p.measured_metric) if v is not None]
+    return "accuracy" in data.task.metric.name.lower() and all(0.0 <= value <= 1.0 for value in values)

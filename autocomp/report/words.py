@@ -1,0 +1,178 @@
+"""Numbers as people read them, each latency with its source and its error."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from autocomp.report.data import Point, ReportData
+from autocomp.report.views import (
+    Comparison,
+    Drop,
+    FrontView,
+    Latency,
+    drop,
+    is_share,
+    measured_no_faster,
+    within_model_error,
+)
+
+NONE = "–"
+
+
+def digits(value: float, significant: int = 3) -> str:
+    """``value`` at three significant digits or more, with thousands, never in exponents above 0.0001."""
+    if value == 0:
+        return "0"
+    exponent = math.floor(math.log10(abs(value)))
+    return f"{value:,.{max(0, significant - 1 - exponent)}f}" if exponent > -5 else f"{value:.{significant - 1}e}"
+
+
+def percent(share: float) -> str:
+    """``35 %``, ``4.1 %``: two significant digits say enough of an error."""
+    return f"{brief(100 * share)} %"
+
+
+def brief(value: float) -> str:
+    """Two significant digits without trailing zeros."""
+    return f"{value:.2g}" if abs(value) < 100 else f"{value:,.0f}"
+
+
+def latency(value: Latency) -> str:
+    """``2.31 ms (datasheet, ±35 %)``: never bare."""
+    if value.error is None:
+        error = "spread unknown" if value.source == "measured" else "error unknown"
+    else:
+        error = f"±{percent(value.error)}"
+    return f"{digits(value.ms)} ms ({value.source}, {error})"
+
+
+def size(size_bytes: int) -> str:
+    """Decimal units: 1 kB is 1,000 bytes."""
+    for unit, scale in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if size_bytes >= scale:
+            return f"{digits(size_bytes / scale)} {unit}"
+    return f"{size_bytes} bytes"
+
+
+def exact_size(size_bytes: int | None) -> str:
+    return NONE if size_bytes is None else f"{size_bytes:,}"
+
+
+def factor(value: float) -> str:
+    return f"{digits(value)}×"
+
+
+def metric(data: ReportData, value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{100 * value:.2f} %" if is_share(data) else digits(value, 4)
+
+
+def _change(data: ReportData, value: float) -> str:
+    shown = f"{100 * value:+.2f}" if is_share(data) else f"{'-' if value < 0 else '+'}{digits(abs(value))}"
+    return shown.replace("-", "−")
+
+
+def drop_words(data: ReportData, value: Drop) -> str:
+    """``drop +0.40 points [−0.10, +0.90], indistinguishable``; positive is worse."""
+    unit = " points" if is_share(data) else ""
+    words = f"drop {_change(data, value.value)}{unit}"
+    if value.low is not None and value.high is not None:
+        words += f" [{_change(data, value.low)}, {_change(data, value.high)}]"
+    return words + (", indistinguishable" if value.indistinguishable else "")
+
+
+@dataclass(frozen=True)
+class Note:
+    """What must be said beside one of a point's numbers."""
+
+    about: Literal["drop", "predicted latency", "measured latency", "measured metric"]
+    text: str
+
+
+def notes(data: ReportData, point: Point) -> tuple[Note, ...]:
+    said = (
+        (within_model_error(data, point), Note("predicted latency", "within the model's error")),
+        (measured_no_faster(data, point), Note("measured latency", "measured: no faster")),
+        (not point.is_baseline and drop(data, point).indistinguishable, Note("drop", "indistinguishable")),
+        (not point.verified, Note("measured metric", "not verified")),
+        (point.settled is False, Note("measured latency", "timings never settled")),
+    )
+    return tuple(note for holds, note in said if holds)
+
+
+def agreement(data: ReportData, comparison: Comparison) -> str:
+    """``12 of 12 within ±20 %``."""
+    if not comparison.pairs:
+        return "not measured"
+    return f"{comparison.within} of {len(comparison.pairs)} within {band(data, comparison)}"
+
+
+def band(data: ReportData, comparison: Comparison) -> str:
+    if not comparison.absolute:
+        return f"±{percent(comparison.band)}"
+    return f"±{brief(100 * comparison.band)} points" if is_share(data) else f"±{brief(comparison.band)}"
+
+
+def latency_promise(data: ReportData) -> str:
+    """Where this run's milliseconds come from and how far off they may be, in one or two sentences."""
+    target = data.target
+    error = "an unknown error" if target.held_out_error is None else f"a mean error of {percent(target.held_out_error)}"
+    origin = {
+        "measured": "Predicted latencies are sums of measurements",
+        "fitted": "Predicted latencies come from a model fitted to measurements",
+        "datasheet": "Predicted latencies are estimates from a datasheet",
+    }[target.latency_source]
+    note = f" ({target.held_out_note})" if target.held_out_note else ""
+    predicted = f"{origin}, with {error}{note}."
+    count = sum(point.measured_latency_ms is not None for point in data.points)
+    if count == len(data.points):
+        return f"Latencies were measured on the exported files. {predicted}"
+    if count:
+        return f"Latencies of {count} of {len(data.points)} points were measured on the exported files. {predicted}"
+    return f"No latency here was measured on the device. {predicted}"
+
+
+def latency_label(data: ReportData, view: FrontView) -> str:
+    """The latency axis's title: the source is part of it."""
+    if view.latency_measured:
+        return "latency (ms, measured on the exported file)"
+    error = data.target.held_out_error
+    off = "" if error is None else f", ±{percent(error)}"
+    sources = " and ".join(dict.fromkeys(row.latency.source for row in view.rows))
+    return f"latency (ms, {sources}{off}, not measured)"
+
+
+def metric_label(data: ReportData, view: FrontView) -> str:
+    """The metric axis's title, with what was scored on which split."""
+    unit = " in %" if is_share(data) else ""
+    return f"{data.task.metric.name}{unit} ({view.basis})"
+
+
+def in_percent(data: ReportData, comparison: Comparison) -> bool:
+    """Whether the comparison's errors and band are shown times 100."""
+    return not comparison.absolute or is_share(data)
+
+
+def error_label(data: ReportData, comparison: Comparison) -> str:
+    """The unit of predicted minus measured."""
+    if not comparison.absolute:
+        return "predicted − measured (%)"
+    return "predicted − measured (points)" if is_share(data) else "predicted − measured"
+
+
+def comparison_name(data: ReportData, comparison: Comparison) -> str:
+    """The quantity as people call it: the metric has a name of its own."""
+    return data.task.metric.name if comparison.quantity == "metric" else comparison.quantity
+
+
+def comparison_unit(data: ReportData, comparison: Comparison) -> tuple[str, float]:
+    """The measured quantity with its unit, and what its numbers are multiplied by."""
+    name = comparison_name(data, comparison)
+    if comparison.quantity == "latency":
+        return f"{name} (ms)", 1.0
+    if comparison.quantity == "size":
+        return f"{name} (kB)", 1e-3
+    return (f"{name} (%)", 100.0) if is_share(data) else (name, 1.0)
