@@ -19,6 +19,7 @@ from autocomp.compress.quantize import (
     Numerics,
     QuantizedWeight,
     calibrate_activations,
+    complete_formats,
     quantize_weight,
     quantized_tensors,
 )
@@ -164,7 +165,8 @@ def _quantize(
     numerics: Numerics,
 ) -> tuple[dict[str, QuantizedWeight], dict[str, torch.Tensor]]:
     """Round weights, then activations on the calibration batches, then biases to the product of both steps."""
-    formats = {node.layer: plan_of(plan, node.layer).format for node in graph.layers if node.layer is not None}
+    planned = {node.layer: plan_of(plan, node.layer).format for node in graph.layers if node.layer is not None}
+    formats = complete_formats(graph, planned)
     weights: dict[str, QuantizedWeight] = {}
     for name, chosen in formats.items():
         if chosen is not None:

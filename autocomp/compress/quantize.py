@@ -11,6 +11,7 @@ from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines torch.ops.quantized_decomposed
 
 from autocomp.graph import Graph
+from autocomp.plan import Format
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -155,6 +156,24 @@ def quantized_tensors(graph: Graph, quantized_layers: Iterable[str]) -> tuple[st
             if node.op == "conv2d":
                 names[graph.tail(node).name] = None
     return tuple(node.name for node in graph.nodes if node.name in names)
+
+
+def complete_formats(graph: Graph, formats: Mapping[str, Format | None]) -> dict[str, Format | None]:
+    """The formats that layers really get: one that reads and writes rounded tensors is quantized to 8 bits as well.
+
+    Its neighbours leave it nothing to gain from floats, and onnxruntime would round its weights at load, with a
+    single scale for the whole tensor, without being asked.
+
+    Args:
+        formats: layer → the format that its plan gives it.
+    """
+    rounded = set(quantized_tensors(graph, [name for name, chosen in formats.items() if chosen is not None]))
+    complete = dict(formats)
+    for node in graph.layers:
+        inside = node.inputs[0] in rounded and graph.tail(node).name in rounded
+        if node.layer is not None and complete[node.layer] is None and inside:
+            complete[node.layer] = Format(8)
+    return complete
 
 
 def insert_after(module: GraphModule, sites: Mapping[str, nn.Module]) -> None:

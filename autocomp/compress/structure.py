@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from autocomp.compress.prune import kept_count
+from autocomp.compress.quantize import complete_formats
 from autocomp.graph import BATCH, WEIGHTED, Graph, Node
 from autocomp.inventory import Inventory
 from autocomp.plan import Format, LayerPlan, Plan
@@ -65,7 +66,9 @@ def restructure(inventory: Inventory, plan: Plan) -> Structure:
         else:
             nodes[node.name] = _follow(replace(node, inputs=inputs), inventory.graph, nodes)
     returned = tuple(renamed.get(name, name) for name in inventory.graph.outputs)
-    return Structure(Graph(tuple(nodes.values()), returned), layers)
+    graph = Graph(tuple(nodes.values()), returned)
+    formats = complete_formats(graph, {name: layer.format for name, layer in layers.items()})
+    return Structure(graph, {name: replace(layer, format=formats[name]) for name, layer in layers.items()})
 
 
 def _widths(inventory: Inventory, plan: Plan) -> tuple[dict[str, int], dict[str, int]]:

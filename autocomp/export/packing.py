@@ -61,15 +61,15 @@ _BODIES: dict[FunctionKind, str] = {
         z = Constant <value_ints = [0]> ()
         l = Constant <value_ints = [-1]> ()
         a = BitwiseAnd (m, b)
-        c = Cast <to = {TensorProto.BOOL}> (a)
+        u = Reshape (a, l)
+        c = Cast <to = {TensorProto.BOOL}> (u)
         d = Cast <to = {TensorProto.INT32}> (c)
-        e = Reshape (d, l)
-        f = CumSum (e, z)
-        g = Mul (e, f)
+        f = CumSum (d, z)
+        g = Mul (d, f)
+        j = Gather (v, g)
         p = ReduceProd (h)
-        i = Slice (g, z, p)
-        j = Gather (v, i)
-        y = Reshape (j, h)
+        i = Slice (j, z, p)
+        y = Reshape (i, h)
     }}""",
     # The cast comes first: onnxruntime gathers no INT4 or INT2.
     "SpreadLevels": f"""<shape, axis> (m, v, s) => (y) {{
@@ -203,9 +203,7 @@ def install(model: ModelProto, encoded: Sequence[Encoded]) -> None:
     graph.initializer.extend(tensor for one in encoded for tensor in one.initializers)
     present = {function.name for function in model.functions if function.domain == DOMAIN}
     model.functions.extend(functions[name] for name in sorted(functions.keys() - present))
-    for function in model.functions:
-        if function.domain == DOMAIN:
-            _set_opset(function, _opset(model))
+    _set_opset(model, _opset(model))
     if functions and all(entry.domain != DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
@@ -219,15 +217,14 @@ def raise_opset(model: ModelProto, opset: int) -> None:
     Raises:
         ExportError: the model's opset is below 20, or it holds a GroupNormalization from before 21.
     """
-    model.ir_version = max(model.ir_version, required_ir_version(opset))
     current = _opset(model)
-    if opset <= current:
-        return
-    old_groups = any(node.op_type == "GroupNormalization" and not node.domain for node in model.graph.node)
+    nodes = (node for holder in (model.graph, *model.functions) for node in holder.node)
+    old_groups = any(node.op_type == "GroupNormalization" and not node.domain for node in nodes)
     oldest = 21 if old_groups else _OLDEST_RAISED_OPSET
-    if current < oldest:
+    if current < min(oldest, opset):
         raise ExportError(f"this model's opset can be raised from {oldest} on; got {current}; export it with {oldest}")
-    _set_opset(model, opset)
+    _set_opset(model, max(current, opset))
+    model.ir_version = max(model.ir_version, required_ir_version(opset))
 
 
 def required_opset(bits: int, packed: bool) -> int:
@@ -385,10 +382,11 @@ def _opset(holder: ModelProto | FunctionProto) -> int:
     return next((entry.version for entry in holder.opset_import if entry.domain in ("", "ai.onnx")), 1)
 
 
-def _set_opset(holder: ModelProto | FunctionProto, opset: int) -> None:
-    for entry in holder.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = opset
+def _set_opset(model: ModelProto, opset: int) -> None:
+    for holder in (model, *model.functions):  # a function's opset has to agree with its model's
+        for entry in holder.opset_import:
+            if entry.domain in ("", "ai.onnx"):
+                entry.version = opset
 
 
 def _function(kind: FunctionKind, opset: int) -> FunctionProto:

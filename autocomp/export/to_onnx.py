@@ -69,7 +69,9 @@ def _float_graph(compressed: Compressed) -> ModelProto:
     free_batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in doubled)
     try:
         with _quiet(), torch.no_grad():
-            program = torch.onnx.export(compressed.model, doubled, dynamo=True, verbose=False, dynamic_shapes=free_batch)
+            program = torch.onnx.export(
+                compressed.model, doubled, dynamo=True, verbose=False, dynamic_shapes=free_batch
+            )
     except Exception as error:  # torch.onnx raises whatever its passes raise
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise ExportError(f"torch.onnx could not write the compressed model: {first[:300]}") from error
@@ -94,7 +96,9 @@ def _take(model: ModelProto, name: str) -> Array:
             values: Array = numpy_helper.to_array(tensor)
             del model.graph.initializer[position]
             return values
-    raise ExportError(f"torch.onnx rewrote {name!r}, so that it cannot be stored in the plan's format; leave it at fp32")
+    raise ExportError(
+        f"torch.onnx rewrote {name!r}, so that it cannot be stored in the plan's format; leave it at fp32"
+    )
 
 
 def _integer_bias(values: Array, step: torch.Tensor) -> tuple[Array, Array]:
@@ -155,5 +159,3 @@ def _base36(number: int) -> str:
         number //= 36
         if number == 0:
             return f"_{text}"
-
-

@@ -80,6 +80,15 @@ class _Lowering:
                 self.kernels.append(Kernel(op, (name,), in_elements=elements, out_elements=elements))
             have.append(after)
 
+    def detour(self, name: str) -> None:
+        """What onnxruntime does to an integer tensor in front of a float addition whose result is rounded: its
+        transpose optimizer tries to move the transposition behind the addition, and leaves it between two conversions.
+        """
+        elements = self.graph.by_name[name].elements
+        for op in ("dequantize", "transpose", "quantize", "dequantize"):
+            self.kernels.append(Kernel(op, (name,), in_elements=elements, out_elements=elements))
+        self.forms[name].append(FLOAT)
+
     def write(self, node: Node, form: Form) -> None:
         self.forms[node.name] = [form]
 
@@ -208,6 +217,8 @@ def _add(state: _Lowering, node: Node, tail: Node) -> bool:
         state.write(node, BLOCKED)
         return False
     for name in node.inputs:
+        if tail.name in state.rounded and FLOAT not in state.forms[name] and INTEGER_LAST in state.forms[name]:
+            state.detour(name)
         state.read(name, FLOAT)
     state.kernels.append(alone)
     state.write(node, FLOAT)

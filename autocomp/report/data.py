@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
-from autocomp.errors import PlanError, RunError, TaskError
+from autocomp.errors import PlanError, RunError
 from autocomp.plan import LayerPlan, Plan
 from autocomp.report.read import Fields, read_csv, read_object, read_objects
-from autocomp.task import Metric
+from autocomp.task import Direction, Metric
 from autocomp.trial import Source, TrialState
 
 POINT_COLUMNS = (
@@ -22,6 +22,9 @@ POINT_COLUMNS = (
     "latency_source", "measured_metric", "measured_metric_low", "measured_metric_high", "measured_size_bytes",
     "measured_latency_ms", "measured_latency_spread", "plan_hash",
 )  # fmt: skip
+_SOURCES: tuple[Source, ...] = get_args(Source)
+_STATES: tuple[TrialState, ...] = get_args(TrialState)
+_DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
 TRIAL_COLUMNS = (*POINT_COLUMNS, "state", "seconds", "error")
 
 
@@ -53,7 +56,7 @@ class TargetFacts:
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """A compressible layer. ``weight_shape`` is (out, in, k…); ``group`` names the layers whose channels go together."""
+    """A compressible layer. ``weight_shape`` is (out, in, k…); layers of one ``group`` lose their channels together."""
 
     name: str
     kind: str
@@ -203,24 +206,9 @@ def load(run_dir: Path) -> ReportData:
 
 
 def _task(entry: Fields) -> TaskFacts:
-    direction = entry.text("direction")
-    if direction != "maximize" and direction != "minimize":
-        raise RunError(f"{entry.where}: direction must be maximize or minimize; got {direction!r}; search again")
-    try:
-        metric = Metric(entry.text("metric"), direction)
-    except TaskError as error:
-        raise RunError(f"{entry.where}: {error}") from None
+    metric = Metric(entry.text("metric"), entry.choice("direction", _DIRECTIONS))
     examples = entry.maybe_integer("search_examples"), entry.maybe_integer("test_examples")
     return TaskFacts(entry.text("name"), metric, *examples)
-
-
-def _source(entry: Fields) -> Source:
-    given = entry.text("latency_source")
-    for source in get_args(Source):
-        if given == source:
-            return source  # type: ignore[no-any-return]
-    known = ", ".join(get_args(Source))
-    raise RunError(f"{entry.where}: latency_source must be one of {known}; got {given!r}; search again")
 
 
 def _target(entry: Fields) -> TargetFacts:
@@ -231,7 +219,7 @@ def _target(entry: Fields) -> TargetFacts:
         format=entry.text("format", ""),
         threads=entry.maybe_integer("threads"),
         batch=entry.maybe_integer("batch"),
-        latency_source=_source(entry),
+        latency_source=entry.choice("latency_source", _SOURCES),
         held_out_error=entry.maybe_number("held_out_error"),
         held_out_note=entry.text("held_out_note", ""),
         note=entry.text("note", ""),
@@ -255,12 +243,10 @@ def _layer(entry: Fields) -> LayerFacts:
 
 
 def _trial(row: Fields) -> TrialRow:
-    state = row.text("state")
-    if state != "complete" and state != "failed" and state != "running":
-        known = ", ".join(get_args(TrialState))
-        raise RunError(f"{row.where}: state must be one of {known}; got {state!r}; rebuild it with `autocomp report`")
     metric = row.maybe_number("metric_search")
-    return TrialRow(row.integer("trial"), state, metric, row.maybe_number("seconds"), row.text("error", "") or None)
+    error = row.text("error", "") or None
+    state = row.choice("state", _STATES)
+    return TrialRow(row.integer("trial"), state, metric, row.maybe_number("seconds"), error)
 
 
 def _point(row: Fields, run_dir: Path, known: frozenset[str]) -> Point:
@@ -280,7 +266,7 @@ def _point(row: Fields, run_dir: Path, known: frozenset[str]) -> Point:
         size_bytes=size_bytes,
         latency_ms=latency_ms,
         latency_std_ms=row.maybe_number("latency_std_ms"),
-        latency_source=_source(row),
+        latency_source=row.choice("latency_source", _SOURCES),
         measured_metric=row.maybe_number("measured_metric"),
         drop_low=row.maybe_number("measured_metric_low"),
         drop_high=row.maybe_number("measured_metric_high"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from autocomp.report import words
 from autocomp.report.data import LayerRow, Point, ReportData
-from autocomp.report.views import Comparison, FrontRow, FrontView, comparisons, front_view, is_share, knee
+from autocomp.report.views import Comparison, FrontRow, FrontView, comparisons, front_view, is_share
 
 if TYPE_CHECKING:  # matplotlib loads on use
     from matplotlib.axes import Axes
@@ -19,13 +19,12 @@ INK, QUIET, ACCENT, BAND = "#1d2733", "#8793a1", "#c2410c", "#dbe7f5"
 _MOST_NAMED_LAYERS = 60
 
 
-def draw(data: ReportData, folder: Path) -> tuple[Path, ...]:
+def draw(data: ReportData, folder: Path, chosen: Point) -> tuple[Path, ...]:
     """Write front, plan and predicted_vs_measured as PNG and SVG into ``folder``; return the files.
 
-    ``plan`` shows the knee and is left out where the knee's plan was not found.
+    ``plan`` shows ``chosen`` (the knee) and is left out where its plan was not found.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = knee(data)
     figures = {"front": front_figure(data, chosen), "predicted_vs_measured": agreement_figure(data)}
     rows = data.layer_plan(chosen)
     if rows:
@@ -114,7 +113,7 @@ def _panel(
     for row, at in zip(view.rows, zip(x, y)):
         _name(axes, row, at, chosen)
     bar = axes.figure.colorbar(points, ax=axes, label=colour, pad=0.02)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     _log_bar(bar.ax, shade)
 
 

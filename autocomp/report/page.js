@@ -23,9 +23,9 @@
     showlegend: false,
     dragmode: false,
     hoverlabel: { align: "left", bgcolor: token("--card"), bordercolor: token("--line"), font: { color: token("--ink") } },
-    xaxis: { title: { text: xTitle, standoff: 8 }, type: logX ? "log" : "linear", gridcolor: token("--line"), zeroline: false,
+    xaxis: { title: { text: xTitle, standoff: 8, font: { size: narrow() ? 11 : 13 } }, type: logX ? "log" : "linear", gridcolor: token("--line"), zeroline: false,
       nticks: 8, minor: { ticks: "" } },
-    yaxis: { title: { text: yTitle, standoff: 6 }, gridcolor: token("--line"), zeroline: false },
+    yaxis: { title: { text: yTitle, standoff: 6, font: { size: narrow() ? 11 : 13 } }, gridcolor: token("--line"), zeroline: false },
   });
 
   /** Ticks that read as plain numbers on a log axis of less than a few decades. */

@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 
 from autocomp.report import sections
-from autocomp.report.data import ReportData, load
+from autocomp.report.data import Point, ReportData, load
 from autocomp.report.draw import draw
 from autocomp.report.payload import payload
 from autocomp.report.views import knee
@@ -38,24 +38,26 @@ $body
 """)
 
 
-def write(run_dir: Path) -> Path:
+def write(run_dir: Path, knee_trial: int | None = None) -> Path:
     """Draw the figures and write report.html into a run folder; return the page's path.
+
+    ``knee_trial`` is the front's knee where the caller has found it already, else :func:`~autocomp.report.views.knee`.
 
     Raises:
         RunError: the folder is no run, or a file of it is missing or malformed.
     """
     data = load(run_dir)
-    draw(data, run_dir / "figures")
+    chosen = knee(data, knee_trial)
+    draw(data, run_dir / "figures", chosen)
     page = run_dir / "report.html"
-    page.write_text(html(data), encoding="utf-8")
+    page.write_text(html(data, chosen), encoding="utf-8")
     return page
 
 
-def html(data: ReportData) -> str:
+def html(data: ReportData, chosen: Point) -> str:
     """The whole page (about 5 MB, nearly all of it plotly)."""
     from plotly.offline import get_plotlyjs
 
-    chosen = knee(data)
     body = (
         sections.headline(data),
         sections.cards(data, chosen),

@@ -107,7 +107,7 @@ def _changes(data: ReportData, point: Point) -> list[str]:
     change = drop(data, point)
     return [
         f"{words.drop_words(data, change)} ({change.basis})",
-        f"{words.factor(gain.size)} smaller, {words.factor(gain.speed)} faster ({source})",
+        f"{words.smaller(gain)}, {words.faster(gain)} ({source})",
     ]
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from autocomp.errors import RunError
+
+T = TypeVar("T", bound=str)
 
 _TRUE, _FALSE = ("true", "1"), ("false", "0", "")
 _REBUILD = "rebuild it with `autocomp report`, or search again"
@@ -77,6 +81,13 @@ class Fields:
     def maybe_flag(self, key: str) -> bool | None:
         return None if self.values.get(key) is None else self.flag(key)
 
+    def choice(self, key: str, options: Sequence[T]) -> T:
+        """The one of ``options`` that stands under ``key``."""
+        for option in options:
+            if option == self.values.get(key):
+                return option
+        raise self._bad(key, f"one of {', '.join(options)}")
+
     def shape(self, key: str) -> tuple[int, ...]:
         value = self.values.get(key)
         if not isinstance(value, list) or not all(isinstance(size, int) for size in value):
@@ -114,13 +125,17 @@ def read_csv(path: Path, columns: Sequence[str]) -> tuple[Fields, ...]:
     Raises:
         RunError: the file is missing or unreadable, or lacks a column.
     """
-    lines = csv.DictReader(_content(path).splitlines(keepends=True))
+    lines = csv.DictReader(io.StringIO(_content(path), newline=""))
+    try:
+        rows = list(lines)
+    except csv.Error as error:
+        raise RunError(f"{path} must be a CSV file; {error}; {_REBUILD}") from None
     missing = [name for name in columns if name not in (lines.fieldnames or ())]
     if missing:
         raise RunError(f"{path} must have the columns {', '.join(columns)}; {', '.join(missing)} missing; {_REBUILD}")
     return tuple(
         Fields({key: cell or None for key, cell in row.items() if key is not None}, f"{path}, row {number}")
-        for number, row in enumerate(lines, start=1)
+        for number, row in enumerate(rows, start=1)
     )
 
 

@@ -57,8 +57,8 @@ def _card(data: ReportData, pick: Pick) -> str:
     ms, gain = best_latency(data, point), factors(data, point)
     change, metric = drop(data, point), data.task.metric.name
     split = "exported file, test split" if point.verified else "simulated model, search split"
-    against = "" if point.is_baseline else f" <b>{words.factor(gain.size)} smaller</b>"
-    faster = "" if point.is_baseline else f"<b>{words.factor(gain.speed)} faster</b> "
+    against = "" if point.is_baseline else f" <b>{words.smaller(gain)}</b>"
+    faster = "" if point.is_baseline else f"<b>{words.faster(gain)}</b> "
     worse = "" if point.is_baseline else f"<p class='drop'>{escape(words.drop_words(data, change))}</p>"
     said = [note.text for note in words.notes(data, point) if note.about != "drop"]
     return (
@@ -102,7 +102,7 @@ def _option(data: ReportData, each: Point, chosen: Point) -> str:
     value = words.metric(data, each.measured_metric if each.verified else each.metric_search)
     knee = " (knee)" if each.trial == chosen.trial and not each.is_baseline else ""
     ms = best_latency(data, each)
-    return f"{name(each)}{knee}: {value}, {words.size(each.size_bytes)}, {words.digits(ms.ms)} ms ({ms.source})"
+    return f"{name(each)}{knee}: {value}, {words.size(each.size_bytes)}, {words.latency(ms)}"
 
 
 #: Title, second line, and which notes stand in the column.
@@ -136,7 +136,7 @@ def _row(data: ReportData, each: Point, chosen: Point) -> str:
     measured, gain = measured_latency(each), factors(data, each)
     speed = "measured" if gain.speed_measured else predicted_latency(data, each).source
     change = words.drop_words(data, drop(data, each)).removeprefix("drop ").removesuffix(", indistinguishable")
-    against = f"{words.factor(gain.size)} smaller; {words.factor(gain.speed)} faster ({speed})"
+    against = f"{words.smaller(gain)}; {words.faster(gain)} ({speed})"
     cells = [
         words.metric(data, each.metric_search),
         words.metric(data, each.metric_test),
@@ -150,8 +150,9 @@ def _row(data: ReportData, each: Point, chosen: Point) -> str:
     ]
     knee = _badges(["knee"] if each.trial == chosen.trial and not each.is_baseline else [])
     said = words.notes(data, each)
+    choose = f"<button type='button' data-trial='{each.trial}'>{name(each)}</button>"
     return (
-        f"<tr data-row='{each.trial}'><th><button type='button' data-trial='{each.trial}'>{name(each)}</button>{knee}</th>"
+        f"<tr data-row='{each.trial}'><th>{choose}{knee}</th>"
         + "".join(
             f"<td>{_two_lines(cell)}{_badges([note.text for note in said if note.about == about])}</td>"
             for cell, (_, _, about) in zip(cells, _COLUMNS)
@@ -206,7 +207,8 @@ def shipping(data: ReportData) -> str:
     return _section(
         "ship",
         "Ship a point",
-        f"<p>This writes the chosen point's file, its plan and its verification:</p><pre id='command'>{escape(example)}</pre>",
+        f"<p>This writes the chosen point's file, its plan and its verification:</p>"
+        f"<pre id='command'>{escape(example)}</pre>",
     )
 
 
@@ -217,8 +219,8 @@ def honest_notes(data: ReportData) -> str:
         "A packed file is small on disk and in transfer, not in RAM: the runtime unpacks its weights when it loads it.",
         f"Points were chosen by the search split. The test split{examples} was read once per front point, at the end, "
         "on the exported file; no point, seed or recipe was chosen by it.",
-        "The interval beside a drop is the paired 95 % interval against the uncompressed file; where it holds 0 the two "
-        "are called indistinguishable, which is not a proof that they are equal.",
+        "The interval beside a drop is the paired 95 % interval against the uncompressed file; where it holds 0 the "
+        "two are called indistinguishable, which is not a proof that they are equal.",
         "Chosen points are the optimistic ones: trust the measured column over the predicted one.",
         "A factor compares like with like: two measurements, or else two predictions.",
         words.latency_promise(data),

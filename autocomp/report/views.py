@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from autocomp.errors import RunError
 from autocomp.report.data import Point, ReportData
 from autocomp.trial import Source
 
@@ -148,13 +149,22 @@ def front_view(data: ReportData) -> FrontView:
     return FrontView(basis, timed, rows)
 
 
-def knee(data: ReportData) -> Point:
+def knee(data: ReportData, trial: int | None = None) -> Point:
     """The point nearest to the ideal one: metric on the search split, log latency and log size, each scaled to 0…1.
 
-    The baseline where there is no other point.
+    ``trial`` names the point where the caller has found the knee already. The baseline where there is no other point.
+
+    Raises:
+        RunError: ``trial`` is not on the front.
     """
-    sign = -1.0 if data.task.metric.direction == "maximize" else 1.0
     candidates = data.front or (data.baseline,)
+    if trial is not None:
+        named = [point for point in candidates if point.trial == trial]
+        if not named:
+            known = ", ".join(str(point.trial) for point in candidates)
+            raise RunError(f"the knee must be a trial of the front; got {trial}; it holds {known}")
+        return named[0]
+    sign = -1.0 if data.task.metric.direction == "maximize" else 1.0
     costs = [(sign * p.metric_search, math.log(p.latency_ms), math.log(p.size_bytes)) for p in candidates]
     scaled = zip(*(_unit(column) for column in zip(*costs)))
     distances = [math.hypot(*row) for row in scaled]
@@ -217,7 +227,7 @@ class Comparison:
 
 
 def comparisons(data: ReportData) -> tuple[Comparison, ...]:
-    """Latency (± 20 %), size (± 1 %), and the metric: ± 0.5 points (or two examples, if more) for a share, else ± 1 %."""
+    """Latency within 20 %, size within 1 %, the metric within 0.5 points or two examples (within 1 % if no share)."""
     share = is_share(data)
     points = data.points
     latency = [(p.trial, p.latency_ms, p.measured_latency_ms) for p in points if p.measured_latency_ms is not None]

@@ -10,6 +10,7 @@ from autocomp.report.data import Point, ReportData
 from autocomp.report.views import (
     Comparison,
     Drop,
+    Factors,
     FrontView,
     Latency,
     drop,
@@ -60,8 +61,17 @@ def exact_size(size_bytes: int | None) -> str:
     return NONE if size_bytes is None else f"{size_bytes:,}"
 
 
-def factor(value: float) -> str:
-    return f"{digits(value)}×"
+def factor(value: float, more: str, less: str) -> str:
+    """``2.40× smaller``, or ``1.10× larger`` where ``value`` is below 1."""
+    return f"{digits(value)}× {more}" if value >= 1 else f"{digits(1 / value)}× {less}"
+
+
+def smaller(gain: Factors) -> str:
+    return factor(gain.size, "smaller", "larger")
+
+
+def faster(gain: Factors) -> str:
+    return factor(gain.speed, "faster", "slower")
 
 
 def metric(data: ReportData, value: float | None) -> str:

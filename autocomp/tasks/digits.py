@@ -15,6 +15,7 @@ import math
 import os
 import pickle
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -46,13 +47,15 @@ class Recipe:
     """What the net is and how it is trained; a cached net is found by the hash of this.
 
     ``weight_decay`` is strong on purpose: it costs no accuracy here and leaves channels so uneven that pruning has
-    something to find. ``shift_px`` is how far a training image is moved, at most, each way.
+    something to find. ``shift_px`` is how far a training image is moved, at most, each way. The first
+    ``half_size_epochs`` see the images at half their size, which makes them four times quicker.
     """
 
     widths: tuple[int, ...] = (32, 64, 128)
     blocks_per_stage: int = 2
     side_px: int = 24
     epochs: int = 16
+    half_size_epochs: int = 10
     batch: int = 32
     peak_learning_rate: float = 0.1
     momentum: float = 0.9
@@ -282,8 +285,8 @@ def _train(recipe: Recipe, train: tuple[Tensor, Tensor], tell: Progress) -> Digi
     images, labels = train
     generator = torch.Generator().manual_seed(recipe.seed)
     # Channels last halves the time of a step on the CPU.
-    net = _fresh_net(recipe).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    net.train()
+    net = _fresh_net(recipe).train()
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     steps = len(images) // recipe.batch
     optimizer = torch.optim.SGD(
         net.parameters(),
@@ -301,6 +304,8 @@ def _train(recipe: Recipe, train: tuple[Tensor, Tensor], tell: Progress) -> Digi
             order = torch.randperm(len(images), generator=generator)
             for chosen in torch.split(order[: steps * recipe.batch], recipe.batch):
                 batch = _shifted(images[chosen], recipe.shift_px, generator)
+                if epoch <= recipe.half_size_epochs:
+                    batch = F.avg_pool2d(batch, 2)
                 loss = F.cross_entropy(net(batch.contiguous(memory_format=torch.channels_last)), labels[chosen])
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -346,7 +351,9 @@ def _save(net: DigitsNet, path: Path) -> None:
 def _restore(net: DigitsNet, path: Path) -> bool:
     """Loads ``path`` into ``net``; False where the file is not what :func:`_save` wrote."""
     try:
-        kept = torch.load(path, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a damaged file is told of once, by the caller
+            kept = torch.load(path, weights_only=True)
         if _digest(kept["weights"]) != kept["sha256"]:
             return False
         net.load_state_dict(kept["weights"])

@@ -12,15 +12,14 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from autocomp.errors import TaskError, did_you_mean
-from autocomp.task import Evaluate, Metric, Score, Task
+from autocomp.task import Metric, Score, Task
 
 if TYPE_CHECKING:  # listing the tasks must not load torch
     import torch
@@ -166,7 +165,7 @@ def _executed(path: Path) -> ModuleType:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
+        sys.modules.pop(name, None)
         raise TaskError(
             f"{path.name} must load as Python; it raised {_one_line(error)}{_line_of(error, str(path))}"
         ) from error
@@ -184,7 +183,7 @@ def _folder_on_path(folder: Path) -> Iterator[None]:
             sys.path.remove(entry)
 
 
-def _as_task(made: object, maker: str) -> Task:
+def _as_task(made: Any, maker: str) -> Task:
     """``made`` itself where it is a task; a task of its fields where it merely has them.
 
     Raises:
@@ -198,49 +197,31 @@ def _as_task(made: object, maker: str) -> Task:
             f"{maker} must return a Task; got {_described(made)}, which has no {', '.join(missing)}; "
             "build an autocomp Task from its parts"
         )
-    fields = _Fields(
-        *(getattr(made, field) for field in _REQUIRED_FIELDS),
-        metric=getattr(made, "metric", Metric("accuracy")),
-        train=getattr(made, "train", None),
-    )
+    metric = getattr(made, "metric", Metric("accuracy"))
+    train = getattr(made, "train", None)
     rules = (
-        ("name", "a string", isinstance(fields.name, str)),
-        ("model", "a torch.nn.Module", isinstance(fields.model, torch.nn.Module)),
-        ("example_inputs", "a tuple of tensors", _are_tensors(fields.example_inputs)),
-        ("calibration", "a sequence of tuples of tensors", _are_batches(fields.calibration)),
-        ("evaluate", "callable", callable(fields.evaluate)),
-        ("metric", "a Metric", isinstance(fields.metric, Metric)),
-        ("train", "a sequence of tuples of tensors, or None", fields.train is None or _are_batches(fields.train)),
+        ("name", "a string", made.name, isinstance(made.name, str)),
+        ("model", "a torch.nn.Module", made.model, isinstance(made.model, torch.nn.Module)),
+        ("example_inputs", "a tuple of tensors", made.example_inputs, _are_tensors(made.example_inputs)),
+        ("calibration", "a list of tuples of tensors", made.calibration, _are_batches(made.calibration)),
+        ("evaluate", "callable", made.evaluate, callable(made.evaluate)),
+        ("metric", "a Metric", metric, isinstance(metric, Metric)),
+        ("train", "a list of tuples of tensors, or None", train, train is None or _are_batches(train)),
     )
-    for field, rule, holds in rules:
+    for field, rule, value, holds in rules:
         if not holds:
-            raise TaskError(
-                f"{maker} must return a Task whose {field} is {rule}; got {_described(getattr(fields, field))}"
-            )
+            raise TaskError(f"{maker} must return a Task whose {field} is {rule}; got {_described(value)}")
     if isinstance(made, Task):
         return made
     return Task(
-        name=fields.name,
-        model=fields.model,
-        example_inputs=tuple(fields.example_inputs),
-        calibration=fields.calibration,
-        evaluate=fields.evaluate,
-        metric=fields.metric,
-        train=fields.train,
+        name=made.name,
+        model=made.model,
+        example_inputs=made.example_inputs,
+        calibration=made.calibration,
+        evaluate=made.evaluate,
+        metric=metric,
+        train=train,
     )
-
-
-@dataclass(frozen=True)
-class _Fields:
-    """A task's fields as a stranger's object gave them: typed as a task's, checked only afterwards."""
-
-    name: str
-    model: torch.nn.Module
-    example_inputs: tuple[torch.Tensor, ...]
-    calibration: Sequence[tuple[torch.Tensor, ...]]
-    evaluate: Evaluate
-    metric: Metric
-    train: Sequence[tuple[torch.Tensor, ...]] | None
 
 
 def _are_tensors(batch: object) -> bool:
@@ -250,9 +231,8 @@ def _are_tensors(batch: object) -> bool:
 
 
 def _are_batches(batches: object) -> bool:
-    if not (hasattr(batches, "__len__") and hasattr(batches, "__getitem__")):
-        return False
-    return len(batches) == 0 or _are_tensors(batches[0])
+    # Only the first is looked at: a sequence may make its batches as they are asked for.
+    return isinstance(batches, Sequence) and (len(batches) == 0 or _are_tensors(batches[0]))
 
 
 def _described(value: object) -> str:
@@ -260,15 +240,16 @@ def _described(value: object) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    # A syntax error's text repeats its place, which is told apart.
+    text = " ".join((error.msg if isinstance(error, SyntaxError) else str(error)).split())
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-def _file_of(function: object) -> str | None:
+def _file_of(function: Callable[..., object]) -> str | None:
     """The file that a function, a bound method or a callable object was written in."""
-    for candidate in (function, getattr(type(function), "__call__", None)):
+    for candidate in (function, type(function).__call__):
         try:
-            return inspect.getsourcefile(inspect.unwrap(candidate))  # type: ignore[arg-type]
+            return inspect.getsourcefile(inspect.unwrap(candidate))
         except TypeError:
             continue
     return None

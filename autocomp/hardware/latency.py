@@ -1,0 +1,66 @@
+"""What every latency model promises: kernels in, milliseconds with an error bar and their source out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from autocomp.hardware.kernels import Kernel
+from autocomp.trial import Source
+
+
+@dataclass(frozen=True)
+class KernelTime:
+    """One kernel's share of a prediction."""
+
+    kernel: Kernel
+    latency_ms: float
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A predicted latency. ``std_ms`` is one standard deviation of its error; ``kernels`` say where the time goes."""
+
+    latency_ms: float
+    std_ms: float
+    source: Source
+    kernels: tuple[KernelTime, ...]
+
+
+@dataclass(frozen=True)
+class HeldOutError:
+    """How far a model was off on networks that it was not fitted to.
+
+    ``mean`` and ``median`` are of the absolute relative error (0.05 = 5 %), ``within_10`` and ``within_20`` the shares
+    of networks within ±10 % and ±20 %. ``networks`` were held out in all; ``note`` says what they were.
+    """
+
+    mean: float
+    median: float
+    within_10: float
+    within_20: float
+    networks: int
+    note: str
+
+
+class LatencyModel(Protocol):
+    """Predicts the latency of one inference from the kernels that a runtime runs for it."""
+
+    @property
+    def source(self) -> Source:
+        """Where its milliseconds come from."""
+        ...
+
+    @property
+    def held_out(self) -> HeldOutError | None:
+        """Its error on held-out networks; None where there was nothing to hold out."""
+        ...
+
+    def predict(self, kernels: Sequence[Kernel]) -> Prediction:
+        """The latency of a network.
+
+        Raises:
+            UncoveredKernelError: the model was not calibrated on one of the kernels; names the layers.
+        """
+        ...

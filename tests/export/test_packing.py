@@ -1,0 +1,436 @@
+"""Packing: what is written computes the weight, folds away in the runtime, and takes the bytes foretold."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnx.parser
+import onnxruntime as ort
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from autocomp.errors import ExportError
+from autocomp.export.packing import (
+    DOMAIN,
+    Encoded,
+    FunctionKind,
+    StoredWeight,
+    chosen_form,
+    encode,
+    encoded_bytes,
+    field_bytes,
+    footprint,
+    function_bytes,
+    install,
+    raise_opset,
+    required_ir_version,
+    required_opset,
+    stored_bytes,
+)
+
+ALL_BITS = (32, 8, 4, 2)
+
+
+def make_weight(shape: tuple[int, ...], bits: int, density: float | None, axis: int = 0, seed: int = 0) -> StoredWeight:
+    rng = np.random.default_rng(seed)
+    kept = None if density is None else rng.random(shape) < density
+    values: npt.NDArray[np.int8] | npt.NDArray[np.float32]
+    if bits == 32:
+        values = rng.standard_normal(shape).astype(np.float32)
+    else:
+        values = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), shape).astype(np.int8)
+    if kept is not None:
+        values[~kept] = 0
+    scale = None if bits == 32 else rng.uniform(0.5, 1.5, shape[axis]).astype(np.float32)
+    return StoredWeight(values, bits, scale, axis, kept)
+
+
+def real_weight(weight: StoredWeight) -> npt.NDArray[np.float32]:
+    if weight.scale is None:
+        return weight.values.astype(np.float32)
+    scale = np.expand_dims(weight.scale, [d for d in range(weight.values.ndim) if d != weight.axis])
+    return weight.values.astype(np.float32) * scale
+
+
+def empty_model(text: str = "(float[1] x) => (float[1] y) { y = Relu (x) }", opset: int = 20) -> ModelProto:
+    return onnx.parser.parse_model(f'<ir_version: {required_ir_version(opset)}, opset_import: ["": {opset}]> g {text}')
+
+
+def model_of(weights: list[tuple[str, StoredWeight]], packed: bool) -> ModelProto:
+    """A model that gives the weights out."""
+    model = empty_model("() => () {}")
+    install(model, [encode(name, weight, packed) for name, weight in weights])
+    for name, weight in weights:
+        model.graph.node.append(helper.make_node("Identity", [name], [name + "_out"]))
+        model.graph.output.append(helper.make_tensor_value_info(name + "_out", TensorProto.FLOAT, weight.values.shape))
+    return model
+
+
+def session(model: ModelProto, optimized: Path | None = None, severity: int = 3) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = severity
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
+def kinds_of(encoded: list[Encoded]) -> set[FunctionKind]:
+    kinds: set[FunctionKind] = set()
+    for one in encoded:
+        for function in one.functions:
+            assert function.name in ("Levels", "Spread", "SpreadLevels")
+            kinds.add(function.name)  # type: ignore[arg-type]
+    return kinds
+
+
+@st.composite
+def weights(draw: st.DrawFn, bits: int | None = None) -> StoredWeight:
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
+    return make_weight(
+        shape,
+        draw(st.sampled_from(ALL_BITS)) if bits is None else bits,
+        draw(st.none() | st.sampled_from((0.0, 0.02, 0.1, 0.3, 0.6, 1.0))),
+        draw(st.integers(0, len(shape) - 1)),
+        draw(st.integers(0, 2**16)),
+    )
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_unpacking_gives_back_what_was_packed(bits: int, data: st.DataObject) -> None:
+    weight = data.draw(weights(bits))
+    packed = data.draw(st.booleans())
+    (out,) = session(model_of([("w", weight)], packed)).run(None, {})
+    np.testing.assert_array_equal(out, real_weight(weight))
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize("shape", [(64, 32, 3, 3), (67, 129)])
+def test_the_sparse_form_gives_back_what_was_packed(bits: int, shape: tuple[int, ...]) -> None:
+    for density in (0.0, 0.01, 0.1, 0.35):
+        weight = make_weight(shape, bits, density, axis=1)
+        assert weight.kept is not None
+        assert chosen_form(shape, bits, int(weight.kept.sum()), True, 1) == "sparse"
+        (out,) = session(model_of([("w", weight)], True)).run(None, {})
+        np.testing.assert_array_equal(out, real_weight(weight))
+
+
+@settings(max_examples=150, deadline=None, derandomize=True)
+@given(
+    st.lists(weights(), min_size=1, max_size=4),
+    st.booleans(),
+    st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=140),
+)
+def test_the_file_has_the_bytes_foretold(drawn: list[StoredWeight], packed: bool, stem: str) -> None:
+    model = empty_model()
+    graph_before = model.graph.ByteSize()
+    rest = model.ByteSize() - field_bytes(graph_before)
+    named = [(f"{stem}{i}", weight) for i, weight in enumerate(drawn)]
+    encoded = [encode(name, weight, packed) for name, weight in named]
+    foretold = graph_before
+    data = 0
+    needed: set[FunctionKind] = set()
+    for name, weight in named:
+        kept = None if weight.kept is None else int(weight.kept.sum())
+        shape = weight.values.shape
+        foretold += encoded_bytes(name, shape, weight.bits, kept, packed, weight.axis)
+        data += stored_bytes(shape, weight.bits, kept, packed, weight.axis)
+        needed.update(footprint(name, shape, weight.bits, kept, packed, weight.axis).functions)
+    install(model, encoded)
+    assert sum(len(tensor.raw_data) for tensor in model.graph.initializer) == data
+    assert kinds_of(encoded) == needed
+    assert len(model.SerializeToString()) == rest + field_bytes(foretold) + function_bytes(needed)
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize("density", [None, 0.1, 0.9])
+def test_large_weights_have_the_bytes_foretold(bits: int, density: float | None) -> None:
+    weight = make_weight((700, 801), bits, density)
+    kept = None if weight.kept is None else int(weight.kept.sum())
+    for packed in (False, True):
+        graph = helper.make_graph([], "", [], [])
+        before = graph.ByteSize()
+        encoded = encode("layer", weight, packed)
+        graph.node.extend(encoded.nodes)
+        graph.initializer.extend(encoded.initializers)
+        assert graph.ByteSize() - before == encoded_bytes("layer", (700, 801), bits, kept, packed)
+
+
+def test_foretelling_allocates_no_weights() -> None:
+    assert stored_bytes((1 << 20, 1 << 20), 4, None, True) == (1 << 39) + (1 << 22)  # half a terabyte
+
+
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=4), st.sampled_from(ALL_BITS), st.floats(0, 1))
+@settings(max_examples=100, deadline=None, derandomize=True)
+def test_the_smaller_form_is_chosen(dims: list[int], bits: int, density: float) -> None:
+    shape = tuple(dims)
+    kept = round(density * math.prod(shape))
+    name = "n" * 24
+    masked = footprint(name, shape, bits, kept, True)
+    dense = footprint(name, shape, bits, None, True)
+    assert masked.graph_bytes <= dense.graph_bytes
+    assert (masked.form == "sparse") == (masked.graph_bytes < dense.graph_bytes)
+    assert footprint(name, shape, bits, kept, False) == footprint(name, shape, bits, None, False)
+
+
+def test_narrower_and_sparser_is_smaller() -> None:
+    shape = (64, 64, 3, 3)
+    count = math.prod(shape)
+    dense = [encoded_bytes("w", shape, bits, None, True) for bits in ALL_BITS]
+    assert dense == sorted(dense, reverse=True)
+    for bits in ALL_BITS:
+        by_kept = [encoded_bytes("w", shape, bits, kept, True) for kept in range(0, count + 1, count // 16)]
+        assert by_kept == sorted(by_kept)
+        assert by_kept[-1] == encoded_bytes("w", shape, bits, None, True)
+
+
+def quantized_chain(bits: int, density: float | None, packed: bool) -> ModelProto:
+    """Three convolutions and a linear: uint8 activations, per-channel weights, int32 biases."""
+    rng = np.random.default_rng(1)
+    channels = 16
+    text = "(float[1,16,8,8] x) => (float[1,10] y) { q = QuantizeLinear (x, sx, zx)\n"
+    encoded = []
+    arrays: dict[str, npt.NDArray[np.generic]] = {"sx": np.array(0.05, np.float32), "zx": np.array(128, np.uint8)}
+    here = "q"
+    for i in range(4):
+        shape = (10, channels * 64) if i == 3 else (channels, channels, 3, 3)
+        kept = None if density is None else rng.random(shape) < density
+        highest = (1 << (bits - 1)) - 1
+        values = rng.integers(-highest, highest + 1, shape).astype(np.int8)
+        if kept is not None:
+            values[~kept] = 0
+        unit = values.std() * math.sqrt(math.prod(shape[1:]))  # outputs about as large as inputs
+        scale = (rng.uniform(0.5, 1.5, shape[0]) / unit).astype(np.float32)
+        encoded.append(encode(f"w{i}", StoredWeight(values, bits, scale, 0, kept), packed))
+        arrays[f"b{i}_q"] = rng.integers(-40, 40, shape[0]).astype(np.int32)
+        arrays[f"b{i}_s"] = np.float32(0.05) * scale
+        text += f"b{i} = DequantizeLinear <axis = 0> (b{i}_q, b{i}_s)\n"
+        if i == 3:
+            text += f"f = Flatten <axis = 1> ({here})\n"
+            here = "f"
+        text += f"d{i} = DequantizeLinear ({here}, sx, zx)\n"
+        operator = "Gemm <transB = 1>" if i == 3 else "Conv <pads = [1, 1, 1, 1]>"
+        text += f"c{i} = {operator} (d{i}, w{i}, b{i})\nq{i} = QuantizeLinear (c{i}, sx, zx)\n"
+        here = f"q{i}"
+    model = empty_model(text + f"y = DequantizeLinear ({here}, sx, zx) }}")
+    model.graph.initializer.extend(numpy_helper.from_array(array, name) for name, array in arrays.items())
+    install(model, encoded)
+    return model
+
+
+def outcome(model: ModelProto, folder: Path) -> tuple[npt.NDArray[np.float32], Counter[str]]:
+    """Outputs on a fixed input, and the operators of the graph that onnxruntime really runs."""
+    loaded = session(model, folder / "optimized.onnx")
+    entry = loaded.get_inputs()[0]
+    inputs = np.random.default_rng(2).standard_normal(entry.shape).astype(np.float32)
+    (outputs,) = loaded.run(None, {entry.name: inputs})
+    optimized = onnx.load(folder / "optimized.onnx")
+    assert not optimized.functions
+    return outputs, Counter(node.op_type for node in optimized.graph.node)
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("density", [None, 0.1, 0.4])
+def test_packed_layers_run_as_bare_int8_kernels(bits: int, density: float | None, tmp_path: Path) -> None:
+    expected, plain_operators = outcome(quantized_chain(bits, density, packed=False), tmp_path)
+    packed = quantized_chain(bits, density, packed=True)
+    got, operators = outcome(packed, tmp_path)
+    assert operators == plain_operators
+    assert operators["QLinearConv"] == 3
+    assert operators["QGemm"] == 1
+    assert operators["QuantizeLinear"] == operators["DequantizeLinear"] == 1
+    assert set(operators) <= {"QLinearConv", "QGemm", "QuantizeLinear", "DequantizeLinear", "Flatten", "Transpose"}
+    assert len(np.unique(expected)) > 4
+    np.testing.assert_array_equal(got, expected)
+    assert {node.op_type for node in packed.graph.node} & {"Levels", "SpreadLevels"}
+
+
+@pytest.mark.parametrize("bits", [8, 4, 2])
+def test_a_matmul_with_channels_last_is_fused(bits: int, tmp_path: Path) -> None:
+    text = """(float[2,48] x) => (float[2,24] y) {
+        q = QuantizeLinear (x, s, z)
+        d = DequantizeLinear (q, s, z)
+        c = MatMul (d, w)
+        p = QuantizeLinear (c, s, z)
+        y = DequantizeLinear (p, s, z)
+    }"""
+    results = []
+    for packed in (False, True):
+        model = empty_model(text)
+        model.graph.initializer.extend(
+            [
+                numpy_helper.from_array(np.asarray(np.float32(1)), "s"),
+                numpy_helper.from_array(np.asarray(np.uint8(9)), "z"),
+            ]
+        )
+        install(model, [encode("w", make_weight((48, 24), bits, 0.2, axis=1), packed)])
+        results.append(outcome(model, tmp_path))
+    assert results[0][1] == results[1][1] == {"QuantizeLinear": 1, "QLinearMatMul": 1, "DequantizeLinear": 1}
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+
+
+def test_float_weights_behind_a_mask_become_a_plain_initializer(tmp_path: Path) -> None:
+    text = "(float[1,16,8,8] x) => (float[1,16,8,8] y) { c = Conv <pads = [1, 1, 1, 1]> (x, w)\n y = Relu (c) }"
+    results = []
+    for packed in (False, True):
+        model = empty_model(text)
+        install(model, [encode("w", make_weight((16, 16, 3, 3), 32, 0.2), packed)])
+        results.append(outcome(model, tmp_path))
+    assert results[0][1] == results[1][1]
+    assert "Relu" not in results[1][1]  # fused into the convolution
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+
+
+def test_packed_files_are_valid_and_load_without_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
+    session(empty_model(), severity=2)
+    capfd.readouterr()  # what the runtime says of the machine, it says with the first file
+    for bits in (8, 4, 2):
+        for density in (None, 0.1):
+            model = quantized_chain(bits, density, packed=True)
+            onnx.checker.check_model(model)
+            session(model, severity=2)
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("bits", ALL_BITS)
+def test_the_lowest_opset_is_enough_and_one_less_is_not(bits: int) -> None:
+    model = model_of([("w", make_weight((32, 32), bits, 0.1))], packed=True)
+    asked = required_opset(bits, True)
+    assert model.opset_import[0].version == max(20, asked)
+    assert model.ir_version == required_ir_version(max(20, asked))
+    for entry in [*model.opset_import, *(entry for function in model.functions for entry in function.opset_import)]:
+        if entry.domain == "":
+            entry.version = asked
+    session(model)
+    for entry in [*model.opset_import, *(entry for function in model.functions for entry in function.opset_import)]:
+        if entry.domain == "":
+            entry.version = asked - 1
+    with pytest.raises(Exception, match=r"INVALID_GRAPH|invalid model|not a registered function|No Op registered"):
+        session(model)
+
+
+def test_raising_the_opset_changes_no_output() -> None:
+    text = """(float[2,4,9,9] x) => (float[2,3] y)
+        <float[5,4,3,3] w, float[5] b, float[3,5] v, float s = {0.03}, uint8 z = {120},
+         int64[2] r = {2, -1}, int64[2] ax = {2, 3}> {
+        q = QuantizeLinear (x, s, z)
+        d = DequantizeLinear (q, s, z)
+        c = Conv <pads = [1, 1, 1, 1]> (d, w, b)
+        a = Relu (c)
+        m = MaxPool <kernel_shape = [3, 3], strides = [2, 2], pads = [1, 1, 1, 1], ceil_mode = 1> (a)
+        p = AveragePool <kernel_shape = [2, 2], strides = [2, 2]> (m)
+        g = GlobalAveragePool (p)
+        f = Flatten <axis = 1> (g)
+        k = ReduceMean <keepdims = 0> (p, ax)
+        h = Reshape (k, r)
+        e = Add (f, h)
+        t = Transpose <perm = [1, 0]> (v)
+        u = MatMul (e, t)
+        l = Gemm <transB = 1> (e, v)
+        y = Add (u, l)
+    }"""
+    rng = np.random.default_rng(3)
+    outputs = []
+    model = empty_model(text)
+    for name, shape in (("w", (5, 4, 3, 3)), ("b", (5,)), ("v", (3, 5))):
+        model.graph.initializer.append(numpy_helper.from_array(rng.standard_normal(shape).astype(np.float32), name))
+    inputs = rng.standard_normal((2, 4, 9, 9)).astype(np.float32)
+    for opset in (20, 21, 25):
+        raise_opset(model, opset)
+        assert model.opset_import[0].version == opset
+        onnx.checker.check_model(model, full_check=True)
+        outputs.append(session(model).run(None, {"x": inputs})[0])
+    np.testing.assert_array_equal(outputs[0], outputs[1])
+    np.testing.assert_array_equal(outputs[0], outputs[2])
+
+
+def test_an_opset_that_cannot_be_raised_is_refused() -> None:
+    with pytest.raises(ExportError, match="from 20 on; got 17"):
+        raise_opset(empty_model(opset=17), 25)
+    groups = (
+        "(float[1,4,2,2] x, float[2] s) => (float[1,4,2,2] y) { y = GroupNormalization <num_groups = 2> (x, s, s) }"
+    )
+    with pytest.raises(ExportError, match="from 21 on; got 20"):
+        raise_opset(empty_model(groups), 21)
+
+
+def test_functions_come_once_and_follow_the_models_opset() -> None:
+    model = empty_model()
+    for bits, opset in ((8, 20), (32, 20), (4, 21), (2, 25), (4, 25)):
+        named = [(f"{bits}{opset}{i}", make_weight((32, 32), bits, 0.1, seed=i)) for i in range(3)]
+        install(model, [encode(name, weight, True) for name, weight in named])
+        versions = {e.version for function in model.functions for e in function.opset_import if not e.domain}
+        assert versions == {opset}
+        onnx.checker.check_model(model)
+    assert sorted(function.name for function in model.functions) == ["Levels", "Spread", "SpreadLevels"]
+    assert [entry.domain for entry in model.opset_import] == ["", DOMAIN]
+    session(model)
+
+
+def test_raising_the_opset_raises_the_functions_with_it() -> None:
+    model = model_of([("w", make_weight((32, 32), 4, 0.1))], packed=True)
+    raise_opset(model, 25)
+    assert {e.version for function in model.functions for e in function.opset_import if not e.domain} == {25}
+    onnx.checker.check_model(model)
+
+
+def test_plain_weights_leave_the_model_as_it_was() -> None:
+    model = empty_model()
+    install(model, [encode(f"w{bits}", make_weight((8, 8), bits, 0.1), False) for bits in ALL_BITS])
+    assert (model.ir_version, len(model.functions), len(model.opset_import)) == (9, 0, 1)
+    assert model.opset_import[0].version == 20
+
+
+def test_a_name_that_is_taken_is_refused() -> None:
+    model = empty_model()
+    with pytest.raises(ExportError, match="'y' is taken"):
+        install(model, [encode("y", make_weight((8, 8), 4, None), True)])
+    one = encode("w", make_weight((8, 8), 4, None), True)
+    with pytest.raises(ExportError, match=r"'w\.v' is taken"):
+        install(model, [one, one])
+
+
+def test_the_same_weight_gives_the_same_bytes() -> None:
+    first, second = (model_of([("w", make_weight((32, 32), 4, 0.2))], True) for _ in range(2))
+    assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"bits": 3}, "one of 32, 8, 4, 2 bits; got 3"),
+        ({"values": np.full((2, 3), 8, np.int8)}, r"lie in \[-8, 7\]; got \[8, 8\]"),
+        ({"values": np.zeros((2, 3), np.float32)}, "must be int8; got float32"),
+        ({"values": np.zeros((0, 3), np.int8)}, "none of them 0"),
+        ({"scale": None}, "must be .'float32', .2,.*got None"),
+        ({"scale": np.ones(3, np.float32)}, "must be .'float32', .2,"),
+        ({"scale": np.ones(2)}, "got .'float64'"),
+        ({"axis": 2}, r"lie in \[0, 1\]; got 2"),
+        ({"kept": np.ones((3, 2), np.bool_)}, "kept must be bool"),
+        ({"values": np.ones((2, 3), np.int8), "kept": np.zeros((2, 3), np.bool_)}, "pruned weight must be 0"),
+    ],
+)
+def test_a_weight_that_does_not_hold_together_is_refused(change: dict[str, object], message: str) -> None:
+    right: dict[str, object] = {
+        "values": np.zeros((2, 3), np.int8),
+        "bits": 4,
+        "scale": np.ones(2, np.float32),
+        "axis": 0,
+    }
+    with pytest.raises(ExportError, match=message) as caught:
+        StoredWeight(**(right | change))  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+
+
+def test_more_kept_than_there_are_is_refused() -> None:
+    with pytest.raises(ExportError, match=r"lie in \[0, 6\]; got 7"):
+        stored_bytes((2, 3), 4, 7, True)

@@ -1,0 +1,263 @@
+"""Reading a run folder and what is concluded from it, before anything is drawn."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from autocomp.errors import RunError
+from autocomp.report import words
+from autocomp.report.data import Point, ReportData, load
+from autocomp.report.views import (
+    Latency,
+    best_latency,
+    comparisons,
+    drop,
+    factors,
+    front_view,
+    knee,
+    measured_no_faster,
+    picks,
+    within_model_error,
+)
+from tests.report.synthetic import TRIALS, Kind, front_rows, write_run
+
+
+@pytest.fixture(scope="module")
+def cpu(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
+    return load(write_run(tmp_path_factory.mktemp("report") / "cpu"))
+
+
+@pytest.fixture(scope="module")
+def jetson(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
+    return load(write_run(tmp_path_factory.mktemp("report") / "jetson", Kind("jetson-orin-nano")))
+
+
+def test_points_hold_the_numbers_of_the_csv(cpu: ReportData) -> None:
+    for point, row in zip(cpu.points, front_rows(Kind()), strict=True):
+        assert (point.trial, point.metric_search, point.size_bytes) == (
+            row["trial"], row["metric_search"], row["size_bytes"],
+        )  # fmt: skip
+        assert (point.measured_metric, point.drop_low, point.drop_high) == (
+            row["measured_metric"], row["measured_metric_low"], row["measured_metric_high"],
+        )  # fmt: skip
+        assert point.plan is not None
+        assert point.plan.hash == row["plan_hash"]
+    assert cpu.baseline.is_baseline
+    assert cpu.asked == "64"
+    assert [t.trial for t in cpu.trials if t.state == "failed"] == [13, 44]
+
+
+def test_reading_a_run_loads_no_heavy_library() -> None:
+    script = (
+        "import sys, autocomp.report.data, autocomp.report.views, autocomp.report.draw, autocomp.report.page\n"
+        "print({'torch', 'matplotlib', 'plotly', 'optuna', 'pandas'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_layer_shows_the_channels_that_a_coupled_layer_takes_from_it(cpu: ReportData) -> None:
+    tied = replace(cpu, layers=tuple(replace(layer, group="all") for layer in cpu.layers))
+    point = cpu.points[7]
+    kept = {row.layer.name: row.channels_kept for row in cpu.layer_plan(point)}
+    assert kept["stem"] == 1.0
+    assert kept["block1.conv1"] < 1.0
+    rows = tied.layer_plan(point)
+    assert {row.channels_kept for row in rows} == {min(kept.values())}
+    assert [row.coupled for row in rows] == [kept[row.layer.name] == 1.0 for row in rows]
+
+
+def test_rank_zeros_and_dropped_blocks_are_read_from_the_plan(cpu: ReportData) -> None:
+    rows = {row.layer.name: row for row in cpu.layer_plan(cpu.points[-1])}
+    assert {name for name, row in rows.items() if row.dropped} == {"block4.conv1", "block4.conv2"}
+    assert rows["block4.conv1"].rank_share == 24 / 64
+    assert rows["block1.conv2"].zeros == pytest.approx(0.88)
+    assert all(row.untouched for row in cpu.layer_plan(cpu.baseline))
+
+
+def test_a_folder_without_exports_still_gives_data_and_says_what_is_not_known(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Kind(verified=False))
+    shutil.rmtree(run / "exports")
+    data = load(run)
+    assert all(point.plan is None for point in data.front)
+    assert data.layer_plan(data.front[0]) == ()
+    assert data.layer_plan(data.baseline) != ()  # the untouched plan needs no file
+    assert all("not verified" in [note.text for note in words.notes(data, point)] for point in data.points)
+    assert not any(comparison.pairs for comparison in comparisons(data))
+
+
+@pytest.mark.parametrize("name", ["front.csv", "trials.csv", "layers.json", "run.json"])
+def test_a_missing_file_is_one_line_that_names_it(tmp_path: Path, name: str) -> None:
+    run = write_run(tmp_path / "run")
+    (run / name).unlink()
+    with pytest.raises(RunError, match=name.replace(".", r"\.")) as caught:
+        load(run)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "said"),
+    [
+        ("front.csv", "0.985,", "good,", "row 1: metric_search must be a number; got 'good'"),
+        ("front.csv", "fitted", "guessed", "latency_source must be one of measured, fitted, datasheet; got 'guessed'"),
+        ("front.csv", "plan_hash", "hash", "plan_hash missing"),
+        ("front.csv", "0,True,", "0,False,", "must have the baseline as its first row"),
+        ("front.csv", "1480000,2.4,", "1480000,-2.4,", "must be positive; got 1480000 and -2.4"),
+        ("trials.csv", "failed", "lost", "state must be one of complete, failed, running; got 'lost'"),
+        ("run.json", "maximize", "up", "direction must be one of maximize, minimize; got 'up'"),
+        ("run.json", '"task": {', '"job": {', "task must be an object"),
+        ("layers.json", '"macs": 640', '"macs": 6.5', "macs must be a whole number; got 6.5"),
+        ("layers.json", "[", "", "must be JSON"),
+        ("exports/3/plan.json", '"weight_bits": 8', '"weight_bits": 4', "must be the plan that front.csv lists"),
+        ("exports/3/plan.json", "layers", "lairs", "a plan must be the JSON"),
+    ],
+)
+def test_a_broken_file_is_one_line_with_the_rule_and_the_value(
+    tmp_path: Path, name: str, old: str, new: str, said: str
+) -> None:
+    run = write_run(tmp_path / "run")
+    text = (run / name).read_text()
+    assert old in text
+    (run / name).write_text(text.replace(old, new, 1))
+    with pytest.raises(RunError) as caught:
+        load(run)
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_no_folder_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="must be a folder"):
+        load(tmp_path / "nothing")
+
+
+def test_a_verification_of_another_plan_is_not_believed(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    assert load(run).points[7].settled is False
+    path = run / "exports" / "23" / "verification.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "plan_hash": "another"}))
+    assert load(run).points[7].settled is None
+
+
+def test_like_is_compared_with_like(cpu: ReportData, jetson: ReportData) -> None:
+    base, point = cpu.baseline, cpu.front[4]
+    assert base.measured_latency_ms is not None
+    assert point.measured_latency_ms is not None
+    assert factors(cpu, point).speed == base.measured_latency_ms / point.measured_latency_ms
+    assert factors(cpu, point).speed_measured
+    alone = replace(cpu, points=(replace(base, measured_latency_ms=None), *cpu.front))
+    assert factors(alone, point).speed == base.latency_ms / point.latency_ms
+    assert not factors(alone, point).speed_measured
+    assert not factors(jetson, jetson.front[4]).speed_measured
+    assert best_latency(jetson, jetson.front[4]).source == "datasheet"
+
+
+def test_the_front_stands_on_one_footing(cpu: ReportData) -> None:
+    assert front_view(cpu).basis == "exported file, test split"
+    unverified = replace(cpu.front[2], measured_metric=None, measured_latency_ms=None)
+    mixed = replace(cpu, points=(*cpu.points[:3], unverified, *cpu.points[4:]))
+    view = front_view(mixed)
+    assert view.basis == "simulated model, search split"
+    assert not view.latency_measured
+    assert [row.metric for row in view.rows] == [point.metric_search for point in mixed.points]
+
+
+def test_a_gain_below_the_models_error_is_labelled(jetson: ReportData, cpu: ReportData) -> None:
+    label = "within the model's error"
+    labelled = [p.trial for p in jetson.points if label in [note.text for note in words.notes(jetson, p)]]
+    base = jetson.baseline.latency_ms
+    expected = [p.trial for p in jetson.front if base - p.latency_ms < 0.35 * math.hypot(base, p.latency_ms)]
+    assert 0 < len(expected) < len(jetson.front)
+    assert labelled == expected
+    assert not any(within_model_error(cpu, point) for point in cpu.points)
+
+
+def test_a_measured_gain_within_the_spread_is_labelled(cpu: ReportData) -> None:
+    base = cpu.baseline.measured_latency_ms
+    assert base is not None
+    assert measured_no_faster(cpu, replace(cpu.front[0], measured_latency_ms=0.99 * base))
+    assert not measured_no_faster(cpu, replace(cpu.front[0], measured_latency_ms=0.8 * base))
+
+
+def test_an_interval_that_holds_zero_is_indistinguishable(cpu: ReportData) -> None:
+    for point in cpu.front:
+        found = drop(cpu, point)
+        assert found.low is not None
+        assert found.high is not None
+        assert found.indistinguishable == (found.low <= 0 <= found.high)
+        assert words.drop_words(cpu, found).endswith("indistinguishable") == found.indistinguishable
+    assert {drop(cpu, point).indistinguishable for point in cpu.front} == {True, False}
+
+
+def test_a_drop_is_positive_where_it_is_worse_in_either_direction(tmp_path: Path) -> None:
+    data = load(write_run(tmp_path / "run", Kind(metric="perplexity")))
+    assert drop(data, data.points[-1]).value > 0
+    assert picks(data, knee(data))[-1].point.metric_search == min(p.metric_search for p in data.front)
+
+
+def test_the_cards_name_each_extreme_once(cpu: ReportData) -> None:
+    cards = picks(cpu, knee(cpu))
+    assert [name for card in cards for name in card.names] == [
+        "uncompressed", "knee", "smallest", "fastest", "most accurate",
+    ]  # fmt: skip
+    assert len({card.point.trial for card in cards}) == len(cards)
+    assert knee(cpu).trial in TRIALS[1:-1]
+    assert knee(cpu, 3).trial == 3
+    with pytest.raises(RunError, match="must be a trial of the front; got 4"):
+        knee(cpu, 4)
+
+
+def test_a_run_that_found_nothing_has_only_its_baseline(cpu: ReportData) -> None:
+    empty = replace(cpu, points=cpu.points[:1])
+    assert knee(empty) == cpu.baseline
+    assert [card.names for card in picks(empty, knee(empty))] == [("uncompressed",)]
+
+
+def test_no_choice_reads_the_test_split(cpu: ReportData) -> None:
+    def worse(point: Point) -> Point:
+        return replace(point, metric_test=0.1, measured_metric=point.trial / 100, drop_low=0.5, drop_high=0.9)
+
+    other = replace(cpu, points=tuple(worse(point) for point in cpu.points))
+    assert [(c.names, c.point.trial) for c in picks(other, knee(other))] == [
+        (c.names, c.point.trial) for c in picks(cpu, knee(cpu))
+    ]
+
+
+def test_agreement_counts_the_pairs_inside_the_band(cpu: ReportData) -> None:
+    latency, size, metric = comparisons(cpu)
+    assert latency.within == size.within == metric.within == 12
+    off = replace(latency, pairs=(*latency.pairs[:-1], (52, 1.21, 1.0)))
+    assert (off.within, len(off.pairs)) == (11, 12)
+    assert words.agreement(cpu, off) == "11 of 12 within ±20 %"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (Latency(2.3149, "datasheet", 0.35), "2.31 ms (datasheet, ±35 %)"),
+        (Latency(0.06812, "measured", 0.021), "0.0681 ms (measured, ±2.1 %)"),
+        (Latency(1234.5, "fitted", None), "1,234 ms (fitted, error unknown)"),
+    ],
+)
+def test_a_latency_is_never_bare(value: Latency, said: str) -> None:
+    assert words.latency(value) == said
+
+
+@given(st.floats(1e-4, 1e9))
+def test_shown_digits_are_the_number_within_half_a_percent(value: float) -> None:
+    assert float(words.digits(value).replace(",", "")) == pytest.approx(value, rel=0.005)
+
+
+def test_a_slower_or_larger_point_is_not_called_faster(cpu: ReportData) -> None:
+    worse = replace(cpu.front[0], measured_latency_ms=4.6, measured_size_bytes=2_960_000)
+    assert words.smaller(factors(cpu, worse)) == "2.00× larger"
+    assert words.faster(factors(cpu, worse)).endswith("× slower")

@@ -1,0 +1,226 @@
+"""The page and the pictures: complete, escaped, self-contained, and alive in a real browser."""
+
+from __future__ import annotations
+
+import functools
+import json
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from autocomp.errors import RunError
+from autocomp.report.data import load
+from autocomp.report.draw import draw
+from autocomp.report.page import html, script_json, write
+from autocomp.report.views import knee
+from tests.report.synthetic import LAYERS, TRIALS, Kind, front_rows, write_run
+
+EVIL = Kind(metric="loss $<img src=x onerror=alert(1)>", task="</script><script>alert('t')</script>")
+
+
+DRAWN = ("jetson", "evil")  # nothing measured in time; names that a picture's mathematics would trip over
+
+
+@dataclass
+class Parsed(HTMLParser):
+    """What is in a page: attributes by tag, texts outside scripts, and the data element."""
+
+    tags: list[tuple[str, dict[str, str | None]]] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    data: str = ""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self._inside = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag in ("script", "style"):
+            self._inside = "data" if dict(attrs).get("id") == "report-data" else tag
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("script", "style"):
+            self._inside = ""
+
+    def handle_data(self, data: str) -> None:
+        if self._inside == "data":
+            self.data += data
+        elif not self._inside:
+            self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+@functools.cache
+def parse(page: Path) -> Parsed:
+    parsed = Parsed()
+    parsed.feed(page.read_text())
+    return parsed
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    kinds = {"cpu": Kind(), "jetson": Kind("jetson-orin-nano"), "bare": Kind(verified=False), "evil": EVIL}
+    runs = {name: write_run(folder / name, kind) for name, kind in kinds.items()}
+    return {name: write(run) if name in DRAWN else undrawn(run) for name, run in runs.items()}
+
+
+def undrawn(run: Path) -> Path:
+    """The page of a run without its pictures, which take most of the time."""
+    data = load(run)
+    page = run / "report.html"
+    page.write_text(html(data, knee(data)))
+    return page
+
+
+@pytest.mark.parametrize("name", ["cpu", "jetson", "bare", "evil"])
+def test_every_point_can_be_chosen_and_has_its_plan(pages: dict[str, Path], name: str) -> None:
+    page = parse(pages[name])
+    options = [attrs["value"] for tag, attrs in page.tags if tag == "option"]
+    rows = [attrs["data-row"] for tag, attrs in page.tags if tag == "tr" and "data-row" in attrs]
+    assert options == rows == [str(trial) for trial in (0, *TRIALS)]
+    points = json.loads(page.data)["points"]
+    assert list(points) == options
+    assert all(len(point["plan"]) == len(LAYERS) for point in points.values())
+
+
+def test_the_numbers_shown_are_those_of_the_csv(pages: dict[str, Path]) -> None:
+    text = parse(pages["cpu"]).text
+    for row in front_rows(Kind()):
+        size, measured = row["size_bytes"], row["measured_size_bytes"]
+        assert isinstance(size, int)
+        assert isinstance(measured, float)
+        assert f"{size:,} {int(measured):,}" in text
+        for key in ("metric_search", "metric_test", "measured_metric"):
+            value = row[key]
+            assert isinstance(value, float)
+            assert f"{100 * value:.2f} %" in text
+
+
+@pytest.mark.parametrize(("name", "source"), [("cpu", "fitted"), ("jetson", "datasheet"), ("bare", "fitted")])
+def test_every_latency_shown_carries_its_source(pages: dict[str, Path], name: str, source: str) -> None:
+    found = re.findall(r"\d ms (\(\w+[^)]*\)|.{0,9})", parse(pages[name]).text)
+    assert len(found) > 2 * len(TRIALS)
+    allowed = {source, "measured"} if name == "cpu" else {source}
+    assert {re.match(r"\((\w+)", each)[1] if each.startswith("(") else each for each in found} <= allowed  # type: ignore[index]
+
+
+def test_what_was_not_measured_is_said(pages: dict[str, Path]) -> None:
+    assert "No latency here was measured on the device" in parse(pages["jetson"]).text
+    assert "within the model's error" in parse(pages["jetson"]).text
+    assert "±35 %" in parse(pages["jetson"]).text
+    assert "12 of 12 points are not verified" in parse(pages["bare"]).text
+    assert "not in RAM" in parse(pages["cpu"]).text
+
+
+def test_trials_that_failed_are_listed_with_their_error(pages: dict[str, Path]) -> None:
+    text = parse(pages["cpu"]).text
+    assert "64 trials asked for; 61 complete, 2 failed, 1 begun and not ended" in text
+    assert text.count(Kind().error) == 2
+
+
+def test_nothing_is_fetched(pages: dict[str, Path]) -> None:
+    for page in pages.values():
+        tags = parse(page).tags
+        assert not [attrs for _, attrs in tags if {"src", "href", "srcset", "data", "action"} & set(attrs)]
+        assert not [tag for tag, _ in tags if tag in ("link", "iframe", "object", "embed", "base", "img")]
+        policy = next(attrs["content"] for _, attrs in tags if attrs.get("http-equiv") == "Content-Security-Policy")
+        assert policy is not None
+        assert "default-src 'none'" in policy
+        assert "http" not in policy
+
+
+def test_text_of_the_run_is_never_markup(pages: dict[str, Path]) -> None:
+    page = parse(pages["evil"])
+    assert sum(tag == "script" for tag, _ in page.tags) == 3
+    assert EVIL.task in page.text
+    assert EVIL.metric in page.text
+    hovers = [point["hover"] for point in json.loads(page.data)["front"]["points"]]
+    assert all("<img" not in hover and "&lt;img" in hover for hover in hovers)
+
+
+def test_script_json_comes_back_whole_and_cannot_end_its_element() -> None:
+    document = {"a": "</script><!-- é", "b": [1.5, None, True]}
+    assert "<" not in script_json(document)
+    assert json.loads(script_json(document)) == document
+
+
+def test_the_figures_are_written_as_png_and_svg(pages: dict[str, Path]) -> None:
+    for run in DRAWN:
+        figures = pages[run].parent / "figures"
+        for name in ("front", "plan", "predicted_vs_measured"):
+            assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+            assert "<svg" in (figures / f"{name}.svg").read_text()
+
+
+def test_the_same_run_gives_the_same_page_and_pictures(pages: dict[str, Path], tmp_path: Path) -> None:
+    page = pages["jetson"]
+    data = load(page.parent)
+    assert html(data, knee(data)) == page.read_text()
+    for path in draw(data, tmp_path, knee(data)):
+        assert path.read_bytes() == (page.parent / "figures" / path.name).read_bytes()
+
+
+def test_a_run_without_exports_or_with_nothing_found_has_a_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", Kind(verified=False))
+    shutil.rmtree(run / "exports")
+    front = (run / "front.csv").read_text().splitlines()
+    assert "not verified" in parse(undrawn(run)).text
+    (run / "front.csv").write_text("\n".join(front[:2]) + "\n")
+    page = Parsed()  # the same path as above: not the cached one
+    page.feed(write(run).read_text())
+    assert "found no point besides the uncompressed model" in page.text
+
+
+def test_a_broken_run_leaves_no_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    (run / "front.csv").unlink()
+    with pytest.raises(RunError, match=r"front\.csv"):
+        write(run)
+    assert not (run / "report.html").exists()
+
+
+def browse(page: Path, profile: Path) -> tuple[str, str]:
+    """The page's document after its scripts ran, and what the browser said."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("no Chromium on this machine: the page was not opened in a browser")
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        f"--user-data-dir={profile}", "--enable-logging=stderr", "--virtual-time-budget=5000",
+        "--dump-dom", page.resolve().as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("name", ["cpu", "evil"])
+def test_the_page_comes_alive_in_a_browser(pages: dict[str, Path], tmp_path: Path, name: str) -> None:
+    # The copy chooses each point in turn, as a reader would, and ends on the last one.
+    copy = tmp_path / "report.html"
+    clicks = (
+        "<script>const seen=[],pick=document.getElementById('pick');"
+        "for(const each of pick.options){pick.value=each.value;pick.dispatchEvent(new Event('change'));"
+        "seen.push(document.querySelectorAll('#point-plan tbody tr').length)}"
+        "document.body.dataset.seen=seen.join()</script></body>"
+    )
+    copy.write_text(pages[name].read_text().replace("</body>\n</html>", f"{clicks}\n</html>"))
+    document, said = browse(copy, tmp_path / "profile")
+    assert "CONSOLE" not in said, said
+    assert 'data-ready="true"' in document
+    assert f'data-chosen="{TRIALS[-1]}"' in document
+    assert f'data-seen="{",".join([str(len(LAYERS))] * (len(TRIALS) + 1))}"' in document
+    plan = document[document.index('id="point-plan"') : document.index('id="points"')]
+    assert all(layer in plan for layer in LAYERS)
+    assert "left out" in plan
+    assert f"--pick {TRIALS[-1]}</pre>" in document
+    assert document.count('class="main-svg"') >= 5  # the pictures were drawn
