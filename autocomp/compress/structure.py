@@ -90,10 +90,7 @@ def _resized(node: Node, nodes: dict[str, Node], outputs: int | None, inputs_cut
     weight[0] = outputs if outputs is not None else weight[0]
     if node.groups == 1:
         weight[1] -= inputs_cut
-    if node.op == "linear":
-        shape = (*node.shape[:-1], weight[0])
-    else:
-        shape = (node.shape[0], weight[0], *node.shape[2:])
+    shape = (*node.shape[:-1], weight[0]) if node.op == "linear" else (node.shape[0], weight[0], *node.shape[2:])
     return replace(node, weight_shape=tuple(weight), shape=shape, groups=weight[0] if depthwise else node.groups)
 
 

@@ -1,0 +1,327 @@
+"""Naming a task: built-in ones, a user's own file, and one line for everything that can be wrong with it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from autocomp.errors import RequestError, TaskError
+from autocomp.task import Metric, Predict, Score, Split, Task
+from autocomp.tasks.load import builtin_tasks, check_task, load_task
+
+OWN = '''\
+"""A line fitted to noise-free points, scored by its mean squared error."""
+import numpy as np
+import torch
+
+from autocomp.task import Metric, Score, Task
+
+x = torch.linspace(-1, 1, 64).unsqueeze(1)
+y = 3 * x + 1
+SPLITS = {"search": slice(16, 40), "test": slice(40, 64)}
+
+def evaluate(predict, split, fraction=1.0):
+    part = SPLITS[split]
+    errors = (predict(x[part]) - y[part]).square().mean(dim=1)
+    return Score(float(errors.mean()), errors.numpy().astype(np.float64))
+
+def task():
+    model = torch.nn.Linear(1, 1)
+    with torch.no_grad():
+        model.weight.fill_(3.0), model.bias.fill_(1.5)
+    return Task("line", model, (x[:1],), [(x[:16],)], evaluate, Metric("squared error", "minimize"))
+'''
+
+Writer = Callable[[str], Path]
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Writer:
+    def write(text: str) -> Path:
+        path = tmp_path / "mytask.py"
+        path.write_text(text)
+        return path
+
+    return write
+
+
+def _error_of(name: str) -> str:
+    """The one line that a wrong name is answered with; a request error, so exit code 2."""
+    with pytest.raises(TaskError) as caught:
+        load_task(name)
+    assert isinstance(caught.value, RequestError)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_no_name_is_the_embedded_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    def embedded(progress: Callable[[str], None] | None) -> str:
+        assert progress is not None
+        progress("here")
+        return "the embedded task"
+
+    monkeypatch.setattr("autocomp.tasks.load._digits", embedded)
+    assert load_task(None, said.append) == load_task("digits", said.append) == "the embedded task"
+    assert said == ["here", "here"]
+
+
+def test_the_embedded_task_is_among_the_built_in_ones() -> None:
+    assert "digits" in builtin_tasks()
+    with pytest.raises(TypeError):
+        builtin_tasks()["more"] = builtin_tasks()["digits"]  # type: ignore[index]
+
+
+def test_listing_the_tasks_loads_no_torch() -> None:
+    code = (
+        "import sys; from autocomp.tasks.load import builtin_tasks; builtin_tasks(); assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+def test_a_users_file_gives_its_task(own: Writer) -> None:
+    task = load_task(str(own(OWN)))
+    assert task.name == "line"
+    assert task.metric == Metric("squared error", "minimize")
+    score = check_task(task)
+    assert score.value == pytest.approx(0.25)
+    assert score.outcomes is not None
+    assert score.outcomes.shape == (24,)
+
+
+def test_another_function_can_be_named(own: Writer) -> None:
+    path = own(OWN + '\ndef other():\n    from dataclasses import replace\n    return replace(task(), name="other")\n')
+    assert load_task(f"{path}:other").name == "other"
+    assert load_task(f"{path}:task").name == "line"
+
+
+def test_an_object_with_a_tasks_fields_will_do(own: Writer) -> None:
+    path = own(
+        OWN
+        + "\ndef loose():\n    from types import SimpleNamespace\n"
+        + "    return SimpleNamespace(name='loose', model=torch.nn.Identity(), example_inputs=(x[:1],),\n"
+        + "                           calibration=[(x[:16],)], evaluate=evaluate)\n"
+    )
+    task = load_task(f"{path}:loose")
+    assert isinstance(task, Task)
+    assert task.train is None
+    assert task.metric == Metric("accuracy")
+    assert np.isfinite(check_task(task).value)
+
+
+def test_a_file_may_import_its_neighbours(own: Writer, tmp_path: Path) -> None:
+    (tmp_path / "neighbour_of_mytask.py").write_text("NAME = 'from next door'\n")
+    late = "\ndef late():\n    import neighbour_of_mytask\n    from dataclasses import replace\n"
+    path = own(OWN + late + "    return replace(task(), name=neighbour_of_mytask.NAME)\n")
+    before = list(sys.path)
+    try:
+        assert load_task(f"{path}:late").name == "from next door"
+    finally:
+        sys.modules.pop("neighbour_of_mytask", None)
+    assert sys.path == before
+
+
+def test_two_files_of_one_name_are_two_tasks(own: Writer, tmp_path: Path) -> None:
+    other = tmp_path / "elsewhere" / "mytask.py"
+    other.parent.mkdir()
+    other.write_text(OWN.replace('"line"', '"other line"'))
+    assert [load_task(str(path)).name for path in (own(OWN), other)] == ["line", "other line"]
+
+
+def test_dataclasses_with_deferred_annotations_load(own: Writer) -> None:
+    head = "from __future__ import annotations\nfrom dataclasses import dataclass, field\n"
+    data = "\n@dataclass\nclass Settings:\n    sizes: list[int] = field(default_factory=list)\n"
+    assert load_task(str(own(head + OWN.split('"""\n', 1)[1] + data))).name == "line"
+
+
+@pytest.mark.parametrize("name", ["digit", "Digits"])
+def test_a_near_match_is_named(name: str) -> None:
+    assert (
+        _error_of(name) == f"a task must be a built-in name or FILE.py[:function]; got {name!r}; did you mean digits?"
+    )
+
+
+def test_an_unknown_name_lists_the_known() -> None:
+    assert _error_of("imagenet").endswith("got 'imagenet'; known: digits")
+
+
+def test_a_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert _error_of("nowhere.py:task") == (
+        f"a task's file must exist; 'nowhere.py' does not, seen from {str(tmp_path)!r}"
+    )
+
+
+def test_a_missing_function_names_those_there_are(own: Writer) -> None:
+    path = own(OWN)
+    assert _error_of(f"{path}:tusk").endswith("it has no 'tusk'; did you mean task?")
+    assert _error_of(f"{path}:zzz").endswith("it has no 'zzz'; known: evaluate, task")
+    assert _error_of(f"{path}:").endswith("it has no ''; known: evaluate, task")
+    assert "it has no 'SPLITS'" in _error_of(f"{path}:SPLITS")
+
+
+def test_a_file_without_functions_says_so(own: Writer) -> None:
+    assert _error_of(str(own("from json import loads\n"))).endswith("it has no 'task'; it defines none")
+
+
+def test_a_function_that_raises_is_quoted_with_its_line(own: Writer) -> None:
+    path = own("def helper(kind):\n    raise ValueError(f'no\\n  {kind}')\n\ndef task():\n    return helper('data')\n")
+    assert _error_of(str(path)) == (
+        "task() in mytask.py must return a task; it raised ValueError: no data, line 2 of mytask.py"
+    )
+
+
+def test_an_error_in_a_library_is_told_by_the_users_line(own: Writer) -> None:
+    path = own("import json\n\ndef task():\n    return json.loads('{')\n")
+    message = _error_of(str(path))
+    assert "JSONDecodeError" in message
+    assert message.endswith("line 4 of mytask.py")
+
+
+def test_a_function_that_wants_arguments_is_told_so(own: Writer) -> None:
+    assert "missing 1 required positional argument: 'size'" in _error_of(str(own("def task(size):\n    return size\n")))
+
+
+@pytest.mark.parametrize(
+    ("text", "end"),
+    [
+        ("import torch\n\ndef task(:\n    pass\n", "it raised SyntaxError: invalid syntax, line 3 of mytask.py"),
+        ("x = 1\ny = x / 0\n", "it raised ZeroDivisionError: division by zero, line 2 of mytask.py"),
+        (
+            "import there_is_no_such_module\n",
+            "ModuleNotFoundError: No module named 'there_is_no_such_module', line 1 of mytask.py",
+        ),
+        ("import sys\nsys.exit(3)\n", "it raised SystemExit: 3, line 2 of mytask.py"),
+    ],
+)
+def test_a_file_that_does_not_load_is_quoted_with_its_line(own: Writer, text: str, end: str) -> None:
+    message = _error_of(str(own(text)))
+    assert message.startswith("mytask.py must load as Python; it raised ")
+    assert message.endswith(end)
+
+
+@pytest.mark.parametrize(
+    ("returned", "end"),
+    [
+        ("None", "got None, which has no name, model, example_inputs, calibration, evaluate; "),
+        ("{'model': 1}", "got a dict, which has no name, "),
+        ("made(model=3)", "whose model is a torch.nn.Module; got a int"),
+        ("made(example_inputs=x)", "whose example_inputs is a tuple of tensors; got a Tensor"),
+        ("made(calibration=[x])", "whose calibration is a list of tuples of tensors; got a list"),
+        ("made(calibration={0: x})", "whose calibration is a list of tuples of tensors; got a dict"),
+        ("made(calibration=[])", "calibration must hold at least one batch; it is empty"),
+        ("made(evaluate=0.5)", "whose evaluate is callable; got a float"),
+        ("made(metric='accuracy')", "whose metric is a Metric; got a str"),
+        ("made(train=5)", "whose train is a list of tuples of tensors, or None; got a int"),
+    ],
+)
+def test_what_is_not_a_task_is_refused_by_the_field(own: Writer, returned: str, end: str) -> None:
+    made = "\ndef made(**other):\n    from types import SimpleNamespace\n"
+    made += "    return SimpleNamespace(**{**vars(task()), **other})\n"
+    path = own(OWN + made + f"\ndef wrong():\n    return {returned}\n")
+    assert end in _error_of(f"{path}:wrong")
+
+
+def test_a_real_task_is_checked_field_by_field_too(own: Writer) -> None:
+    path = own(OWN.replace("(x[:1],), [", "[x[:1]], ["))
+    assert _error_of(str(path)).endswith("whose example_inputs is a tuple of tensors; got a list")
+
+
+def _task(evaluate: Callable[..., object]) -> Task:
+    x = torch.ones(1, 2)
+    return Task("small", torch.nn.Linear(2, 2), (x,), [(x,)], evaluate)  # type: ignore[arg-type]
+
+
+def _refusal_of(task: Task) -> str:
+    with pytest.raises(TaskError) as caught:
+        check_task(task)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_not_finite_is_refused(value: float) -> None:
+    message = _refusal_of(_task(lambda *_: Score(value)))
+    assert f"must score a finite number on the search split; got {value}" in message
+
+
+def test_only_the_search_split_is_read() -> None:
+    asked: list[str] = []
+
+    def evaluate(_predict: Predict, split: Split, _fraction: float = 1.0) -> Score:
+        asked.append(split)
+        return Score(1.0)
+
+    check_task(_task(evaluate))
+    assert asked == ["search"]
+
+
+def test_an_evaluate_that_raises_is_quoted_with_its_line() -> None:
+    @torch.no_grad()
+    def evaluate(predict: Predict, *_: object) -> Score:
+        return Score(float(predict(torch.ones(1, 7)).sum()))  # the wrong width
+
+    message = _refusal_of(_task(evaluate))
+    line = evaluate.__wrapped__.__code__.co_firstlineno + 2  # type: ignore[attr-defined]
+    assert "evaluate must score the untouched model; on the search split it raised RuntimeError" in message
+    assert message.endswith(f"line {line} of test_load.py")
+
+
+def test_an_evaluate_that_leans_on_the_module_is_refused() -> None:
+    # An exported file has no such attributes, so the score would fail after the search.
+    assert "has no attribute 'eval'" in _refusal_of(_task(lambda predict, _: Score(float(bool(predict.eval())))))
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (97.5, "must return a Score(value, outcomes); got a float; wrap the number"),
+        (None, "must return a Score(value, outcomes); got None"),
+        (Score("high"), "a score must be made of numbers"),  # type: ignore[arg-type]
+        (Score(0.5, np.ones((4, 2))), "shape (examples,); got shape (4, 2)"),
+        (Score(0.5, np.ones(0)), "got shape (0,)"),
+        (Score(0.5, np.array([1.0, np.nan])), "got shape (2,) with 1 not finite"),
+    ],
+)
+def test_a_malformed_score_is_refused(returned: object, words: str) -> None:
+    assert words in _refusal_of(_task(lambda *_: returned))
+
+
+def test_numbers_of_other_kinds_become_a_plain_score() -> None:
+    score = check_task(_task(lambda *_: Score(torch.tensor(0.5), np.array([True, False]))))  # type: ignore[arg-type]
+    assert type(score.value) is float
+    assert score.outcomes is not None
+    assert score.outcomes.dtype == np.float64
+
+
+def test_a_model_left_in_training_mode_is_scored_in_evaluation_mode_and_not_touched() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2), torch.nn.Dropout(0.9)).train()
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = torch.randn(32, 2, generator=torch.Generator().manual_seed(0))
+
+    def evaluate(predict: Predict, *_: object) -> Score:
+        return Score(float(predict(x).sum()))
+
+    task = replace(_task(evaluate), model=model)
+    assert check_task(task).value == check_task(task).value  # dropout and batch statistics would differ
+    assert all(module.training for module in model.modules())
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, kept[name], rtol=0, atol=0)
+
+
+def test_a_model_that_cannot_be_copied_is_refused() -> None:
+    class Stubborn(torch.nn.Module):
+        def __deepcopy__(self, _memo: object) -> Stubborn:
+            raise NotImplementedError("only one of me")
+
+    message = _refusal_of(replace(_task(lambda *_: Score(1.0)), model=Stubborn()))
+    assert "must be copyable by copy.deepcopy; it raised NotImplementedError: only one of me" in message
