@@ -163,9 +163,9 @@ def _read_node(node: FxNode, weights: Mapping[str, str]) -> Node:
     if op not in WEIGHTED or len(node.args) < 2:
         return fact
     weight = cast("FxNode", node.args[1])
-    if weight.name not in weights or not weights[weight.name].endswith("weight"):
+    layer, _, parameter = weights.get(weight.name, "").rpartition(".")
+    if parameter != "weight":
         return fact
-    layer = weights[weight.name].removesuffix("weight").removesuffix(".")
     bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
     weight_shape = tuple(int(size) for size in weight.meta["val"].shape)
     if op == "linear":
@@ -215,4 +215,10 @@ def graph_module(program: ExportedProgram) -> GraphModule:
 
     The guards that torch.export puts in front are taken out: shapes are checked by what the module computes.
     """
-    return program.module(check_guards=False)
+    module = program.module(check_guards=False)
+    # An input called as a Python builtin is (nn.Sequential's is ``input``) has been given another name on the way.
+    placeholders = [node for node in module.graph.nodes if node.op == "placeholder"]
+    for node, name in zip(placeholders, program.graph_signature.user_inputs, strict=True):
+        node.name = name
+    module.recompile()
+    return module

@@ -15,6 +15,7 @@ from autocomp.compress.factorize import factorize
 from autocomp.compress.fold import fold_batch_norm
 from autocomp.compress.prune import magnitude_mask
 from autocomp.compress.quantize import (
+    DEFAULT_NUMERICS,
     ActivationQuantizer,
     Numerics,
     QuantizedWeight,
@@ -86,7 +87,7 @@ def _skipped(model: nn.Module, order: Sequence[str], repeated: set[str]) -> tupl
     return tuple(found)
 
 
-def apply(prepared: Prepared, plan: Plan, calibration: Batches, numerics: Numerics = Numerics()) -> Compressed:
+def apply(prepared: Prepared, plan: Plan, calibration: Batches, numerics: Numerics = DEFAULT_NUMERICS) -> Compressed:
     """Compress a prepared model. Pure: the same arguments give the same result, and nothing given is changed.
 
     Args:

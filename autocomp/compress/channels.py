@@ -67,8 +67,8 @@ def _checked(group: ChannelGroup, model: torch.nn.Module, example_inputs: tuple[
     for share in TRIAL_SHARES:
         count = max(1, int(group.width * share))
         channels = torch.randperm(group.width, generator=generator)[:count].tolist()
-        masked = mask(model, example_inputs, group, channels)
         try:
+            masked = mask(model, example_inputs, group, channels)
             pruned = prune(model, example_inputs, [(group, channels)])
             with torch.no_grad():
                 expected, actual = _flat(masked(*inputs)), _flat(pruned(*inputs))
@@ -142,8 +142,8 @@ def mask(
     with torch.no_grad():
         for member in members:
             weight = getattr(member.dep.layer, "weight", None)
-            if not isinstance(weight, torch.Tensor):
-                continue
+            if not isinstance(weight, torch.Tensor) or isinstance(member.dep.layer, torch.nn.PReLU):
+                continue  # a PReLU's slope does nothing to a zero, and may be shared by all channels
             inside = [i for i in member.idxs if i < weight.shape[0 if _cuts_outputs(member) else 1]]
             if _cuts_outputs(member):
                 weight[inside] = 0

@@ -88,6 +88,9 @@ class Numerics:
     integer_bias: bool = True
 
 
+DEFAULT_NUMERICS = Numerics()
+
+
 class ActivationQuantizer(nn.Module):
     """Rounds a tensor to 8 bits and back. ``scale`` and ``zero_point`` hold for the whole tensor.
 

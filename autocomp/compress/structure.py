@@ -56,9 +56,7 @@ def restructure(inventory: Inventory, plan: Plan) -> Structure:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
         if node.op in WEIGHTED and node.layer is not None:
             layer_plan = plan[node.layer]
-            whole = _resized(
-                replace(node, inputs=inputs), nodes, outputs.get(node.layer), inputs_cut.get(node.layer, 0)
-            )
+            whole = _resized(replace(node, inputs=inputs), outputs.get(node.layer), inputs_cut.get(node.layer, 0))
             for part in _split(whole, layer_plan):
                 nodes[part.name] = part
                 layers[part.layer or ""] = _stored(part, layer_plan)
@@ -84,7 +82,7 @@ def _widths(inventory: Inventory, plan: Plan) -> tuple[dict[str, int], dict[str,
     return outputs, inputs_cut
 
 
-def _resized(node: Node, nodes: dict[str, Node], outputs: int | None, inputs_cut: int) -> Node:
+def _resized(node: Node, outputs: int | None, inputs_cut: int) -> Node:
     weight = list(node.weight_shape)
     depthwise = node.groups > 1 and node.groups == weight[0]
     weight[0] = outputs if outputs is not None else weight[0]

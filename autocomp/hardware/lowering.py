@@ -8,6 +8,7 @@ NchwcTransformer, QDQ fusions and transpose optimizer, and are held against its 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 
 from autocomp.compress.quantize import quantized_tensors
@@ -22,8 +23,6 @@ GLOBAL_POOLS = frozenset({"adaptive_avg_pool2d", "mean"})
 WINDOW_POOLS = frozenset({"max_pool2d", "avg_pool2d"})
 RESHAPES = frozenset({"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze"})
 
-#: Channels in a block of the NCHWc layout. A conv that reads fewer takes its input unblocked.
-BLOCK = 16
 #: A blocked conv needs a multiple of this many input channels.
 ALIGNMENT = 4
 
@@ -58,6 +57,7 @@ class _Lowering:
     graph: Graph
     quantized_layers: frozenset[str]
     rounded: frozenset[str]
+    block: int
     kernels: list[Kernel] = field(default_factory=list)
     forms: dict[str, list[Form]] = field(default_factory=dict)
     #: Tensor → the float conv kernel that wrote it, as a position in ``kernels``: an addition may still be fused there.
@@ -97,16 +97,18 @@ class _Lowering:
         return BLOCKED if BLOCKED in self.forms[name] and FLOAT not in self.forms[name] else FLOAT
 
 
-def lower(structure: Structure, batch: int) -> tuple[Kernel, ...]:
+def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
     """The kernel calls of one inference with onnxruntime on a CPU, in order.
 
     Args:
         structure: of the compressed network, as :func:`autocomp.compress.structure.restructure` gives it.
         batch: examples per inference; elements and MACs are multiplied by it.
+        block: channels in a block of the NCHWc layout (16 with AVX-512, 8 with AVX2). Blocked tensors and weights are
+            padded to whole blocks, and that is what a blocked convolution's numbers count.
     """
     graph = structure.graph
     quantized = frozenset(structure.quantized_layers)
-    state = _Lowering(graph, quantized, frozenset(quantized_tensors(graph, quantized)))
+    state = _Lowering(graph, quantized, frozenset(quantized_tensors(graph, quantized)), block)
     fused: dict[str, str] = {}
     for node in graph.nodes:
         if node.name in fused:
@@ -165,18 +167,37 @@ def _conv(state: _Lowering, node: Node, tail: Node) -> bool:
         state.write(node, INTEGER_LAST)
         return True
     channels = node.weight_shape[1] * node.groups
-    blocked = node.groups == 1 and (channels < BLOCK or channels % ALIGNMENT == 0)
+    block = state.block
+    blocked = node.groups == 1 and (channels < block or channels % ALIGNMENT == 0)
     if node.groups > 1:
         outputs = node.weight_shape[0]
         depthwise = node.weight_shape[1] == 1 and outputs == node.groups
         per_group = outputs // node.groups
-        blocked = outputs % BLOCK == 0 and (depthwise or (node.weight_shape[1] % BLOCK == 0 and per_group % BLOCK == 0))
-    state.read(source, BLOCKED if blocked and (channels >= BLOCK or node.groups > 1) else FLOAT)
-    state.kernels.append(replace(_weighted(node, "conv_nchwc" if blocked else "conv"), in_elements=read))
+        blocked = outputs % block == 0 and (depthwise or (node.weight_shape[1] % block == 0 and per_group % block == 0))
+    kernel = replace(_weighted(node, "conv_nchwc" if blocked else "conv"), in_elements=read)
+    reads_blocks = blocked and (channels >= block or node.groups > 1)
+    state.read(source, BLOCKED if reads_blocks else FLOAT)
+    state.kernels.append(_padded(kernel, node, block, reads_blocks) if blocked else kernel)
     state.write(node, BLOCKED if blocked else FLOAT)
     if state.graph.sole_user(node.name) is not None and tail is node:
         state.conv_at[node.name] = len(state.kernels) - 1
     return True
+
+
+def _padded(kernel: Kernel, node: Node, block: int, reads_blocks: bool) -> Kernel:
+    """A blocked convolution computes whole blocks of channels."""
+    outputs = node.weight_shape[0]
+    wider_out = math.ceil(outputs / block) * block / outputs
+    channels = node.weight_shape[1] * node.groups
+    wider_in = math.ceil(channels / block) * block / channels if reads_blocks else 1.0
+    both = wider_out * (wider_in if node.groups == 1 else 1.0)
+    return replace(
+        kernel,
+        macs=round(kernel.macs * both),
+        in_elements=round(kernel.in_elements * wider_in),
+        out_elements=round(kernel.out_elements * wider_out),
+        weight_elements=round(kernel.weight_elements * both),
+    )
 
 
 def _linear(state: _Lowering, node: Node, tail: Node) -> bool:

@@ -195,7 +195,7 @@ def load_parts(recipe: Recipe = RECIPE) -> dict[Part, tuple[Tensor, Tensor]]:
 def digits(cache_dir: Path | None = None, progress: Progress | None = None, recipe: Recipe = RECIPE) -> Task:
     """The embedded task: accuracy in percent on 10 digits; inputs (batch, 1, 24, 24), float32 in 0..1.
 
-    The first call trains the net (seconds to half a minute on two cores) and keeps it; later calls load it. The global
+    The first call trains the net (some ten seconds on two free cores) and keeps it; later calls load it. The global
     random state is left alone.
 
     Args:
@@ -246,7 +246,7 @@ def _trained_net(recipe: Recipe, train: tuple[Tensor, Tensor], folder: Path, tel
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    tell(f"digits: training the net once, for seconds to half a minute; kept in {folder}")
+    tell(f"digits: training the net once, some ten seconds on two free cores; kept in {folder}")
     trained = _train(recipe, train, tell)
     with _writable(folder):
         _save(trained, path)

@@ -1,0 +1,164 @@
+"""Measures this machine and fits its latency model. Interrupted, it goes on where it stopped."""
+
+from __future__ import annotations
+
+import csv
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+
+from autocomp.hardware.experiment import PLANS_PER_NETWORK, Specimen, specimens
+from autocomp.hardware.fingerprint import Fingerprint
+from autocomp.hardware.fit import MeasuredNetwork, fit
+from autocomp.hardware.fitted import FittedModel, KernelSample
+from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.lowering import lower
+from autocomp.hardware.observed import samples_of
+from autocomp.hardware.runtimes.onnxruntime import load, profile
+from autocomp.hardware.timing import Timing, TimingSettings, measure
+
+#: Rows of ``measurements.csv``: a file's latency, a kernel that lowering sees in it, a node that the profiler timed.
+FILE, KERNEL, NODE = "file", "kernel", "node"
+KERNEL_FIELDS = tuple(field.name for field in fields(Kernel) if field.name != "sources")
+COLUMNS = ("network", "row", *KERNEL_FIELDS, "time_us", "spread", "reference_us")
+
+#: Calibration wants many files more than it wants each to the last percent.
+SETTINGS = TimingSettings(repeats=30, max_rounds=8, tolerance=0.025)
+#: Runs of a file under the profiler.
+PROFILE_RUNS = 40
+
+Progress = Callable[[float, str], None]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A finished calibration. ``dropped`` files never settled and were left out."""
+
+    model: FittedModel
+    networks: tuple[MeasuredNetwork, ...]
+    dropped: int
+
+
+def nchwc_block(fingerprint: Fingerprint) -> int:
+    """Channels in a block of onnxruntime's NCHWc layout on such a CPU."""
+    return 16 if "avx512f" in fingerprint.features else 8
+
+
+def calibrate(
+    folder: Path, budget_s: float, threads: int, batch: int, block: int, seed: int = 0, progress: Progress | None = None
+) -> Calibration:
+    """Measure random compressed networks until the budget is spent, then fit.
+
+    Args:
+        folder: where ``measurements.csv`` grows, file by file; an earlier one there is continued.
+        budget_s: seconds for measuring, those of an earlier, interrupted calibration not counted.
+        threads, batch: of the target.
+        block: see :func:`nchwc_block`.
+        progress: called with the share done and a line of what was found.
+
+    Raises:
+        MeasurementError: too few files settled to fit a model.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "measurements.csv"
+    dropped = _measure(path, budget_s, threads, batch, block, seed, progress)
+    networks = read_measurements(path)
+    repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
+    note = "random residual and plain conv nets under random joint plans, every fourth held out"
+    return Calibration(fit(networks, repeatability, note), networks, dropped)
+
+
+def _measure(
+    path: Path, budget_s: float, threads: int, batch: int, block: int, seed: int, progress: Progress | None
+) -> int:
+    """Append measured networks to ``path`` until the budget is spent; how many never settled."""
+    done = read_measurements(path) if path.exists() else ()
+    start = 1 + max((int(network.name.rsplit("-", 1)[1]) for network in done), default=-1)
+    # Files of one network are measured side by side, so a network is begun whole.
+    source = specimens(seed, -(-start // PLANS_PER_NETWORK) * PLANS_PER_NETWORK)
+    began, count, dropped = time.monotonic(), len(done), 0
+    while (spent := time.monotonic() - began) < budget_s:
+        group = [next(source) for _ in range(PLANS_PER_NETWORK)]
+        timings = _time_group(group, threads, batch)
+        rows: list[dict[str, object]] = []
+        for specimen in group:
+            timing = timings[specimen.name]
+            if timing.settled:
+                rows.extend(_rows(specimen, timing, threads, batch, block))
+                count += 1
+            else:
+                dropped += 1
+        _append(path, rows)
+        if progress is not None:
+            latencies = ", ".join(f"{timings[s.name].latency_ms:.3f}" for s in group)
+            progress(min(1.0, spent / budget_s), f"{count} files measured; last: {latencies} ms")
+    return dropped
+
+
+def _time_group(group: Sequence[Specimen], threads: int, batch: int) -> dict[str, Timing]:
+    rng = np.random.default_rng(0)
+    candidates = {}
+    for specimen in group:
+        session = load(specimen.model, threads)
+        x = rng.standard_normal((batch, *specimen.input_shape[1:])).astype(np.float32)
+        candidates[specimen.name] = lambda session=session, x=x: session.run(x)
+    return measure(candidates, SETTINGS)
+
+
+def _rows(specimen: Specimen, timing: Timing, threads: int, batch: int, block: int) -> Iterator[dict[str, object]]:
+    yield {
+        "network": specimen.name,
+        "row": FILE,
+        "time_us": f"{timing.latency_ms * 1e3:.3f}",
+        "spread": f"{timing.spread:.4f}",
+        "reference_us": f"{timing.reference_ms * 1e3:.3f}",
+    }
+    for kernel in lower(specimen.structure, batch, block):
+        yield {"network": specimen.name, "row": KERNEL, **_kernel_cells(kernel)}
+    x = np.random.default_rng(0).standard_normal((batch, *specimen.input_shape[1:])).astype(np.float32)
+    for sample in samples_of(profile(specimen.model, [x], threads, PROFILE_RUNS)):
+        time_us = f"{sample.time_us:.3f}"
+        yield {"network": specimen.name, "row": NODE, **_kernel_cells(sample.kernel), "time_us": time_us}
+
+
+def _kernel_cells(kernel: Kernel) -> dict[str, object]:
+    cells: dict[str, object] = {name: getattr(kernel, name) for name in KERNEL_FIELDS}
+    cells["fused_add"] = int(kernel.fused_add)
+    return cells
+
+
+def _append(path: Path, rows: Iterable[dict[str, object]]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        if new:
+            writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_measurements(path: Path) -> tuple[MeasuredNetwork, ...]:
+    """The networks in a ``measurements.csv``. One that an interruption cut short is left out."""
+    found: dict[str, tuple[float, float, list[Kernel], list[KernelSample]]] = {}
+    with path.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            name = row["network"]
+            if row["row"] == FILE:
+                found[name] = (float(row["time_us"]) / 1e3, float(row["spread"]), [], [])
+            elif row["row"] == KERNEL:
+                found[name][2].append(_kernel(row))
+            else:
+                found[name][3].append(KernelSample(_kernel(row), float(row["time_us"])))
+    return tuple(
+        MeasuredNetwork(name, tuple(kernels), latency_ms, spread, tuple(samples))
+        for name, (latency_ms, spread, kernels, samples) in found.items()
+        if kernels and samples
+    )
+
+
+def _kernel(row: dict[str, str]) -> Kernel:
+    numbers = {name: int(row[name]) for name in KERNEL_FIELDS if name not in {"op", "fused_add"}}
+    return Kernel(row["op"], (row["network"],), fused_add=row["fused_add"] == "1", **numbers)

@@ -1,0 +1,195 @@
+"""A latency model fitted to measurements of this machine's CPU.
+
+Two stages. Every kind of kernel has a Gaussian process over the logarithms of what its time depends on, fitted to
+single kernels that onnxruntime's profiler timed inside real files; its mean is a linear trend, so that it extrapolates
+as a power law (roofline-like) where no sample is near. A profiler distorts (it costs some microseconds a kernel, and
+kernels overlap memory traffic), so a second stage fits whole files: latency = Σ over groups of kernels of a
+non-negative factor times the group's sum, plus a constant for every kernel and every call.
+
+The first stage is Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), algorithm 2.1; the two stages
+follow nn-Meter (Zhang et al., MobiSys 2021), which sums kernels, with the fit that it leaves out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from autocomp.errors import UncoveredKernelError
+from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
+from autocomp.trial import Source
+
+Vector = npt.NDArray[np.float64]
+
+#: Kernels whose times the second stage corrects together.
+GROUPS: Mapping[str, tuple[str, ...]] = {
+    "float_conv": ("conv_nchwc", "conv"),
+    "integer_conv": ("qlinear_conv",),
+    "linear": ("gemm", "qgemm"),
+}
+OTHER = "other"
+GROUP_NAMES = (*GROUPS, OTHER)
+
+#: A Gaussian process is cubic in its samples; more than this many say nothing new.
+MAX_SAMPLES = 600
+
+
+def group_of(op: str) -> str:
+    return next((name for name, ops in GROUPS.items() if op in ops), OTHER)
+
+
+@dataclass(frozen=True)
+class KernelSample:
+    """One kernel that was timed inside a file, the profiler's own cost taken off."""
+
+    kernel: Kernel
+    time_us: float
+
+
+@dataclass(frozen=True)
+class Hyperparameters:
+    """Of one kind of kernel: length scale per feature, signal and noise variance of the log time."""
+
+    length_scales: tuple[float, ...]
+    signal: float
+    noise: float
+
+
+@dataclass(frozen=True)
+class OpModel:
+    """The Gaussian process of one kind of kernel, conditioned on its samples."""
+
+    hyperparameters: Hyperparameters
+    samples: tuple[KernelSample, ...]
+
+    @cached_property
+    def _fit(self) -> tuple[Vector, Vector, Vector, Vector, float]:
+        """Features, trend coefficients, weights, inverse covariance, and the residual variance of the trend."""
+        x: Vector = np.array([sample.kernel.features() for sample in self.samples])
+        y = np.log([sample.time_us for sample in self.samples])
+        design = _design(x)
+        trend: Vector = np.linalg.solve(design.T @ design + 1e-3 * np.eye(design.shape[1]), design.T @ y)
+        covariance = self._covariance(x, x) + self.hyperparameters.noise * np.eye(len(x))
+        inverse: Vector = np.linalg.inv(covariance)
+        return x, trend, inverse @ (y - design @ trend), inverse, self.hyperparameters.signal
+
+    def _covariance(self, a: Vector, b: Vector) -> Vector:
+        scales = np.array(self.hyperparameters.length_scales)
+        scaled_a, scaled_b = a / scales, b / scales
+        squared = (scaled_a**2).sum(1)[:, None] + (scaled_b**2).sum(1)[None] - 2 * scaled_a @ scaled_b.T
+        result: Vector = self.hyperparameters.signal * np.exp(-0.5 * np.maximum(squared, 0))
+        return result
+
+    def predict(self, features: Vector) -> tuple[Vector, Vector]:
+        """Mean and standard deviation of the log time (µs) of kernels, features of shape (kernels, features)."""
+        x, trend, weights, inverse, signal = self._fit
+        near = self._covariance(features, x)
+        mean: Vector = _design(features) @ trend + near @ weights
+        variance = signal - np.einsum("ij,jk,ik->i", near, inverse, near)
+        return mean, np.sqrt(np.maximum(variance, 0.0))
+
+
+def _design(x: Vector) -> Vector:
+    return np.hstack([np.ones((len(x), 1)), x])
+
+
+@dataclass(frozen=True)
+class FittedModel:
+    """Kernel models, and the factors that make files of them: one per group, one per kernel, one per call."""
+
+    ops: Mapping[str, OpModel]
+    factors: Mapping[str, float]
+    per_kernel_us: float
+    per_call_us: float
+    held_out: HeldOutError | None
+    repeatability: float
+
+    @property
+    def source(self) -> Source:
+        return "fitted"
+
+    def predict(self, kernels: Sequence[Kernel]) -> Prediction:
+        """The latency of a network.
+
+        ``std_ms`` joins the held-out error of whole networks with the kernel models' own uncertainty, which grows away
+        from what was measured; the errors of one network's kernels are taken to be alike, so that they add up.
+
+        Raises:
+            UncoveredKernelError: a kind of kernel was never measured; names the layers.
+        """
+        unknown = [kernel for kernel in kernels if kernel.op not in self.ops]
+        if unknown:
+            layers = tuple(dict.fromkeys(source for kernel in unknown for source in kernel.sources))
+            raise UncoveredKernelError(
+                f"the latency model was never calibrated on {', '.join(sorted({k.op for k in unknown}))} "
+                f"(needed by {', '.join(layers)}); calibrate with a network that has it, or choose another target",
+                layers,
+            )
+        times, stds = self._kernel_times(kernels)
+        total_us = self.per_call_us + float(times.sum())
+        relative = self.held_out.mean * math.sqrt(math.pi / 2) if self.held_out is not None else 0.0
+        std_us = math.hypot(total_us * relative, float((times * stds).sum()) / 2)
+        shares = tuple(KernelTime(kernel, time / 1e3) for kernel, time in zip(kernels, times.tolist(), strict=True))
+        return Prediction(total_us / 1e3, std_us / 1e3, self.source, shares)
+
+    def _kernel_times(self, kernels: Sequence[Kernel]) -> tuple[Vector, Vector]:
+        times, stds = np.zeros(len(kernels)), np.zeros(len(kernels))
+        places: dict[str, list[int]] = {}
+        for place, kernel in enumerate(kernels):
+            places.setdefault(kernel.op, []).append(place)
+        for op, chosen in places.items():
+            mean, std = self.ops[op].predict(np.array([kernels[place].features() for place in chosen]))
+            times[chosen] = self.factors[group_of(op)] * np.exp(mean) + self.per_kernel_us
+            stds[chosen] = std
+        return times, stds
+
+    def to_json(self) -> str:
+        """Everything but the samples, which stand in the profile's measurements."""
+        return json.dumps(
+            {
+                "model": "fitted",
+                "hyperparameters": {op: asdict(model.hyperparameters) for op, model in sorted(self.ops.items())},
+                "factors": dict(self.factors),
+                "per_kernel_us": self.per_kernel_us,
+                "per_call_us": self.per_call_us,
+                "held_out": None if self.held_out is None else asdict(self.held_out),
+                "repeatability": self.repeatability,
+            },
+            indent=2,
+        )
+
+    @staticmethod
+    def from_json(text: str, samples: Sequence[KernelSample]) -> FittedModel:
+        """The model written by :meth:`to_json`, conditioned on its samples again."""
+        document = json.loads(text)
+        by_op = samples_by_op(samples)
+        ops = {
+            op: OpModel(
+                Hyperparameters(tuple(entry["length_scales"]), entry["signal"], entry["noise"]), tuple(by_op[op])
+            )
+            for op, entry in document["hyperparameters"].items()
+        }
+        held_out = document["held_out"]
+        return FittedModel(
+            ops,
+            document["factors"],
+            document["per_kernel_us"],
+            document["per_call_us"],
+            None if held_out is None else HeldOutError(**held_out),
+            document["repeatability"],
+        )
+
+
+def samples_by_op(samples: Sequence[KernelSample]) -> dict[str, list[KernelSample]]:
+    """Kind of kernel → at most :data:`MAX_SAMPLES` of its samples, evenly taken."""
+    found: dict[str, list[KernelSample]] = {}
+    for sample in samples:
+        found.setdefault(sample.kernel.op, []).append(sample)
+    return {op: many[:: max(1, math.ceil(len(many) / MAX_SAMPLES))] for op, many in found.items()}

@@ -1,0 +1,92 @@
+"""A profiled node as the kernel that lowering would have predicted for it, so that one model learns from both."""
+
+from __future__ import annotations
+
+import math
+
+from autocomp.hardware.fitted import KernelSample
+from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.runtimes.profiled import NodeTime
+
+#: onnxruntime's operators → lowering's kinds of kernel. Blocked convolutions are told apart by their domain.
+KINDS = {
+    "Conv": "conv",
+    "FusedConv": "conv",
+    "QLinearConv": "qlinear_conv",
+    "Gemm": "gemm",
+    "FusedGemm": "gemm",
+    "QGemm": "qgemm",
+    "Add": "add",
+    "QLinearAdd": "qlinear_add",
+    "Relu": "activation",
+    "Clip": "activation",
+    "QuantizeLinear": "quantize",
+    "DequantizeLinear": "dequantize",
+    "Transpose": "transpose",
+    "ReorderInput": "reorder_input",
+    "ReorderOutput": "reorder_output",
+    "MaxPool": "pool",
+    "AveragePool": "pool",
+    "ReduceMean": "global_pool",
+    "GlobalAveragePool": "global_pool",
+    "Reshape": "reshape",
+    "Flatten": "reshape",
+}
+_BLOCKED_DOMAIN = "com.microsoft.nchwc"
+_WITH_WEIGHTS = {"conv", "conv_nchwc", "qlinear_conv", "gemm", "qgemm"}
+
+#: No kernel is quicker than this; the profiler's own cost, taken off, would leave the smallest ones with nothing.
+FASTEST_US = 0.2
+
+
+def kind_of(op: str, domain: str) -> str | None:
+    """Lowering's name for an operator of a compiled graph; None for one that lowering never predicts."""
+    if op == "Conv" and domain == _BLOCKED_DOMAIN:
+        return "conv_nchwc"
+    return KINDS.get(op)
+
+
+def kernel_of(node: NodeTime) -> Kernel | None:
+    """The kernel behind a profiled node; None where lowering has no such kernel."""
+    kind = kind_of(node.op, node.domain)
+    if kind is None or not node.output_shapes or not node.input_shapes:
+        return None
+    out_elements = math.prod(node.output_shapes[0])
+    if kind not in _WITH_WEIGHTS:
+        moving = node.input_shapes[: 2 if kind == "add" else 1]
+        read = 2 * out_elements if kind == "qlinear_add" else sum(math.prod(shape) for shape in moving)
+        return Kernel(kind, (node.name,), in_elements=read, out_elements=out_elements)
+    if node.weight_shape is None:
+        return None
+    weights = math.prod(node.weight_shape)
+    if kind in {"gemm", "qgemm"}:
+        macs = math.prod(node.output_shapes[0][:-1]) * weights
+    else:
+        macs = out_elements * math.prod(node.weight_shape[1:])
+    return Kernel(
+        kind,
+        (node.name,),
+        macs=macs,
+        in_elements=math.prod(node.input_shapes[0]),
+        out_elements=out_elements,
+        weight_elements=weights,
+        kernel_area=math.prod(node.kernel) if node.kernel else 1,
+        stride=node.strides[0] if node.strides else 1,
+        groups=node.group,
+        fused_add=node.fused_add,
+    )
+
+
+def samples_of(nodes: tuple[NodeTime, ...]) -> tuple[KernelSample, ...]:
+    """The kernels of a profiled file with their times.
+
+    The profiler adds a constant to every node; the quickest node of a file did next to nothing, so its time is taken
+    for that constant.
+    """
+    own_cost_us = min((node.time_us for node in nodes), default=0.0)
+    found = []
+    for node in nodes:
+        kernel = kernel_of(node)
+        if kernel is not None:
+            found.append(KernelSample(kernel, max(FASTEST_US, node.time_us - own_cost_us)))
+    return tuple(found)

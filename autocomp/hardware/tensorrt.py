@@ -1,0 +1,263 @@
+"""From a network's structure to the kernels that a TensorRT engine runs on a GPU.
+
+The rules follow TensorRT's published catalogue of layer fusions: a convolution takes in the one-input pointwise
+operations behind it and an addition of equal shape; pointwise operations in a row become one kernel; a concatenation
+costs nothing where its inputs can be written in place. Engines are taken to be built with fp16 allowed, so that a layer
+that is not quantized runs in fp16, whatever its file says. Precisions come from where the exported file rounds, as
+TensorRT's explicit quantization reads it, and a tensor that changes precision outside a pointwise kernel is reformatted
+by a kernel of its own. Nothing here was held against a real engine: no board was at hand.
+
+The names of kernels are ``family_precision``; an operation that none of the rules knows keeps its own name, so that a
+latency model can refuse it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from autocomp.compress.quantize import quantized_tensors
+from autocomp.compress.structure import Structure
+from autocomp.graph import ADDITIONS, Graph, Node
+from autocomp.hardware.kernels import Kernel
+
+#: What an engine computes nothing for: it is removed, or (the rest of FREE) only names the same memory anew.
+NOTHING = frozenset("dropout dropout_ feature_dropout contiguous clone alias detach detach_ identity".split())
+FREE = NOTHING | frozenset(
+    "flatten view _unsafe_view reshape unflatten squeeze unsqueeze expand split split_with_sizes chunk unbind".split()
+)
+POINTWISE = frozenset(
+    "relu relu6 hardtanh clamp clamp_min clamp_max sigmoid silu hardswish hardsigmoid gelu tanh leaky_relu elu mish "
+    "softplus add sub mul div pow sqrt rsqrt exp log neg abs maximum minimum batch_norm".split()
+)
+POOLS = frozenset({"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean"})
+#: Pools that pick a value and so commute with rounding.
+SELECTING_POOLS = frozenset({"max_pool2d", "adaptive_max_pool2d"})
+#: Data is moved, nothing computed. ``getitem`` is a part of a split.
+MOVES = frozenset("transpose permute slice select narrow getitem pad constant_pad_nd upsample_nearest2d".split())
+NORMS = frozenset({"layer_norm", "native_layer_norm", "group_norm", "instance_norm", "rms_norm"})
+SOFTMAXES = frozenset({"softmax", "_softmax", "log_softmax"})
+MATMULS = frozenset({"matmul", "bmm"})
+
+
+@dataclass
+class _Engine:
+    graph: Graph
+    quantized_layers: frozenset[str]
+    rounded: frozenset[str]
+    #: What is computed from weights alone: folded when the engine is built.
+    constants: frozenset[str]
+    kernels: list[Kernel] = field(default_factory=list)
+    #: Tensor → the precisions that it is at hand in.
+    forms: dict[str, set[str]] = field(default_factory=dict)
+
+    def elements(self, name: str) -> int:
+        return self.graph.by_name[name].elements
+
+    def convert(self, name: str, op: str, precision: str) -> None:
+        self.kernels.append(Kernel(op, (name,), in_elements=self.elements(name), out_elements=self.elements(name)))
+        self.forms.setdefault(name, set()).add(precision)
+
+    def read(self, name: str, precision: str) -> None:
+        """Make a tensor available in a precision, with a reformat kernel where it is not."""
+        if name not in self.constants and precision not in self.forms[name]:
+            self.convert(name, "reformat_int8", precision)
+
+    def write(self, name: str, precision: str) -> None:
+        """Note the precision of a result; one that the file rounds goes on in int8."""
+        self.forms[name] = {precision}
+        if name in self.rounded and precision != "int8":
+            self.convert(name, "reformat_int8", "int8")
+            self.forms[name] = {"int8"}
+
+
+def lower(structure: Structure, batch: int) -> tuple[Kernel, ...]:
+    """The kernel calls of one inference of a TensorRT engine, in order.
+
+    Layers without a format run in fp16, layers with one in int8 (weights of fewer bits are unpacked to int8: the GPU
+    has no narrower kernel for convolutions). Inputs and outputs are fp32, as engines take them by default.
+
+    Args:
+        structure: of the compressed network, as :func:`autocomp.compress.structure.restructure` gives it.
+        batch: examples per inference; elements and MACs are multiplied by it.
+    """
+    graph = structure.graph
+    quantized = frozenset(structure.quantized_layers)
+    engine = _Engine(graph, quantized, frozenset(quantized_tensors(graph, quantized)), _constants(graph))
+    absorbed: set[str] = set()
+    for node in graph.nodes:
+        if node.name in absorbed or node.name in engine.constants:
+            continue
+        if node.op == "input":
+            engine.convert(node.name, "reformat_fp32", "int8" if node.name in engine.rounded else "fp16")
+        elif node.op in FREE or (node.op == "cat" and _written_in_place(engine, node)):
+            _pass_on(engine, node)
+        else:
+            absorbed.update(_lower_one(engine, node))
+    for name in graph.outputs:
+        engine.read(name, "fp16")
+        engine.convert(name, "reformat_fp32", "fp32")
+    return tuple(_batched(kernel, batch) for kernel in engine.kernels)
+
+
+def _constants(graph: Graph) -> frozenset[str]:
+    found: set[str] = set()
+    for node in graph.nodes:
+        if node.op != "input" and all(name in found for name in node.inputs):
+            found.add(node.name)
+    return frozenset(found)
+
+
+def _written_in_place(engine: _Engine, node: Node) -> bool:
+    return all(
+        engine.graph.sole_user(name) is node and engine.graph.by_name[name].op not in FREE | {"input"}
+        for name in node.inputs
+    )
+
+
+def _pass_on(engine: _Engine, node: Node) -> None:
+    common = set.intersection(*(engine.forms[name] for name in node.inputs if name not in engine.constants))
+    if not common:
+        for name in node.inputs:
+            engine.read(name, "fp16")
+        common = {"fp16"}
+    engine.forms[node.name] = set(common)
+    if node.name in engine.rounded and "int8" not in common:
+        engine.read(node.name, "int8")
+
+
+def _lower_one(engine: _Engine, node: Node) -> set[str]:
+    """Append the kernel of ``node``; the names of the later nodes that it computes as well."""
+    op = _plain(node.op)
+    if node.layer is not None:
+        return _weighted(engine, node)
+    if op in POINTWISE:
+        return _pointwise(engine, node)
+    if op in POOLS:
+        eight = _is_int8(engine, node) and (node.name in engine.rounded or op in SELECTING_POOLS)
+        return _alone(engine, node, "pool", "int8" if eight else "fp16")
+    if op in MOVES or op == "cat":
+        return _alone(engine, node, "copy", "int8" if _is_int8(engine, node) else "fp16")
+    if op in MATMULS:
+        inner = engine.graph.by_name[node.inputs[0]].shape[-1]
+        return _alone(engine, node, "matmul", "fp16", macs=node.elements * inner)
+    if op in SOFTMAXES or op in NORMS:
+        return _alone(engine, node, "softmax" if op in SOFTMAXES else "norm", "fp16")
+    return _alone(engine, node, node.op, None)
+
+
+def _plain(op: str) -> str:
+    """``relu_`` computes what ``relu`` computes."""
+    return op.removesuffix("_")
+
+
+def _is_int8(engine: _Engine, node: Node) -> bool:
+    return all("int8" in engine.forms[name] for name in node.inputs if name not in engine.constants)
+
+
+def _alone(engine: _Engine, node: Node, family: str, precision: str | None, macs: int = 0) -> set[str]:
+    """A kernel of its own; without a precision it is one that no rule knows, computed in fp16."""
+    read = 0
+    for name in dict.fromkeys(node.inputs):
+        engine.read(name, precision or "fp16")
+        read += engine.elements(name)
+    # A part of a split reads only itself, not the whole.
+    read = node.elements if node.op == "getitem" else read
+    op = family if precision is None else f"{family}_{precision}"
+    engine.kernels.append(Kernel(op, (node.name,), macs=macs, in_elements=read, out_elements=node.elements))
+    engine.write(node.name, precision or "fp16")
+    return set()
+
+
+def _weighted(engine: _Engine, node: Node) -> set[str]:
+    precision = "int8" if node.layer in engine.quantized_layers else "fp16"
+    source = node.inputs[0]
+    engine.read(source, precision)
+    absorbed, last, read, added = _follow(engine, node, additions=1)
+    weights = 1
+    for size in node.weight_shape:
+        weights *= size
+    kernel = Kernel(
+        f"{_family(node)}_{precision}",
+        (node.layer or node.name,),
+        macs=node.macs,
+        in_elements=engine.elements(source) + read,
+        out_elements=last.elements,
+        weight_elements=weights,
+        kernel_area=node.kernel[0] * node.kernel[1],
+        stride=node.stride[0],
+        groups=node.groups,
+        fused_add=added,
+    )
+    engine.kernels.append(kernel)
+    # Integer kernels write either precision; the file rounds behind every integer convolution.
+    engine.write(last.name, "int8" if precision == "int8" and last.name in engine.rounded else "fp16")
+    return absorbed
+
+
+def _family(node: Node) -> str:
+    if node.op == "linear":
+        return "gemm"
+    if node.groups == 1:
+        return "conv"
+    return "depthwise" if node.weight_shape[1] == 1 else "grouped_conv"
+
+
+def _pointwise(engine: _Engine, node: Node) -> set[str]:
+    """A chain of pointwise operations as one kernel. It reads and writes either precision without a reformat."""
+    absorbed, last, read, _ = _follow(engine, node, additions=None)
+    sources = [name for name in dict.fromkeys(node.inputs) if name not in engine.constants]
+    eight = _is_int8(engine, node) and last.name in engine.rounded
+    engine.kernels.append(
+        Kernel(
+            f"elementwise_{'int8' if eight else 'fp16'}",
+            (node.name,),
+            in_elements=sum(engine.elements(name) for name in sources) + read,
+            out_elements=last.elements,
+        )
+    )
+    engine.forms[last.name] = {"int8" if last.name in engine.rounded else "fp16"}
+    return absorbed
+
+
+def _follow(engine: _Engine, node: Node, additions: int | None) -> tuple[set[str], Node, int, bool]:
+    """The pointwise operations behind ``node`` that its kernel computes as well.
+
+    A kernel ends where the file rounds, where a result has several readers, and at a second tensor that is not
+    computed yet. ``additions``: how many operations that read a second tensor may be taken in, and then only additions
+    of equal shape; None: any.
+
+    Returns:
+        Their names, the last of them (``node`` where there is none), the elements read besides, whether one was an
+        addition of a second tensor.
+    """
+    absorbed: set[str] = set()
+    last, read, added = node, 0, 0
+    while last.name not in engine.rounded:
+        user = engine.graph.sole_user(last.name)
+        if user is not None and user.op in NOTHING:
+            absorbed.add(user.name)
+            last = user
+            continue
+        if user is None or _plain(user.op) not in POINTWISE:
+            break
+        others = [name for name in user.inputs if name != last.name and name not in engine.constants]
+        if any(name not in engine.forms for name in others) or user.elements != last.elements:
+            break
+        if others and additions is not None:
+            equal = all(engine.elements(name) == user.elements for name in others)
+            if user.op not in ADDITIONS or not equal or added == additions:
+                break
+        added += len(others)
+        read += sum(engine.elements(name) for name in others)
+        absorbed.add(user.name)
+        last = user
+    return absorbed, last, read, added > 0
+
+
+def _batched(kernel: Kernel, batch: int) -> Kernel:
+    return replace(
+        kernel,
+        macs=kernel.macs * batch,
+        in_elements=kernel.in_elements * batch,
+        out_elements=kernel.out_elements * batch,
+    )
