@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,16 +40,14 @@ class LayerInfo:
             columns *= size
         return self.weight_shape[0], columns
 
-    def rank_parameters(self, r: int) -> int:
-        """Weights of the two factors at rank ``r``."""
-        rows, columns = self.matrix_shape
-        return r * (rows + columns)
-
     @property
-    def weights(self) -> int:
-        """Weights without the bias."""
+    def largest_paying_rank(self) -> int:
+        """The largest rank at which two factors hold fewer weights than the matrix; 0 where none does, or where the
+        layer is a grouped convolution, which is no single matrix."""
+        if self.kind == "conv2d" and self.weight_shape[1] != self.in_shape[0]:
+            return 0
         rows, columns = self.matrix_shape
-        return rows * columns
+        return math.ceil(rows * columns / (rows + columns)) - 1
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,8 @@ class Inventory:
                     f"a plan may only name compressible layers; got {name!r}; {did_you_mean(name, self.by_name)}"
                 )
             if layer_plan.rank is not None:
-                if layer.kind == "conv2d" and layer.weight_shape[1] != layer.in_shape[0]:
-                    raise PlanError(f"a grouped convolution has no rank to truncate; got one for {name!r}")
+                if layer.largest_paying_rank == 0:
+                    raise PlanError(f"no rank of {name!r} saves weights (it is small, or grouped); got {layer_plan.rank.r}")
                 largest = min(layer.matrix_shape)
                 if layer_plan.rank.r >= largest:
                     raise PlanError(f"the rank of {name!r} must be below {largest}; got {layer_plan.rank.r}")

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
+from functools import cache
 
 import torch
 import torch.nn.functional as functional
 from torch import nn
+
+from autocomp.compress.apply import Compressed, Prepared, apply, prepare
+from autocomp.export.to_onnx import export_onnx
+from autocomp.inventory import Inventory
+from autocomp.plan import WEIGHT_BITS, Format, LayerPlan, Plan, Rank, Sparsity
 
 SIZE = 8
 CLASSES = 5
@@ -65,7 +72,7 @@ class Head(nn.Module):
 
 def plain() -> nn.Module:
     """Convs of odd widths, a window pool, and two linears behind a flatten."""
-    return _ready(
+    return ready(
         nn.Sequential(
             nn.Conv2d(3, 12, 3, padding=1),
             nn.BatchNorm2d(12),
@@ -88,7 +95,7 @@ def plain() -> nn.Module:
 def residual() -> nn.Module:
     """A stem, an identity shortcut and two of 1×1 convs."""
     stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-    return _ready(
+    return ready(
         nn.Sequential(stem, Block(16, 12, 16, 1), Block(16, 24, 24, 2), Block(24, 24, 32, 2), Head(32)), seed=2
     )
 
@@ -96,14 +103,14 @@ def residual() -> nn.Module:
 def option_a() -> nn.Module:
     """The CIFAR ResNets' form: only the inside of a block is free."""
     stem = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU())
-    return _ready(
+    return ready(
         nn.Sequential(stem, PaddedBlock(8, 8, 1), PaddedBlock(8, 16, 2), PaddedBlock(16, 16, 1), Head(16)), seed=3
     )
 
 
 def mlp() -> nn.Module:
     """Linears alone, one with a batch norm."""
-    return _ready(
+    return ready(
         nn.Sequential(
             nn.Linear(20, 32),
             nn.BatchNorm1d(32),
@@ -128,7 +135,7 @@ def separable() -> nn.Module:
             nn.BatchNorm2d(outputs),
             nn.ReLU6(),
         ]
-    return _ready(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES)), seed=5)
+    return ready(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES)), seed=5)
 
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
@@ -147,7 +154,51 @@ def images(network: str, count: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
     return (torch.randn(*shape, generator=generator),)
 
 
-def _ready(model: nn.Module, seed: int) -> nn.Module:
+@cache
+def prepared(network: str) -> Prepared:
+    """A network ready to be compressed; shared between tests, which leave it as it is."""
+    return prepare(NETWORKS[network](), images(network, 1))
+
+
+@cache
+def compressed(network: str, plan: Plan) -> Compressed:
+    """Calibrated on two batches of 16."""
+    return apply(prepared(network), plan, [images(network, 16, seed=100), images(network, 16, seed=101)])
+
+
+@cache
+def exported(network: str, plan: Plan, packed: bool) -> bytes:
+    return export_onnx(compressed(network, plan), packed)
+
+
+def uniform_plan(network: str, **choice: Sparsity | Rank | Format) -> Plan:
+    """The same choice for every layer."""
+    return Plan({layer.name: LayerPlan(**choice) for layer in prepared(network).inventory.layers})  # type: ignore[arg-type]
+
+
+def random_plan(inventory: Inventory, seed: int, formats: bool = True) -> Plan:
+    """Every method in some layers: ranks that pay, channels or single weights cut, 8, 4 and 2 bits."""
+    chance = random.Random(seed)
+    sparsity = {
+        name: Sparsity("channel", level)
+        for group in inventory.groups
+        if group.prunable and (level := chance.choice([0.0, 0.25, 0.5, 0.7]))
+        for name in group.producers
+    }
+    plans = {}
+    for layer in inventory.layers:
+        cut = sparsity.get(layer.name)
+        if cut is None and chance.random() < 0.4:
+            cut = Sparsity("unstructured", chance.choice([0.3, 0.6, 0.9]))
+        rank = None
+        if layer.largest_paying_rank and chance.random() < 0.3:
+            rank = Rank("svd", chance.randint(1, layer.largest_paying_rank))
+        chosen = Format(chance.choice(WEIGHT_BITS)) if formats and chance.random() < 0.6 else None
+        plans[layer.name] = LayerPlan(cut, rank, chosen)
+    return Plan(plans)
+
+
+def ready(model: nn.Module, seed: int) -> nn.Module:
     """Seeded weights, and batch norms that have statistics of their own, in eval mode."""
     generator = torch.Generator().manual_seed(seed)
 

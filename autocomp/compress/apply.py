@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +24,7 @@ from autocomp.compress.quantize import (
     complete_formats,
     quantize_weight,
     quantized_tensors,
+    with_larger_steps,
 )
 from autocomp.graph import Graph, export_program, graph_module, read_graph
 from autocomp.inventory import Inventory, layers_of
@@ -32,6 +34,9 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 Batches = Sequence[tuple[torch.Tensor, ...]]
+
+#: The largest bias in steps of the int32 accumulator; the other half of its range is left to the sum of products.
+LARGEST_BIAS = 2**30
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,10 @@ def prepare(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Prepa
     graph = read_graph(export_program(folded, example_inputs))
     order = [node.layer for node in graph.layers if node.layer is not None]
     repeated = {name for name in order if order.count(name) > 1}
-    groups = find_groups(folded, example_inputs, list(dict.fromkeys(order)))
+    groups = tuple(
+        replace(group, reason="its weight is used more than once") if repeated & {*group.producers} else group
+        for group in find_groups(folded, example_inputs, list(dict.fromkeys(order)))
+    )
     layers = tuple(layer for layer in layers_of(graph, groups) if layer.name not in repeated)
     return Prepared(folded, example_inputs, Inventory(layers, groups, _skipped(folded, order, repeated), graph))
 
@@ -183,15 +191,24 @@ def _quantize(
 def _round_biases(
     module: GraphModule,
     graph: Graph,
-    weights: Mapping[str, QuantizedWeight],
+    weights: dict[str, QuantizedWeight],
     quantizers: Mapping[str, ActivationQuantizer],
 ) -> dict[str, torch.Tensor]:
-    """Integer kernels add the bias in the accumulator, whose step is that of the input times that of the weight."""
+    """Integer kernels add the bias in the accumulator, whose step is that of the input times that of the weight.
+
+    A channel whose weights are next to nothing (a batch norm has switched it off, or pruning took them all) may still
+    have a bias; its weights, entries of ``weights``, are then given a step with which the bias does not overflow.
+    """
     scales: dict[str, torch.Tensor] = {}
+    used = Counter(node.layer for node in graph.layers)
     for node in graph.layers:
-        if f"{node.layer}.weight" in weights and node.has_bias:
+        name = f"{node.layer}.weight"
+        if name in weights and node.has_bias and used[node.layer] == 1:  # one bias has no step for several inputs
             bias = module.get_parameter(f"{node.layer}.bias")
-            step = weights[f"{node.layer}.weight"].scale * quantizers[node.inputs[0]].scale
-            bias.data = (bias / step).round().clamp(-(2**31), 2**31 - 1) * step
+            input_step = quantizers[node.inputs[0]].scale
+            weights[name] = with_larger_steps(weights[name], bias.abs() / (LARGEST_BIAS * input_step))
+            module.get_parameter(name).data = weights[name].dequantized()
+            step = weights[name].scale * input_step
+            bias.data = (bias / step).round() * step
             scales[f"{node.layer}.bias"] = step
     return scales

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 from autocomp.errors import CompressionError
@@ -71,9 +70,3 @@ def factorize(layer: torch.nn.Module, r: int) -> torch.nn.Sequential:
         if second.bias is not None:
             second.bias.copy_(layer.bias)  # type: ignore[arg-type]
     return nn.Sequential(first, second).requires_grad_(False).eval()
-
-
-def largest_paying_rank(matrix_shape: tuple[int, int]) -> int:
-    """The largest rank at which the two factors hold fewer weights than the matrix did; 0 where none does."""
-    rows, columns = matrix_shape
-    return math.ceil(rows * columns / (rows + columns)) - 1

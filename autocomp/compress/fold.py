@@ -6,6 +6,7 @@ autocomp compresses the folded network, so that every solver sees the weights th
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from autocomp.graph import export_program, read_graph
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 def fold_batch_norm(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> torch.nn.Module:
     """A copy of ``model``, in eval mode, with every batch norm that follows a conv or linear alone folded into it.
 
-    Batch norms that do not (before the layer, or behind a fork) stay.
+    Batch norms that do not (before the layer, behind a fork, shared, or without statistics of their own) stay.
 
     Args:
         model: left as it is.
@@ -34,16 +35,24 @@ def fold_batch_norm(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, 
         parameter.requires_grad_(False)
     program = export_program(folded, example_inputs)
     graph = read_graph(program)
-    norm_of = {
-        node.name: node.meta["nn_module_stack"] for node in program.graph.nodes if node.meta.get("nn_module_stack")
+    owner = {
+        node.name: list(node.meta["nn_module_stack"].values())[-1][0]
+        for node in program.graph.nodes
+        if node.meta.get("nn_module_stack")
     }
+    used = Counter(node.layer for node in graph.layers)
+    used_norms = Counter(owner.get(node.name) for node in graph.nodes if node.op == "batch_norm")
     for node in graph.layers:
         user = graph.sole_user(node.name)
         if user is None or user.op != "batch_norm" or node.layer is None:
             continue
-        path = list(norm_of[user.name].values())[-1][0]
+        path = owner[user.name]
+        if used[node.layer] > 1 or used_norms[path] > 1:
+            continue
         layer, norm = folded.get_submodule(node.layer), folded.get_submodule(path)
-        if isinstance(layer, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
+            continue
+        if isinstance(layer, nn.Conv2d):
             _replace(folded, node.layer, fuse_conv_bn_eval(layer, norm))
         elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
             _replace(folded, node.layer, fuse_linear_bn_eval(layer, norm))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 #: Shares of the largest magnitude that are tried as clipping range of a weight channel, and of an activation.
-WEIGHT_CLIPS = torch.linspace(0.3, 1.0, 36)
+WEIGHT_CLIPS = torch.linspace(0.2, 1.0, 41)
 ACTIVATION_CLIPS = torch.linspace(0.6, 1.0, 17)
 
 #: Values of an activation that are kept for choosing its range.
@@ -62,10 +62,11 @@ def quantize_weight(weight: torch.Tensor, bits: int, kept: torch.Tensor | None =
     low, high = level_range(bits)
     rows = weight.detach().reshape(weight.shape[0], -1)
     largest = rows.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny * 2**20)
+    largest = torch.where(rows.any(dim=1), largest, torch.ones(()))  # any step will do for a channel of zeros
     best_error = torch.full_like(largest, torch.inf)
     scale = largest / high
     for clip in WEIGHT_CLIPS if bits < 8 else WEIGHT_CLIPS[-1:]:
-        candidate = largest * clip / (high if bits > 2 else 1.5)  # at 2 bits the lowest level, -2, is in reach as well
+        candidate = largest * clip / high
         error = ((rows / candidate[:, None]).round().clamp(low, high) * candidate[:, None] - rows).square().sum(dim=1)
         scale = torch.where(error < best_error, candidate, scale)
         best_error = torch.minimum(error, best_error)
@@ -73,6 +74,13 @@ def quantize_weight(weight: torch.Tensor, bits: int, kept: torch.Tensor | None =
     if kept is not None:
         levels = torch.where(kept, levels, torch.zeros_like(levels))
     return QuantizedWeight(levels, scale, bits, kept)
+
+
+def with_larger_steps(stored: QuantizedWeight, smallest: torch.Tensor) -> QuantizedWeight:
+    """``stored`` with no step below ``smallest`` (one per output channel); channels above it stay as they are."""
+    scale = torch.maximum(stored.scale, smallest)
+    ratio = _per_channel(stored.scale / scale, stored.levels.dim())
+    return QuantizedWeight((stored.levels * ratio).round().to(torch.int8), scale, stored.bits, stored.kept)
 
 
 @dataclass(frozen=True)

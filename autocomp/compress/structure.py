@@ -140,8 +140,12 @@ def _follow(node: Node, before: Graph, nodes: dict[str, Node]) -> Node:
     original = before.by_name[node.name]
     source_before, source = before.by_name[original.inputs[0]], nodes[node.inputs[0]]
     shape = list(node.shape)
-    if node.op == "cat":
-        shape[1] = sum(nodes[name].shape[1] for name in node.inputs)
+    pairs = [(before.by_name[old], nodes[new]) for old, new in zip(original.inputs, node.inputs, strict=True)]
+    if all(old.shape == new.shape for old, new in pairs):
+        return node
+    joined = sum(old.shape[1] for old, _ in pairs) if node.op == "cat" else 0
+    if joined and shape[1] % joined == 0:  # a tensor joined to itself is one input
+        shape[1] = shape[1] // joined * sum(new.shape[1] for _, new in pairs)
     elif len(source.shape) > 1 and original.shape[1] == source_before.shape[1]:
         shape[1] = source.shape[1]
     elif original.elements == source_before.elements and shape[0] == BATCH:

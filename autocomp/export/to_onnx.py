@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -17,6 +18,8 @@ from autocomp.errors import ExportError
 from autocomp.export.packing import StoredWeight, encode, install, raise_opset
 
 if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
     from autocomp.compress.apply import Compressed
 
 
@@ -37,9 +40,9 @@ def export_onnx(compressed: Compressed, packed: bool) -> bytes:
         ExportError: torch.onnx cannot write an operator, or rewrote a weight that the plan stores in its own way.
     """
     model = _float_graph(compressed)
-    stored = {name: _stored(compressed, name) for name in dict.fromkeys([*compressed.weights, *compressed.masks])}
-    biases = {name: _integer_bias(_take(model, name), step) for name, step in compressed.bias_scales.items()}
-    for name in stored:
+    stored = {name: _stored(compressed, name) for name in _weight_names(compressed)}
+    biases = {name: _integer_bias(compressed, name) for name in compressed.bias_scales}
+    for name in _stored_names(compressed):
         _take(model, name)
     short = _shorten(model)
     for name, (levels, step) in biases.items():
@@ -64,13 +67,33 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
+def _weight_names(compressed: Compressed) -> tuple[str, ...]:
+    """The weights that this module stores, not torch.onnx."""
+    return tuple(dict.fromkeys([*compressed.weights, *compressed.masks]))
+
+
+def _stored_names(compressed: Compressed) -> tuple[str, ...]:
+    return (*_weight_names(compressed), *compressed.bias_scales)
+
+
+def _marked(compressed: Compressed) -> GraphModule:
+    """A copy of the model in which every parameter that will be stored in another form has a value of its own.
+
+    torch.onnx merges small initializers that are equal (biases of zeros, say); these must stay apart.
+    """
+    marked = copy.deepcopy(compressed.model)
+    for number, name in enumerate(_stored_names(compressed), start=1):
+        marked.get_parameter(name).data.fill_(-1e30 * number)  # no trained parameter is like it
+    return marked
+
+
 def _float_graph(compressed: Compressed) -> ModelProto:
     doubled = tuple(torch.cat([x[:1], x[:1]]) for x in compressed.example_inputs)
     free_batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in doubled)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                compressed.model, doubled, dynamo=True, verbose=False, dynamic_shapes=free_batch
+                _marked(compressed), doubled, dynamo=True, verbose=False, dynamic_shapes=free_batch
             )
     except Exception as error:  # torch.onnx raises whatever its passes raise
         first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -89,20 +112,20 @@ def _stored(compressed: Compressed, name: str) -> StoredWeight:
     return StoredWeight(compressed.model.get_parameter(name).detach().numpy(), 32, None, 0, kept)
 
 
-def _take(model: ModelProto, name: str) -> Array:
-    """Remove the initializer ``name`` and return its values."""
+def _take(model: ModelProto, name: str) -> None:
+    """Remove the initializer ``name``."""
     for position, tensor in enumerate(model.graph.initializer):
         if tensor.name == name:
-            values: Array = numpy_helper.to_array(tensor)
             del model.graph.initializer[position]
-            return values
+            return
     raise ExportError(
         f"torch.onnx rewrote {name!r}, so that it cannot be stored in the plan's format; leave it at fp32"
     )
 
 
-def _integer_bias(values: Array, step: torch.Tensor) -> tuple[Array, Array]:
+def _integer_bias(compressed: Compressed, name: str) -> tuple[Array, Array]:
     """The int32 that the integer kernels add, and its step: input scale times weight scale, one per channel."""
+    values, step = compressed.model.get_parameter(name).detach().numpy(), compressed.bias_scales[name]
     levels = np.rint(values.astype(np.float64) / step.numpy().astype(np.float64)).clip(-(2**31), 2**31 - 1)
     return levels.astype(np.int32), step.numpy().astype(np.float32)
 
@@ -124,7 +147,7 @@ def _shorten(model: ModelProto) -> dict[str, str]:
     del graph.value_info[:]
     del graph.metadata_props[:]
     del model.metadata_props[:]
-    graph.doc_string = ""
+    graph.ClearField("doc_string")
     graph.name = "g"
     kept = {value.name for value in (*graph.input, *graph.output)} | {""}
     short: dict[str, str] = {}
@@ -134,20 +157,20 @@ def _shorten(model: ModelProto) -> dict[str, str]:
 
     for tensor in graph.initializer:
         tensor.name = rename(tensor.name)
-        tensor.doc_string = ""
+        tensor.ClearField("doc_string")
         del tensor.metadata_props[:]
     for node in graph.node:
         node.input[:] = [rename(name) for name in node.input]
         node.output[:] = [rename(name) for name in node.output]
-        node.name = ""
-        node.doc_string = ""
+        node.ClearField("name")
+        node.ClearField("doc_string")
         del node.metadata_props[:]
     for value in (*graph.input, *graph.output):
-        value.doc_string = ""
+        value.ClearField("doc_string")
         del value.metadata_props[:]
     model.producer_name = "autocomp"
-    model.producer_version = ""
-    model.doc_string = ""
+    model.ClearField("producer_version")
+    model.ClearField("doc_string")
     return short
 
 

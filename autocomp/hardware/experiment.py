@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from autocomp.compress.apply import Prepared, apply, prepare
-from autocomp.compress.factorize import largest_paying_rank
 from autocomp.compress.structure import Structure, restructure
 from autocomp.export.to_onnx import export_onnx
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
@@ -121,7 +120,7 @@ def random_plan(prepared: Prepared, rng: random.Random) -> Plan:
     layers = {}
     for layer in prepared.inventory.layers:
         level = levels.get(layer.group or "", 0.0)
-        largest = largest_paying_rank(layer.matrix_shape)
+        largest = layer.largest_paying_rank
         ranked = largest >= 2 and rng.random() < split
         chosen = rng.choice((None, Format(8))) if rng.random() < exception else usual
         layers[layer.name] = LayerPlan(

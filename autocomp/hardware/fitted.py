@@ -75,9 +75,11 @@ class OpModel:
         x: Vector = np.array([sample.kernel.features() for sample in self.samples])
         y = np.log([sample.time_us for sample in self.samples])
         design = _design(x)
-        trend: Vector = np.linalg.solve(design.T @ design + 1e-3 * np.eye(design.shape[1]), design.T @ y)
+        trend: Vector = np.asarray(
+            np.linalg.solve(design.T @ design + 1e-3 * np.eye(design.shape[1]), design.T @ y), dtype=np.float64
+        )
         covariance = self._covariance(x, x) + self.hyperparameters.noise * np.eye(len(x))
-        inverse: Vector = np.linalg.inv(covariance)
+        inverse: Vector = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
         return x, trend, inverse @ (y - design @ trend), inverse, self.hyperparameters.signal
 
     def _covariance(self, a: Vector, b: Vector) -> Vector:

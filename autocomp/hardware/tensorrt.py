@@ -1,11 +1,12 @@
 """From a network's structure to the kernels that a TensorRT engine runs on a GPU.
 
-The rules follow TensorRT's published catalogue of layer fusions: a convolution takes in the one-input pointwise
-operations behind it and an addition of equal shape; pointwise operations in a row become one kernel; a concatenation
-costs nothing where its inputs can be written in place. Engines are taken to be built with fp16 allowed, so that a layer
-that is not quantized runs in fp16, whatever its file says. Precisions come from where the exported file rounds, as
-TensorRT's explicit quantization reads it, and a tensor that changes precision outside a pointwise kernel is reformatted
-by a kernel of its own. Nothing here was held against a real engine: no board was at hand.
+The rules follow TensorRT's published catalogue of layer fusions and published logs of engines (on an Orin:
+ultralytics/ultralytics#17640): pointwise operations in a row become one kernel; a convolution takes in an activation,
+or an addition and an activation; a concatenation costs nothing where its inputs can be written in place; a part of a
+split is copied. Engines are taken to be built with fp16 allowed, so that a layer that is not quantized runs in fp16.
+Precisions come from where the exported file rounds, as TensorRT's explicit quantization reads it, and a tensor that
+changes precision outside a pointwise kernel is reformatted by a kernel of its own. Convolutions side by side, which
+TensorRT merges at times, are left apart. Nothing here was held against an engine of our own: no board was at hand.
 
 The names of kernels are ``family_precision``; an operation that none of the rules knows keeps its own name, so that a
 latency model can refuse it.
@@ -21,19 +22,29 @@ from autocomp.graph import ADDITIONS, Graph, Node
 from autocomp.hardware.kernels import Kernel
 
 #: What an engine computes nothing for: it is removed, or (the rest of FREE) only names the same memory anew.
-NOTHING = frozenset("dropout dropout_ feature_dropout contiguous clone alias detach detach_ identity".split())
-FREE = NOTHING | frozenset(
-    "flatten view _unsafe_view reshape unflatten squeeze unsqueeze expand split split_with_sizes chunk unbind".split()
-)
+NOTHING = frozenset({"dropout", "dropout_", "contiguous", "clone", "alias", "detach", "identity"})
+FREE = NOTHING | {
+    *("flatten", "view", "_unsafe_view", "reshape", "unflatten", "squeeze", "unsqueeze", "expand"),
+    *("split", "split_with_sizes", "chunk", "unbind"),
+}
 POINTWISE = frozenset(
-    "relu relu6 hardtanh clamp clamp_min clamp_max sigmoid silu hardswish hardsigmoid gelu tanh leaky_relu elu mish "
-    "softplus add sub mul div pow sqrt rsqrt exp log neg abs maximum minimum batch_norm".split()
+    {
+        *("relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "leaky_relu", "elu", "tanh", "sigmoid"),
+        *("silu", "hardswish", "hardsigmoid", "gelu", "mish", "softplus"),
+        *("add", "sub", "mul", "div", "pow", "sqrt", "rsqrt", "exp", "log", "neg", "abs", "maximum", "minimum"),
+        "batch_norm",
+    }
 )
 POOLS = frozenset({"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean"})
 #: Pools that pick a value and so commute with rounding.
 SELECTING_POOLS = frozenset({"max_pool2d", "adaptive_max_pool2d"})
 #: Data is moved, nothing computed. ``getitem`` is a part of a split.
-MOVES = frozenset("transpose permute slice select narrow getitem pad constant_pad_nd upsample_nearest2d".split())
+MOVES = frozenset(
+    {
+        *("transpose", "permute", "slice", "select", "narrow", "getitem", "cat"),
+        *("pad", "constant_pad_nd", "upsample_nearest2d"),
+    }
+)
 NORMS = frozenset({"layer_norm", "native_layer_norm", "group_norm", "instance_norm", "rms_norm"})
 SOFTMAXES = frozenset({"softmax", "_softmax", "log_softmax"})
 MATMULS = frozenset({"matmul", "bmm"})
@@ -135,7 +146,7 @@ def _lower_one(engine: _Engine, node: Node) -> set[str]:
     if op in POOLS:
         eight = _is_int8(engine, node) and (node.name in engine.rounded or op in SELECTING_POOLS)
         return _alone(engine, node, "pool", "int8" if eight else "fp16")
-    if op in MOVES or op == "cat":
+    if op in MOVES:
         return _alone(engine, node, "copy", "int8" if _is_int8(engine, node) else "fp16")
     if op in MATMULS:
         inner = engine.graph.by_name[node.inputs[0]].shape[-1]
@@ -156,12 +167,11 @@ def _is_int8(engine: _Engine, node: Node) -> bool:
 
 def _alone(engine: _Engine, node: Node, family: str, precision: str | None, macs: int = 0) -> set[str]:
     """A kernel of its own; without a precision it is one that no rule knows, computed in fp16."""
-    read = 0
-    for name in dict.fromkeys(node.inputs):
+    sources = [name for name in dict.fromkeys(node.inputs) if name not in engine.constants]
+    for name in sources:
         engine.read(name, precision or "fp16")
-        read += engine.elements(name)
-    # A part of a split reads only itself, not the whole.
-    read = node.elements if node.op == "getitem" else read
+    # What only moves data reads no more than it writes: a part of a split is not the whole.
+    read = node.elements if family == "copy" else sum(engine.elements(name) for name in sources)
     op = family if precision is None else f"{family}_{precision}"
     engine.kernels.append(Kernel(op, (node.name,), macs=macs, in_elements=read, out_elements=node.elements))
     engine.write(node.name, precision or "fp16")
@@ -172,7 +182,7 @@ def _weighted(engine: _Engine, node: Node) -> set[str]:
     precision = "int8" if node.layer in engine.quantized_layers else "fp16"
     source = node.inputs[0]
     engine.read(source, precision)
-    absorbed, last, read, added = _follow(engine, node, additions=1)
+    chain = _taken_in(engine, node)
     weights = 1
     for size in node.weight_shape:
         weights *= size
@@ -180,18 +190,18 @@ def _weighted(engine: _Engine, node: Node) -> set[str]:
         f"{_family(node)}_{precision}",
         (node.layer or node.name,),
         macs=node.macs,
-        in_elements=engine.elements(source) + read,
-        out_elements=last.elements,
+        in_elements=engine.elements(source) + chain.read,
+        out_elements=node.elements,
         weight_elements=weights,
         kernel_area=node.kernel[0] * node.kernel[1],
         stride=node.stride[0],
         groups=node.groups,
-        fused_add=added,
+        fused_add=chain.read > 0,
     )
     engine.kernels.append(kernel)
     # Integer kernels write either precision; the file rounds behind every integer convolution.
-    engine.write(last.name, "int8" if precision == "int8" and last.name in engine.rounded else "fp16")
-    return absorbed
+    engine.write(chain.last.name, "int8" if precision == "int8" and chain.last.name in engine.rounded else "fp16")
+    return set(chain.names)
 
 
 def _family(node: Node) -> str:
@@ -204,54 +214,74 @@ def _family(node: Node) -> str:
 
 def _pointwise(engine: _Engine, node: Node) -> set[str]:
     """A chain of pointwise operations as one kernel. It reads and writes either precision without a reformat."""
-    absorbed, last, read, _ = _follow(engine, node, additions=None)
+    chain = _behind(engine, node)[-1]
+    last = chain.last
     sources = [name for name in dict.fromkeys(node.inputs) if name not in engine.constants]
     eight = _is_int8(engine, node) and last.name in engine.rounded
     engine.kernels.append(
         Kernel(
             f"elementwise_{'int8' if eight else 'fp16'}",
             (node.name,),
-            in_elements=sum(engine.elements(name) for name in sources) + read,
+            in_elements=sum(engine.elements(name) for name in sources) + chain.read,
             out_elements=last.elements,
         )
     )
     engine.forms[last.name] = {"int8" if last.name in engine.rounded else "fp16"}
-    return absorbed
+    return set(chain.names)
 
 
-def _follow(engine: _Engine, node: Node, additions: int | None) -> tuple[set[str], Node, int, bool]:
-    """The pointwise operations behind ``node`` that its kernel computes as well.
+@dataclass(frozen=True)
+class _Chain:
+    """Pointwise operations that one kernel computes: their names and those of no-operations between them, the last
+    node (the start where there is none), elements of second tensors read on the way."""
 
-    A kernel ends where the file rounds, where a result has several readers, and at a second tensor that is not
-    computed yet. ``additions``: how many operations that read a second tensor may be taken in, and then only additions
-    of equal shape; None: any.
+    names: tuple[str, ...]
+    last: Node
+    read: int = 0
 
-    Returns:
-        Their names, the last of them (``node`` where there is none), the elements read besides, whether one was an
-        addition of a second tensor.
+
+def _behind(engine: _Engine, start: Node) -> list[_Chain]:
+    """All the chains behind ``start``, from the empty one to the longest.
+
+    A chain ends where the file rounds, where a result has several readers or is broadcast, and at a second tensor that
+    is not computed yet.
     """
-    absorbed: set[str] = set()
-    last, read, added = node, 0, 0
-    while last.name not in engine.rounded:
-        user = engine.graph.sole_user(last.name)
-        if user is not None and user.op in NOTHING:
-            absorbed.add(user.name)
-            last = user
-            continue
-        if user is None or _plain(user.op) not in POINTWISE:
+    chains = [_Chain((), start)]
+    while chains[-1].last.name not in engine.rounded:
+        before = chains[-1]
+        user = engine.graph.sole_user(before.last.name)
+        if user is None or user.elements != before.last.elements:
             break
-        others = [name for name in user.inputs if name != last.name and name not in engine.constants]
-        if any(name not in engine.forms for name in others) or user.elements != last.elements:
+        if user.op not in NOTHING and _plain(user.op) not in POINTWISE:
             break
-        if others and additions is not None:
-            equal = all(engine.elements(name) == user.elements for name in others)
-            if user.op not in ADDITIONS or not equal or added == additions:
-                break
-        added += len(others)
-        read += sum(engine.elements(name) for name in others)
-        absorbed.add(user.name)
-        last = user
-    return absorbed, last, read, added > 0
+        others = _second_tensors(engine, user, before.last)
+        if any(name not in engine.forms for name in others):
+            break
+        read = before.read + sum(engine.elements(name) for name in others)
+        chains.append(_Chain((*before.names, user.name), user, read))
+    return chains
+
+
+def _second_tensors(engine: _Engine, node: Node, first: Node) -> list[str]:
+    return [name for name in node.inputs if name != first.name and name not in engine.constants]
+
+
+def _taken_in(engine: _Engine, node: Node) -> _Chain:
+    """The chain behind a convolution or linear that its kernel takes in.
+
+    TensorRT joins the pointwise operations first. What then reads one tensor is an activation, and taken in; so is an
+    addition of equal shape right behind the layer, with the activation behind that. A chain that reads a second tensor
+    later on (activation, then addition) stays a kernel of its own.
+    """
+    chains = _behind(engine, node)
+    single = [chain for chain in chains if chain.read == 0]
+    if len(single) == len(chains):
+        return chains[-1]
+    first = chains[len(single)]
+    right_behind = all(engine.graph.by_name[name].op in NOTHING for name in single[-1].names)
+    if right_behind and first.last.op in ADDITIONS and first.read == node.elements:
+        return [chain for chain in chains if chain.read == first.read][-1]
+    return chains[0]
 
 
 def _batched(kernel: Kernel, batch: int) -> Kernel:

@@ -1,0 +1,197 @@
+"""Hardware profiles on disk → targets. One folder a profile: ``profile.yaml``, ``measurements.csv``,
+``latency_model.json``, ``README.md``.
+
+Profiles that ship lie in ``hardware_profiles/``; those that were calibrated here lie in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from autocomp.compress.quantize import Numerics
+from autocomp.errors import TargetError, did_you_mean
+from autocomp.hardware import lowering, tensorrt
+from autocomp.hardware.calibrate import nchwc_block, read_measurements
+from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
+from autocomp.hardware.fitted import FittedModel
+from autocomp.hardware.latency import LatencyModel
+from autocomp.hardware.roofline import RooflineModel
+from autocomp.hardware.target import Artifact, Offer, Runtime, Target
+from autocomp.plan import Pattern
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _OfferFile(_Strict):
+    weight_bits: tuple[int, ...]
+    patterns: tuple[Pattern, ...]
+    ranks: bool
+
+
+class _NumericsFile(_Strict):
+    symmetric_activations: bool
+    integer_bias: bool
+
+
+class ProfileFile(_Strict):
+    """``profile.yaml``. ``fingerprint`` is there where the profile holds for one kind of machine only."""
+
+    name: str
+    aliases: tuple[str, ...] = ()
+    device: str
+    runtime: Runtime
+    artifact: Artifact
+    threads: int
+    batch: int
+    clocks: str
+    offer: _OfferFile
+    numerics: _NumericsFile
+    note: str
+    fingerprint: dict[str, str | int | list[str]] | None = None
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile folder that was read and checked."""
+
+    folder: Path
+    file: ProfileFile
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.file.name, *self.file.aliases)
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        given = self.file.fingerprint
+        return None if given is None else Fingerprint.from_json(json.dumps(given))
+
+    @property
+    def hash(self) -> str:
+        """Of what predictions depend on."""
+        digest = hashlib.sha256()
+        for name in ("profile.yaml", "latency_model.json", "measurements.csv"):
+            digest.update((self.folder / name).read_bytes())
+        return digest.hexdigest()[:16]
+
+    def model(self) -> LatencyModel:
+        text = (self.folder / "latency_model.json").read_text(encoding="utf-8")
+        if self.file.runtime == "tensorrt":
+            return RooflineModel.from_json(text)
+        samples = [s for network in read_measurements(self.folder / "measurements.csv") for s in network.samples]
+        return FittedModel.from_json(text, samples)
+
+    def target(self, threads: int, batch: int, artifact: Artifact | None, reachable: bool) -> Target:
+        file = self.file
+        if file.runtime == "tensorrt":
+            lower = partial(tensorrt.lower, batch=batch)
+        else:
+            fingerprint = self.fingerprint
+            block = nchwc_block(fingerprint if fingerprint is not None else this_machine())
+            lower = partial(lowering.lower, batch=batch, block=block)
+        return Target(
+            name=file.name,
+            device=file.device,
+            runtime=file.runtime,
+            artifact=artifact or file.artifact,
+            threads=threads,
+            batch=batch,
+            clocks=file.clocks,
+            offer=_offer(file.offer, artifact or file.artifact),
+            numerics=Numerics(**file.numerics.model_dump()),
+            model=self.model(),
+            lower=lower,
+            reachable=reachable,
+            note=file.note,
+            profile_hash=self.hash,
+        )
+
+
+def _offer(offer: _OfferFile, artifact: Artifact) -> Offer:
+    """A plain file stores every level in a byte and every zero: only what is faster is left to offer."""
+    if artifact == "onnx-packed":
+        return Offer(offer.weight_bits, offer.patterns, offer.ranks)
+    return Offer(
+        tuple(bits for bits in offer.weight_bits if bits == 8),
+        tuple(pattern for pattern in offer.patterns if pattern != "unstructured"),
+        offer.ranks,
+    )
+
+
+def cache_folder() -> Path:
+    """autocomp's folder in the user's cache; ``AUTOCOMP_CACHE`` names another."""
+    import platformdirs
+
+    return Path(os.environ.get("AUTOCOMP_CACHE") or platformdirs.user_cache_dir("autocomp"))
+
+
+def shipped_folder() -> Path:
+    """Where the profiles that ship with autocomp lie: beside the package in a checkout, inside it once installed."""
+    package = Path(__file__).resolve().parents[1]
+    inside = package / "data" / "hardware_profiles"
+    return inside if inside.is_dir() else package.parent / "hardware_profiles"
+
+
+def read_profile(folder: Path) -> Profile:
+    """The profile in ``folder``.
+
+    Raises:
+        TargetError: a file is missing, or not what a profile holds.
+    """
+    try:
+        text = (folder / "profile.yaml").read_text(encoding="utf-8")
+        return Profile(folder, ProfileFile.model_validate(yaml.safe_load(text)))
+    except FileNotFoundError as error:
+        raise TargetError(f"a profile folder must hold profile.yaml; {folder} does not; calibrate again") from error
+    except (yaml.YAMLError, ValidationError) as error:
+        first = str(error).replace("\n", " ")[:200]
+        raise TargetError(f"{folder / 'profile.yaml'} is not a profile: {first}; calibrate again") from error
+
+
+def shipped_profiles() -> Iterator[Profile]:
+    for folder in sorted(shipped_folder().iterdir()):
+        if (folder / "profile.yaml").is_file():
+            yield read_profile(folder)
+
+
+def find_profile(name: str) -> Profile:
+    """The shipped profile of that name or alias.
+
+    Raises:
+        TargetError: there is none; names the near ones.
+    """
+    profiles = list(shipped_profiles())
+    for profile in profiles:
+        if name in profile.names:
+            return profile
+    known = [known for profile in profiles for known in profile.names]
+    raise TargetError(f"a target must be a known one; got {name!r}; {did_you_mean(name, known)}")
+
+
+def calibrated_folder(name: str, here: Fingerprint, threads: int, batch: int) -> Path:
+    """Where a calibration of this machine is kept."""
+    return cache_folder() / "profiles" / f"{name}-{here.hash}-t{threads}-b{batch}"
+
+
+def why_not_here(profile: Profile, threads: int, batch: int) -> list[str]:
+    """What differs between a profile and this machine and request, in words; nothing where it holds."""
+    expected = profile.fingerprint
+    if expected is None:
+        return []
+    reasons = mismatch(expected, this_machine(), threads)
+    if threads != profile.file.threads:
+        reasons.append(f"threads: the profile has {profile.file.threads}, asked for {threads}")
+    if batch != profile.file.batch:
+        reasons.append(f"batch: the profile has {profile.file.batch}, asked for {batch}")
+    return reasons

@@ -1,0 +1,130 @@
+"""From a target's name to a target that holds on this machine: its shipped profile, a calibration kept from before, or
+a calibration now."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+
+from autocomp.errors import RequestError
+from autocomp.hardware.calibrate import Calibration, calibrate, nchwc_block
+from autocomp.hardware.fingerprint import Fingerprint, this_machine
+from autocomp.hardware.profiles import Profile, calibrated_folder, find_profile, read_profile, why_not_here
+from autocomp.hardware.target import Artifact, Target
+
+#: Seconds of measuring that a search spends on a machine that no profile holds for.
+FIRST_BUDGET_S = 75.0
+
+Tell = Callable[[str], None]
+Progress = Callable[[float, str], None]
+
+
+def resolve_target(
+    name: str,
+    threads: int | None = None,
+    batch: int | None = None,
+    artifact: Artifact | None = None,
+    tell: Tell = lambda _: None,
+    progress: Progress | None = None,
+) -> Target:
+    """The target of that name or alias, for so many threads and examples per inference (default: the profile's).
+
+    A profile that was measured on another kind of machine is not used: this machine is calibrated first, once; the
+    result is kept in the cache folder.
+
+    Raises:
+        TargetError: no such target.
+        RequestError: threads or batch below 1, or given for a target whose profile cannot be measured here.
+        MeasurementError: calibration was needed and found no quiet moment.
+    """
+    profile = find_profile(name)
+    if name in profile.file.aliases:
+        tell(f"{name} stands for {profile.file.name}: {profile.file.device}")
+    threads = profile.file.threads if threads is None else threads
+    batch = profile.file.batch if batch is None else batch
+    if threads < 1 or batch < 1:
+        raise RequestError(f"threads and batch must be at least 1; got {threads} and {batch}")
+    if profile.fingerprint is None:
+        if threads != profile.file.threads:
+            raise RequestError(f"{profile.file.name} has no threads to set; got {threads}; leave --threads out")
+        return profile.target(threads, batch, artifact, reachable=False)
+    return _for_this_machine(profile, threads, batch, tell, progress).target(threads, batch, artifact, reachable=True)
+
+
+def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, progress: Progress | None) -> Profile:
+    reasons = why_not_here(profile, threads, batch)
+    if not reasons:
+        return profile
+    folder = calibrated_folder(profile.file.name, this_machine(), threads, batch)
+    if (folder / "profile.yaml").is_file():
+        tell(f"target {profile.file.name}: using the calibration of this machine in {folder}")
+        return read_profile(folder)
+    tell(
+        f"target {profile.file.name}: the shipped profile does not hold here ({'; '.join(reasons)}); "
+        f"calibrating this machine first, {FIRST_BUDGET_S:.0f} s; kept in {folder}"
+    )
+    return calibrate_profile(profile, folder, FIRST_BUDGET_S, threads, batch, progress)
+
+
+def calibrate_profile(
+    like: Profile, folder: Path, budget_s: float, threads: int, batch: int, progress: Progress | None = None
+) -> Profile:
+    """Calibrate this machine and write a whole profile into ``folder``; an interrupted one there is continued.
+
+    Args:
+        like: the shipped profile whose runtime, offer and numerics the new one keeps.
+
+    Raises:
+        MeasurementError: too few files settled.
+    """
+    here = this_machine()
+    result = calibrate(folder, budget_s, threads, batch, nchwc_block(here), progress=progress)
+    (folder / "latency_model.json").write_text(result.model.to_json() + "\n", encoding="utf-8")
+    document = like.file.model_dump(mode="json")
+    document |= {
+        "device": here.cpu,
+        "threads": threads,
+        "batch": batch,
+        "clocks": "as the system sets them; every timing stands beside a reference workload (measurements.csv)",
+        "fingerprint": asdict(here) | {"features": list(here.features)},
+    }
+    (folder / "README.md").write_text(_readme(like, result, here, threads, batch), encoding="utf-8")
+    # Last, because a folder with a profile.yaml is a finished profile.
+    (folder / "profile.yaml").write_text(
+        yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False, width=110), encoding="utf-8"
+    )
+    return read_profile(folder)
+
+
+def _readme(like: Profile, result: Calibration, here: Fingerprint, threads: int, batch: int) -> str:
+    held_out = result.model.held_out
+    error = (
+        f"mean error {held_out.mean:.1%}, median {held_out.median:.1%}; {held_out.within_10:.0%} within ±10 %, "
+        f"{held_out.within_20:.0%} within ±20 % of {held_out.networks} networks ({held_out.note})"
+        if held_out is not None
+        else "not determined"
+    )
+    return f"""# {like.file.name}
+
+Measured with `autocomp calibrate {like.file.name}` on {datetime.date.today().isoformat()}.
+
+| | |
+|---|---|
+| CPU | {here.cpu}, family {here.family or "?"}, model {here.model or "?"}, {here.architecture} |
+| features | {", ".join(here.features) or "unknown"} |
+| cores | {here.logical_cores} |
+| runtime | onnxruntime {here.onnxruntime}, stock settings |
+| threads, batch | {threads}, {batch} |
+| files measured | {len(result.networks)} (and {result.dropped} of the last sitting that never settled, left out) |
+| repeatability | median spread of the three rounds that agreed: {result.model.repeatability:.1%} |
+| held-out error | {error} |
+
+`measurements.csv` has a row for every file (its latency: the 10th percentile of interleaved repeats, in rounds until
+three agree), for every kernel that lowering sees in it, and for every node that the runtime's profiler timed in it.
+`latency_model.json` is what was fitted to them; `profile.yaml` says on which machine they hold.
+"""

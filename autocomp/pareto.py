@@ -1,0 +1,40 @@
+"""Fronts: which of several plans no other plan beats, and which of those to pick."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+
+def front(costs: npt.ArrayLike) -> list[int]:
+    """The rows that no other row dominates, by index, ascending.
+
+    Args:
+        costs: shape (plans, objectives), every objective to be minimized. Of equal rows the first stays.
+    """
+    values = np.asarray(costs, dtype=float)
+    kept = []
+    for place, row in enumerate(values):
+        no_worse = (values <= row).all(axis=1)
+        better = (values < row).any(axis=1)
+        equal_before = (values[:place] == row).all(axis=1).any()
+        if not (no_worse & better).any() and not equal_before:
+            kept.append(place)
+    return kept
+
+
+def knee(metric_losses: Sequence[float], latencies_ms: Sequence[float], sizes_bytes: Sequence[float]) -> int:
+    """The point nearest to the ideal one: least loss, latency and size at once.
+
+    Latency and size count by their logarithm (a factor is a factor), the loss as it is; each is scaled to 0…1 over the
+    points. Of equally near points the first is taken.
+
+    Returns:
+        An index into the arguments.
+    """
+    columns = np.array([np.asarray(metric_losses, float), np.log(latencies_ms), np.log(sizes_bytes)]).T
+    low, high = columns.min(axis=0), columns.max(axis=0)
+    scaled = (columns - low) / np.where(high > low, high - low, 1.0)
+    return int(np.square(scaled).sum(axis=1).argmin())

@@ -1,0 +1,141 @@
+"""A run folder on disk.
+
+``run.json``, ``study.log`` (Optuna's journal) and ``events.jsonl`` are the truth; everything else in the folder can be
+deleted and rebuilt. Only one process works in a folder at a time.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autocomp.errors import RunError
+
+JsonValue = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
+Json = dict[str, JsonValue]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a search was asked for, resolved. Everything but ``trials`` and ``timeout_s`` must be the same on resume."""
+
+    task: str
+    target: str
+    space: str
+    sampler: str
+    artifact: str
+    threads: int
+    batch: int
+    seed: int
+    trials: int
+    timeout_s: float | None = None
+    max_latency_ms: float | None = None
+    max_size_kb: float | None = None
+    max_drop: float | None = None
+
+    #: How long a search goes on may change from one sitting to the next.
+    FREE = ("trials", "timeout_s")
+
+    def changes(self, other: Request) -> list[str]:
+        """In what ``other`` asks for another search, in words."""
+        mine, theirs = asdict(self), asdict(other)
+        return [
+            f"{name} was {mine[name]!r} and is now {theirs[name]!r}"
+            for name in mine
+            if name not in self.FREE and mine[name] != theirs[name]
+        ]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of a run, and reading and writing of its plain files."""
+
+    path: Path
+
+    @property
+    def journal(self) -> Path:
+        return self.path / "study.log"
+
+    @property
+    def exports(self) -> Path:
+        return self.path / "exports"
+
+    def exists(self) -> bool:
+        return (self.path / "run.json").is_file()
+
+    def read(self) -> Json:
+        """``run.json``.
+
+        Raises:
+            RunError: the folder holds no run.
+        """
+        try:
+            document: Json = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise RunError(f"a run folder must hold run.json; {self.path} does not; start one with search --out") from error
+        except json.JSONDecodeError as error:
+            raise RunError(f"run.json must be JSON; {self.path / 'run.json'} is not ({error})") from error
+        return document
+
+    def request(self) -> Request:
+        """What the run was asked for.
+
+        Raises:
+            RunError: there is no run, or another version of autocomp wrote it.
+        """
+        try:
+            return Request(**self.read()["request"])  # type: ignore[arg-type]
+        except (TypeError, KeyError) as error:
+            raise RunError(f"run.json of {self.path} is from another version of autocomp ({error}); start anew") from error
+
+    def write(self, name: str, text: str) -> None:
+        """Write a file of the run whole or not at all."""
+        target = self.path / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+
+    def write_json(self, name: str, document: object) -> None:
+        self.write(name, json.dumps(document, indent=2) + "\n")
+
+    def append_event(self, event: Mapping[str, JsonValue]) -> None:
+        """Add a line to ``events.jsonl``, on disk when this returns."""
+        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(dict(event)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def events(self) -> Iterator[Json]:
+        """The events so far. A last line that was cut short by a crash is left out."""
+        path = self.path / "events.jsonl"
+        if not path.is_file():
+            return
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                return
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """Hold the folder for this process.
+
+        Raises:
+            RunError: another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise RunError(f"one process works in a run folder at a time; another is in {self.path}; wait") from error
+            yield

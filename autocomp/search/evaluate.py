@@ -1,0 +1,62 @@
+"""One plan → its score on the search split and its predicted cost."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from autocomp.compress.apply import Compressed, Prepared, apply
+from autocomp.compress.structure import Structure, restructure
+from autocomp.errors import WorkError
+from autocomp.export.size import SizeModel
+from autocomp.hardware.memory import peak_memory_bytes
+from autocomp.hardware.target import Target
+from autocomp.plan import Plan
+from autocomp.task import Score, Task
+from autocomp.trial import Cost
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """All that evaluating a plan needs: the task, its prepared model, the target, and what a file's bytes are made of."""
+
+    task: Task
+    prepared: Prepared
+    target: Target
+    sizes: SizeModel
+
+    def structure(self, plan: Plan) -> Structure:
+        return restructure(self.prepared.inventory, plan)
+
+    def compress(self, plan: Plan) -> Compressed:
+        return apply(self.prepared, plan, self.task.calibration, self.target.numerics)
+
+    def cost(self, plan: Plan) -> Cost:
+        """Predicted, without touching a weight.
+
+        Raises:
+            PlanError: the plan does not fit the model.
+            UncoveredKernelError: the latency model does not know a kernel.
+        """
+        structure = self.structure(plan)
+        prediction = self.target.predict(structure)
+        return Cost(
+            latency_ms=prediction.latency_ms,
+            latency_std_ms=prediction.std_ms,
+            size_bytes=self.sizes.predict(structure),
+            peak_memory_bytes=peak_memory_bytes(structure, self.target.batch),
+            macs=structure.macs * self.target.batch,
+            latency_source=prediction.source,
+        )
+
+    def score(self, plan: Plan) -> Score:
+        """The simulated model's score on the search split.
+
+        Raises:
+            WorkError: the score is not a finite number.
+        """
+        compressed = self.compress(plan)
+        score = self.task.evaluate(compressed.model, "search")
+        if not math.isfinite(score.value):
+            raise WorkError(f"a trial's {self.task.metric.name} must be a finite number; got {score.value}")
+        return score

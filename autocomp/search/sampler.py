@@ -1,0 +1,119 @@
+"""What to try next. Every sampler is Optuna's; a fresh one is made for every trial, seeded by the run's seed and the
+trial's number, so that a proposal is a function of the seed, the number and the finished history, and a resumed run
+goes on as the undisturbed one would."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from optuna import Study
+from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
+from optuna.trial import FrozenTrial, TrialState
+
+from autocomp.space import KINDS, Kind, SearchSpace
+
+SamplerName = Literal["auto", "nsga2", "tpe", "random", "uniform"]
+
+#: Trials of one generation. Searches run to some dozens or hundreds of trials, so generations are small.
+POPULATION = 16
+CONSTRAINTS = "constraints"
+
+
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """One integer per decision: the index of its option."""
+    return {decision.name: IntDistribution(0, len(decision.options) - 1) for decision in space.decisions}
+
+
+def uniform_indices(space: SearchSpace) -> list[dict[str, int]]:
+    """The plans that treat all layers alike, every one that the space has once: first each format alone, then with
+    ever more pruning and truncation beside it, so that the first dozen span the space."""
+    steps: Mapping[Kind, range] = {kind: range(space.strengths(kind)) for kind in KINDS}
+    combinations: list[dict[Kind, int]] = [
+        dict(zip(KINDS, chosen, strict=True)) for chosen in itertools.product(*(steps[kind] for kind in KINDS))
+    ]
+    # Channels win over single weights, so both at once is channels alone.
+    distinct = [c for c in combinations if not (c["channel"] and c["unstructured"])]
+    ordered = sorted(distinct, key=lambda c: (c["channel"] + c["unstructured"] + c["rank"], sum(c.values()), *c.values()))
+    return [space.uniform(chosen) for chosen in ordered]
+
+
+class UniformSampler(BaseSampler):
+    """Baseline: the uniform plans, one after the other, then from the start again."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._plans = uniform_indices(space)
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+        return {}
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]  # noqa: ARG002
+    ) -> dict[str, int]:
+        return {}
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution  # noqa: ARG002
+    ) -> int:
+        return self._plans[trial.number % len(self._plans)][param_name]
+
+
+class StartingSampler(BaseSampler):
+    """Gives the first trials as told, and leaves the others to another sampler, which keeps its books on all."""
+
+    def __init__(self, first: Sequence[Mapping[str, int]], then: BaseSampler) -> None:
+        self._first = first
+        self._then = then
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return self._then.infer_relative_search_space(study, trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, object]:
+        proposed = self._then.sample_relative(study, trial, search_space)
+        if trial.number < len(self._first):
+            return {name: self._first[trial.number][name] for name in search_space}
+        return dict(proposed)
+
+    def sample_independent(
+        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> object:
+        if trial.number < len(self._first):
+            return self._first[trial.number][param_name]
+        return self._then.sample_independent(study, trial, param_name, param_distribution)
+
+    def before_trial(self, study: Study, trial: FrozenTrial) -> None:
+        self._then.before_trial(study, trial)
+
+    def after_trial(
+        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
+    ) -> None:
+        self._then.after_trial(study, trial, state, values)
+
+
+def make_sampler(name: SamplerName, space: SearchSpace, seed: int, number: int, constrained: bool) -> BaseSampler:
+    """The sampler for one trial.
+
+    The first trial of every sampler is the untouched plan. ``auto`` is NSGA-II seeded with the uniform plans.
+    """
+    trial_seed = int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
+    constraints = _constraints if constrained else None
+    untouched = [space.uniform({})]
+    if name == "uniform":
+        return UniformSampler(space)
+    if name == "random":
+        return StartingSampler(untouched, RandomSampler(trial_seed))
+    if name == "tpe":
+        return StartingSampler(untouched, TPESampler(seed=trial_seed, constraints_func=constraints))
+    genetic = NSGAIISampler(population_size=POPULATION, seed=trial_seed, constraints_func=constraints)
+    return StartingSampler(uniform_indices(space)[:POPULATION] if name == "auto" else untouched, genetic)
+
+
+def _constraints(trial: FrozenTrial) -> Sequence[float]:
+    """Positive where a limit is broken, as Optuna wants it."""
+    broken: Sequence[float] = trial.user_attrs[CONSTRAINTS]
+    return broken

@@ -1,0 +1,284 @@
+"""The choices a search may make for each layer: read from YAML, checked against the model, cut to what pays.
+
+A space is a list of decisions with a finite number of options each, the first of which always is "leave it". What a
+sampler proposes is one index per decision.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from autocomp.errors import PlanError, SpaceError, did_you_mean
+from autocomp.inventory import Inventory, LayerInfo
+from autocomp.plan import Format, LayerPlan, Pattern, Plan, Rank, Sparsity
+
+Kind = Literal["channel", "unstructured", "rank", "format"]
+KINDS: tuple[Kind, ...] = ("channel", "unstructured", "rank", "format")
+
+#: Ranks are rounded to a multiple of this, which kernels like better.
+RANK_STEP = 4
+
+_FORMAT = re.compile(r"^w(\d+)a(\d+)$")
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class _SparsityRule(_Strict):
+    pattern: Pattern
+    level: float
+
+    @field_validator("level")
+    @classmethod
+    def _inside(cls, level: float) -> float:
+        if not 0.0 < level < 1.0:
+            raise ValueError(f"a sparsity level must lie between 0 and 1, both exclusive; got {level}")
+        return level
+
+
+class _Rule(_Strict):
+    layers: str
+    sparsity: tuple[_SparsityRule, ...] | None = None
+    rank: tuple[float, ...] | None = None
+    format: tuple[str, ...] | None = None
+
+    @field_validator("rank")
+    @classmethod
+    def _shares(cls, shares: tuple[float, ...] | None) -> tuple[float, ...] | None:
+        for share in shares or ():
+            if not 0.0 < share <= 1.0:
+                raise ValueError(f"a rank is a share of the largest that saves, in (0, 1]; got {share}")
+        return shares
+
+    @field_validator("format")
+    @classmethod
+    def _formats(cls, formats: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        for text in formats or ():
+            parse_format(text)
+        return formats
+
+
+class SpaceFile(_Strict):
+    """A search-space file: later rules override earlier ones, field by field, for the layers that they match."""
+
+    name: str
+    rules: tuple[_Rule, ...]
+
+
+def parse_format(text: str) -> Format:
+    """``w4a8`` → 4-bit weights, 8-bit activations.
+
+    Raises:
+        ValueError: the text is no such format, or has bits that are not offered.
+    """
+    match = _FORMAT.match(text)
+    if match is None:
+        raise ValueError(f"a format is written like w8a8; got {text!r}")
+    try:
+        return Format(int(match[1]), int(match[2]))
+    except PlanError as error:
+        raise ValueError(str(error)) from error
+
+
+def builtin_spaces() -> dict[str, Path]:
+    """Name → file of the spaces that ship with autocomp."""
+    package = Path(__file__).resolve().parent
+    inside = package / "data" / "search_spaces"
+    folder = inside if inside.is_dir() else package.parent / "search_spaces"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_space(name: str) -> SpaceFile:
+    """A space by the name of one that ships, or by path.
+
+    Raises:
+        SpaceError: no such space, or a mistake in the file (says where).
+    """
+    known = builtin_spaces()
+    path = known.get(name, Path(name))
+    if not path.is_file():
+        raise SpaceError(f"a search space must be a file or a known name; got {name!r}; {did_you_mean(name, known)}")
+    try:
+        return SpaceFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except yaml.YAMLError as error:
+        raise SpaceError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    except ValidationError as error:
+        raise SpaceError(f"{path}: {_first_mistake(error)}") from error
+
+
+def _first_mistake(error: ValidationError) -> str:
+    mistake = error.errors()[0]
+    place = ".".join(str(part) for part in mistake["loc"])
+    name = str(mistake["loc"][-1]) if mistake["loc"] else ""
+    if mistake["type"] == "extra_forbidden":
+        fields = _Rule.model_fields if "rules" in mistake["loc"] else SpaceFile.model_fields
+        return f"{place}: no such setting {name!r}; {did_you_mean(name, fields)}"
+    return f"{place}: {mistake['msg'].removeprefix('Value error, ')}"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One thing to decide. ``layers`` share the answer (coupled channels); ``options`` has "leave it" (None) first,
+    then ever stronger ones."""
+
+    name: str
+    kind: Kind
+    layers: tuple[str, ...]
+    options: tuple[Sparsity | Rank | Format | None, ...]
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """The decisions for one model on one target."""
+
+    decisions: tuple[Decision, ...]
+    inventory: Inventory
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Decision]:
+        return {decision.name: decision for decision in self.decisions}
+
+    def plan(self, indices: Mapping[str, int]) -> Plan:
+        """The plan of one index per decision (missing ones count as "leave it").
+
+        Coupled channels come first: a layer whose channels are pruned is not also pruned weight by weight, and a rank
+        that no longer saves anything in the narrower layer is left out. So different indices may be one plan.
+        """
+        chosen: dict[Kind, dict[str, Sparsity | Rank | Format]] = {kind: {} for kind in KINDS}
+        for decision in self.decisions:
+            option = decision.options[indices.get(decision.name, 0)]
+            if option is not None:
+                chosen[decision.kind].update(dict.fromkeys(decision.layers, option))
+        sparsity = {**chosen["unstructured"], **chosen["channel"]}
+        narrow = Plan({name: LayerPlan(sparsity=s) for name, s in sparsity.items() if isinstance(s, Sparsity)})
+        cut = _cut_channels(self.inventory, narrow)
+        layers = {}
+        for layer in self.inventory.layers:
+            rank = chosen["rank"].get(layer.name)
+            if isinstance(rank, Rank) and not _saves(layer, rank.r, *cut.get(layer.name, (0, 0))):
+                rank = None
+            layers[layer.name] = LayerPlan(
+                sparsity=narrow[layer.name].sparsity,
+                rank=rank if isinstance(rank, Rank) else None,
+                format=_as_format(chosen["format"].get(layer.name)),
+            )
+        return Plan(layers)
+
+    def uniform(self, strengths: Mapping[Kind, int]) -> dict[str, int]:
+        """The indices that give every decision of a kind the same strength (or its strongest, where it has fewer)."""
+        return {
+            decision.name: min(strengths.get(decision.kind, 0), len(decision.options) - 1)
+            for decision in self.decisions
+        }
+
+    def strengths(self, kind: Kind) -> int:
+        """The number of options of the decisions of a kind, "leave it" included."""
+        return max((len(decision.options) for decision in self.decisions if decision.kind == kind), default=1)
+
+
+def _as_format(option: Sparsity | Rank | Format | None) -> Format | None:
+    return option if isinstance(option, Format) else None
+
+
+def _cut_channels(inventory: Inventory, plan: Plan) -> dict[str, tuple[int, int]]:
+    """Layer → (output channels cut, input channels cut)."""
+    found: dict[str, tuple[int, int]] = {}
+    for group, level in inventory.channel_levels(plan):
+        gone = group.width - group.kept(level)
+        for name in group.producers:
+            out, into = found.get(name, (0, 0))
+            found[name] = (out + gone, into)
+        for name, per_channel in group.consumers.items():
+            out, into = found.get(name, (0, 0))
+            found[name] = (out, into + gone * per_channel)
+    return found
+
+
+def _saves(layer: LayerInfo, r: int, out_cut: int, in_cut: int) -> bool:
+    rows, columns = layer.matrix_shape
+    per_input = columns // layer.weight_shape[1]
+    rows, columns = rows - out_cut, columns - in_cut * per_input
+    return r * (rows + columns) < rows * columns
+
+
+def build_space(
+    file: SpaceFile,
+    inventory: Inventory,
+    weight_bits: Sequence[int],
+    patterns: Sequence[Pattern],
+    ranks: bool,
+) -> SearchSpace:
+    """The decisions that ``file`` leaves open for a model, without what the target gains nothing from.
+
+    Raises:
+        SpaceError: a rule matches no layer (lists the layers), or nothing is left to decide.
+    """
+    rules = _rules_by_layer(file, inventory)
+    decisions = [*_channel_decisions(rules, inventory, patterns)]
+    for layer in inventory.layers:
+        rule = rules.get(layer.name)
+        if rule is None:
+            continue
+        if "unstructured" in patterns:
+            levels = sorted(s.level for s in rule.sparsity or () if s.pattern == "unstructured")
+            decisions.append(_decision("unstructured", (layer.name,), [Sparsity("unstructured", v) for v in levels]))
+        if ranks:
+            decisions.append(_decision("rank", (layer.name,), _rank_options(layer, rule.rank or ())))
+        formats = [parse_format(text) for text in rule.format or ()]
+        offered = sorted((f for f in formats if f.weight_bits in weight_bits), key=lambda f: -f.weight_bits)
+        decisions.append(_decision("format", (layer.name,), offered))
+    open_ones = tuple(decision for decision in decisions if len(decision.options) > 1)
+    if not open_ones:
+        raise SpaceError(f"search space {file.name!r} leaves nothing to decide for this model on this target")
+    return SearchSpace(open_ones, inventory)
+
+
+def _decision(kind: Kind, layers: tuple[str, ...], options: Sequence[Sparsity | Rank | Format]) -> Decision:
+    return Decision(f"{kind}:{layers[0]}", kind, layers, (None, *dict.fromkeys(options)))
+
+
+def _rules_by_layer(file: SpaceFile, inventory: Inventory) -> dict[str, _Rule]:
+    names = [layer.name for layer in inventory.layers]
+    found: dict[str, _Rule] = {}
+    for rule in file.rules:
+        matched = [name for name in names if fnmatch.fnmatchcase(name, rule.layers)]
+        if not matched:
+            raise SpaceError(f"a pattern must match a layer; {rule.layers!r} matches none of: {', '.join(names)}")
+        given = {name: getattr(rule, name) for name in rule.model_fields_set if name != "layers"}
+        for name in matched:
+            before = found.get(name, rule)
+            found[name] = before.model_copy(update=given)
+    return found
+
+
+def _channel_decisions(
+    rules: Mapping[str, _Rule], inventory: Inventory, patterns: Sequence[Pattern]
+) -> Iterator[Decision]:
+    if "channel" not in patterns:
+        return
+    for group in inventory.groups:
+        rule = rules.get(group.name)
+        if not group.prunable or rule is None or any(name not in rules for name in group.producers):
+            continue
+        levels = sorted(s.level for s in rule.sparsity or () if s.pattern == "channel")
+        # On few channels, two levels may cut the same number.
+        distinct = {group.kept(level): level for level in reversed(levels) if group.kept(level) < group.width}
+        options = [Sparsity("channel", level) for level in sorted(distinct.values())]
+        yield _decision("channel", group.producers, options)
+
+
+def _rank_options(layer: LayerInfo, shares: Sequence[float]) -> list[Rank]:
+    """Ranks from the weakest truncation to the strongest; none for layers where none saves."""
+    largest = layer.largest_paying_rank
+    ranks = {max(RANK_STEP, round(share * largest / RANK_STEP) * RANK_STEP) for share in shares}
+    return [Rank("svd", r) for r in sorted(ranks, reverse=True) if r <= largest]

@@ -1,0 +1,253 @@
+"""Weights and activations on integer grids."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autocomp.compress.prune import magnitude_mask
+from autocomp.compress.quantize import (
+    ActivationQuantizer,
+    Numerics,
+    QuantizedWeight,
+    RangeObserver,
+    calibrate_activations,
+    complete_formats,
+    level_range,
+    quantize_weight,
+    quantized_tensors,
+    with_larger_steps,
+)
+from autocomp.graph import BATCH, Graph, Node, export_program, graph_module
+from autocomp.plan import WEIGHT_BITS, Format
+from tests.networks import images, prepared
+
+seeds = st.integers(0, 2**20)
+
+
+def normal(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def observed(values: torch.Tensor, symmetric: bool) -> ActivationQuantizer:
+    observer = RangeObserver()
+    assert observer(values) is values
+    return observer.quantizer(symmetric)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.sampled_from(WEIGHT_BITS), st.floats(1e-6, 1e6))
+def test_levels_lie_in_the_range_of_their_bits(seed: int, bits: int, size: float) -> None:
+    stored = quantize_weight(normal(6, 3, 3, 3, seed=seed) * size, bits)
+    low, high = level_range(bits)
+    assert stored.levels.dtype == torch.int8
+    assert low <= int(stored.levels.min())
+    assert int(stored.levels.max()) <= high
+    assert stored.scale.shape == (6,)
+    assert (stored.scale > 0).all()
+
+
+def test_eight_bits_are_symmetric_and_narrow_ones_use_every_level() -> None:
+    assert [level_range(bits) for bits in (8, 4, 2)] == [(-127, 127), (-8, 7), (-2, 1)]
+    assert set(quantize_weight(normal(4, 400), 4).levels.unique().tolist()) == set(range(-8, 8))
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.sampled_from(WEIGHT_BITS), st.floats(0.05, 0.95))
+def test_what_was_cut_stays_zero(seed: int, bits: int, level: float) -> None:
+    weight = normal(6, 27, seed=seed)
+    kept = magnitude_mask(weight, level)
+    stored = quantize_weight(torch.where(kept, weight, 0.0), bits, kept)
+    assert not stored.levels[~kept].any()
+    assert not stored.dequantized()[~kept].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds)
+def test_at_eight_bits_a_weight_moves_by_at_most_half_a_step(seed: int) -> None:
+    weight = normal(6, 50, seed=seed) * torch.logspace(-3, 3, 6)[:, None]
+    stored = quantize_weight(weight, 8)
+    assert ((stored.dequantized() - weight).abs() <= stored.scale[:, None] * 0.5001).all()
+
+
+@settings(max_examples=20, deadline=None)
+@given(seeds)
+def test_more_bits_are_closer(seed: int) -> None:
+    weight = normal(8, 60, seed=seed)
+    errors = [float((quantize_weight(weight, bits).dequantized() - weight).norm() / weight.norm()) for bits in (8, 4, 2)]
+    assert errors == sorted(errors)
+    assert errors[0] < 0.01
+    assert errors[2] < 0.6
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds)
+def test_at_eight_bits_a_rounded_weight_is_its_own_rounding(seed: int) -> None:
+    once = quantize_weight(normal(6, 50, seed=seed), 8)
+    twice = quantize_weight(once.dequantized(), 8)
+    assert torch.equal(twice.levels, once.levels)
+    torch.testing.assert_close(twice.scale, once.scale, rtol=1e-6, atol=0.0)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seeds, st.sampled_from((4, 2)))
+def test_a_weight_on_a_narrow_grid_is_found_again(seed: int, bits: int) -> None:
+    """Wherever the highest level is in use and nothing lies below its opposite."""
+    _, high = level_range(bits)
+    levels = torch.randint(-high, high + 1, (6, 30), generator=torch.Generator().manual_seed(seed))
+    levels[:, 0] = high
+    weight = levels * torch.linspace(0.1, 2.0, 6)[:, None]
+    torch.testing.assert_close(quantize_weight(weight, bits).dequantized(), weight)
+
+
+@pytest.mark.parametrize("bits", WEIGHT_BITS)
+def test_a_channel_with_one_weight_left_loses_nothing(bits: int) -> None:
+    weight = torch.tensor([[0.0, 0.7, 0.0], [0.3, 0.0, 0.0]])
+    torch.testing.assert_close(quantize_weight(weight, bits, weight != 0).dequantized(), weight)
+
+
+@pytest.mark.parametrize("bits", WEIGHT_BITS)
+def test_a_channel_of_zeros_has_a_step_all_the_same(bits: int) -> None:
+    stored = quantize_weight(torch.zeros(2, 3, 3, 3), bits)
+    assert not stored.levels.any()
+    assert (stored.scale > 1e-6).all()
+    assert stored.scale.isfinite().all()
+
+
+def test_larger_steps_touch_only_the_channels_that_need_them() -> None:
+    stored = quantize_weight(normal(3, 20), 8)
+    larger = with_larger_steps(stored, stored.scale * torch.tensor([0.5, 1.0, 4.0]))
+    assert torch.equal(larger.levels[:2], stored.levels[:2])
+    torch.testing.assert_close(larger.scale, stored.scale * torch.tensor([1.0, 1.0, 4.0]))
+    assert (larger.dequantized() - stored.dequantized()).abs().max() <= larger.scale[2] * 0.5001
+
+
+def test_a_rectified_tensor_has_zero_point_zero() -> None:
+    """onnxruntime folds a rectifier into its int8 kernels only then."""
+    quantizer = observed(normal(4, 500).relu(), symmetric=False)
+    assert (quantizer.zero_point, quantizer.low, quantizer.high) == (0, 0, 255)
+    assert quantizer.dtype == torch.uint8
+
+
+def test_symmetric_activations_are_int8_around_zero() -> None:
+    for values in (normal(4, 500), normal(4, 500).relu(), normal(4, 500) - 3):
+        quantizer = observed(values, symmetric=True)
+        assert (quantizer.zero_point, quantizer.low, quantizer.high) == (0, -128, 127)
+        assert quantizer.dtype == torch.int8
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("shift", [-5.0, -0.3, 0.0, 0.3, 5.0])
+def test_zero_stays_zero_and_the_error_is_small(symmetric: bool, shift: float) -> None:
+    values = normal(8, 400) + shift
+    quantizer = observed(values, symmetric)
+    assert float(quantizer(torch.zeros(1))) == 0.0
+    assert float((quantizer(values) - values).square().mean().sqrt()) < 0.02 * float(values.abs().max())
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_tensor_that_is_always_zero_can_be_rounded(symmetric: bool) -> None:
+    quantizer = observed(torch.zeros(2, 10), symmetric)
+    assert quantizer.scale > 0
+    assert not quantizer(torch.zeros(3)).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.floats(1e-3, 1.0), st.integers(0, 255), seeds)
+def test_the_eager_arithmetic_is_that_of_the_exported_operators(scale: float, zero_point: int, seed: int) -> None:
+    quantizer = ActivationQuantizer(scale, zero_point, signed=False)
+    values = normal(200, seed=seed) * 100 * scale
+    grid = (scale, zero_point, 0, 255, torch.uint8)
+    levels = torch.ops.quantized_decomposed.quantize_per_tensor(values, *grid)
+    exported = torch.ops.quantized_decomposed.dequantize_per_tensor(levels, *grid)
+    torch.testing.assert_close(quantizer(values), exported, rtol=1e-6, atol=0.0)
+
+
+def node(name: str, op: str, *inputs: str, layer: str | None = None) -> Node:
+    shape = (BATCH, 8) if op == "linear" else (BATCH, 8, 4, 4)
+    return Node(name, op, inputs, shape, layer, (8, 8) if layer else ())
+
+
+def chain(*ops: str) -> Graph:
+    """input → ops in a row; the layers are called a, b, c, …"""
+    nodes, letters = [node("x", "input")], iter("abcdef")
+    for number, op in enumerate(ops):
+        layer = next(letters) if op in ("conv2d", "linear") else None
+        nodes.append(node(f"{op}{number}", op, nodes[-1].name, layer=layer))
+    return Graph(tuple(nodes), (nodes[-1].name,))
+
+
+def test_a_quantized_conv_reads_and_writes_rounded_tensors() -> None:
+    graph = chain("conv2d", "relu", "conv2d", "relu", "conv2d")
+    assert quantized_tensors(graph, ["b"]) == ("relu1", "relu3")
+    assert quantized_tensors(graph, ["a"]) == ("x", "relu1")
+    assert quantized_tensors(graph, ["c"]) == ("relu3", "conv2d4")
+    assert quantized_tensors(graph, []) == ()
+
+
+def test_a_quantized_linear_writes_floats() -> None:
+    graph = chain("linear", "relu", "linear")
+    assert quantized_tensors(graph, ["a"]) == ("x",)
+    assert quantized_tensors(graph, ["a", "b"]) == ("x", "relu1")
+
+
+def test_a_conv_whose_result_is_read_twice_is_rounded_before_its_activation() -> None:
+    fork = Graph(
+        (
+            node("x", "input"),
+            node("conv", "conv2d", "x", layer="a"),
+            node("relu", "relu", "conv"),
+            node("sum", "add", "conv", "relu"),
+        ),
+        ("sum",),
+    )
+    assert quantized_tensors(fork, ["a"]) == ("x", "conv")
+
+
+def test_a_layer_between_quantized_ones_is_quantized_as_well() -> None:
+    graph = chain("conv2d", "relu", "conv2d", "relu", "conv2d")
+    assert complete_formats(graph, {"a": Format(4), "b": None, "c": Format(2)}) == {
+        "a": Format(4),
+        "b": Format(8),
+        "c": Format(2),
+    }
+
+
+@pytest.mark.parametrize("formats", [{"a": None, "b": None, "c": None}, {"a": Format(8), "b": None, "c": None}])
+def test_other_layers_keep_what_the_plan_gives_them(formats: dict[str, Format | None]) -> None:
+    assert complete_formats(chain("conv2d", "relu", "conv2d", "relu", "conv2d"), formats) == formats
+
+
+def test_completing_twice_changes_nothing_more() -> None:
+    graph = prepared("residual").inventory.graph
+    layers = [one.layer for one in graph.layers if one.layer is not None]
+    for left_out in itertools.combinations(layers, 2):
+        once = complete_formats(graph, {name: None if name in left_out else Format(8) for name in layers})
+        assert complete_formats(graph, once) == once
+        assert all(once[name] == Format(8) for name in layers if name not in left_out)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+def test_calibration_puts_a_quantizer_behind_every_site(symmetric: bool) -> None:
+    net = prepared("residual")
+    module = graph_module(export_program(net.model, net.example_inputs))
+    sites = quantized_tensors(net.inventory.graph, [layer.name for layer in net.inventory.layers])
+    batch = images("residual", 16)
+    numerics = Numerics(symmetric_activations=symmetric)
+    quantizers = calibrate_activations(module, sites, [batch], numerics)
+    assert tuple(quantizers) == sites
+    rectified = [name for name in sites if name.startswith("relu")]
+    assert rectified
+    assert all(quantizers[name].zero_point == 0 for name in rectified)
+    exact = net.model(*batch)
+    error = (module(*batch) - exact).norm() / exact.norm()
+    assert 0 < float(error) < 0.05
+
+
+def test_dequantized_weights_are_levels_times_steps() -> None:
+    stored = QuantizedWeight(torch.tensor([[1, -2], [3, 0]], dtype=torch.int8), torch.tensor([0.5, 2.0]), 4)
+    assert stored.dequantized().tolist() == [[0.5, -1.0], [6.0, 0.0]]

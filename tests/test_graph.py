@@ -1,0 +1,116 @@
+"""The traced data flow: shapes, layers, users, and names that the runnable module shares."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from autocomp.errors import TraceError
+from autocomp.graph import BATCH, Graph, Node, export_program, graph_module, read_graph
+from tests.networks import CLASSES, NETWORKS, SIZE, images, prepared
+
+
+def traced(model: nn.Module, network: str = "plain") -> Graph:
+    return read_graph(export_program(model.eval(), images(network, 1)))
+
+
+def test_a_residual_net_is_read_in_execution_order() -> None:
+    graph = prepared("residual").inventory.graph
+    assert [node.op for node in graph.nodes[:8]] == [
+        *("input", "conv2d", "relu", "conv2d", "relu", "conv2d", "add", "relu"),
+    ]
+    assert graph.nodes[0].shape == (BATCH, 3, SIZE, SIZE)
+    assert [node.layer for node in graph.layers][:4] == ["0.0", "1.conv1", "1.conv2", "2.conv1"]
+    assert graph.by_name[graph.outputs[0]].shape == (BATCH, CLASSES)
+
+
+def test_a_conv_carries_its_geometry() -> None:
+    conv = next(node for node in prepared("residual").inventory.graph.layers if node.layer == "2.conv1")
+    assert (conv.weight_shape, conv.shape) == ((24, 16, 3, 3), (BATCH, 24, SIZE // 2, SIZE // 2))
+    assert (conv.kernel, conv.stride, conv.padding, conv.groups) == ((3, 3), (2, 2), (1, 1), 1)
+    assert conv.has_bias
+    assert conv.macs == 24 * (SIZE // 2) ** 2 * 16 * 9
+
+
+def test_a_depthwise_conv_counts_its_own_channel_only() -> None:
+    conv = next(node for node in prepared("separable").inventory.graph.layers if node.groups > 1)
+    assert conv.groups == 16
+    assert conv.macs == 16 * SIZE**2 * 9
+
+
+def test_a_linear_is_counted_once_an_output() -> None:
+    linear = prepared("mlp").inventory.graph.layers[0]
+    assert (linear.op, linear.weight_shape, linear.macs) == ("linear", (32, 20), 32 * 20)
+
+
+def test_users_and_tails() -> None:
+    graph = prepared("residual").inventory.graph
+    stem, first, second = graph.layers[:3]
+    stem_relu = graph.tail(stem)
+    assert stem_relu.op == "relu"
+    assert graph.sole_user(stem_relu.name) is None  # the block and its shortcut
+    assert [node.op for node in graph.users[stem_relu.name]] == ["conv2d", "add"]
+    assert graph.tail(first).op == "relu"
+    assert graph.tail(second) is second  # an addition is behind it
+    assert graph.sole_user(graph.outputs[0]) is None
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_runnable_module_has_the_names_of_the_graph(network: str) -> None:
+    """nn.Sequential calls its input ``input``, a builtin, that torch.fx renames."""
+    ready = prepared(network)
+    program = export_program(ready.model, ready.example_inputs)
+    module, batch = graph_module(program), images(network, 3)
+    names = {node.name for node in module.graph.nodes}
+    assert {node.name for node in read_graph(program).nodes} <= names
+    torch.testing.assert_close(module(*batch), ready.model(*batch), rtol=1e-5, atol=1e-5)
+
+
+def test_weights_that_are_no_layers_are_not_taken_for_one() -> None:
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(3, 1, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            tokens = x.flatten(2).transpose(1, 2)
+            result: torch.Tensor = self.attention(tokens, tokens, tokens, need_weights=False)[0]
+            return result
+
+    paths = {name for name, _ in Attention().named_modules()}
+    assert {node.layer for node in traced(Attention()).layers} <= paths
+
+
+def test_several_inputs_and_outputs_are_all_named() -> None:
+    class Two(nn.Module):
+        def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x + y, x - y
+
+    graph = read_graph(export_program(Two().eval(), (torch.ones(1, 4), torch.ones(1, 4))))
+    assert [node.op for node in graph.nodes] == ["input", "input", "add", "sub"]
+    assert len(graph.outputs) == 2
+
+
+def test_an_operation_on_one_tensor_twice_reads_it_once() -> None:
+    graph = Graph((Node("x", "input", (), (BATCH, 4)), Node("y", "add", ("x", "x"), (BATCH, 4))), ("y",))
+    assert [node.name for node in graph.users["x"]] == ["y"]
+
+
+def test_a_model_that_cannot_be_followed_is_refused_in_one_line() -> None:
+    class Branching(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(TraceError, match="torch.export") as raised:
+        traced(Branching())
+    assert "\n" not in str(raised.value)
+
+
+def test_a_fixed_batch_is_refused() -> None:
+    class Fixed(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.reshape(2, -1)
+
+    with pytest.raises(TraceError):
+        traced(Fixed())

@@ -1,0 +1,146 @@
+"""Facts about a model, and which plans fit it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from autocomp.compress.apply import prepare
+from autocomp.errors import PlanError
+from autocomp.inventory import ChannelGroup, LayerInfo
+from autocomp.plan import LayerPlan, Plan, Rank, Sparsity
+from tests.networks import NETWORKS, images, prepared, random_plan, ready
+
+
+def linear_info(rows: int, columns: int) -> LayerInfo:
+    return LayerInfo("a", "linear", (rows, columns), (columns,), (rows,), rows * columns, rows * columns, None)
+
+
+def refused(network: str, plan: Plan) -> str:
+    with pytest.raises(PlanError) as raised:
+        prepared(network).inventory.check(plan)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_every_layer_is_found_with_its_shapes(network: str) -> None:
+    model = prepared(network).model
+    seen: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+    hooks = [
+        module.register_forward_hook(
+            lambda _, given, result, name=name: seen.append((name, given[0].shape[1:], result.shape[1:]))
+        )
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Conv2d, nn.Linear))
+    ]
+    model(*images(network, 1))
+    for hook in hooks:
+        hook.remove()
+    layers = prepared(network).inventory.layers
+    assert [(layer.name, layer.in_shape, layer.out_shape) for layer in layers] == seen
+    for layer in layers:
+        module = model.get_submodule(layer.name)
+        assert layer.params == sum(parameter.numel() for parameter in module.parameters())
+        assert layer.kind == ("linear" if isinstance(module, nn.Linear) else "conv2d")
+
+
+def test_macs_are_the_products_that_are_summed() -> None:
+    layer = prepared("residual").inventory.by_name["2.shortcut.0"]
+    assert layer.macs == 24 * 4 * 4 * 16
+
+
+def test_a_layer_names_its_group_or_says_why_it_has_none() -> None:
+    inventory = prepared("residual").inventory
+    assert inventory.by_name["1.conv2"].group == "0.0"
+    assert inventory.by_name["4.linear"].group is None
+    assert "output" in (inventory.by_name["4.linear"].reason or "")
+
+
+def test_what_has_no_method_is_listed_as_skipped() -> None:
+    model = ready(nn.Sequential(nn.Conv2d(3, 8, 3), nn.PReLU(), nn.ConvTranspose2d(8, 4, 2)), seed=0)
+    skipped = dict(prepare(model, images("plain", 1)).inventory.skipped)
+    assert set(skipped) == {"1", "2"}
+    assert "ConvTranspose2d" in skipped["2"]
+
+
+def test_a_weight_that_is_used_twice_is_left_alone() -> None:
+    class Shared(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Conv2d(3, 8, 3, padding=1)
+            self.twice = nn.Conv2d(8, 8, 3, padding=1)
+            self.head = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.twice(self.twice(self.first(x).relu()).relu())
+            result: torch.Tensor = self.head(y.mean(dim=(2, 3)))
+            return result
+
+    inventory = prepare(ready(Shared(), seed=0), images("plain", 1)).inventory
+    assert inventory.skipped == (("twice", "its weight is used more than once"),)
+    assert "twice" not in inventory.by_name
+    coupled = next(group for group in inventory.groups if "twice" in group.producers)
+    assert coupled.reason == "its weight is used more than once"
+
+
+@given(st.integers(2, 2000), st.integers(2, 2000))
+def test_a_rank_pays_as_long_as_the_factors_are_smaller(rows: int, columns: int) -> None:
+    rank = linear_info(rows, columns).largest_paying_rank
+    assert rank * (rows + columns) < rows * columns
+    assert (rank + 1) * (rows + columns) >= rows * columns
+
+
+def test_a_depthwise_conv_has_no_rank() -> None:
+    layer = prepared("separable").inventory.by_name["3"]
+    assert layer.largest_paying_rank == 0
+    assert "'3'" in refused("separable", Plan({"3": LayerPlan(rank=Rank("svd", 1))}))
+
+
+@given(st.integers(1, 512), st.floats(0, 1, exclude_min=True, exclude_max=True))
+def test_a_group_keeps_at_least_one_channel(width: int, level: float) -> None:
+    kept = ChannelGroup("a", width, ("a",), {}).kept(level)
+    assert 1 <= kept <= width
+    assert abs(kept - max(1.0, width * (1 - level))) <= 0.5 + 1e-9
+
+
+def test_an_unknown_layer_is_refused_with_the_near_matches() -> None:
+    message = refused("residual", Plan({"1.conv3": LayerPlan(rank=Rank("svd", 2))}))
+    assert "'1.conv3'" in message
+    assert "1.conv1" in message
+
+
+def test_a_rank_that_is_no_truncation_is_refused() -> None:
+    message = refused("residual", Plan({"1.conv1": LayerPlan(rank=Rank("svd", 12))}))
+    assert "'1.conv1'" in message
+    assert "12" in message
+
+
+def test_a_group_that_cannot_be_pruned_is_refused_by_name() -> None:
+    outer = Plan({"2.conv2": LayerPlan(Sparsity("channel", 0.5))})
+    assert "'2.conv2'" in refused("option_a", outer)
+    output = refused("plain", Plan({"12": LayerPlan(Sparsity("channel", 0.5))}))
+    assert "'12'" in output
+    assert "output" in output
+
+
+def test_coupled_layers_must_have_one_level() -> None:
+    half, quarter = LayerPlan(Sparsity("channel", 0.5)), LayerPlan(Sparsity("channel", 0.25))
+    for plan in (Plan({"0.0": half}), Plan({"1.conv2": half}), Plan({"0.0": half, "1.conv2": quarter})):
+        message = refused("residual", plan)
+        assert "'0.0'" in message
+        assert "'1.conv2'" in message
+
+
+def test_no_block_may_be_dropped() -> None:
+    assert "1" in refused("residual", Plan(dropped_blocks=("1",)))
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_plans_that_fit_are_let_through(network: str) -> None:
+    inventory = prepared(network).inventory
+    for seed in range(20):
+        inventory.check(random_plan(inventory, seed))
