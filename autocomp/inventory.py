@@ -116,7 +116,9 @@ class Inventory:
                 )
             if layer_plan.rank is not None:
                 if layer.largest_paying_rank == 0:
-                    raise PlanError(f"no rank of {name!r} saves weights (it is small, or grouped); got {layer_plan.rank.r}")
+                    raise PlanError(
+                        f"no rank of {name!r} saves weights (it is small, or grouped); got {layer_plan.rank.r}"
+                    )
                 largest = min(layer.matrix_shape)
                 if layer_plan.rank.r >= largest:
                     raise PlanError(f"the rank of {name!r} must be below {largest}; got {layer_plan.rank.r}")

@@ -78,7 +78,9 @@ class RunFolder:
         try:
             document: Json = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
         except FileNotFoundError as error:
-            raise RunError(f"a run folder must hold run.json; {self.path} does not; start one with search --out") from error
+            raise RunError(
+                f"a run folder must hold run.json; {self.path} does not; start one with search --out"
+            ) from error
         except json.JSONDecodeError as error:
             raise RunError(f"run.json must be JSON; {self.path / 'run.json'} is not ({error})") from error
         return document
@@ -92,7 +94,9 @@ class RunFolder:
         try:
             return Request(**self.read()["request"])  # type: ignore[arg-type]
         except (TypeError, KeyError) as error:
-            raise RunError(f"run.json of {self.path} is from another version of autocomp ({error}); start anew") from error
+            raise RunError(
+                f"run.json of {self.path} is from another version of autocomp ({error}); start anew"
+            ) from error
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the run whole or not at all."""
@@ -137,5 +141,7 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
-                raise RunError(f"one process works in a run folder at a time; another is in {self.path}; wait") from error
+                raise RunError(
+                    f"one process works in a run folder at a time; another is in {self.path}; wait"
+                ) from error
             yield

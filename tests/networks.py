@@ -96,7 +96,7 @@ def residual() -> nn.Module:
     """A stem, an identity shortcut and two of 1×1 convs."""
     stem = nn.Sequential(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
     return ready(
-        nn.Sequential(stem, Block(16, 12, 16, 1), Block(16, 24, 24, 2), Block(24, 24, 32, 2), Head(32)), seed=2
+        nn.Sequential(stem, Block(16, 12, 16, 1), Block(16, 24, 24, 2), Block(24, 32, 32, 2), Head(32)), seed=2
     )
 
 

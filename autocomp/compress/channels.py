@@ -126,9 +126,7 @@ def prune(
     for group, indices in channels:
         members = _group(_dependency_graph(work, example_inputs), work, group, sorted(indices))
         members.prune()
-    for parameter in work.parameters():
-        parameter.requires_grad_(False)
-    return work
+    return work.requires_grad_(False)
 
 
 def mask(
@@ -151,15 +149,16 @@ def mask(
                     member.dep.layer.bias[inside] = 0
             else:
                 weight[:, inside] = 0
-    return work
+    return work.requires_grad_(False)
 
 
 def _dependency_graph(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> tp.DependencyGraph:
+    import torch
     import torch_pruning as tp
 
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)  # Torch-Pruning follows the autograd graph
-    return tp.DependencyGraph().build_dependency(model, example_inputs=example_inputs, verbose=False)
+    model.requires_grad_(True)  # Torch-Pruning follows the autograd graph
+    with torch.enable_grad():
+        return tp.DependencyGraph().build_dependency(model, example_inputs=example_inputs, verbose=False)
 
 
 def _group(graph: tp.DependencyGraph, model: torch.nn.Module, group: ChannelGroup, channels: list[int]) -> tp.Group:

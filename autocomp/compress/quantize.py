@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -14,11 +14,15 @@ from autocomp.graph import Graph
 from autocomp.plan import Format
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, Node
 
 #: Shares of the largest magnitude that are tried as clipping range of a weight channel, and of an activation.
 WEIGHT_CLIPS = torch.linspace(0.2, 1.0, 41)
 ACTIVATION_CLIPS = torch.linspace(0.6, 1.0, 17)
+
+#: Operations whose result holds some of the values they read, so that what is rounded before needs no grid of its own
+#: behind them: runtimes compute them in integers only where both grids are the same.
+GRID_KEEPING = frozenset({"max_pool2d", "flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze"})
 
 #: Values of an activation that are kept for choosing its range.
 SAMPLE = 16_384
@@ -200,8 +204,21 @@ def insert_after(module: GraphModule, sites: Mapping[str, nn.Module]) -> None:
     module.recompile()
 
 
+def _shared_grids(module: GraphModule, sites: Collection[str]) -> dict[str, str]:
+    """Site → the site whose grid its values are on already."""
+    shared: dict[str, str] = {}
+    for node in module.graph.nodes:
+        source = node
+        while node.name in sites and source.op == "call_function" and str(source.target).split(".")[1] in GRID_KEEPING:
+            source = cast("Node", source.args[0])
+            if source.name in sites:
+                shared[node.name] = shared.get(source.name, source.name)
+                break
+    return shared
+
+
 def calibrate_activations(
-    module: GraphModule, sites: Iterable[str], calibration: Iterable[tuple[torch.Tensor, ...]], numerics: Numerics
+    module: GraphModule, sites: Collection[str], calibration: Iterable[tuple[torch.Tensor, ...]], numerics: Numerics
 ) -> dict[str, ActivationQuantizer]:
     """Insert calibrated quantizers behind the named nodes of ``module``, in place.
 
@@ -213,12 +230,15 @@ def calibrate_activations(
     Returns:
         Node name → its quantizer.
     """
+    shared = _shared_grids(module, sites)
     observers = {name: RangeObserver() for name in sites}
     insert_after(module, observers)
     with torch.no_grad():
         for batch in calibration:
             module(*batch)
-    quantizers = {name: observer.quantizer(numerics.symmetric_activations) for name, observer in observers.items()}
+    quantizers = {
+        name: observers[shared.get(name, name)].quantizer(numerics.symmetric_activations) for name in observers
+    }
     for name, quantizer in quantizers.items():
         module.set_submodule(f"quantizer_{name}", quantizer)
     return quantizers

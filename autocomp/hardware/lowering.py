@@ -252,12 +252,12 @@ def _other(state: _Lowering, node: Node) -> bool:
     kernel = Kernel(node.op, (node.name,), in_elements=read, out_elements=node.elements)
     source = node.inputs[0]
     if node.op in RESHAPES:
-        form = INTEGER if INTEGER in state.forms[source] and node.name not in state.rounded else FLOAT
+        form = INTEGER if any(form.quantized for form in state.forms[source]) else FLOAT
         state.read(source, form)
         state.kernels.append(replace(kernel, op="reshape"))
         state.write(node, form)
     elif node.op in ACTIVATIONS or node.op in WINDOW_POOLS:
-        form = state.any_float(source)
+        form = _pool_form(state, node) if node.op in WINDOW_POOLS else state.any_float(source)
         state.read(source, form)
         state.kernels.append(replace(kernel, op="activation" if node.op in ACTIVATIONS else "pool"))
         state.write(node, form)
@@ -271,6 +271,18 @@ def _other(state: _Lowering, node: Node) -> bool:
         state.kernels.append(kernel)
         state.write(node, FLOAT)
     return False
+
+
+def _pool_form(state: _Lowering, node: Node) -> Form:
+    """A maximum commutes with rounding: onnxruntime takes it in integers where its input or its result is rounded.
+    In floats, only whole blocks of channels are pooled as blocks."""
+    have = state.forms[node.inputs[0]]
+    if node.op == "max_pool2d":
+        if INTEGER_LAST in have:
+            return INTEGER_LAST
+        if INTEGER in have or node.name in state.rounded:
+            return INTEGER
+    return state.any_float(node.inputs[0]) if node.shape[1] % state.block == 0 else FLOAT
 
 
 def _batched(kernel: Kernel, batch: int) -> Kernel:

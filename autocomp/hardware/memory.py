@@ -28,9 +28,7 @@ def _activations(structure: Structure) -> int:
     graph = structure.graph
     rounded = set(quantized_tensors(graph, structure.quantized_layers))
     place = {node.name: position for position, node in enumerate(graph.nodes)}
-    last = {
-        name: max([place[name], *(place[user.name] for user in users)]) for name, users in graph.users.items()
-    }
+    last = {name: max([place[name], *(place[user.name] for user in users)]) for name, users in graph.users.items()}
     largest = 0
     for position in range(len(graph.nodes)):
         alive = [node for node in graph.nodes[: position + 1] if last[node.name] >= position]

@@ -37,7 +37,9 @@ def uniform_indices(space: SearchSpace) -> list[dict[str, int]]:
     ]
     # Channels win over single weights, so both at once is channels alone.
     distinct = [c for c in combinations if not (c["channel"] and c["unstructured"])]
-    ordered = sorted(distinct, key=lambda c: (c["channel"] + c["unstructured"] + c["rank"], sum(c.values()), *c.values()))
+    ordered = sorted(
+        distinct, key=lambda c: (c["channel"] + c["unstructured"] + c["rank"], sum(c.values()), *c.values())
+    )
     return [space.uniform(chosen) for chosen in ordered]
 
 
@@ -47,16 +49,23 @@ class UniformSampler(BaseSampler):
     def __init__(self, space: SearchSpace) -> None:
         self._plans = uniform_indices(space)
 
-    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:  # noqa: ARG002
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
 
     def sample_relative(
-        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]  # noqa: ARG002
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        search_space: dict[str, BaseDistribution],
     ) -> dict[str, int]:
         return {}
 
     def sample_independent(
-        self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution  # noqa: ARG002
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
     ) -> int:
         return self._plans[trial.number % len(self._plans)][param_name]
 
@@ -89,9 +98,7 @@ class StartingSampler(BaseSampler):
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._then.before_trial(study, trial)
 
-    def after_trial(
-        self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None
-    ) -> None:
+    def after_trial(self, study: Study, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
         self._then.after_trial(study, trial, state, values)
 
 

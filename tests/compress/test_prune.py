@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -48,5 +50,5 @@ def test_the_mask_has_the_shape_of_the_weight_and_leaves_it_alone() -> None:
 def test_a_higher_level_cuts_what_a_lower_one_does_and_more() -> None:
     weight = torch.randn(8, 50, generator=torch.Generator().manual_seed(0))
     masks = [magnitude_mask(weight, level) for level in (0.2, 0.5, 0.9)]
-    for wider, narrower in zip(masks, masks[1:], strict=False):
+    for wider, narrower in itertools.pairwise(masks):
         assert not (narrower & ~wider).any()

@@ -217,10 +217,9 @@ def _compiled(
     from onnx.external_data_helper import load_external_data_for_model
 
     try:
-        if isinstance(model, bytes):
-            parsed = onnx.load_from_string(model)
-        else:
-            parsed = onnx.load(model, load_external_data=False)
+        parsed = (
+            onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
+        )
     except (DecodeError, OSError):
         parsed = None  # onnxruntime's own word on the file follows
     if parsed is not None and name_nodes(parsed):

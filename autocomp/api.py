@@ -1,0 +1,322 @@
+"""The Python API: what the command line does, without strings.
+
+Importing this is cheap: torch and the rest are loaded by the functions that need them.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autocomp.errors import RequestError, RunError
+from autocomp.plan import Plan
+from autocomp.run import Json, Request, RunFolder
+from autocomp.task import Task
+from autocomp.trial import Trial
+from autocomp.watch import SILENT, Watcher, calibrating
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import torch
+
+    from autocomp.compress.apply import Compressed
+    from autocomp.hardware.latency import Prediction
+    from autocomp.hardware.target import Artifact, Target
+    from autocomp.search import flow
+    from autocomp.search.sampler import SamplerName
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or interrupted) search in its folder."""
+
+    folder: RunFolder
+
+    @staticmethod
+    def open(path: str | Path) -> Run:
+        """The run in a folder.
+
+        Raises:
+            RunError: the folder holds no run.
+        """
+        run = Run(RunFolder(Path(path)))
+        run.folder.request()
+        return run
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """``front.csv``: a row per front point, the untouched plan first; see DESIGN for the columns and their units."""
+        return self._table("front.csv")
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """``trials.csv``: a row per trial, with its state."""
+        return self._table("trials.csv")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        from autocomp.search import flow
+
+        if not (self.folder.path / name).is_file():
+            flow.rebuild(self.folder)
+        return pd.read_csv(self.folder.path / name)
+
+    def pick(self, which: str | int = "knee", max_latency_ms: float | None = None) -> Trial:
+        """A front point.
+
+        Args:
+            which: ``knee`` or a trial number; with a limit, ``knee`` gives the most accurate point that keeps it.
+            max_latency_ms: measured where the point was, else predicted.
+
+        Raises:
+            RunError: no such front point, or none that keeps the limit.
+        """
+        from autocomp.search import flow
+        from autocomp.search.tables import knee_trial, verifications
+
+        points = flow.front_of(self.folder)
+        if not points:
+            raise RunError(f"{self.folder.path} has no finished trial to pick from; resume it with search --resume")
+        metric = flow.metric_of(self.folder)
+        if isinstance(which, int) or which != "knee":
+            if not str(which).isdigit():
+                raise RequestError(f"--pick takes knee or a trial number; got {which!r}")
+            found = [point for point in points if point.number == int(which)]
+            if not found:
+                numbers = ", ".join(str(point.number) for point in points)
+                raise RunError(f"trial {which} is not on the front of {self.folder.path}; the front has {numbers}")
+            return found[0]
+        if max_latency_ms is None:
+            return knee_trial(points, metric)
+        verified = verifications(self.folder)
+        fast = [point for point in points if _latency_ms(point, verified) <= max_latency_ms]
+        if not fast:
+            best = min(_latency_ms(point, verified) for point in points)
+            raise RunError(
+                f"no front point keeps {max_latency_ms} ms; the fastest takes {best:.3f} ms; ask for that or more"
+            )
+        return min(fast, key=lambda point: (metric.drop(0.0, point.metric or 0.0), point.number))
+
+    def setup(self, task: Task | None = None, artifact: Artifact | None = None) -> flow.Setup:
+        """What the run's plans are evaluated with. ``task``: where it was not one that has a name.
+
+        Raises:
+            TaskError, TargetError: the run's task or target is not to be had here.
+            RunError: the model is not the one that the run was begun with.
+        """
+        from autocomp.hardware.resolve import resolve_target
+        from autocomp.search import flow
+        from autocomp.tasks.load import load_task
+
+        request = self.folder.request()
+        target = resolve_target(request.target, request.threads, request.batch, artifact or _artifact(request.artifact))
+        setup = flow.set_up(request, task or load_task(request.task), target)
+        if self.folder.read()["weights_hash"] != flow.weights_hash(setup.bench.prepared):
+            raise RunError(f"the model of task {request.task} is not the one that {self.folder.path} was searched with")
+        return setup
+
+    def verify(self, pick: str | int = "front", task: Task | None = None, watcher: Watcher = SILENT) -> list[Json]:
+        """Export points again and measure their three numbers on the files.
+
+        Args:
+            pick: ``front``, ``knee`` or a trial number.
+
+        Returns:
+            A document per point, as in ``verification.json``, the untouched one first.
+        """
+        from autocomp.search import flow
+        from autocomp.search.tables import verifications
+
+        points = flow.front_of(self.folder) if pick == "front" else [self.pick(pick)]
+        setup = self.setup(task)
+        with self.folder.working():
+            flow.verify(setup, self.folder, points, watcher, again=True)
+            flow.rebuild(self.folder)
+        verified = verifications(self.folder)
+        return [verified[point.plan.hash] for point in points]
+
+    def export(
+        self,
+        pick: str | int = "knee",
+        max_latency_ms: float | None = None,
+        artifact: Artifact | None = None,
+        out: str | Path | None = None,
+        task: Task | None = None,
+    ) -> Path:
+        """Write a point's ``model.onnx`` and ``plan.json`` to a folder; returns the model's path.
+
+        Args:
+            artifact: ``onnx`` or ``onnx-packed``; default is what the run was searched for.
+            out: default ``exports/<trial>`` in the run folder.
+        """
+        from autocomp.export.to_onnx import export_onnx
+
+        point = self.pick(pick, max_latency_ms)
+        searched = self.folder.request().artifact
+        ready = self.folder.exports / str(point.number) / "model.onnx"
+        folder = Path(out) if out is not None else ready.parent
+        folder.mkdir(parents=True, exist_ok=True)
+        if ready.is_file() and (artifact or searched) == searched:
+            if folder != ready.parent:
+                shutil.copyfile(ready, folder / "model.onnx")
+        else:
+            setup = self.setup(task, artifact)
+            packed = setup.bench.target.artifact == "onnx-packed"
+            (folder / "model.onnx").write_bytes(export_onnx(setup.bench.compress(point.plan), packed))
+        (folder / "plan.json").write_text(point.plan.to_json() + "\n", encoding="utf-8")
+        return folder / "model.onnx"
+
+    def report(self) -> Path:
+        """Rebuild tables, figures and ``report.html`` from the run's truth; returns the page's path."""
+        from autocomp.report.page import write
+        from autocomp.search import flow
+        from autocomp.search.tables import knee_trial
+
+        points = flow.rebuild(self.folder)
+        if not points:
+            raise RunError(f"{self.folder.path} has no finished trial to report; resume it with search --resume")
+        if not (self.folder.path / "layers.json").is_file():
+            prepared = self.setup().bench.prepared
+            self.folder.write_json("layers.json", flow.layers_document(prepared))
+        return write(self.folder.path, knee_trial(points, flow.metric_of(self.folder)).number)
+
+
+def _latency_ms(point: Trial, verified: dict[str, Json]) -> float:
+    measured = verified.get(point.plan.hash, {}).get("measured")
+    found = measured.get("latency_ms") if isinstance(measured, dict) else None
+    if isinstance(found, (int, float)):
+        return float(found)
+    return point.cost.latency_ms if point.cost is not None else float("inf")
+
+
+def _artifact(name: str) -> Artifact:
+    return "onnx" if name == "onnx" else "onnx-packed"
+
+
+def search(
+    task: Task | str | None = None,
+    *,
+    target: Target | str,
+    out: str | Path,
+    threads: int | None = None,
+    batch: int | None = None,
+    artifact: Artifact | None = None,
+    trials: int = 60,
+    timeout_s: float | None = None,
+    space: str | Path = "default",
+    sampler: SamplerName = "auto",
+    max_latency_ms: float | None = None,
+    max_size_kb: float | None = None,
+    max_drop: float | None = None,
+    seed: int = 0,
+    resume: bool = False,
+    watcher: Watcher = SILENT,
+) -> Run:
+    """Search for the Pareto front of a task on a target; every point of it is exported and measured.
+
+    Args:
+        task: a :class:`Task`, a built-in task's name, ``FILE.py[:function]``; None is the embedded ``digits``.
+        target: a :class:`Target` or a target's name.
+        out: the run folder; new, or the one to resume.
+        threads, batch, artifact: of the target, where it is given by name; default is what its profile says.
+        trials: plans to evaluate, the untouched one included.
+        timeout_s: stop proposing after so many seconds; what was found is kept, verified and reported.
+        space: name or file of a search space.
+        max_latency_ms, max_size_kb: limits of the predicted cost (1 kB = 1000 bytes).
+        max_drop: the largest loss of the search metric against the untouched model, in the metric's units.
+        resume: go on with the run in ``out``.
+
+    Raises:
+        RequestError: the request does not hold together; nothing was begun.
+        WorkError: the work failed.
+    """
+    from autocomp.hardware.profiles import find_profile
+    from autocomp.hardware.resolve import resolve_target
+    from autocomp.search import flow
+    from autocomp.space import read_space
+    from autocomp.tasks.load import load_task
+
+    read_space(str(space))  # a typo should not wait for training or calibration
+    if isinstance(target, str):
+        find_profile(target)
+    loaded = task if isinstance(task, Task) else load_task(task, watcher.say)
+    if isinstance(target, str):
+        found = resolve_target(target, threads, batch, artifact, watcher.say, calibrating(watcher))
+    else:
+        found = target
+    request = Request(
+        task=loaded.name if isinstance(task, Task) else (task or loaded.name),
+        target=found.name,
+        space=str(space),
+        sampler=sampler,
+        artifact=found.artifact,
+        threads=found.threads,
+        batch=found.batch,
+        seed=seed,
+        trials=trials,
+        timeout_s=timeout_s,
+        max_latency_ms=max_latency_ms,
+        max_size_kb=max_size_kb,
+        max_drop=max_drop,
+    )
+    folder = RunFolder(Path(out))
+    flow.search(flow.set_up(request, loaded, found), folder, resume, watcher)
+    return Run(folder)
+
+
+def compress(
+    model: torch.nn.Module,
+    plan: Plan,
+    example_inputs: tuple[torch.Tensor, ...],
+    calibration: Sequence[tuple[torch.Tensor, ...]],
+) -> Compressed:
+    """Apply ``plan`` to ``model``, which is left as it is; ``.model`` of the result computes what the file computes.
+
+    Args:
+        example_inputs: the model's positional inputs at batch 1.
+        calibration: batches of positional inputs, for the ranges of quantized activations.
+
+    Raises:
+        TraceError: torch.export cannot follow the model.
+        PlanError: the plan does not fit the model.
+    """
+    from autocomp.compress import apply
+
+    return apply.compress(model, plan, example_inputs, calibration)
+
+
+def predict(task: Task | str | None = None, plan: Plan | None = None, *, target: Target | str) -> Prediction:
+    """The latency of a task's model under a plan (default: untouched) on a target, kernel by kernel.
+
+    Raises:
+        UncoveredKernelError: the latency model does not know a kernel; names the layers.
+    """
+    from autocomp.compress.apply import prepare
+    from autocomp.compress.structure import restructure
+    from autocomp.hardware.resolve import resolve_target
+    from autocomp.tasks.load import load_task
+
+    loaded = task if isinstance(task, Task) else load_task(task)
+    found = resolve_target(target) if isinstance(target, str) else target
+    prepared = prepare(loaded.model, loaded.example_inputs)
+    return found.predict(restructure(prepared.inventory, plan or Plan()))
+
+
+def export(task: Task, plan: Plan, path: str | Path, artifact: Artifact = "onnx-packed") -> Path:
+    """Compress a task's model by a plan and write the ONNX file.
+
+    Raises:
+        PlanError: the plan does not fit the model.
+        ExportError: the file cannot be written.
+    """
+    from autocomp.compress import apply
+    from autocomp.export.to_onnx import export_onnx
+
+    compressed = apply.compress(task.model, plan, task.example_inputs, task.calibration)
+    path = Path(path)
+    path.write_bytes(export_onnx(compressed, packed=artifact == "onnx-packed"))
+    return path

@@ -1,0 +1,257 @@
+"""The command line: the only place where strings become objects."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from autocomp.errors import AutocompError, RequestError
+
+app = typer.Typer(
+    name="autocomp",
+    help="Compress a trained network for a device: search sparsity, rank and bits per layer against measured latency.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+SamplerChoice = Literal["auto", "nsga2", "tpe", "random", "uniform"]
+ArtifactChoice = Literal["onnx", "onnx-packed"]
+
+RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+TaskOption = Annotated[
+    str | None, typer.Option("--task", help="A built-in task, or FILE.py[:function]. Default: the embedded digits.")
+]
+TargetOption = Annotated[str, typer.Option("--target", help="A device; see `autocomp targets`.")]
+FormatOption = Annotated[
+    ArtifactChoice | None, typer.Option("--format", help="The file's format. Default: what the target takes.")
+]
+
+
+def main() -> None:
+    """The console script. Wrong requests end with exit code 2, failed work with 1, each in one line."""
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments
+    sys.argv[1:] = [argument for argument in arguments if argument != "--debug"]
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        raise SystemExit(done.exit_code) from None
+    except KeyboardInterrupt:
+        _fail("stopped; what was finished is kept, and search --resume goes on from there", 130)
+    except (AutocompError, typer.TyperException) as error:
+        if debug:
+            raise
+        _fail(*_words(error))
+
+
+def _words(error: Exception) -> tuple[str, int]:
+    if isinstance(error, AutocompError):
+        return str(error), 2 if isinstance(error, RequestError) else 1
+    return " ".join(str(getattr(error, "format_message", lambda: error)()).split()), 2
+
+
+def _fail(line: str, code: int) -> None:
+    sys.stderr.write(f"autocomp: {line}\n")
+    raise SystemExit(code)
+
+
+def _print_json(document: object) -> None:
+    sys.stdout.write(json.dumps(document, indent=2) + "\n")
+
+
+def _seconds(text: str | None) -> float | None:
+    """``90``, ``90s``, ``10m`` or ``1.5h`` → seconds."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)
+    if match is None or float(match[1]) <= 0:
+        raise RequestError(f"a duration is written like 90s, 10m or 2h; got {text!r}")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+@app.command()
+def search(
+    target: TargetOption,
+    task: TaskOption = None,
+    trials: Annotated[int, typer.Option(min=1, help="Plans to evaluate, the untouched one included.")] = 60,
+    timeout: Annotated[
+        str | None, typer.Option(help="Stop proposing after so long, e.g. 10m; what is found is kept.")
+    ] = None,
+    space: Annotated[str, typer.Option(help="A search space: a name or a YAML file.")] = "default",
+    max_latency_ms: Annotated[float | None, typer.Option(help="Limit of the latency.")] = None,
+    max_size_kb: Annotated[float | None, typer.Option(help="Limit of the file's size (1 kB = 1000 bytes).")] = None,
+    max_drop: Annotated[float | None, typer.Option(help="Largest loss of the metric, in its own units.")] = None,
+    sampler: Annotated[SamplerChoice, typer.Option(help="What proposes plans.")] = "auto",
+    artifact: FormatOption = None,
+    threads: Annotated[int | None, typer.Option(help="Threads per inference.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Examples per inference.")] = None,
+    seed: Annotated[int, typer.Option(help="Same seed, same plans.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="The run folder. Default: results/<task>-<target>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
+) -> None:
+    """Search the Pareto front of accuracy, size and latency; export and measure every point of it."""
+    from autocomp.api import search as search_run
+    from autocomp.progress import Progress
+
+    timeout_s = _seconds(timeout)
+    name = Path((task or "digits").partition(":")[0]).stem
+    with Progress() as progress:
+        run = search_run(
+            task,
+            target=target,
+            out=out or Path("results") / f"{name}-{target}",
+            threads=threads,
+            batch=batch,
+            artifact=artifact,
+            trials=trials,
+            timeout_s=timeout_s,
+            space=space,
+            sampler=sampler,
+            max_latency_ms=max_latency_ms,
+            max_size_kb=max_size_kb,
+            max_drop=max_drop,
+            seed=seed,
+            resume=resume,
+            watcher=progress,
+        )
+        progress.say("writing the report")
+        page = run.report()
+        progress.front(run)
+    sys.stdout.write(f"{page}\n")
+
+
+@app.command()
+def report(run: RunArgument) -> None:
+    """Rebuild front.csv, the figures and report.html from what the run folder holds as truth."""
+    from autocomp.api import Run
+
+    sys.stdout.write(f"{Run.open(run).report()}\n")
+
+
+@app.command()
+def export(
+    run: RunArgument,
+    pick: Annotated[str, typer.Option(help="knee, or a trial's number.")] = "knee",
+    max_latency_ms: Annotated[float | None, typer.Option(help="The most accurate point within this.")] = None,
+    artifact: FormatOption = None,
+    out: Annotated[Path | None, typer.Option(help="Where to. Default: exports/<trial> in the run folder.")] = None,
+) -> None:
+    """Write a front point's model.onnx and plan.json."""
+    from autocomp.api import Run
+
+    path = Run.open(run).export(pick, max_latency_ms, artifact, out)
+    sys.stdout.write(f"{path}\n")
+
+
+@app.command()
+def verify(
+    run: RunArgument,
+    pick: Annotated[str, typer.Option(help="front, knee, or a trial's number.")] = "front",
+    as_json: JsonOption = False,
+) -> None:
+    """Export points again and measure accuracy, bytes and milliseconds on the files, beside what was predicted."""
+    from autocomp.api import Run
+    from autocomp.progress import Progress, verification_table
+
+    opened = Run.open(run)
+    with Progress() as progress:
+        documents = opened.verify(pick, watcher=progress)
+    if as_json:
+        _print_json(documents)
+    else:
+        verification_table(documents)
+
+
+@app.command()
+def calibrate(
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A target that runs on this machine.")],
+    budget: Annotated[str, typer.Option(help="How long to measure, e.g. 5m.")] = "5m",
+    threads: Annotated[int | None, typer.Option(help="Threads per inference.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Examples per inference.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The profile's folder. Default: the user's cache.")] = None,
+) -> None:
+    """Measure this machine with random compressed networks and fit its latency model."""
+    from autocomp.hardware.fingerprint import this_machine
+    from autocomp.hardware.profiles import calibrated_folder, find_profile
+    from autocomp.hardware.resolve import calibrate_profile
+    from autocomp.progress import Progress
+    from autocomp.watch import calibrating
+
+    like = find_profile(target)
+    budget_s = _seconds(budget)
+    if like.fingerprint is None or budget_s is None:
+        raise RequestError(f"only a target on this machine can be calibrated here; got {target}; use cpu")
+    threads, batch = threads or like.file.threads, batch or like.file.batch
+    folder = out or calibrated_folder(like.file.name, this_machine(), threads, batch)
+    with Progress() as progress:
+        profile = calibrate_profile(like, folder, budget_s, threads, batch, calibrating(progress))
+        held_out = profile.model().held_out
+        if held_out is not None:
+            progress.say(
+                f"held-out error {held_out.mean:.1%} on {held_out.networks} networks; "
+                f"{held_out.within_10:.0%} within ±10 %, {held_out.within_20:.0%} within ±20 %"
+            )
+    sys.stdout.write(f"{folder}\n")
+
+
+@app.command()
+def predict(
+    model: Annotated[str | None, typer.Argument(metavar="TASK", help="A task. Default: the embedded digits.")] = None,
+    target: Annotated[str, typer.Option("--target", help="A device; see `autocomp targets`.")] = "cpu",
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the latency of a task's untouched model, kernel by kernel."""
+    from autocomp.api import predict as predict_latency
+    from autocomp.hardware.resolve import resolve_target
+    from autocomp.progress import Progress, prediction_table
+    from autocomp.watch import calibrating
+
+    with Progress() as progress:
+        found = resolve_target(target, tell=progress.say, progress=calibrating(progress))
+        prediction = predict_latency(model, target=found)
+    if as_json:
+        _print_json(
+            {
+                "target": found.name,
+                "latency_ms": prediction.latency_ms,
+                "latency_std_ms": prediction.std_ms,
+                "latency_source": prediction.source,
+                "kernels": [
+                    {"op": share.kernel.op, "sources": list(share.kernel.sources), "latency_ms": share.latency_ms}
+                    for share in prediction.kernels
+                ],
+            }
+        )
+    else:
+        prediction_table(prediction)
+
+
+@app.command()
+def targets(as_json: JsonOption = False) -> None:
+    """The targets, with each latency model's source and held-out error."""
+    from autocomp.progress import targets_document, targets_table
+
+    document = targets_document()
+    if as_json:
+        _print_json(document)
+    else:
+        targets_table(document)
+
+
+@app.command()
+def tasks(as_json: JsonOption = False) -> None:
+    """The built-in tasks."""
+    from autocomp.tasks.load import builtin_tasks
+
+    names = sorted(builtin_tasks())
+    if as_json:
+        _print_json(names)
+    else:
+        sys.stdout.write("".join(f"{name}\n" for name in names))

@@ -1,0 +1,260 @@
+"""A search from request to verified front, in a run folder; and the same folder taken up again later."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from autocomp.compress.apply import Prepared, apply, prepare
+from autocomp.compress.structure import restructure
+from autocomp.errors import RunError, WorkError
+from autocomp.export.size import SizeModel
+from autocomp.export.to_onnx import export_onnx
+from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.target import Target
+from autocomp.plan import Plan
+from autocomp.run import Request, RunFolder
+from autocomp.search.evaluate import Workbench
+from autocomp.search.study import Limits, open_study, read_trials, run_trials
+from autocomp.search.tables import BASELINE, VERIFIED, front_trials, verifications, write_tables
+from autocomp.search.verify import Exported, export_and_score, time_files, verification
+from autocomp.space import SearchSpace, build_space, read_space
+from autocomp.task import Metric, Score, Task
+from autocomp.tasks.load import check_task
+from autocomp.trial import Trial
+from autocomp.watch import Watcher
+
+PACKAGES = ("autocomp", "torch", "onnx", "onnxruntime", "optuna", "torch-pruning", "scikit-learn", "numpy")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A request made ready: what plans are evaluated with, what may be decided, and the untouched model's score."""
+
+    request: Request
+    bench: Workbench
+    space: SearchSpace
+    baseline: Score
+
+
+def set_up(request: Request, task: Task, target: Target) -> Setup:
+    """Check the task, prepare its model, resolve the space.
+
+    Raises:
+        TaskError, TraceError, SpaceError: the request does not hold together.
+    """
+    baseline = check_task(task)
+    prepared = prepare(task.model, task.example_inputs)
+    offer = target.offer
+    space = build_space(read_space(request.space), prepared.inventory, offer.weight_bits, offer.patterns, offer.ranks)
+    packed = target.artifact == "onnx-packed"
+    untouched = export_onnx(apply(prepared, Plan(), task.calibration, target.numerics), packed)
+    structure = restructure(prepared.inventory, Plan())
+    sizes = SizeModel.from_export(structure, len(untouched), packed, target.numerics.integer_bias)
+    return Setup(request, Workbench(task, prepared, target, sizes), space, baseline)
+
+
+def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> list[Trial]:
+    """Run or resume a search, verify its front, write tables.
+
+    Returns:
+        The rows of ``front.csv``, baseline first.
+
+    Raises:
+        RunError: the folder holds another run, or none to resume, or the request changed.
+        WorkError: not even the untouched model could be evaluated.
+    """
+    with folder.working():
+        _begin(setup, folder, resume)
+        bench, request = setup.bench, setup.request
+        study = open_study(folder.journal, bench.task.metric.direction)
+        run_trials(
+            study,
+            bench,
+            setup.space,
+            request,
+            setup.baseline.value,
+            lambda trial, trials: watcher.trial(trial, trials, request.trials),
+        )
+        trials = read_trials(study, request.seed)
+        points = write_tables(folder, request, bench.task.metric, trials)
+        if not points:
+            errors = [trial.error for trial in trials if trial.error]
+            raise WorkError(
+                f"the untouched model could not be evaluated: {errors[0] if errors else 'no trial was run'}"
+            )
+        if len(points) == 1:
+            watcher.say("no trial kept the limits asked for; the front holds the uncompressed model only")
+        verify(setup, folder, points, watcher, again=False)
+        return write_tables(folder, request, bench.task.metric, trials)
+
+
+def verify(setup: Setup, folder: RunFolder, points: Sequence[Trial], watcher: Watcher, again: bool) -> None:
+    """Export, score and time front points, and record it as events.
+
+    Args:
+        points: trials to verify; the untouched one is measured with them, drops are counted from its file.
+        again: also those that were verified before.
+    """
+    done = set() if again else set(verifications(folder))
+    wanted = [point for point in points if point.plan.hash not in done]
+    if not wanted:
+        return
+    baseline = next(trial for trial in load_trials(folder) if trial.number == BASELINE)
+    everything = [baseline, *(point for point in wanted if point.number != BASELINE)]
+    exported: dict[int, Exported] = {}
+    for place, point in enumerate(everything):
+        watcher.step("exporting and scoring", place, len(everything))
+        exported[point.number] = export_and_score(setup.bench, point.plan)
+        _write_model(folder, point.number, exported[point.number].model)
+    watcher.step("exporting and scoring", len(everything), len(everything))
+    timings = time_files(
+        setup.bench,
+        {number: one.model for number, one in exported.items()},
+        lambda done, of, what: watcher.step(what, done, of),
+    )
+    reference = exported[BASELINE].measured
+    for point in everything:
+        if point.cost is not None:
+            found = verification(
+                setup.bench, point.number, point.cost, exported[point.number], reference, timings.get(point.number)
+            )
+            folder.append_event({"event": VERIFIED, "verification": found})
+
+
+def _write_model(folder: RunFolder, number: int, model: bytes) -> None:
+    path = folder.exports / str(number) / "model.onnx"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(model)
+
+
+def load_trials(folder: RunFolder) -> tuple[Trial, ...]:
+    """All trials of a run.
+
+    Raises:
+        RunError: the folder holds no run.
+    """
+    request = folder.request()
+    return read_trials(open_study(folder.journal, metric_of(folder).direction), request.seed)
+
+
+def metric_of(folder: RunFolder) -> Metric:
+    task = folder.read()["task"]
+    if not isinstance(task, dict):
+        raise RunError(f"run.json of {folder.path} is from another version of autocomp; start anew")
+    return Metric(str(task["metric"]), "minimize" if task["direction"] == "minimize" else "maximize")
+
+
+def front_of(folder: RunFolder) -> list[Trial]:
+    """The front of a run, baseline first, from its truth."""
+    return front_trials(load_trials(folder), metric_of(folder), Limits.of(folder.request()))
+
+
+def rebuild(folder: RunFolder) -> list[Trial]:
+    """Write the tables anew from the run's truth."""
+    return write_tables(folder, folder.request(), metric_of(folder), load_trials(folder))
+
+
+def weights_hash(prepared: Prepared) -> str:
+    """Of the weights that the plans of a run are applied to."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(prepared.model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _begin(setup: Setup, folder: RunFolder, resume: bool) -> None:
+    if folder.exists():
+        if not resume:
+            raise RunError(
+                f"--out must not hold a run yet; {folder.path} does; resume it with --resume, or name another"
+            )
+        _check_same(setup, folder)
+    elif resume:
+        raise RunError(f"--resume needs a run to resume; {folder.path} holds none; leave --resume out")
+    elif folder.path.is_dir() and any(path.name != ".lock" for path in folder.path.iterdir()):
+        raise RunError(f"--out must be a new or empty folder; {folder.path} holds other files; name another")
+    folder.write_json("run.json", _document(setup, folder))
+    folder.write_json("layers.json", layers_document(setup.bench.prepared))
+
+
+def layers_document(prepared: Prepared) -> list[dict[str, object]]:
+    """``layers.json``: the inventory, and below it what was left alone."""
+    inventory = prepared.inventory
+    compressible: list[dict[str, object]] = [
+        {**asdict(layer), "prunable": layer.group is not None} for layer in inventory.layers
+    ]
+    return compressible
+
+
+def _check_same(setup: Setup, folder: RunFolder) -> None:
+    changes = folder.request().changes(setup.request)
+    if changes:
+        raise RunError(f"--resume must ask for the same search; {'; '.join(changes)}; name another --out for a new one")
+    before = folder.read()
+    if before["weights_hash"] != weights_hash(setup.bench.prepared):
+        raise RunError(f"the model is not the one that {folder.path} was begun with; name another --out")
+    if before["profile_hash"] != setup.bench.target.profile_hash:
+        raise RunError(
+            f"the profile of {setup.request.target} is not the one that {folder.path} was begun with; name another --out"
+        )
+
+
+def _document(setup: Setup, folder: RunFolder) -> dict[str, object]:
+    """``run.json``. On resume, when the run was begun stays."""
+    bench, target = setup.bench, setup.bench.target
+    held_out = target.model.held_out
+    created = (
+        folder.read()["created"] if folder.exists() else datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
+    )
+    outcomes = setup.baseline.outcomes
+    return {
+        "request": asdict(setup.request),
+        "task": {
+            "name": bench.task.name,
+            "metric": bench.task.metric.name,
+            "direction": bench.task.metric.direction,
+            "search_examples": None if outcomes is None else len(outcomes),
+        },
+        "target": {
+            "name": target.name,
+            "device": target.device,
+            "runtime": target.runtime,
+            "format": target.artifact,
+            "threads": target.threads,
+            "batch": target.batch,
+            "clocks": target.clocks,
+            "latency_source": target.model.source,
+            "held_out_error": None if held_out is None else held_out.mean,
+            "held_out_note": "" if held_out is None else held_out.note,
+            "note": target.note,
+        },
+        "weights_hash": weights_hash(bench.prepared),
+        "profile_hash": target.profile_hash,
+        "skipped": [list(pair) for pair in bench.prepared.inventory.skipped],
+        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "git_commit": _git_commit(),
+        "fingerprint": json.loads(this_machine().to_json()),
+        "created": created,
+    }
+
+
+def _git_commit() -> str | None:
+    """The commit of the checkout that autocomp runs from; None where it is installed."""
+    root = Path(__file__).resolve().parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        found = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip()

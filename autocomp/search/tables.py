@@ -1,0 +1,144 @@
+"""The run's tables, rebuilt from what it holds as truth: the study and the events."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
+
+from autocomp.pareto import front, knee
+from autocomp.run import Json, JsonValue, Request, RunFolder
+from autocomp.search.study import Limits
+from autocomp.task import Metric
+from autocomp.trial import Trial
+
+FRONT_COLUMNS = (
+    "trial",
+    "is_baseline",
+    "metric_search",
+    "metric_test",
+    "size_bytes",
+    "latency_ms",
+    "latency_std_ms",
+    "latency_source",
+    "measured_metric",
+    "measured_metric_low",
+    "measured_metric_high",
+    "measured_size_bytes",
+    "measured_latency_ms",
+    "measured_latency_spread",
+    "plan_hash",
+)
+TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "seconds", "error")
+
+VERIFIED = "verified"
+BASELINE = 0
+
+
+def within(trials: Iterable[Trial], limits: Limits, metric: Metric, baseline: float) -> list[Trial]:
+    """The finished trials that keep every limit."""
+    return [
+        trial
+        for trial in trials
+        if trial.cost is not None
+        and trial.metric is not None
+        and all(excess <= 0 for excess in limits.broken(metric.drop(baseline, trial.metric), trial.cost))
+    ]
+
+
+def front_trials(trials: Sequence[Trial], metric: Metric, limits: Limits) -> list[Trial]:
+    """The untouched plan, then the front over loss, predicted latency and size, by number.
+
+    Where a limit is set, the front is that of the trials that keep it. Trials of one plan count once.
+    """
+    baseline = next((t for t in trials if t.number == BASELINE and t.metric is not None), None)
+    if baseline is None or baseline.metric is None:
+        return []
+    candidates = list({t.plan.hash: t for t in reversed(within(trials, limits, metric, baseline.metric))}.values())[
+        ::-1
+    ]
+    rows = [
+        (metric.drop(baseline.metric, t.metric), t.cost.latency_ms, t.cost.size_bytes)
+        for t in candidates
+        if t.metric is not None and t.cost is not None
+    ]
+    best = [candidates[place] for place in front(rows)] if rows else []
+    return [baseline, *(t for t in sorted(best, key=lambda t: t.number) if t.number != BASELINE)]
+
+
+def knee_trial(points: Sequence[Trial], metric: Metric) -> Trial:
+    """The front point nearest to the ideal one; the baseline only where there is nothing else."""
+    others = [t for t in points if t.number != BASELINE and t.metric is not None and t.cost is not None] or list(points)
+    losses = [metric.drop(0.0, cast("float", t.metric)) for t in others]
+    costs = [t.cost for t in others if t.cost is not None]
+    return others[knee(losses, [c.latency_ms for c in costs], [c.size_bytes for c in costs])]
+
+
+def verifications(folder: RunFolder) -> dict[str, Json]:
+    """Plan hash → the latest verification of it."""
+    found: dict[str, Json] = {}
+    for event in folder.events():
+        if event.get("event") == VERIFIED:
+            document = cast("Json", event["verification"])
+            found[cast("str", document["plan_hash"])] = document
+    return found
+
+
+def write_tables(folder: RunFolder, request: Request, metric: Metric, trials: Sequence[Trial]) -> list[Trial]:
+    """Write ``front.csv``, ``trials.csv`` and the front points' ``plan.json`` and ``verification.json``.
+
+    Returns:
+        The rows of ``front.csv``, baseline first.
+    """
+    verified = verifications(folder)
+    points = front_trials(trials, metric, Limits.of(request))
+    folder.write("front.csv", _csv(FRONT_COLUMNS, [_row(t, verified.get(t.plan.hash)) for t in points]))
+    folder.write("trials.csv", _csv(TRIAL_COLUMNS, [_row(t, verified.get(t.plan.hash)) for t in trials]))
+    for point in points:
+        folder.write(f"exports/{point.number}/plan.json", point.plan.to_json() + "\n")
+        if point.plan.hash in verified:
+            folder.write_json(
+                f"exports/{point.number}/verification.json", {**verified[point.plan.hash], "trial": point.number}
+            )
+    return points
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _row(trial: Trial, verified: Json | None) -> dict[str, object]:
+    cost = trial.cost
+    row: dict[str, object] = {
+        "trial": trial.number,
+        "is_baseline": "true" if trial.number == BASELINE else "false",
+        "metric_search": trial.metric,
+        "plan_hash": trial.plan.hash,
+        "state": trial.state,
+        "seconds": None if trial.seconds is None else round(trial.seconds, 3),
+        "error": trial.error,
+    }
+    if cost is not None:
+        row |= {
+            "size_bytes": cost.size_bytes,
+            "latency_ms": cost.latency_ms,
+            "latency_std_ms": cost.latency_std_ms,
+            "latency_source": cost.latency_source,
+        }
+    if verified is not None:
+        measured = cast("dict[str, JsonValue]", verified["measured"])
+        row |= {
+            "metric_test": cast("dict[str, JsonValue]", verified["simulated"])["metric_test"],
+            "measured_metric": measured["metric_test"],
+            "measured_metric_low": measured["drop_low"],
+            "measured_metric_high": measured["drop_high"],
+            "measured_size_bytes": measured["size_bytes"],
+            "measured_latency_ms": measured["latency_ms"],
+            "measured_latency_spread": measured["latency_spread"],
+        }
+    return row

@@ -1,0 +1,138 @@
+"""A front point as a file: exported, loaded afresh, and its three numbers measured on it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from autocomp.export.to_onnx import export_onnx
+from autocomp.hardware.runtimes.onnxruntime import LoadedModel, load
+from autocomp.hardware.timing import Timing, TimingSettings, measure
+from autocomp.plan import Plan
+from autocomp.run import Json
+from autocomp.search.evaluate import Workbench
+from autocomp.task import Predict, Score
+from autocomp.trial import Cost
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+    import torch
+
+SETTINGS = TimingSettings(max_rounds=12)
+#: Standard errors either side of a 95 % interval.
+CONFIDENCE_Z = 1.96
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A plan's file and what is measured on it. ``timing`` is None where the target cannot be reached from here."""
+
+    plan: Plan
+    model: bytes
+    simulated: Score
+    measured: Score
+    timing: Timing | None = None
+
+
+def export_and_score(bench: Workbench, plan: Plan) -> Exported:
+    """Export ``plan`` and score simulated model and file on the test split.
+
+    Raises:
+        ExportError: the file cannot be written.
+        MeasurementError: onnxruntime refuses the file.
+    """
+    compressed = bench.compress(plan)
+    model = export_onnx(compressed, packed=bench.target.artifact == "onnx-packed")
+    file = load(model, bench.target.threads)
+    simulated = bench.task.evaluate(compressed.model, "test")
+    return Exported(plan, model, simulated, bench.task.evaluate(predictor(file), "test"))
+
+
+def predictor(file: LoadedModel) -> Predict:
+    """What an evaluation calls: tensors in, tensor out."""
+
+    def predict(*inputs: torch.Tensor) -> torch.Tensor:
+        return file.predict(*inputs)
+
+    return predict
+
+
+def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress | None = None) -> dict[int, Timing]:
+    """Interleaved timings of files at the target's batch and threads, by trial number. Empty where out of reach."""
+    if not bench.target.reachable:
+        return {}
+    inputs = _example(bench)
+    candidates: dict[str, Callable[[], object]] = {}
+    for number, model in models.items():
+        file = load(model, bench.target.threads)
+        candidates[str(number)] = lambda file=file: file.run(*inputs)  # type: ignore[misc]
+    tell = None if progress is None else lambda done, of: progress(done, of, "timing")
+    return {int(name): timing for name, timing in measure(candidates, SETTINGS, tell).items()}
+
+
+def _example(bench: Workbench) -> list[npt.NDArray[np.generic]]:
+    """The task's example inputs, repeated to the target's batch."""
+    found = []
+    for tensor in bench.prepared.example_inputs:
+        array = tensor[:1].numpy()
+        found.append(np.ascontiguousarray(np.repeat(array, bench.target.batch, axis=0)))
+    return found
+
+
+def drop_interval(bench: Workbench, baseline: Score, score: Score) -> tuple[float, float, float]:
+    """How much worse ``score`` is than ``baseline``, and the paired 95 % interval of that.
+
+    Where both have per-example outcomes, the interval is that of the mean of their differences (normal
+    approximation); where not, nothing is known of it and it is infinite.
+    """
+    drop = bench.task.metric.drop(baseline.value, score.value)
+    before, after = baseline.outcomes, score.outcomes
+    if before is None or after is None or len(before) != len(after) or len(before) < 2:
+        return drop, -np.inf, np.inf
+    difference = (before - after) if bench.task.metric.direction == "maximize" else (after - before)
+    # Outcomes may be on another scale than the metric (0/1 against percent).
+    spread = float(difference.std(ddof=1)) / np.sqrt(len(difference)) * _scale(baseline)
+    return drop, drop - CONFIDENCE_Z * spread, drop + CONFIDENCE_Z * spread
+
+
+def _scale(score: Score) -> float:
+    """Metric units per unit of outcome."""
+    if score.outcomes is None:
+        return 1.0
+    mean = float(score.outcomes.mean())
+    return score.value / mean if mean else 1.0
+
+
+def verification(
+    bench: Workbench, number: int, predicted: Cost, exported: Exported, baseline: Score, timing: Timing | None
+) -> Json:
+    """What ``verification.json`` and the event of a verified point hold: predicted beside measured."""
+    drop, low, high = drop_interval(bench, baseline, exported.measured)
+    return {
+        "trial": number,
+        "plan_hash": exported.plan.hash,
+        "format": bench.target.artifact,
+        "predicted": {
+            "size_bytes": predicted.size_bytes,
+            "latency_ms": predicted.latency_ms,
+            "latency_std_ms": predicted.latency_std_ms,
+            "latency_source": predicted.latency_source,
+        },
+        "simulated": {"metric_test": exported.simulated.value},
+        "measured": {
+            "metric_test": exported.measured.value,
+            "drop": drop,
+            "drop_low": low if np.isfinite(low) else None,
+            "drop_high": high if np.isfinite(high) else None,
+            "size_bytes": len(exported.model),
+            "latency_ms": None if timing is None else timing.latency_ms,
+            "latency_spread": None if timing is None else timing.spread,
+            "settled": None if timing is None else timing.settled,
+        },
+        "runtime": bench.target.runtime if bench.target.reachable else "onnxruntime (metric only)",
+    }

@@ -1,0 +1,160 @@
+"""A plan applied: pure, a no-op by default, the same twice, and every method where the plan has it."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from autocomp.compress.apply import apply, compress, prepare
+from autocomp.compress.prune import kept_count
+from autocomp.compress.quantize import Numerics
+from autocomp.errors import PlanError
+from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
+from tests.networks import NETWORKS, compressed, images, prepared, random_plan, residual, uniform_plan
+
+CALIBRATION = [images("residual", 16, seed=100)]
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_nothing_given_is_changed() -> None:
+    model = residual().train()
+    before, example, calibration = state(model), images("residual", 1), copy.deepcopy(CALIBRATION)
+    ready_net = prepare(model, example)
+    folded = state(ready_net.model)
+    plan = random_plan(ready_net.inventory, seed=3)
+    apply(ready_net, plan, calibration)
+    assert same_state(state(model), before)
+    assert model.training
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    assert same_state(state(ready_net.model), folded)
+    assert torch.equal(calibration[0][0], CALIBRATION[0][0])
+    assert torch.equal(example[0], images("residual", 1)[0])
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_the_default_plan_computes_what_the_model_does(network: str) -> None:
+    batch = images(network, 6, seed=7)
+    result = compressed(network, Plan())
+    torch.testing.assert_close(result.model(*batch), NETWORKS[network]()(*batch), rtol=1e-4, atol=1e-5)
+    assert not result.weights
+    assert not result.masks
+    assert not result.bias_scales
+
+
+@pytest.mark.parametrize("network", ["residual", "separable"])
+def test_the_same_call_twice_gives_the_same(network: str) -> None:
+    plan, calibration = random_plan(prepared(network).inventory, seed=11), [images(network, 16)]
+    one, other = (apply(prepared(network), plan, calibration) for _ in range(2))
+    assert same_state(state(one.model), state(other.model))
+    batch = images(network, 4, seed=1)
+    assert torch.equal(one.model(*batch), other.model(*batch))
+
+
+def test_preparing_twice_gives_the_same() -> None:
+    one, other = (prepare(residual(), images("residual", 1)) for _ in range(2))
+    assert one.inventory.groups == other.inventory.groups
+    assert same_state(state(one.model), state(other.model))
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("network", NETWORKS)
+def test_random_joint_plans_run_at_any_batch(network: str, seed: int) -> None:
+    result = compressed(network, random_plan(prepared(network).inventory, seed))
+    for batch in (1, 7):
+        output = result.model(*images(network, batch))
+        assert output.shape[0] == batch
+        assert output.isfinite().all()
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_gentle_plans_stay_close(network: str) -> None:
+    batch = images(network, 32, seed=5)
+    exact, rounded = (
+        compressed(network, plan).model(*batch) for plan in (Plan(), uniform_plan(network, format=Format(8)))
+    )
+    assert 0 < float((exact - rounded).norm() / exact.norm()) < 0.1
+
+
+def test_single_weights_are_cut_by_count_and_stay_zero_when_rounded() -> None:
+    plan = Plan({"2.conv1": LayerPlan(Sparsity("unstructured", 0.6), None, Format(4))})
+    result = compressed("residual", plan)
+    weight, mask = result.model.get_parameter("2.conv1.weight"), result.masks["2.conv1.weight"]
+    assert int(mask.sum()) == kept_count(weight.numel(), 0.6)
+    assert not weight[~mask].any()
+    whole = prepared("residual").model.get_parameter("2.conv1.weight")
+    assert whole[mask].abs().min() >= whole[~mask].abs().max()
+
+
+def test_rank_comes_before_sparsity_and_format() -> None:
+    plan = Plan({"3.conv2": LayerPlan(Sparsity("unstructured", 0.5), Rank("svd", 6), Format(4))})
+    result = compressed("residual", plan)
+    assert set(result.masks) == {"3.conv2.0.weight", "3.conv2.1.weight"}
+    assert set(result.masks) <= set(result.weights)
+    assert result.model.get_parameter("3.conv2.0.weight").shape == (6, 32, 3, 3)
+    assert result.model.get_parameter("3.conv2.1.weight").shape == (32, 6, 1, 1)
+
+
+def test_channels_are_cut_behind_a_truncated_rank() -> None:
+    cut = Sparsity("channel", 0.5)
+    result = compressed(
+        "residual", Plan({"1.conv1": LayerPlan(cut, Rank("svd", 4)), "1.conv2": LayerPlan(rank=Rank("svd", 3))})
+    )
+    assert result.model.get_parameter("1.conv1.1.weight").shape == (6, 4, 1, 1)
+    assert result.model.get_parameter("1.conv2.0.weight").shape == (3, 6, 3, 3)
+
+
+@pytest.mark.parametrize("network", ["plain", "residual"])
+def test_stored_weights_are_those_of_the_model(network: str) -> None:
+    result = compressed(network, random_plan(prepared(network).inventory, seed=1))
+    assert result.weights
+    for name, stored in result.weights.items():
+        assert torch.equal(result.model.get_parameter(name), stored.dequantized())
+
+
+def test_biases_are_whole_numbers_of_accumulator_steps() -> None:
+    result = compressed("residual", uniform_plan("residual", format=Format(4)))
+    assert len(result.bias_scales) == len(prepared("residual").inventory.layers)
+    for name, step in result.bias_scales.items():
+        levels = result.model.get_parameter(name).double() / step.double()
+        torch.testing.assert_close(levels, levels.round(), rtol=1e-6, atol=1e-3)
+        assert levels.abs().max() < 2**31
+
+
+@pytest.mark.parametrize("switched_off", [0.0, 1e-9, 1e-30])
+def test_a_channel_without_weights_keeps_its_bias(switched_off: float) -> None:
+    """Its step would be next to nothing, and the bias too many of them for an int32."""
+    model = residual()
+    norm = model.get_submodule("1.norm1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    with torch.no_grad():
+        norm.weight[:4] = switched_off
+        norm.bias[:4] = 1.0
+    batch = images("residual", 32, seed=5)
+    plan = Plan({"1.conv1": LayerPlan(format=Format(8))})
+    exact, rounded = (compress(model, one, images("residual", 1), CALIBRATION).model for one in (Plan(), plan))
+    torch.testing.assert_close(rounded.get_parameter("1.conv1.bias")[:4], torch.ones(4), rtol=1e-3, atol=0.0)
+    assert float((exact(*batch) - rounded(*batch)).norm() / exact(*batch).norm()) < 0.05
+
+
+def test_float_biases_stay_as_they_are() -> None:
+    plan = uniform_plan("residual", format=Format(8))
+    result = apply(prepared("residual"), plan, CALIBRATION, Numerics(symmetric_activations=True, integer_bias=False))
+    assert not result.bias_scales
+    for layer in prepared("residual").inventory.layers:
+        bias = f"{layer.name}.bias"
+        assert torch.equal(result.model.get_parameter(bias), prepared("residual").model.get_parameter(bias))
+
+
+def test_a_plan_for_another_model_is_refused() -> None:
+    with pytest.raises(PlanError, match="'features'"):
+        apply(prepared("mlp"), Plan({"features": LayerPlan(format=Format(8))}), [images("mlp", 4)])

@@ -1,0 +1,109 @@
+"""The kernels that lowering foresees are those of the graph that onnxruntime compiles."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+
+from autocomp.compress.structure import restructure
+from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.lowering import lower
+from autocomp.hardware.runtimes.onnxruntime import optimized_ops
+from autocomp.plan import Format, Plan
+from tests.networks import exported, prepared, random_plan, uniform_plan
+
+#: onnxruntime's operators → kernels. Constants are folded before, so that no other operator may be left.
+KERNELS = {
+    ("com.microsoft.nchwc", "Conv"): "conv_nchwc",
+    ("com.microsoft.nchwc", "MaxPool"): "pool",
+    ("com.microsoft", "NhwcMaxPool"): "pool",
+    ("com.microsoft.nchwc", "ReorderInput"): "reorder_input",
+    ("com.microsoft.nchwc", "ReorderOutput"): "reorder_output",
+    ("", "Conv"): "conv",
+    ("com.microsoft", "FusedConv"): "conv",
+    ("", "QLinearConv"): "qlinear_conv",
+    ("com.microsoft", "QLinearConv"): "qlinear_conv",
+    ("com.microsoft", "QLinearAdd"): "qlinear_add",
+    ("", "Add"): "add",
+    ("", "QuantizeLinear"): "quantize",
+    ("", "DequantizeLinear"): "dequantize",
+    ("", "Transpose"): "transpose",
+    ("", "Gemm"): "gemm",
+    ("com.microsoft", "FusedGemm"): "gemm",
+    ("com.microsoft", "QGemm"): "qgemm",
+    ("", "Relu"): "activation",
+    ("", "Clip"): "activation",
+    ("", "ReduceMean"): "global_pool",
+    ("", "GlobalAveragePool"): "global_pool",
+    ("", "Reshape"): "reshape",
+    ("", "Flatten"): "reshape",
+    ("", "MaxPool"): "pool",
+}
+
+WEIGHTED = ("conv_nchwc", "conv", "qlinear_conv", "gemm", "qgemm")
+
+
+@pytest.fixture(scope="module")
+def block() -> int:
+    features = this_machine().features
+    if "avx512f" in features:
+        return 16
+    if "avx2" in features:
+        return 8
+    pytest.skip("onnxruntime's blocked layout is foreseen for x86 with AVX2 or AVX-512; this machine has neither")
+
+
+def foreseen(network: str, plan: Plan, block: int) -> tuple[Kernel, ...]:
+    return lower(restructure(prepared(network).inventory, plan), batch=1, block=block)
+
+
+def compiled(network: str, plan: Plan) -> Counter[str]:
+    return Counter(KERNELS[node.domain, node.op] for node in optimized_ops(exported(network, plan, False)))
+
+
+@pytest.mark.parametrize("plan", ["untouched", "int8"])
+@pytest.mark.parametrize("network", ["residual", "plain"])
+def test_uniform_plans_are_foreseen_exactly(network: str, plan: str, block: int) -> None:
+    given = Plan() if plan == "untouched" else uniform_plan(network, format=Format(8))
+    assert Counter(kernel.op for kernel in foreseen(network, given, block)) == compiled(network, given)
+
+
+@pytest.mark.parametrize(
+    ("network", "seed"),
+    [("residual", 0), ("residual", 10), ("residual", 11), ("plain", 1), ("plain", 12)],
+)
+def test_mixed_plans_are_foreseen_but_for_a_little_glue(network: str, seed: int, block: int) -> None:
+    plan = random_plan(prepared(network).inventory, seed)
+    expected, actual = compiled(network, plan), Counter(kernel.op for kernel in foreseen(network, plan, block))
+    assert {op: actual[op] for op in WEIGHTED} == {op: expected[op] for op in WEIGHTED}
+    glue = [op for op in expected | actual if op not in WEIGHTED]
+    apart = sum(abs(expected[op] - actual[op]) for op in glue)
+    assert apart <= sum(expected[op] for op in glue) / 4 + 3
+
+
+def test_every_layer_has_one_kernel_and_all_its_work(block: int) -> None:
+    for seed in range(10):
+        structure = restructure(prepared("residual").inventory, random_plan(prepared("residual").inventory, seed))
+        kernels = [kernel for kernel in lower(structure, 1, block) if kernel.op in WEIGHTED]
+        assert sorted(kernel.sources[0] for kernel in kernels) == sorted(structure.layers)
+        assert sum(kernel.macs for kernel in kernels) >= structure.macs  # a blocked kernel computes whole blocks
+
+
+def test_a_batch_multiplies_the_work_and_not_the_weights(block: int) -> None:
+    structure = restructure(prepared("residual").inventory, random_plan(prepared("residual").inventory, 0))
+    for one, seven in zip(lower(structure, 1, block), lower(structure, 7, block), strict=True):
+        assert (seven.op, seven.sources, seven.weight_elements) == (one.op, one.sources, one.weight_elements)
+        assert (seven.macs, seven.in_elements, seven.out_elements) == (
+            *(7 * one.macs, 7 * one.in_elements, 7 * one.out_elements),
+        )
+
+
+@pytest.mark.parametrize("width", [8, 16])
+def test_every_network_can_be_lowered_for_either_block(width: int) -> None:
+    for network in ("plain", "residual", "option_a", "separable", "mlp"):
+        inventory = prepared(network).inventory
+        for seed in range(10):
+            kernels = lower(restructure(inventory, random_plan(inventory, seed)), 1, width)
+            assert all(kernel.out_elements > 0 for kernel in kernels)

@@ -1,0 +1,148 @@
+"""TensorRT's kernels: what becomes one, what stays alone, where a tensor changes precision."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as functional
+from torch import nn
+
+from autocomp.compress.structure import LayerShape, Structure, restructure
+from autocomp.graph import export_program, read_graph
+from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.tensorrt import lower
+from autocomp.plan import Format, LayerPlan, Plan
+from tests.networks import NETWORKS, prepared, random_plan, uniform_plan
+
+
+def kernels_of(network: str, plan: Plan, batch: int = 1) -> tuple[Kernel, ...]:
+    return lower(restructure(prepared(network).inventory, plan), batch)
+
+
+def kernels_of_module(model: nn.Module, *shape: int, quantized: tuple[str, ...] = ()) -> list[str]:
+    """The kernels of a module that is not touched but for quantized layers, without those at inputs and outputs."""
+    graph = read_graph(export_program(model.eval(), (torch.zeros(1, *shape),)))
+    layers = {
+        node.layer: LayerShape(node.weight_shape, node.has_bias, Format(8) if node.layer in quantized else None, None)
+        for node in graph.layers
+        if node.layer is not None
+    }
+    return [kernel.op for kernel in lower(Structure(graph, layers), 1) if kernel.op != "reformat_fp32"]
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("seed", range(4))
+def test_every_layer_is_one_kernel_of_its_precision(network: str, seed: int) -> None:
+    structure = restructure(prepared(network).inventory, random_plan(prepared(network).inventory, seed))
+    kernels = lower(structure, 1)
+    found = Counter(source for kernel in kernels for source in kernel.sources if source in structure.layers)
+    assert found == dict.fromkeys(structure.layers, 1)
+    precision = {kernel.sources[0]: kernel.op.rpartition("_")[2] for kernel in kernels}
+    for name in structure.layers:
+        assert precision[name] == ("int8" if name in structure.quantized_layers else "fp16")
+    assert sum(kernel.macs for kernel in kernels) == structure.macs
+
+
+def test_a_residual_block_is_one_kernel_a_layer() -> None:
+    kernels = kernels_of("residual", Plan())
+    assert Counter(kernel.op for kernel in kernels) == {
+        "reformat_fp32": 2,
+        "conv_fp16": 9,  # the stem, three pairs, two shortcuts
+        "pool_fp16": 1,
+        "gemm_fp16": 1,
+    }
+    assert sum(kernel.fused_add for kernel in kernels) == 3
+
+
+def test_a_network_all_in_int8_changes_precision_only_at_its_ends() -> None:
+    ops = Counter(kernel.op for kernel in kernels_of("plain", uniform_plan("plain", format=Format(8))))
+    assert ops["conv_int8"] == 3
+    assert ops["gemm_int8"] == 2
+    assert ops["pool_int8"] == 1
+    assert ops["reformat_int8"] == 0
+
+
+def test_a_quantized_layer_between_others_is_reformatted_on_both_sides() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    assert kernels_of_module(model, 3, 12, 12, quantized=("2",)) == [
+        "conv_fp16",
+        "reformat_int8",
+        "conv_int8",
+        "reformat_int8",
+        "conv_fp16",
+    ]
+
+
+def test_a_quantized_addition_is_a_kernel_of_its_own() -> None:
+    everything = {layer.name: LayerPlan(format=Format(8)) for layer in prepared("residual").inventory.layers}
+    ops = Counter(kernel.op for kernel in kernels_of("residual", Plan(everything)))
+    assert ops["conv_int8"] == 9
+    assert ops["elementwise_int8"] + ops["elementwise_fp16"] == 3
+
+
+class _Pointwise(nn.Module):
+    def __init__(self, form: str) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.form = form
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.first(x)
+        result: torch.Tensor
+        if self.form == "activation":
+            result = self.second(functional.hardswish(y))
+        elif self.form == "add":
+            result = functional.silu(self.second(y) + y)
+        elif self.form == "dropout, add":
+            result = functional.dropout(self.second(y), 0.5, self.training) + y
+        elif self.form == "activation, add":
+            result = functional.silu(self.second(y)) + y
+        else:
+            result = self.second(torch.sigmoid(y) * x + x)
+        return result
+
+
+@pytest.mark.parametrize(
+    ("form", "alone"), [("activation", 0), ("add", 0), ("dropout, add", 0), ("activation, add", 1), ("gate, add", 1)]
+)
+def test_pointwise_operations(form: str, alone: int) -> None:
+    assert Counter(kernels_of_module(_Pointwise(form), 4, 8, 8)) == Counter(conv_fp16=2, elementwise_fp16=alone)
+
+
+class _Branches(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(4, 6, 1), nn.Conv2d(4, 6, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first, second = torch.chunk(x, 2, dim=1)
+        return torch.cat([self.left(first), self.right(second)], 1).flatten(1)
+
+
+def test_a_split_is_copied_and_a_concatenation_written_in_place() -> None:
+    assert Counter(kernels_of_module(_Branches(), 8, 5, 5)) == {"copy_fp16": 2, "conv_fp16": 2}
+
+
+class _Odd(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cumsum(self.linear(x), dim=1)
+
+
+def test_an_unknown_operation_keeps_its_name() -> None:
+    assert kernels_of_module(_Odd(), 6) == ["gemm_fp16", "cumsum"]
+
+
+def test_a_batch_multiplies_work_but_not_weights() -> None:
+    for one, four in zip(kernels_of("separable", Plan()), kernels_of("separable", Plan(), batch=4), strict=True):
+        assert (four.macs, four.in_elements, four.out_elements) == (
+            4 * one.macs,
+            4 * one.in_elements,
+            4 * one.out_elements,
+        )
+        assert four.weight_elements == one.weight_elements
