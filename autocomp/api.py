@@ -303,7 +303,7 @@ def predict(task: Task | str | None = None, plan: Plan | None = None, *, target:
     loaded = task if isinstance(task, Task) else load_task(task)
     found = resolve_target(target) if isinstance(target, str) else target
     prepared = prepare(loaded.model, loaded.example_inputs)
-    return found.predict(restructure(prepared.inventory, plan or Plan()))
+    return found.predict(restructure(prepared.inventory, plan or Plan(), found.numerics))
 
 
 def export(task: Task, plan: Plan, path: str | Path, artifact: Artifact = "onnx-packed") -> Path:

@@ -15,6 +15,9 @@ from autocomp.export.to_onnx import export_onnx
 from autocomp.inventory import Inventory
 from autocomp.plan import WEIGHT_BITS, Format, LayerPlan, Plan, Rank, Sparsity
 
+#: On layers this small a second thread is no help, and on a busy machine each of them waits for it.
+torch.set_num_threads(1)
+
 SIZE = 8
 CLASSES = 5
 

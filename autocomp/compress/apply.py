@@ -175,7 +175,7 @@ def _quantize(
 ) -> tuple[dict[str, QuantizedWeight], dict[str, torch.Tensor]]:
     """Round weights, then activations on the calibration batches, then biases to the product of both steps."""
     planned = {node.layer: plan_of(plan, node.layer).format for node in graph.layers if node.layer is not None}
-    formats = complete_formats(graph, planned)
+    formats = complete_formats(graph, planned, numerics)
     weights: dict[str, QuantizedWeight] = {}
     for name, chosen in formats.items():
         if chosen is not None:
@@ -184,7 +184,8 @@ def _quantize(
             parameter.data = stored.dequantized()
             weights[f"{name}.weight"] = stored
     quantized = [name for name, chosen in formats.items() if chosen is not None]
-    quantizers = calibrate_activations(module, quantized_tensors(graph, quantized), calibration, numerics)
+    sites = quantized_tensors(graph, quantized, numerics)
+    quantizers = calibrate_activations(module, sites, calibration, numerics)
     return weights, _round_biases(module, graph, weights, quantizers) if numerics.integer_bias else {}
 
 

@@ -29,6 +29,24 @@ SAMPLE = 16_384
 
 
 @dataclass(frozen=True)
+class Numerics:
+    """The integer arithmetic of a runtime.
+
+    ``symmetric_activations``: int8 with zero point 0 (what TensorRT takes) instead of uint8 with a zero point (what
+    onnxruntime's x86 kernels are fastest with). ``integer_bias``: the bias is an int32 in the accumulator
+    (onnxruntime), not a float (TensorRT). ``rounded_outputs``: an integer convolution writes integers only
+    (onnxruntime), so that its result is rounded even in front of a float operation.
+    """
+
+    symmetric_activations: bool = False
+    integer_bias: bool = True
+    rounded_outputs: bool = True
+
+
+DEFAULT_NUMERICS = Numerics()
+
+
+@dataclass(frozen=True)
 class QuantizedWeight:
     """Integer levels and their step: the weight is ``levels * scale``.
 
@@ -87,22 +105,6 @@ def with_larger_steps(stored: QuantizedWeight, smallest: torch.Tensor) -> Quanti
     return QuantizedWeight((stored.levels * ratio).round().to(torch.int8), scale, stored.bits, stored.kept)
 
 
-@dataclass(frozen=True)
-class Numerics:
-    """The integer arithmetic of a runtime.
-
-    ``symmetric_activations``: int8 with zero point 0 (what TensorRT takes) instead of uint8 with a zero point (what
-    onnxruntime's x86 kernels are fastest with). ``integer_bias``: the bias is an int32 in the accumulator
-    (onnxruntime), not a float (TensorRT).
-    """
-
-    symmetric_activations: bool = False
-    integer_bias: bool = True
-
-
-DEFAULT_NUMERICS = Numerics()
-
-
 class ActivationQuantizer(nn.Module):
     """Rounds a tensor to 8 bits and back. ``scale`` and ``zero_point`` hold for the whole tensor.
 
@@ -156,32 +158,38 @@ class RangeObserver(nn.Module):
         return ActivationQuantizer(float(scales[best, 0]), int(zero_points[best, 0]), signed=symmetric)
 
 
-def quantized_tensors(graph: Graph, quantized_layers: Iterable[str]) -> tuple[str, ...]:
+def quantized_tensors(
+    graph: Graph, quantized_layers: Iterable[str], numerics: Numerics = DEFAULT_NUMERICS
+) -> tuple[str, ...]:
     """The nodes whose results are rounded to 8 bits when the given layers are quantized.
 
-    Every quantized layer reads a rounded tensor. A quantized conv also writes one, behind its activation, because
-    runtimes have no integer convolution that writes floats: without it the weight stays in floats
-    (onnxruntime: ``DequantizeLinear`` → ``Conv`` at every run). A quantized linear may write floats.
+    Every quantized layer reads a rounded tensor. Where the runtime has no integer convolution that writes floats, a
+    quantized conv also writes one, behind its activation: without it onnxruntime leaves the weight in floats
+    (``DequantizeLinear`` → ``Conv`` at every run). A quantized linear may write floats.
     """
     chosen = set(quantized_layers)
     names: dict[str, None] = {}
     for node in graph.layers:
         if node.layer in chosen:
             names[node.inputs[0]] = None
-            if node.op == "conv2d":
+            if node.op == "conv2d" and numerics.rounded_outputs:
                 names[graph.tail(node).name] = None
     return tuple(node.name for node in graph.nodes if node.name in names)
 
 
-def complete_formats(graph: Graph, formats: Mapping[str, Format | None]) -> dict[str, Format | None]:
+def complete_formats(
+    graph: Graph, formats: Mapping[str, Format | None], numerics: Numerics = DEFAULT_NUMERICS
+) -> dict[str, Format | None]:
     """The formats that layers really get: one that reads and writes rounded tensors is quantized to 8 bits as well.
 
     Its neighbours leave it nothing to gain from floats, and onnxruntime would round its weights at load, with a
-    single scale for the whole tensor, without being asked.
+    single scale for the whole tensor, without being asked. (TensorRT would not, so there formats stay as they are.)
 
     Args:
         formats: layer → the format that its plan gives it.
     """
+    if not numerics.rounded_outputs:
+        return dict(formats)
     rounded = set(quantized_tensors(graph, [name for name, chosen in formats.items() if chosen is not None]))
     complete = dict(formats)
     for node in graph.layers:

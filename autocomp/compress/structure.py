@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from autocomp.compress.prune import kept_count
-from autocomp.compress.quantize import complete_formats
+from autocomp.compress.quantize import DEFAULT_NUMERICS, Numerics, complete_formats, quantized_tensors
 from autocomp.graph import BATCH, WEIGHTED, Graph, Node
 from autocomp.inventory import Inventory
 from autocomp.plan import Format, LayerPlan, Plan
@@ -26,10 +26,11 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Structure:
-    """The data flow of the compressed network, and how its layers are stored."""
+    """The data flow of the compressed network, how its layers are stored, and the nodes whose results are rounded."""
 
     graph: Graph
     layers: dict[str, LayerShape]
+    rounded: frozenset[str] = frozenset()
 
     @property
     def quantized_layers(self) -> tuple[str, ...]:
@@ -41,8 +42,8 @@ class Structure:
         return sum(node.macs for node in self.graph.layers)
 
 
-def restructure(inventory: Inventory, plan: Plan) -> Structure:
-    """The structure that ``plan`` gives the inventoried model.
+def restructure(inventory: Inventory, plan: Plan, numerics: Numerics = DEFAULT_NUMERICS) -> Structure:
+    """The structure that ``plan`` gives the inventoried model on a runtime with such ``numerics``.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -65,8 +66,13 @@ def restructure(inventory: Inventory, plan: Plan) -> Structure:
             nodes[node.name] = _follow(replace(node, inputs=inputs), inventory.graph, nodes)
     returned = tuple(renamed.get(name, name) for name in inventory.graph.outputs)
     graph = Graph(tuple(nodes.values()), returned)
-    formats = complete_formats(graph, {name: layer.format for name, layer in layers.items()})
-    return Structure(graph, {name: replace(layer, format=formats[name]) for name, layer in layers.items()})
+    formats = complete_formats(graph, {name: layer.format for name, layer in layers.items()}, numerics)
+    quantized = [name for name, chosen in formats.items() if chosen is not None]
+    return Structure(
+        graph,
+        {name: replace(layer, format=formats[name]) for name, layer in layers.items()},
+        frozenset(quantized_tensors(graph, quantized, numerics)),
+    )
 
 
 def _widths(inventory: Inventory, plan: Plan) -> tuple[dict[str, int], dict[str, int]]:

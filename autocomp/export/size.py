@@ -12,7 +12,6 @@ from functools import lru_cache
 import numpy as np
 from onnx import TensorProto, helper
 
-from autocomp.compress.quantize import quantized_tensors
 from autocomp.compress.structure import Structure
 from autocomp.export.packing import FunctionKind, field_bytes, footprint, function_bytes
 
@@ -46,8 +45,7 @@ class SizeModel:
             total += weight.graph_bytes + _node_bytes(node.op, node.has_bias)
             if node.has_bias:
                 total += _bias_bytes(layer.weight_shape[0], integer=bits != 32 and self.integer_bias)
-        rounded = quantized_tensors(structure.graph, structure.quantized_layers)
-        return total + function_bytes(functions) + len(rounded) * _rounding_bytes()
+        return total + function_bytes(functions) + len(structure.rounded) * _rounding_bytes()
 
 
 @lru_cache(maxsize=64)

@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 
-from autocomp.compress.quantize import quantized_tensors
 from autocomp.compress.structure import Structure
 from autocomp.graph import ACTIVATIONS, ADDITIONS, Graph, Node
 from autocomp.hardware.kernels import Kernel
@@ -108,7 +107,7 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
     """
     graph = structure.graph
     quantized = frozenset(structure.quantized_layers)
-    state = _Lowering(graph, quantized, frozenset(quantized_tensors(graph, quantized)), block)
+    state = _Lowering(graph, quantized, structure.rounded, block)
     fused: dict[str, str] = {}
     for node in graph.nodes:
         if node.name in fused:

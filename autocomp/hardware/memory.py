@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from autocomp.compress.quantize import quantized_tensors
 from autocomp.compress.structure import Structure
 
 FLOAT_BYTES = 4
@@ -26,11 +25,12 @@ def peak_memory_bytes(structure: Structure, batch: int) -> int:
 def _activations(structure: Structure) -> int:
     """The largest sum of results that are still to be read, for one example."""
     graph = structure.graph
-    rounded = set(quantized_tensors(graph, structure.quantized_layers))
     place = {node.name: position for position, node in enumerate(graph.nodes)}
     last = {name: max([place[name], *(place[user.name] for user in users)]) for name, users in graph.users.items()}
     largest = 0
     for position in range(len(graph.nodes)):
         alive = [node for node in graph.nodes[: position + 1] if last[node.name] >= position]
-        largest = max(largest, sum(node.elements * (1 if node.name in rounded else FLOAT_BYTES) for node in alive))
+        largest = max(
+            largest, sum(node.elements * (1 if node.name in structure.rounded else FLOAT_BYTES) for node in alive)
+        )
     return largest

@@ -42,6 +42,7 @@ class _OfferFile(_Strict):
 class _NumericsFile(_Strict):
     symmetric_activations: bool
     integer_bias: bool
+    rounded_outputs: bool
 
 
 class ProfileFile(_Strict):

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from autocomp.compress.quantize import quantized_tensors
 from autocomp.compress.structure import Structure
 from autocomp.graph import ADDITIONS, Graph, Node
 from autocomp.hardware.kernels import Kernel
@@ -93,7 +92,7 @@ def lower(structure: Structure, batch: int) -> tuple[Kernel, ...]:
     """
     graph = structure.graph
     quantized = frozenset(structure.quantized_layers)
-    engine = _Engine(graph, quantized, frozenset(quantized_tensors(graph, quantized)), _constants(graph))
+    engine = _Engine(graph, quantized, structure.rounded, _constants(graph))
     absorbed: set[str] = set()
     for node in graph.nodes:
         if node.name in absorbed or node.name in engine.constants:
@@ -199,7 +198,7 @@ def _weighted(engine: _Engine, node: Node) -> set[str]:
         fused_add=chain.read > 0,
     )
     engine.kernels.append(kernel)
-    # Integer kernels write either precision; the file rounds behind every integer convolution.
+    # Integer kernels write either precision: integers where the file rounds behind them.
     engine.write(chain.last.name, "int8" if precision == "int8" and chain.last.name in engine.rounded else "fp16")
     return set(chain.names)
 

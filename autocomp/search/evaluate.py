@@ -26,7 +26,7 @@ class Workbench:
     sizes: SizeModel
 
     def structure(self, plan: Plan) -> Structure:
-        return restructure(self.prepared.inventory, plan)
+        return restructure(self.prepared.inventory, plan, self.target.numerics)
 
     def compress(self, plan: Plan) -> Compressed:
         return apply(self.prepared, plan, self.task.calibration, self.target.numerics)

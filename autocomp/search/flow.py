@@ -55,7 +55,7 @@ def set_up(request: Request, task: Task, target: Target) -> Setup:
     space = build_space(read_space(request.space), prepared.inventory, offer.weight_bits, offer.patterns, offer.ranks)
     packed = target.artifact == "onnx-packed"
     untouched = export_onnx(apply(prepared, Plan(), task.calibration, target.numerics), packed)
-    structure = restructure(prepared.inventory, Plan())
+    structure = restructure(prepared.inventory, Plan(), target.numerics)
     sizes = SizeModel.from_export(structure, len(untouched), packed, target.numerics.integer_bias)
     return Setup(request, Workbench(task, prepared, target, sizes), space, baseline)
 
