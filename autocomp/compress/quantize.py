@@ -165,15 +165,17 @@ def quantized_tensors(
 
     Every quantized layer reads a rounded tensor. Where the runtime has no integer convolution that writes floats, a
     quantized conv also writes one, behind its activation: without it onnxruntime leaves the weight in floats
-    (``DequantizeLinear`` → ``Conv`` at every run). A quantized linear may write floats.
+    (``DequantizeLinear`` → ``Conv`` at every run). A quantized linear may write floats, unless an activation is behind
+    it, which onnxruntime would rather fuse into a float kernel.
     """
     chosen = set(quantized_layers)
     names: dict[str, None] = {}
     for node in graph.layers:
         if node.layer in chosen:
             names[node.inputs[0]] = None
-            if node.op == "conv2d" and numerics.rounded_outputs:
-                names[graph.tail(node).name] = None
+            tail = graph.tail(node)
+            if numerics.rounded_outputs and (node.op == "conv2d" or tail is not node):
+                names[tail.name] = None
     return tuple(node.name for node in graph.nodes if node.name in names)
 
 
@@ -190,13 +192,27 @@ def complete_formats(
     """
     if not numerics.rounded_outputs:
         return dict(formats)
-    rounded = set(quantized_tensors(graph, [name for name, chosen in formats.items() if chosen is not None]))
+    rounded = _on_a_grid(graph, quantized_tensors(graph, [name for name, chosen in formats.items() if chosen]))
     complete = dict(formats)
     for node in graph.layers:
         inside = node.inputs[0] in rounded and graph.tail(node).name in rounded
         if node.layer is not None and complete[node.layer] is None and inside:
             complete[node.layer] = Format(8)
     return complete
+
+
+def _on_a_grid(graph: Graph, rounded: Iterable[str]) -> set[str]:
+    """The tensors that hold rounded values, or nothing but values that are about to be rounded: onnxruntime moves the
+    rounding across operations that only move values."""
+    found = set(rounded)
+    movers = [node for node in graph.nodes if node.op in GRID_KEEPING]
+    for node in movers:
+        if node.inputs[0] in found:
+            found.add(node.name)
+    for node in reversed(movers):
+        if node.name in found and graph.sole_user(node.inputs[0]) is node:
+            found.add(node.inputs[0])
+    return found
 
 
 def insert_after(module: GraphModule, sites: Mapping[str, nn.Module]) -> None:

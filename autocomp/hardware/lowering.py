@@ -172,7 +172,8 @@ def _conv(state: _Lowering, node: Node, tail: Node) -> bool:
         outputs = node.weight_shape[0]
         depthwise = node.weight_shape[1] == 1 and outputs == node.groups
         per_group = outputs // node.groups
-        blocked = outputs % block == 0 and (depthwise or (node.weight_shape[1] % block == 0 and per_group % block == 0))
+        whole = all(size % block == 0 for size in (outputs, node.weight_shape[1], per_group))
+        blocked = outputs % ALIGNMENT == 0 if depthwise else whole
     kernel = replace(_weighted(node, "conv_nchwc" if blocked else "conv"), in_elements=read)
     reads_blocks = blocked and (channels >= block or node.groups > 1)
     state.read(source, BLOCKED if reads_blocks else FLOAT)

@@ -7,10 +7,10 @@ chosen by the search split, never by the test split.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from autocomp import pareto
 from autocomp.errors import RunError
 from autocomp.report.data import Point, ReportData
 from autocomp.trial import Source
@@ -165,15 +165,12 @@ def knee(data: ReportData, trial: int | None = None) -> Point:
             raise RunError(f"the knee must be a trial of the front; got {trial}; it holds {known}")
         return named[0]
     sign = -1.0 if data.task.metric.direction == "maximize" else 1.0
-    costs = [(sign * p.metric_search, math.log(p.latency_ms), math.log(p.size_bytes)) for p in candidates]
-    scaled = zip(*(_unit(column) for column in zip(*costs)))
-    distances = [math.hypot(*row) for row in scaled]
-    return candidates[distances.index(min(distances))]
-
-
-def _unit(values: Sequence[float]) -> list[float]:
-    low, high = min(values), max(values)
-    return [0.0 if high == low else (value - low) / (high - low) for value in values]
+    place = pareto.knee(
+        [sign * point.metric_search for point in candidates],
+        [point.latency_ms for point in candidates],
+        [point.size_bytes for point in candidates],
+    )
+    return candidates[place]
 
 
 @dataclass(frozen=True)

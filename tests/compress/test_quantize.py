@@ -191,10 +191,10 @@ def test_a_quantized_conv_reads_and_writes_rounded_tensors() -> None:
     assert quantized_tensors(graph, []) == ()
 
 
-def test_a_quantized_linear_writes_floats() -> None:
-    graph = chain("linear", "relu", "linear")
-    assert quantized_tensors(graph, ["a"]) == ("x",)
-    assert quantized_tensors(graph, ["a", "b"]) == ("x", "relu1")
+def test_a_quantized_linear_writes_floats_unless_an_activation_is_behind_it() -> None:
+    assert quantized_tensors(chain("linear", "linear"), ["a"]) == ("x",)
+    assert quantized_tensors(chain("linear", "relu", "linear"), ["a"]) == ("x", "relu1")
+    assert quantized_tensors(chain("linear", "relu", "linear"), ["b"]) == ("relu1",)
 
 
 def test_a_conv_whose_result_is_read_twice_is_rounded_before_its_activation() -> None:
@@ -217,6 +217,16 @@ def test_a_layer_between_quantized_ones_is_quantized_as_well() -> None:
         "b": Format(8),
         "c": Format(2),
     }
+
+
+@pytest.mark.parametrize("mover", ["max_pool2d", "flatten"])
+def test_rounding_is_seen_across_operations_that_only_move_values(mover: str) -> None:
+    """onnxruntime moves it across them, and would quantize the layer on the other side."""
+    before = chain("conv2d", "relu", mover, "linear", "relu", "linear")
+    assert complete_formats(before, {"a": Format(8), "b": None, "c": Format(8)})["b"] == Format(8)
+    behind = chain("conv2d", "relu", "conv2d", "relu", mover, "linear")
+    assert complete_formats(behind, {"a": Format(8), "b": None, "c": Format(8)})["b"] == Format(8)
+    assert complete_formats(behind, {"a": None, "b": None, "c": Format(8)})["b"] is None
 
 
 @pytest.mark.parametrize("formats", [{"a": None, "b": None, "c": None}, {"a": Format(8), "b": None, "c": None}])

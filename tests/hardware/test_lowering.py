@@ -64,7 +64,7 @@ def compiled(network: str, plan: Plan) -> Counter[str]:
 
 
 @pytest.mark.parametrize("plan", ["untouched", "int8"])
-@pytest.mark.parametrize("network", ["residual", "plain"])
+@pytest.mark.parametrize("network", ["residual", "plain", "separable", "mlp"])
 def test_uniform_plans_are_foreseen_exactly(network: str, plan: str, block: int) -> None:
     given = Plan() if plan == "untouched" else uniform_plan(network, format=Format(8))
     assert Counter(kernel.op for kernel in foreseen(network, given, block)) == compiled(network, given)
@@ -72,7 +72,11 @@ def test_uniform_plans_are_foreseen_exactly(network: str, plan: str, block: int)
 
 @pytest.mark.parametrize(
     ("network", "seed"),
-    [("residual", 0), ("residual", 10), ("residual", 11), ("plain", 1), ("plain", 12)],
+    [
+        *(("residual", 0), ("residual", 10), ("residual", 11)),
+        *(("plain", 1), ("plain", 12), ("plain", 21), ("plain", 23)),
+        *(("separable", 21), ("mlp", 22)),
+    ],
 )
 def test_mixed_plans_are_foreseen_but_for_a_little_glue(network: str, seed: int, block: int) -> None:
     plan = random_plan(prepared(network).inventory, seed)
