@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from autocomp.compress.apply import Compressed
+    from autocomp.compress.apply import Compressed, Prepared
     from autocomp.hardware.latency import Prediction
     from autocomp.hardware.target import Artifact, Target
     from autocomp.search import flow
@@ -115,9 +115,24 @@ class Run:
         request = self.folder.request()
         target = resolve_target(request.target, request.threads, request.batch, artifact or _artifact(request.artifact))
         setup = flow.set_up(request, task or load_task(request.task), target)
-        if self.folder.read()["weights_hash"] != flow.weights_hash(setup.bench.prepared):
-            raise RunError(f"the model of task {request.task} is not the one that {self.folder.path} was searched with")
+        self._check_model(setup.bench.prepared)
         return setup
+
+    def _prepared(self, task: Task | None) -> Prepared:
+        from autocomp.compress.apply import prepare
+        from autocomp.tasks.load import load_task
+
+        loaded = task or load_task(self.folder.request().task)
+        prepared = prepare(loaded.model, loaded.example_inputs)
+        self._check_model(prepared)
+        return prepared
+
+    def _check_model(self, prepared: Prepared) -> None:
+        from autocomp.search import flow
+
+        if self.folder.read()["weights_hash"] != flow.weights_hash(prepared):
+            task = self.folder.request().task
+            raise RunError(f"the model of task {task} is not the one that {self.folder.path} was searched with")
 
     def verify(self, pick: str | int = "front", task: Task | None = None, watcher: Watcher = SILENT) -> list[Json]:
         """Export points again and measure their three numbers on the files.
@@ -170,8 +185,15 @@ class Run:
         (folder / "plan.json").write_text(point.plan.to_json() + "\n", encoding="utf-8")
         return folder / "model.onnx"
 
-    def report(self) -> Path:
-        """Rebuild tables, figures and ``report.html`` from the run's truth; returns the page's path."""
+    def report(self, task: Task | None = None) -> Path:
+        """Rebuild tables, figures and ``report.html`` from the run's truth; returns the page's path.
+
+        Args:
+            task: where it was not one that has a name, and ``layers.json`` is gone.
+
+        Raises:
+            RunError: no trial is finished, or the task's model is not the one that the run was begun with.
+        """
         from autocomp.report.page import write
         from autocomp.search import flow
         from autocomp.search.tables import knee_trial
@@ -180,7 +202,7 @@ class Run:
         if not points:
             raise RunError(f"{self.folder.path} has no finished trial to report; resume it with search --resume")
         if not (self.folder.path / "layers.json").is_file():
-            prepared = self.setup().bench.prepared
+            prepared = self._prepared(task)
             self.folder.write_json("layers.json", flow.layers_document(prepared))
         return write(self.folder.path, knee_trial(points, flow.metric_of(self.folder)).number)
 
@@ -237,9 +259,11 @@ def search(
     from autocomp.hardware.profiles import find_profile
     from autocomp.hardware.resolve import resolve_target
     from autocomp.search import flow
+    from autocomp.search.sampler import check_sampler
     from autocomp.space import read_space
     from autocomp.tasks.load import load_task
 
+    check_sampler(sampler)
     read_space(str(space))  # a typo should not wait for training or calibration
     if isinstance(target, str):
         find_profile(target)

@@ -49,6 +49,11 @@ def main() -> None:
         if debug:
             raise
         _fail(*_words(error))
+    except Exception as error:
+        if debug:
+            raise
+        words = " ".join(str(error).split())
+        _fail(f"unforeseen {type(error).__name__}: {words[:300]}; --debug shows where", 1)
 
 
 def _words(error: Exception) -> tuple[str, int]:

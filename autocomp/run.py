@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from autocomp.errors import RunError
+from autocomp.errors import RequestError, RunError
 
 JsonValue = str | int | float | bool | None | list["JsonValue"] | dict[str, "JsonValue"]
 Json = dict[str, JsonValue]
@@ -38,6 +39,16 @@ class Request:
     max_latency_ms: float | None = None
     max_size_kb: float | None = None
     max_drop: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.trials < 1:
+            raise RequestError(f"a search needs at least 1 trial, the untouched plan; got --trials {self.trials}")
+        for name in ("timeout_s", "max_latency_ms", "max_size_kb"):
+            value = getattr(self, name)
+            if value is not None and not (math.isfinite(value) and value > 0):
+                raise RequestError(f"a limit must be positive; got {name} {value}; leave it out for none")
+        if self.max_drop is not None and not (math.isfinite(self.max_drop) and self.max_drop >= 0):
+            raise RequestError(f"a largest drop must be 0 or more; got max_drop {self.max_drop}; leave it out for none")
 
     #: How long a search goes on may change from one sitting to the next.
     FREE = ("trials", "timeout_s")
@@ -113,13 +124,16 @@ class RunFolder:
 
     def append_event(self, event: Mapping[str, JsonValue]) -> None:
         """Add a line to ``events.jsonl``, on disk when this returns."""
-        with (self.path / "events.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(dict(event)) + "\n")
+        with (self.path / "events.jsonl").open("ab+") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - 1))
+            cut_short = file.read() not in (b"", b"\n")  # by a crash: the line must not swallow this one
+            file.write(("\n" * cut_short + json.dumps(dict(event)) + "\n").encode())
             file.flush()
             os.fsync(file.fileno())
 
     def events(self) -> Iterator[Json]:
-        """The events so far. A last line that was cut short by a crash is left out."""
+        """The events so far. A line that was cut short by a crash is left out."""
         path = self.path / "events.jsonl"
         if not path.is_file():
             return
@@ -127,16 +141,19 @@ class RunFolder:
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:
-                return
+                continue
 
     @contextmanager
     def working(self) -> Iterator[None]:
         """Hold the folder for this process.
 
         Raises:
-            RunError: another process holds it.
+            RunError: another process holds it, or it cannot be made.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RunError(f"--out must be a folder that can be made; {self.path} is not ({error.strerror})") from error
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

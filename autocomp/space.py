@@ -117,11 +117,16 @@ def read_space(name: str) -> SpaceFile:
 
 
 def _first_mistake(error: ValidationError) -> str:
-    mistake = error.errors()[0]
+    mistakes = error.errors()
+    # A misspelt setting is also a missing one; its name says more.
+    mistake = next((one for one in mistakes if one["type"] == "extra_forbidden"), mistakes[0])
     place = ".".join(str(part) for part in mistake["loc"])
     name = str(mistake["loc"][-1]) if mistake["loc"] else ""
     if mistake["type"] == "extra_forbidden":
-        fields = _Rule.model_fields if "rules" in mistake["loc"] else SpaceFile.model_fields
+        model = (
+            _SparsityRule if "sparsity" in mistake["loc"][:-1] else _Rule if "rules" in mistake["loc"] else SpaceFile
+        )
+        fields = model.model_fields
         return f"{place}: no such setting {name!r}; {did_you_mean(name, fields)}"
     return f"{place}: {mistake['msg'].removeprefix('Value error, ')}"
 
@@ -267,10 +272,11 @@ def _channel_decisions(
     if "channel" not in patterns:
         return
     for group in inventory.groups:
-        rule = rules.get(group.name)
-        if not group.prunable or rule is None or any(name not in rules for name in group.producers):
+        if not group.prunable or any(name not in rules for name in group.producers):
             continue
-        levels = sorted(s.level for s in rule.sparsity or () if s.pattern == "channel")
+        # Coupled layers lose the same channels: only what the rules of all of them allow.
+        allowed = [{s.level for s in rules[name].sparsity or () if s.pattern == "channel"} for name in group.producers]
+        levels = sorted(set.intersection(*allowed))
         # On few channels, two levels may cut the same number.
         distinct = {group.kept(level): level for level in reversed(levels) if group.kept(level) < group.width}
         options = [Sparsity("channel", level) for level in sorted(distinct.values())]

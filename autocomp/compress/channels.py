@@ -36,11 +36,13 @@ def find_groups(
     from torch import nn
 
     work = copy.deepcopy(model)
-    names = {module: name for name, module in work.named_modules()}
+    names = {work.get_submodule(name): name for name in order}
     found: list[ChannelGroup] = []
     for members in _dependency_graph(work, example_inputs).get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
         cut = [(names.get(m.dep.layer, ""), m) for m in members]
         producers = {name for name, m in cut if name in order and _cuts_outputs(m)}
+        if not producers:
+            continue  # a layer inside a module that computes with its weights in its own way
         width = _out_channels(work.get_submodule(_first(producers, order)))
         consumers = {name: len(m.idxs) // width for name, m in cut if name in order and not _cuts_outputs(m)}
         ordered = tuple(name for name in order if name in producers)

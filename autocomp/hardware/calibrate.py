@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -65,6 +66,8 @@ def calibrate(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "measurements.csv"
+    if path.exists() and (whole := _whole(text := path.read_text(encoding="utf-8"))) != text:
+        path.write_text(whole, encoding="utf-8")
     dropped = _measure(path, budget_s, threads, batch, block, seed, progress)
     networks = read_measurements(path)
     repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
@@ -132,7 +135,7 @@ def _kernel_cells(kernel: Kernel) -> dict[str, object]:
 
 
 def _append(path: Path, rows: Iterable[dict[str, object]]) -> None:
-    new = not path.exists()
+    new = not path.exists() or path.stat().st_size == 0
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
         if new:
@@ -140,18 +143,26 @@ def _append(path: Path, rows: Iterable[dict[str, object]]) -> None:
         writer.writerows(rows)
 
 
+def _whole(text: str) -> str:
+    """A ``measurements.csv`` without the network whose last row was cut in the middle."""
+    if text.endswith("\n"):
+        return text
+    lines = text.splitlines(keepends=True)[:-1]
+    torn = lines[-1].partition(",")[0] if len(lines) > 1 else ""
+    return "".join(line for line in lines if line.partition(",")[0] != torn)
+
+
 def read_measurements(path: Path) -> tuple[MeasuredNetwork, ...]:
     """The networks in a ``measurements.csv``. One that an interruption cut short is left out."""
     found: dict[str, tuple[float, float, list[Kernel], list[KernelSample]]] = {}
-    with path.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            name = row["network"]
-            if row["row"] == FILE:
-                found[name] = (float(row["time_us"]) / 1e3, float(row["spread"]), [], [])
-            elif row["row"] == KERNEL:
-                found[name][2].append(_kernel(row))
-            else:
-                found[name][3].append(KernelSample(_kernel(row), float(row["time_us"])))
+    for row in csv.DictReader(io.StringIO(_whole(path.read_text(encoding="utf-8")))):
+        name = row["network"]
+        if row["row"] == FILE:
+            found[name] = (float(row["time_us"]) / 1e3, float(row["spread"]), [], [])
+        elif row["row"] == KERNEL:
+            found[name][2].append(_kernel(row))
+        else:
+            found[name][3].append(KernelSample(_kernel(row), float(row["time_us"])))
     return tuple(
         MeasuredNetwork(name, tuple(kernels), latency_ms, spread, tuple(samples))
         for name, (latency_ms, spread, kernels, samples) in found.items()

@@ -50,7 +50,7 @@ def fit(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) ->
         note: what the held-out networks are, kept with their error.
 
     Raises:
-        MeasurementError: too few networks.
+        MeasurementError: too few networks, or too different ones.
     """
     if len(networks) < FEWEST_NETWORKS:
         raise MeasurementError(
@@ -61,6 +61,11 @@ def fit(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) ->
     rest = [network for place, network in enumerate(networks) if place % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
     trial = _fit(rest, repeatability)
     known = [network for network in held if all(kernel.op in trial.ops for kernel in network.kernels)]
+    if not known:
+        raise MeasurementError(
+            f"the error of a latency model is found on held-out networks; all {len(held)} have kernels that the others "
+            "lack; give a larger --budget"
+        )
     errors = np.array([trial.predict(n.kernels).latency_ms / n.latency_ms - 1 for n in known])
     held_out = HeldOutError(
         mean=float(np.abs(errors).mean()),

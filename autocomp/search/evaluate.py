@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
+
 from autocomp.compress.apply import Compressed, Prepared, apply
 from autocomp.compress.structure import Structure, restructure
 from autocomp.errors import WorkError
@@ -56,7 +58,8 @@ class Workbench:
             WorkError: the score is not a finite number.
         """
         compressed = self.compress(plan)
-        score = self.task.evaluate(compressed.model, "search")
+        with torch.no_grad():
+            score = self.task.evaluate(compressed.model, "search")
         if not math.isfinite(score.value):
             raise WorkError(f"a trial's {self.task.metric.name} must be a finite number; got {score.value}")
         return score

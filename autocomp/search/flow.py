@@ -21,7 +21,7 @@ from autocomp.hardware.target import Target
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder
 from autocomp.search.evaluate import Workbench
-from autocomp.search.study import Limits, open_study, read_trials, run_trials
+from autocomp.search.study import Limits, open_study, read_study, read_trials, run_trials
 from autocomp.search.tables import BASELINE, VERIFIED, front_trials, verifications, write_tables
 from autocomp.search.verify import Exported, export_and_score, time_files, verification
 from autocomp.space import SearchSpace, build_space, read_space
@@ -141,7 +141,7 @@ def load_trials(folder: RunFolder) -> tuple[Trial, ...]:
         RunError: the folder holds no run.
     """
     request = folder.request()
-    return read_trials(open_study(folder.journal, metric_of(folder).direction), request.seed)
+    return read_trials(read_study(folder.journal), request.seed)
 
 
 def metric_of(folder: RunFolder) -> Metric:
@@ -168,6 +168,11 @@ def weights_hash(prepared: Prepared) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def space_hash(space: SearchSpace) -> str:
+    """Of the decisions: a proposal in the journal is a number of an option each, which must stay what it was."""
+    return hashlib.sha256(repr(space.decisions).encode()).hexdigest()[:16]
 
 
 def _begin(setup: Setup, folder: RunFolder, resume: bool) -> None:
@@ -201,6 +206,11 @@ def _check_same(setup: Setup, folder: RunFolder) -> None:
     before = folder.read()
     if before["weights_hash"] != weights_hash(setup.bench.prepared):
         raise RunError(f"the model is not the one that {folder.path} was begun with; name another --out")
+    if before.get("space_hash") != space_hash(setup.space):
+        raise RunError(
+            f"the choices of space {setup.request.space} are not those that {folder.path} was begun with; "
+            "name another --out"
+        )
     if before["profile_hash"] != setup.bench.target.profile_hash:
         raise RunError(
             f"the profile of {setup.request.target} is not the one that {folder.path} was begun with; name another --out"
@@ -237,6 +247,7 @@ def _document(setup: Setup, folder: RunFolder) -> dict[str, object]:
             "note": target.note,
         },
         "weights_hash": weights_hash(bench.prepared),
+        "space_hash": space_hash(setup.space),
         "profile_hash": target.profile_hash,
         "skipped": [list(pair) for pair in bench.prepared.inventory.skipped],
         "versions": {name: importlib.metadata.version(name) for name in PACKAGES},

@@ -7,20 +7,20 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 from optuna import Study
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
+from autocomp.errors import RequestError, did_you_mean
 from autocomp.space import KINDS, Kind, SearchSpace
 
 SamplerName = Literal["auto", "nsga2", "tpe", "random", "uniform"]
 
 #: Trials of one generation. Searches run to some dozens or hundreds of trials, so generations are small.
 POPULATION = 16
-CONSTRAINTS = "constraints"
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
@@ -102,25 +102,39 @@ class StartingSampler(BaseSampler):
         self._then.after_trial(study, trial, state, values)
 
 
-def make_sampler(name: SamplerName, space: SearchSpace, seed: int, number: int, constrained: bool) -> BaseSampler:
+class GeneticSampler(NSGAIISampler):
+    """NSGA-II whose parents come by number: the trial that opens a generation then sees them in the order in which
+    later ones, and a resumed run, read them back from the journal."""
+
+    def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
+        return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
+
+
+def check_sampler(name: str) -> None:
+    """Raises:
+    RequestError: no such sampler; names the near ones.
+    """
+    if name not in get_args(SamplerName):
+        raise RequestError(f"a sampler must be a known one; got {name!r}; {did_you_mean(name, get_args(SamplerName))}")
+
+
+def make_sampler(name: SamplerName, space: SearchSpace, seed: int, number: int) -> BaseSampler:
     """The sampler for one trial.
 
-    The first trial of every sampler is the untouched plan. ``auto`` is NSGA-II seeded with the uniform plans.
+    The first trial of every sampler is the untouched plan. ``auto`` is NSGA-II seeded with the uniform plans. NSGA-II
+    and TPE heed the constraints that finished trials carry.
+
+    Raises:
+        RequestError: no such sampler.
     """
+    check_sampler(name)
     trial_seed = int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
-    constraints = _constraints if constrained else None
     untouched = [space.uniform({})]
     if name == "uniform":
         return UniformSampler(space)
     if name == "random":
         return StartingSampler(untouched, RandomSampler(trial_seed))
     if name == "tpe":
-        return StartingSampler(untouched, TPESampler(seed=trial_seed, constraints_func=constraints))
-    genetic = NSGAIISampler(population_size=POPULATION, seed=trial_seed, constraints_func=constraints)
+        return StartingSampler(untouched, TPESampler(seed=trial_seed))
+    genetic = GeneticSampler(population_size=POPULATION, seed=trial_seed)
     return StartingSampler(uniform_indices(space)[:POPULATION] if name == "auto" else untouched, genetic)
-
-
-def _constraints(trial: FrozenTrial) -> Sequence[float]:
-    """Positive where a limit is broken, as Optuna wants it."""
-    broken: Sequence[float] = trial.user_attrs[CONSTRAINTS]
-    return broken

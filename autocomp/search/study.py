@@ -16,11 +16,11 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from autocomp.errors import AutocompError
+from autocomp.errors import RunError
 from autocomp.plan import Plan
 from autocomp.run import Request
 from autocomp.search.evaluate import Workbench
-from autocomp.search.sampler import CONSTRAINTS, SamplerName, distributions, make_sampler
+from autocomp.search.sampler import SamplerName, distributions, make_sampler
 from autocomp.space import SearchSpace
 from autocomp.task import Direction
 from autocomp.trial import Cost, Trial
@@ -63,15 +63,39 @@ class Limits:
 
 
 def open_study(journal: Path, direction: Direction) -> optuna.Study:
-    """The study in ``journal``; a new one where there is none."""
+    """The study in ``journal``, to go on with; a new one where there is none. The caller holds the run folder."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    # A process that was killed can leave Optuna's lock behind. The run folder is held by this process alone, so
-    # nobody else can be using it.
+    # A process that was killed can leave Optuna's lock behind, and half a line. The run folder is held by this process
+    # alone, so nobody else can be using it.
     Path(f"{journal}.lock").unlink(missing_ok=True)
+    _mend(journal)
     storage = JournalStorage(JournalFileBackend(str(journal)))
     return optuna.create_study(
         storage=storage, study_name=NAME, directions=[direction, "minimize", "minimize"], load_if_exists=True
     )
+
+
+def read_study(journal: Path) -> optuna.Study:
+    """The study in ``journal``, for reading: writes nothing, so that a run at work may be looked at.
+
+    Raises:
+        RunError: there is no journal, or no study in it.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    if not journal.is_file():
+        raise RunError(f"a run folder must hold {journal.name}; {journal} does not exist; start anew")
+    try:
+        return optuna.load_study(study_name=NAME, storage=JournalStorage(JournalFileBackend(str(journal))))
+    except (KeyError, ValueError) as error:
+        raise RunError(f"{journal} must hold the journal of a study; it does not ({error}); start anew") from error
+
+
+def _mend(journal: Path) -> None:
+    """Cut off a last line that a crash left incomplete: what is appended to it would be lost with it."""
+    if journal.is_file():
+        with journal.open("r+b") as file:
+            text = file.read()
+            file.truncate(text.rfind(b"\n") + 1)
 
 
 def run_trials(
@@ -87,24 +111,27 @@ def run_trials(
     limits = Limits.of(request)
     known: dict[str, Trial] = {t.plan.hash: t for t in read_trials(study, request.seed) if t.state == "complete"}
     for frozen in study.get_trials(states=[TrialState.RUNNING]):
-        study.sampler = _sampler(space, request, frozen.number, limits)
+        study.sampler = _sampler(space, request, frozen.number)
         trial = optuna.trial.Trial(study, frozen._trial_id)
         for name, distribution in distributions(space).items():
+            if name in frozen.params and name not in trial.relative_params:
+                # Drawn before the process died: drawn again and dropped, so that the others get the draws due to them.
+                study.sampler.sample_independent(study, frozen, name, distribution)
             trial._suggest(name, distribution)  # what the journal already has is given back as it is
         _finish(study, trial, bench, space, request, limits, baseline_metric, known)
         told(*_latest(study, request.seed, trial.number))
     while len(study.get_trials(deepcopy=False)) < request.trials:
         if request.timeout_s is not None and time.monotonic() - began > request.timeout_s:
             return
-        study.sampler = _sampler(space, request, len(study.get_trials(deepcopy=False)), limits)
+        study.sampler = _sampler(space, request, len(study.get_trials(deepcopy=False)))
         trial = study.ask(distributions(space))
         _finish(study, trial, bench, space, request, limits, baseline_metric, known)
         told(*_latest(study, request.seed, trial.number))
 
 
-def _sampler(space: SearchSpace, request: Request, number: int, limits: Limits) -> optuna.samplers.BaseSampler:
+def _sampler(space: SearchSpace, request: Request, number: int) -> optuna.samplers.BaseSampler:
     name: SamplerName = request.sampler  # type: ignore[assignment]
-    return make_sampler(name, space, request.seed, number, bool(limits))
+    return make_sampler(name, space, request.seed, number)
 
 
 def _finish(
@@ -125,7 +152,7 @@ def _finish(
         before = known.get(plan.hash)
         cost = bench.cost(plan)
         metric = bench.score(plan).value if before is None or before.metric is None else before.metric
-    except (AutocompError, RuntimeError, ValueError, ArithmeticError, LookupError, TypeError, MemoryError) as error:
+    except Exception as error:  # noqa: BLE001
         # Whatever a model, a solver or a user's evaluate raises is this trial's failure; the search goes on.
         trial.set_user_attr("error", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
         trial.set_user_attr("seconds", time.monotonic() - began)
@@ -135,7 +162,10 @@ def _finish(
     trial.set_user_attr("seconds", time.monotonic() - began)
     if limits:
         drop = bench.task.metric.drop(baseline_metric, metric)
-        trial.set_user_attr(CONSTRAINTS, limits.broken(drop, cost))
+        told = study.get_trials(deepcopy=False)[trial.number].constraints  # by a process that died right after
+        for place, excess in enumerate(limits.broken(drop, cost)):
+            if str(place) not in told:
+                trial.set_constraint(str(place), excess)
     study.tell(trial, [metric, cost.latency_ms, float(cost.size_bytes)])
     known[plan.hash] = Trial(trial.number, plan, "complete", metric, cost, None, request.seed)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.runtimes.onnxruntime import LoadedModel, load
@@ -19,7 +20,6 @@ from autocomp.trial import Cost
 
 if TYPE_CHECKING:
     import numpy.typing as npt
-    import torch
 
 SETTINGS = TimingSettings(max_rounds=12)
 #: Standard errors either side of a 95 % interval.
@@ -49,7 +49,8 @@ def export_and_score(bench: Workbench, plan: Plan) -> Exported:
     compressed = bench.compress(plan)
     model = export_onnx(compressed, packed=bench.target.artifact == "onnx-packed")
     file = load(model, bench.target.threads)
-    simulated = bench.task.evaluate(compressed.model, "test")
+    with torch.no_grad():
+        simulated = bench.task.evaluate(compressed.model, "test")
     return Exported(plan, model, simulated, bench.task.evaluate(predictor(file), "test"))
 
 

@@ -13,7 +13,7 @@ from autocomp.compress.prune import kept_count
 from autocomp.compress.quantize import Numerics
 from autocomp.errors import PlanError
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
-from tests.networks import NETWORKS, compressed, images, prepared, random_plan, residual, uniform_plan
+from tests.networks import NETWORKS, compressed, images, prepared, random_plan, ready, residual, uniform_plan
 
 CALIBRATION = [images("residual", 16, seed=100)]
 
@@ -158,3 +158,35 @@ def test_float_biases_stay_as_they_are() -> None:
 def test_a_plan_for_another_model_is_refused() -> None:
     with pytest.raises(PlanError, match="'features'"):
         apply(prepared("mlp"), Plan({"features": LayerPlan(format=Format(8))}), [images("mlp", 4)])
+
+
+def test_gradients_need_not_be_on() -> None:
+    plan = random_plan(prepared("residual").inventory, seed=2)
+    with torch.no_grad():
+        ready_net = prepare(residual(), images("residual", 1))
+        result = apply(ready_net, plan, CALIBRATION)
+    assert ready_net.inventory.groups == prepared("residual").inventory.groups
+    assert same_state(state(result.model), state(apply(ready_net, plan, CALIBRATION).model))
+
+
+class Twice(nn.Module):
+    """A conv or a batch norm that is used a second time."""
+
+    def __init__(self, shared: str) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1)
+        self.norm, self.other = nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+        if shared == "conv":
+            self.second = self.first
+        else:
+            self.other = self.norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.other(self.second(self.norm(self.first(x)).relu()))
+        return result
+
+
+@pytest.mark.parametrize("shared", ["conv", "norm"])
+def test_what_is_used_twice_is_not_folded(shared: str) -> None:
+    model, batch = ready(Twice(shared), seed=0), images("residual", 4)
+    torch.testing.assert_close(prepare(model, images("residual", 1)).model(*batch), model(*batch), rtol=1e-4, atol=1e-5)

@@ -1,0 +1,126 @@
+"""A small real calibration: what it writes reads back, and an interrupted one goes on. Nothing is said of speed."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from autocomp.errors import MeasurementError
+from autocomp.hardware import calibrate as module
+from autocomp.hardware import fit as fitting
+from autocomp.hardware.calibrate import Calibration, calibrate, nchwc_block, read_measurements
+from autocomp.hardware.experiment import PLANS_PER_NETWORK
+from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.timing import TimingSettings
+
+#: Whatever is measured counts as settled.
+ANYTHING = TimingSettings(repeats=2, agreeing=2, tolerance=1e9, reference_tolerance=1e9, max_rounds=2, max_round_ms=5)
+
+
+@pytest.fixture(scope="module")
+def patched() -> Iterator[pytest.MonkeyPatch]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SETTINGS", ANYTHING)
+        patch.setattr(module, "PROFILE_RUNS", 2)
+        patch.setattr(fitting, "FEWEST_NETWORKS", PLANS_PER_NETWORK)
+        yield patch
+
+
+def run(patched: pytest.MonkeyPatch, folder: Path, networks: int) -> tuple[Calibration, list[str]]:
+    """A calibration whose clock goes forward by a second a look, so that the budget is a number of networks."""
+    notes: list[str] = []
+    clock = itertools.count()
+    with patched.context() as patch:
+        patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+        found = calibrate(
+            folder, networks + 0.5, 1, 1, nchwc_block(this_machine()), progress=lambda share, note: notes.append(note)
+        )
+    return found, notes
+
+
+@pytest.fixture(scope="module")
+def calibrated(patched: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Calibration]:
+    folder = tmp_path_factory.mktemp("calibrated") / "cpu"
+    found, notes = run(patched, folder, 2)
+    assert [note.split(";")[0] for note in notes] == ["4 files measured", "8 files measured"]
+    return folder, found
+
+
+def test_the_measurements_read_back(calibrated: tuple[Path, Calibration]) -> None:
+    folder, found = calibrated
+    assert read_measurements(folder / "measurements.csv") == found.networks
+    assert [network.name for network in found.networks] == [f"random-0-{n}" for n in range(2 * PLANS_PER_NETWORK)]
+    assert found.dropped == 0
+    for network in found.networks:
+        assert network.latency_ms > 0
+        assert network.kernels
+        assert all(sample.time_us > 0 for sample in network.samples)
+
+
+def test_the_model_predicts_what_it_was_fitted_to(calibrated: tuple[Path, Calibration]) -> None:
+    _, found = calibrated
+    assert found.model.held_out is not None
+    assert found.model.held_out.networks >= 1
+    for network in found.networks:
+        if all(kernel.op in found.model.ops for kernel in network.kernels):
+            assert found.model.predict(network.kernels).latency_ms > 0
+
+
+def test_an_existing_one_is_continued_and_a_torn_network_left_out(
+    patched: pytest.MonkeyPatch, calibrated: tuple[Path, Calibration], tmp_path: Path
+) -> None:
+    folder, whole = calibrated
+    shutil.copytree(folder, tmp_path / "cpu")
+    path = tmp_path / "cpu" / "measurements.csv"
+    path.write_text(path.read_text()[:-9])  # in the last network's last row
+    kept = read_measurements(path)
+    assert kept == whole.networks[:-1]
+    again, _ = run(patched, tmp_path / "cpu", 1)
+    names = [network.name for network in again.networks]
+    assert again.networks[: len(kept)] == kept
+    assert len(names) == len(set(names)) == len(kept) + PLANS_PER_NETWORK
+    assert read_measurements(path) == again.networks
+
+
+@pytest.mark.parametrize("cut", [0, 1, 5, 40, 300, 2000])
+def test_a_file_cut_anywhere_reads(calibrated: tuple[Path, Calibration], tmp_path: Path, cut: int) -> None:
+    folder, whole = calibrated
+    text = (folder / "measurements.csv").read_text()
+    path = tmp_path / "measurements.csv"
+    path.write_text(text[: len(text) - cut])
+    found = read_measurements(path)
+    places = {network.name: network for network in whole.networks}
+    for network in found:
+        assert network.kernels == places[network.name].kernels
+        assert set(network.samples) <= set(places[network.name].samples)
+
+
+@pytest.mark.parametrize("length", [0, 4, 60])
+def test_a_file_cut_in_its_heading_holds_nothing(
+    calibrated: tuple[Path, Calibration], tmp_path: Path, length: int
+) -> None:
+    folder, _ = calibrated
+    (tmp_path / "measurements.csv").write_text((folder / "measurements.csv").read_text()[:length])
+    assert read_measurements(tmp_path / "measurements.csv") == ()
+
+
+def test_no_time_for_measuring_is_an_error(patched: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(MeasurementError, match="larger --budget"):
+        run(patched, tmp_path / "cpu", 0)
+
+
+def test_specimens_are_the_same_from_wherever_they_are_begun(calibrated: tuple[Path, Calibration]) -> None:
+    from autocomp.hardware.experiment import specimens
+    from autocomp.hardware.lowering import lower
+
+    _, found = calibrated
+    specimen = next(specimens(0, PLANS_PER_NETWORK))
+    measured = found.networks[PLANS_PER_NETWORK]
+    assert specimen.name == measured.name
+    lowered = lower(specimen.structure, 1, nchwc_block(this_machine()))
+    assert [kernel.features() for kernel in lowered] == [kernel.features() for kernel in measured.kernels]

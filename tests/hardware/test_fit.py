@@ -1,0 +1,145 @@
+"""Fitting is held against kernels whose law is known."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+
+import pytest
+
+from autocomp.errors import MeasurementError, UncoveredKernelError
+from autocomp.hardware.fit import FEWEST_NETWORKS, MeasuredNetwork, fit
+from autocomp.hardware.fitted import FittedModel, KernelSample
+from autocomp.hardware.kernels import Kernel
+
+#: Kind of kernel → its overhead in µs and the MACs (or elements, where it has none) that it does in a µs.
+LAW = {"conv_nchwc": (4.0, 60_000.0), "qlinear_conv": (3.0, 200_000.0), "gemm": (2.0, 9_000.0), "add": (1.0, 4_000.0)}
+CALL_US = 7.0
+
+
+def time_us(kernel: Kernel) -> float:
+    overhead, rate = LAW[kernel.op]
+    return overhead + (kernel.macs or kernel.in_elements) / rate
+
+
+def conv(chance: random.Random, op: str, name: str) -> Kernel:
+    inputs, outputs, side = (chance.randrange(8, 96), chance.randrange(8, 96), chance.choice((8, 16, 32)))
+    pixels = side * side
+    return Kernel(
+        op,
+        (name,),
+        macs=9 * inputs * outputs * pixels,
+        in_elements=inputs * pixels,
+        out_elements=outputs * pixels,
+        weight_elements=9 * inputs * outputs,
+        kernel_area=9,
+    )
+
+
+def network(seed: int) -> MeasuredNetwork:
+    chance = random.Random(seed)
+    kernels = [conv(chance, chance.choice(("conv_nchwc", "qlinear_conv")), f"layer{n}") for n in range(6)]
+    elements = chance.randrange(500, 60_000)
+    kernels.append(Kernel("add", ("add",), in_elements=2 * elements, out_elements=elements))
+    inputs, outputs = chance.randrange(16, 512), chance.randrange(10, 256)
+    kernels.append(
+        Kernel(
+            "gemm",
+            ("head",),
+            macs=inputs * outputs,
+            in_elements=inputs,
+            out_elements=outputs,
+            weight_elements=inputs * outputs,
+        )
+    )
+    total_us = CALL_US + sum(map(time_us, kernels))
+    samples = tuple(KernelSample(kernel, time_us(kernel) * chance.uniform(0.99, 1.01)) for kernel in kernels)
+    return MeasuredNetwork(f"made-up-{seed}", tuple(kernels), total_us / 1e3, 0.01, samples)
+
+
+@pytest.fixture(scope="module")
+def networks() -> list[MeasuredNetwork]:
+    return [network(seed) for seed in range(40)]
+
+
+@pytest.fixture(scope="module")
+def model(networks: list[MeasuredNetwork]) -> FittedModel:
+    return fit(networks, repeatability=0.01, note="made up")
+
+
+def test_networks_that_it_was_not_fitted_to_are_predicted(model: FittedModel) -> None:
+    unseen = [network(seed) for seed in range(1000, 1020)]
+    errors = [abs(model.predict(n.kernels).latency_ms / n.latency_ms - 1) for n in unseen]
+    assert sum(errors) / len(errors) < 0.03
+    assert max(errors) < 0.10
+
+
+def test_the_held_out_error_says_as_much(model: FittedModel, networks: list[MeasuredNetwork]) -> None:
+    held_out = model.held_out
+    assert held_out is not None
+    assert held_out.networks == len(networks) // 4
+    assert held_out.note == "made up"
+    assert held_out.median <= 0.05
+    assert held_out.mean < 0.05
+    assert held_out.within_20 == 1.0
+    assert 0.0 <= held_out.within_10 <= held_out.within_20
+    assert model.repeatability == 0.01
+    assert model.source == "fitted"
+
+
+def test_a_prediction_is_the_sum_of_its_kernels_and_a_call(model: FittedModel) -> None:
+    prediction = model.predict(network(5).kernels)
+    kernels_ms = math.fsum(share.latency_ms for share in prediction.kernels)
+    assert prediction.latency_ms == pytest.approx(kernels_ms + model.per_call_us / 1e3)
+    assert [share.kernel for share in prediction.kernels] == list(network(5).kernels)
+    assert prediction.std_ms > 0
+
+
+def test_the_error_bar_grows_away_from_what_was_measured(model: FittedModel) -> None:
+    near = network(5).kernels[0]
+    far = Kernel(near.op, ("far",), 10**12, 10**8, 10**8, 10**9, kernel_area=9)
+    bar = [prediction.std_ms / prediction.latency_ms for prediction in (model.predict([near]), model.predict([far]))]
+    assert bar[1] > bar[0]
+
+
+def test_json_and_the_samples_give_the_same_predictions(model: FittedModel, networks: list[MeasuredNetwork]) -> None:
+    samples = [sample for one in networks for sample in one.samples]
+    text = model.to_json()
+    again = FittedModel.from_json(text, samples)
+    assert again.held_out == model.held_out
+    assert again.to_json() == text
+    assert set(json.loads(text)["hyperparameters"]) == set(LAW)
+    for seed in (3, 1001):
+        mine, theirs = model.predict(network(seed).kernels), again.predict(network(seed).kernels)
+        assert theirs.latency_ms == pytest.approx(mine.latency_ms, rel=1e-9)
+        assert theirs.std_ms == pytest.approx(mine.std_ms, rel=1e-6)
+
+
+def test_the_same_measurements_give_the_same_model(model: FittedModel, networks: list[MeasuredNetwork]) -> None:
+    assert fit(networks, 0.01, "made up").to_json() == model.to_json()
+
+
+def test_a_kernel_that_was_never_measured_is_an_error_that_names_its_layers(model: FittedModel) -> None:
+    known = network(5).kernels
+    strange = [Kernel("einsum", ("attention.0", "attention.1")), Kernel("lstm", ("memory",))]
+    with pytest.raises(UncoveredKernelError, match=r"einsum, lstm .*attention\.0, attention\.1, memory") as caught:
+        model.predict([*known, *strange])
+    assert caught.value.layers == ("attention.0", "attention.1", "memory")
+    assert "\n" not in str(caught.value)
+
+
+def test_too_few_networks_fit_nothing(networks: list[MeasuredNetwork]) -> None:
+    with pytest.raises(MeasurementError, match=rf"at least {FEWEST_NETWORKS}.*got 7; give a larger --budget"):
+        fit(networks[:7], 0.01, "")
+
+
+def test_held_out_networks_of_other_kernels_are_no_error_of_nothing(networks: list[MeasuredNetwork]) -> None:
+    """Their error cannot be found, and a model that does not know its error is none."""
+    strange = Kernel("einsum", ("attention",))
+    mixed = [
+        MeasuredNetwork(n.name, (*n.kernels, strange), n.latency_ms, n.spread, n.samples) if place % 4 == 3 else n
+        for place, n in enumerate(networks[:8])
+    ]
+    with pytest.raises(MeasurementError, match="larger --budget"):
+        fit(mixed, 0.01, "")

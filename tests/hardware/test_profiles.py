@@ -1,0 +1,202 @@
+"""From a target's name to milliseconds that hold here."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autocomp.errors import RequestError, TargetError
+from autocomp.hardware import profiles, resolve
+from autocomp.hardware.calibrate import Calibration, read_measurements
+from autocomp.hardware.fingerprint import Fingerprint, this_machine
+from autocomp.hardware.fitted import FittedModel
+from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.profiles import find_profile, read_profile, shipped_profiles
+from autocomp.hardware.resolve import resolve_target
+
+NAMES = [profile.file.name for profile in shipped_profiles()]
+
+
+def fingerprint_of(name: str) -> Fingerprint:
+    found = find_profile(name).fingerprint
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fingerprint:
+    """As if this were another machine than the one that the cpu profile was measured on."""
+    here = replace(fingerprint_of("cpu"), cpu="Motorola 68000", features=(), logical_cores=4)
+    monkeypatch.setattr(profiles, "this_machine", lambda: here)
+    monkeypatch.setattr(resolve, "this_machine", lambda: here)
+    monkeypatch.setenv("AUTOCOMP_CACHE", str(tmp_path / "cache"))
+    return here
+
+
+@pytest.fixture
+def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, float, int, int, int]]:
+    """Measuring takes its time, and is tested of its own: here it finds what the shipped profile has."""
+    shipped = find_profile("cpu")
+    made: list[tuple[Path, float, int, int, int]] = []
+
+    def calibrate(
+        folder: Path, budget_s: float, threads: int, batch: int, block: int, progress: object = None
+    ) -> Calibration:
+        made.append((folder, budget_s, threads, batch, block))
+        folder.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(shipped.folder / "measurements.csv", folder / "measurements.csv")
+        model = shipped.model()
+        assert isinstance(model, FittedModel)
+        return Calibration(model, read_measurements(folder / "measurements.csv"), 3)
+
+    monkeypatch.setattr(resolve, "calibrate", calibrate)
+    return made
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_profiles_that_ship_read_and_say_what_they_are_worth(name: str) -> None:
+    profile = find_profile(name)
+    model = profile.model()
+    assert profile.file.note
+    assert profile.file.device
+    assert model.held_out is not None
+    assert model.held_out.networks > 0
+    assert 0 < model.held_out.mean < 1
+    assert len(profile.hash) == 16
+    assert {"cpu", "jetson-orin-nano"} <= set(NAMES)
+
+
+def test_a_profile_of_no_machine_here_cannot_be_measured_here() -> None:
+    target = resolve_target("jetson-orin-nano")
+    assert not target.reachable
+    assert target.runtime == "tensorrt"
+    assert find_profile("jetson-orin-nano").fingerprint is None
+
+
+@pytest.mark.parametrize(("given", "near"), [("jetsn", "jetson"), ("cpuu", "cpu"), ("jetson-orin-nanu", "jetson-orin")])
+def test_an_unknown_target_names_the_near_ones(given: str, near: str) -> None:
+    with pytest.raises(TargetError, match=f"got '{given}'; did you mean .*{near}"):
+        find_profile(given)
+
+
+def test_a_target_like_none_lists_all() -> None:
+    with pytest.raises(TargetError, match="known: cpu, jetson"):
+        find_profile("zzzzzz")
+
+
+def test_an_alias_says_what_it_stands_for() -> None:
+    said: list[str] = []
+    assert resolve_target("jetson", tell=said.append).name == "jetson-orin-nano"
+    assert len(said) == 1
+    assert said[0].startswith("jetson stands for jetson-orin-nano: NVIDIA Jetson Orin Nano")
+    said.clear()
+    resolve_target("jetson-orin-nano", tell=said.append)
+    assert said == []
+
+
+@pytest.mark.parametrize(("threads", "batch"), [(0, None), (None, 0), (-1, None)])
+def test_threads_and_batch_are_at_least_one(threads: int | None, batch: int | None) -> None:
+    with pytest.raises(RequestError, match="at least 1"):
+        resolve_target("jetson", threads, batch)
+
+
+def test_a_board_has_no_threads_to_set() -> None:
+    with pytest.raises(RequestError, match="leave --threads out"):
+        resolve_target("jetson", threads=2)
+
+
+def test_a_plain_file_is_offered_only_what_is_faster() -> None:
+    machine = fingerprint_of("cpu")
+    target = find_profile("cpu").target(1, 1, "onnx", reachable=False)
+    assert target.artifact == "onnx"
+    assert target.offer.weight_bits == (8,)
+    assert target.offer.patterns == ("channel",)
+    packed = find_profile("cpu").target(1, 1, "onnx-packed", reachable=False)
+    assert set(packed.offer.weight_bits) == {8, 4, 2}
+    assert set(packed.offer.patterns) == {"channel", "unstructured"}
+    assert machine.architecture
+
+
+def test_a_profile_that_holds_here_is_used_as_it_is(
+    monkeypatch: pytest.MonkeyPatch, calibrations: list[tuple[Path, float, int, int, int]]
+) -> None:
+    monkeypatch.setattr(profiles, "this_machine", lambda: fingerprint_of("cpu"))
+    said: list[str] = []
+    target = resolve_target("cpu", tell=said.append)
+    assert target.reachable
+    assert target.profile_hash == find_profile("cpu").hash
+    assert said == []
+    assert calibrations == []
+
+
+def test_another_machine_is_calibrated_once_and_kept(
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int, int]], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    target = resolve_target("cpu", tell=said.append)
+    assert target.device == "Motorola 68000"
+    assert target.reachable
+    (line,) = said
+    assert "the shipped profile does not hold here" in line
+    assert "CPU Motorola 68000" in line  # what differs
+    assert f"without {', '.join(fingerprint_of('cpu').features)}" in line
+    assert "calibrating this machine first" in line
+    ((folder, budget_s, threads, batch, _),) = calibrations
+    assert folder.is_relative_to(tmp_path / "cache")
+    assert str(folder) in line
+    assert (budget_s, threads, batch) == (resolve.FIRST_BUDGET_S, 1, 1)
+    assert {path.name for path in folder.iterdir()} == {
+        "measurements.csv",
+        "latency_model.json",
+        "profile.yaml",
+        "README.md",
+    }
+    kept = read_profile(folder)
+    assert kept.fingerprint == elsewhere
+    assert kept.file.name == "cpu"
+    assert kept.file.offer == find_profile("cpu").file.offer
+
+    said.clear()
+    again = resolve_target("cpu", tell=said.append)
+    assert len(calibrations) == 1
+    assert said == [f"target cpu: using the calibration of this machine in {folder}"]
+    assert again.profile_hash == target.profile_hash
+    kernel = Kernel("gemm", ("head",), macs=640, in_elements=64, out_elements=10, weight_elements=640)
+    assert again.model.predict([kernel]) == target.model.predict([kernel])
+
+
+def test_other_threads_or_batches_are_calibrated_of_their_own(
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int, int]]
+) -> None:
+    said: list[str] = []
+    one, two = (resolve_target("cpu", threads, batch, tell=said.append) for threads, batch in ((2, 1), (1, 4)))
+    assert (one.threads, two.batch) == (2, 4)
+    assert len({folder for folder, *_ in calibrations}) == 2
+    assert "asked for 2" in said[0]
+    assert "asked for 4" in said[1]
+
+
+def test_an_interrupted_calibration_is_not_taken_for_a_finished_one(
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(resolve, "_readme", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        resolve_target("cpu")
+    resolve_target("cpu")
+    assert len(calibrations) == 2
+
+
+@pytest.mark.parametrize("text", [None, "name: x", "a: [", "name: cpu\ndevice: 3\nclock: odd"])
+def test_a_damaged_profile_is_one_line(tmp_path: Path, text: str | None) -> None:
+    if text is not None:
+        (tmp_path / "profile.yaml").write_text(text)
+    with pytest.raises(TargetError, match="calibrate again") as caught:
+        read_profile(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_this_machine_is_somewhere() -> None:
+    assert this_machine().logical_cores >= 1

@@ -1,0 +1,123 @@
+"""What every sampler must do, whichever it is."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import optuna
+import pytest
+
+from autocomp.errors import RequestError
+from autocomp.plan import Plan
+from autocomp.search.sampler import SamplerName, distributions, make_sampler, uniform_indices
+from tests.search.synthetic import PaperBench, hashes, one_option_space, request, search, synthetic_space
+
+
+def new_study() -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(directions=["maximize", "minimize", "minimize"])
+
+
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """Sampler → the plans that a fresh process is proposed, by hash."""
+    folder = tmp_path_factory.mktemp("elsewhere")
+    command = [sys.executable, "-m", "tests.search.synthetic", str(folder)]
+    done = subprocess.run(
+        command, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True, timeout=120
+    )
+    found: dict[str, list[str]] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("name", get_args(SamplerName))
+class TestSampler:
+    def test_proposals_are_indices_of_the_space(self, name: SamplerName) -> None:
+        study, space = new_study(), synthetic_space()
+        search(study, request(name), space=space)
+        for trial in study.trials:
+            assert trial.params.keys() == space.by_name.keys()
+            for decision in space.decisions:
+                index = trial.params[decision.name]
+                assert isinstance(index, int)
+                assert 0 <= index < len(decision.options)
+
+    def test_the_first_trial_is_the_untouched_plan(self, name: SamplerName) -> None:
+        for seed in (0, 1, 2):
+            (first,) = search(new_study(), request(name, trials=1, seed=seed))
+            assert first.plan == Plan()
+
+    def test_the_same_seed_proposes_the_same_in_a_fresh_process(
+        self, name: SamplerName, elsewhere: dict[str, list[str]]
+    ) -> None:
+        here = hashes(search(new_study(), request(name)))
+        assert here == elsewhere[name]
+        assert len(set(here)) > 20
+
+    def test_another_seed_proposes_something_else(self, name: SamplerName) -> None:
+        if name == "uniform":
+            pytest.skip("the uniform plans have no chance in them")
+        first, second = (hashes(search(new_study(), request(name, seed=seed))) for seed in (0, 1))
+        assert first != second
+
+    def test_failed_trials_are_tolerated(self, name: SamplerName) -> None:
+        bench = PaperBench(fails=lambda plan: any(lp.rank is not None for lp in plan.layers.values()))
+        trials = search(new_study(), request(name), bench)
+        assert len(trials) == 40
+        assert {trial.state for trial in trials} == {"complete", "failed"}
+        assert trials[0].state == "complete"
+
+    def test_when_everything_fails_it_goes_on_proposing(self, name: SamplerName) -> None:
+        trials = search(new_study(), request(name, trials=20), PaperBench(fails=lambda plan: True))
+        assert {trial.state for trial in trials} == {"failed"}
+        assert len(trials) == 20
+
+    def test_limits_are_taken_along(self, name: SamplerName) -> None:
+        trials = search(new_study(), request(name, max_latency_ms=2.0, max_size_kb=60.0, max_drop=8.0))
+        assert {trial.state for trial in trials} == {"complete"}
+
+    def test_a_space_of_one_option_is_enough(self, name: SamplerName) -> None:
+        bench = PaperBench()
+        trials = search(new_study(), request(name, trials=20), bench, one_option_space())
+        assert len(trials) == 20
+        assert trials[0].plan == Plan()
+        assert len(set(hashes(trials))) == 2
+        assert len(bench.scored) == 2  # a plan that is known is not evaluated again
+
+
+def test_auto_starts_with_the_uniform_plans() -> None:
+    space = synthetic_space()
+    trials = search(new_study(), request("auto", trials=16), space=space)
+    assert hashes(trials) == [space.plan(indices).hash for indices in uniform_indices(space)[:16]]
+
+
+def test_the_first_uniform_plans_are_the_formats_alone() -> None:
+    space = synthetic_space()
+    first = [space.plan(indices) for indices in uniform_indices(space)[:4]]
+    bits = [{lp.format.weight_bits for lp in plan.layers.values() if lp.format is not None} for plan in first]
+    assert bits == [set(), {8}, {4}, {2}]
+    assert all(lp.rank is None and lp.sparsity is None for plan in first for lp in plan.layers.values())
+
+
+def test_a_limit_draws_the_search_towards_what_keeps_it() -> None:
+    def kept(name: SamplerName, **limit: float) -> int:
+        trials = search(new_study(), request(name, trials=80, **limit))
+        return sum(trial.cost is not None and trial.cost.size_bytes <= 12_000 for trial in trials[40:])
+
+    assert kept("nsga2", max_size_kb=12.0) > kept("nsga2")
+
+
+def test_an_unknown_sampler_names_the_near_ones() -> None:
+    with pytest.raises(RequestError, match="got 'nsga3'; did you mean nsga2"):
+        make_sampler("nsga3", synthetic_space(), 0, 0)  # type: ignore[arg-type]
+
+
+def test_a_decision_is_one_integer() -> None:
+    space = synthetic_space()
+    for name, distribution in distributions(space).items():
+        assert isinstance(distribution, optuna.distributions.IntDistribution)
+        assert (distribution.low, distribution.high) == (0, len(space.by_name[name].options) - 1)

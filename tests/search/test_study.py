@@ -1,0 +1,199 @@
+"""The journal: what was proposed and how it scored, through kills at any moment."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from autocomp.errors import RunError
+from autocomp.plan import Format, LayerPlan, Plan
+from autocomp.run import Request
+from autocomp.search.sampler import SamplerName
+from autocomp.search.study import Limits, open_study, read_study, read_trials
+from autocomp.search.tables import front_trials
+from autocomp.task import Metric
+from autocomp.trial import Cost, Trial
+from tests.search.synthetic import PaperBench, hashes, request, search_in
+
+KILLED_SAMPLERS: tuple[SamplerName, ...] = ("auto", "nsga2", "tpe", "random")
+
+
+def test_the_trial_count_asked_for_and_every_plan_evaluated_once(tmp_path: Path) -> None:
+    bench = PaperBench()
+    trials = search_in(tmp_path / "study.log", request("tpe", trials=30), bench)
+    assert [trial.number for trial in trials] == list(range(30))
+    assert max(Counter(plan.hash for plan in bench.scored).values()) == 1
+    assert {plan.hash for plan in bench.scored} == set(hashes(trials))
+
+
+def test_going_on_gives_what_an_undisturbed_run_gives(tmp_path: Path) -> None:
+    whole = search_in(tmp_path / "whole.log", request("auto", trials=40))
+    for trials in (1, 7, 18, 40):
+        last = search_in(tmp_path / "parts.log", request("auto", trials=trials))
+        assert hashes(last) == hashes(whole[:trials])
+    assert [trial.metric for trial in last] == [trial.metric for trial in whole]
+
+
+@pytest.mark.parametrize("sampler", KILLED_SAMPLERS)
+def test_killed_at_any_line_of_the_journal_it_goes_on_as_if_undisturbed(tmp_path: Path, sampler: SamplerName) -> None:
+    """Every line is a moment at which the process can die: between proposals, in the midst of one, after the
+    evaluation and before the telling."""
+    asked = request(sampler, trials=36, max_size_kb=60.0)
+    whole = search_in(tmp_path / "whole.log", asked)
+    lines = (tmp_path / "whole.log").read_bytes().splitlines(keepends=True)
+    # All the lines of some trials, of which two open a generation, and with every second a torn line behind them.
+    per_trial = len(lines) // 36
+    places = [
+        *range(3, 2 * per_trial, 3),
+        *range(15 * per_trial, 19 * per_trial),
+        *range(33 * per_trial, len(lines), 5),
+    ]
+    for place in places[:: 1 if sampler == "nsga2" else 4]:
+        journal = tmp_path / f"{place}.log"
+        torn = lines[place][: len(lines[place]) // 2] if place % 2 else b""
+        journal.write_bytes(b"".join(lines[:place]) + torn)
+        bench = PaperBench()
+        finished = _finished(journal)
+        trials = search_in(journal, asked, bench)
+        assert hashes(trials) == hashes(whole), f"killed at line {place}: {lines[place]!r}"
+        assert [trial.state for trial in trials] == ["complete"] * 36
+        assert not {plan.hash for plan in bench.scored} & finished, "evaluated twice"
+
+
+def _finished(journal: Path) -> set[str]:
+    try:
+        return {trial.plan.hash for trial in read_trials(read_study(journal), 0) if trial.state == "complete"}
+    except RunError:
+        return set()
+
+
+def test_looking_at_a_journal_changes_nothing(tmp_path: Path) -> None:
+    journal = tmp_path / "study.log"
+    search_in(journal, request(trials=3))
+    lock = Path(f"{journal}.lock")  # as a process at work holds it
+    lock.symlink_to(journal)
+    before = journal.read_bytes()
+    assert len(read_trials(read_study(journal), 0)) == 3
+    assert journal.read_bytes() == before
+    assert lock.is_symlink()
+
+
+@pytest.mark.parametrize("text", [None, "", "no journal\n"])
+def test_no_study_to_read_is_one_line(tmp_path: Path, text: str | None) -> None:
+    journal = tmp_path / "study.log"
+    if text is not None:
+        journal.write_text(text)
+    with pytest.raises(RunError) as caught:
+        read_study(journal)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_lock_that_a_killed_process_left_behind_does_not_stop_anybody(tmp_path: Path) -> None:
+    journal = tmp_path / "study.log"
+    search_in(journal, request(trials=2))
+    Path(f"{journal}.lock").symlink_to(journal)
+    assert len(search_in(journal, request(trials=3))) == 3
+
+
+@pytest.mark.parametrize("kind", [AssertionError, RuntimeError, OSError, AttributeError, KeyError])
+def test_whatever_a_trial_raises_is_recorded_and_the_search_goes_on(tmp_path: Path, kind: type[Exception]) -> None:
+    class Raising(PaperBench):
+        def cost(self, plan: Plan) -> Cost:
+            if plan["b"].format == Format(8):
+                raise kind("a broken\nkernel")
+            return super().cost(plan)
+
+    trials = search_in(tmp_path / "study.log", request("auto", trials=12), Raising())
+    failed = [trial for trial in trials if trial.state == "failed"]
+    assert failed
+    for trial in failed:
+        assert trial.plan["b"].format == Format(8)
+        assert trial.metric is None
+        assert trial.cost is None
+        assert trial.error is not None
+        assert trial.error.startswith(f"{kind.__name__}: ")
+        assert "\n" not in trial.error
+    assert len([trial for trial in trials if trial.state == "complete"]) == 12 - len(failed)
+
+
+def test_a_time_limit_stops_proposing_and_keeps_what_is_found(tmp_path: Path) -> None:
+    trials = search_in(tmp_path / "study.log", request(trials=100_000, timeout_s=1e-9))
+    assert len(trials) <= 1
+    assert len(search_in(tmp_path / "study.log", request(trials=4))) == 4
+
+
+def test_trials_read_back_as_they_were(tmp_path: Path) -> None:
+    bench = PaperBench()
+    for trial in search_in(tmp_path / "study.log", request("random", trials=6), bench):
+        assert trial.cost == bench.cost(trial.plan)
+        assert trial.metric == pytest.approx(bench.score(trial.plan).value)
+        assert trial.seconds is not None
+
+
+def test_the_journal_stays_small(tmp_path: Path) -> None:
+    journal = tmp_path / "study.log"
+    search_in(journal, request("random", trials=20))
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    assert len(lines) < 20 * (12 + 12)  # a line a decision, and a dozen a trial
+
+
+def trial(number: int, metric: float | None, latency_ms: float = 1.0, size_bytes: int = 1000) -> Trial:
+    plan = Plan({f"layer{number}": LayerPlan(format=Format(8))}) if number else Plan()
+    if metric is None:
+        return Trial(number, plan, "failed", None, None, 0.1, 0, error="RuntimeError: no")
+    return Trial(number, plan, "complete", metric, Cost(latency_ms, 0.1, size_bytes, 1, 1, "fitted"), 0.1, 0)
+
+
+BASE = trial(0, 90.0, 4.0, 4000)
+METRIC = Metric("accuracy")
+
+
+def test_the_front_is_the_baseline_and_what_nothing_beats() -> None:
+    trials = [BASE, trial(1, 89.0, 2.0, 2000), trial(2, None), trial(3, 88.0, 3.0, 3000), trial(4, 80.0, 1.0, 500)]
+    assert [point.number for point in front_trials(trials, METRIC, Limits())] == [0, 1, 4]
+
+
+def test_an_error_to_be_minimized_is_turned_round() -> None:
+    trials = [trial(0, 1.0, 4.0, 4000), trial(1, 1.2, 2.0, 2000), trial(2, 1.4, 2.0, 2000)]
+    assert [point.number for point in front_trials(trials, Metric("error", "minimize"), Limits())] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("limits", "numbers"),
+    [
+        (Limits(latency_ms=2.0), [0, 1, 4]),
+        (Limits(size_bytes=600), [0, 4]),
+        (Limits(max_drop=1.0), [0, 1]),
+        (Limits(latency_ms=1.5, max_drop=1.0), [0]),
+        (Limits(max_drop=0.0), [0]),
+    ],
+)
+def test_the_front_keeps_the_limits(limits: Limits, numbers: list[int]) -> None:
+    trials = [BASE, trial(1, 89.0, 2.0, 2000), trial(2, None), trial(4, 80.0, 1.0, 500)]
+    assert [point.number for point in front_trials(trials, METRIC, limits)] == numbers
+
+
+def test_without_a_baseline_there_is_no_front() -> None:
+    assert front_trials([trial(0, None), trial(1, 80.0)], METRIC, Limits()) == []
+
+
+def test_two_trials_of_one_plan_count_once() -> None:
+    again = Trial(7, trial(1, 89.0).plan, "complete", 89.0, trial(1, 89.0, 2.0, 2000).cost, 0.0, 0)
+    assert [p.number for p in front_trials([BASE, trial(1, 89.0, 2.0, 2000), again], METRIC, Limits())] == [0, 1]
+
+
+def test_limits_come_from_the_request() -> None:
+    asked: Request = request(max_latency_ms=2.0, max_size_kb=3.5)
+    limits = Limits.of(asked)
+    assert limits
+    assert (limits.latency_ms, limits.size_bytes, limits.max_drop) == (2.0, 3500.0, None)
+    assert not Limits()
+    assert limits.broken(0.0, Cost(3.0, 0.1, 1750, 1, 1, "fitted")) == [0.5, -0.5]
+
+
+def test_the_same_journal_opens_again(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "study.log", "minimize")
+    assert study.directions == open_study(tmp_path / "study.log", "minimize").directions

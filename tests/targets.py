@@ -1,0 +1,90 @@
+"""A target made by hand: its milliseconds are arithmetic, so that searches on it are quick and the same everywhere."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+
+from autocomp.compress.quantize import DEFAULT_NUMERICS
+from autocomp.errors import UncoveredKernelError
+from autocomp.hardware import lowering
+from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
+from autocomp.hardware.target import Offer, Target
+from autocomp.run import Request
+from autocomp.search import flow
+from autocomp.task import Task
+from autocomp.trial import Source
+from tests import small_task
+
+OPS = frozenset(
+    """conv_nchwc conv qlinear_conv gemm qgemm add qlinear_add activation quantize dequantize transpose reorder_input
+    reorder_output pool global_pool reshape""".split()
+)
+REQUEST = Request(
+    task="small",
+    target="made-up",
+    space="default",
+    sampler="auto",
+    artifact="onnx-packed",
+    threads=1,
+    batch=1,
+    seed=3,
+    trials=8,
+)
+
+
+@dataclass(frozen=True)
+class ArithmeticLatency:
+    """A microsecond a kernel, and the work at one rate, four times that in integers."""
+
+    ops: frozenset[str] = OPS
+    held_out: HeldOutError | None = HeldOutError(0.05, 0.04, 0.9, 1.0, 12, "made up")
+
+    @property
+    def source(self) -> Source:
+        return "fitted"
+
+    def predict(self, kernels: Sequence[Kernel]) -> Prediction:
+        unknown = [kernel for kernel in kernels if kernel.op not in self.ops]
+        if unknown:
+            layers = tuple(source for kernel in unknown for source in kernel.sources)
+            raise UncoveredKernelError(f"never calibrated on {unknown[0].op}", layers)
+        times = [
+            1 + kernel.macs / (4000 if kernel.op.startswith("q") else 1000) + kernel.in_elements / 4000
+            for kernel in kernels
+        ]
+        total_ms = math.fsum(times) / 1e3
+        shares = tuple(KernelTime(kernel, time / 1e3) for kernel, time in zip(kernels, times, strict=True))
+        return Prediction(total_ms, 0.05 * total_ms, self.source, shares)
+
+
+def made_target(ops: frozenset[str] = OPS) -> Target:
+    return Target(
+        name="made-up",
+        device="a device made up for tests",
+        runtime="onnxruntime",
+        artifact="onnx-packed",
+        threads=1,
+        batch=1,
+        clocks="none",
+        offer=Offer((8, 4, 2), ("channel", "unstructured"), ranks=True),
+        numerics=DEFAULT_NUMERICS,
+        model=ArithmeticLatency(ops),
+        lower=partial(lowering.lower, batch=1, block=16),
+        reachable=False,
+        note="made up",
+        profile_hash="made-up",
+    )
+
+
+@cache
+def small_setup(**changed: object) -> flow.Setup:
+    """The small task on the made-up target, with :data:`REQUEST` or changes of it."""
+    return with_task(small_task.task(), **changed)
+
+
+def with_task(task: Task, **changed: object) -> flow.Setup:
+    return flow.set_up(replace(REQUEST, **changed), task, made_target())  # type: ignore[arg-type]

@@ -1,0 +1,229 @@
+"""Search spaces: files that read, mistakes that are named, and plans that always fit the model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autocomp.compress.structure import restructure
+from autocomp.errors import SpaceError
+from autocomp.plan import Format, Pattern, Plan, Rank, Sparsity
+from autocomp.search.sampler import uniform_indices
+from autocomp.space import SearchSpace, SpaceFile, build_space, builtin_spaces, parse_format, read_space
+from tests.networks import NETWORKS, prepared
+
+ALL: tuple[Pattern, ...] = ("channel", "unstructured")
+
+
+def space_of(
+    network: str,
+    text: str | None = None,
+    weight_bits: Sequence[int] = (8, 4, 2),
+    patterns: Sequence[Pattern] = ALL,
+    ranks: bool = True,
+) -> SearchSpace:
+    file = read_space("default") if text is None else parsed(text)
+    return build_space(file, prepared(network).inventory, weight_bits, patterns, ranks)
+
+
+def parsed(rules: str) -> SpaceFile:
+    import yaml
+
+    return SpaceFile.model_validate({"name": "own", "rules": yaml.safe_load(rules)})
+
+
+def one_line(path: Path, text: str) -> str:
+    path.write_text(text)
+    with pytest.raises(SpaceError) as caught:
+        read_space(str(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert str(path) in message
+    return message
+
+
+@pytest.mark.parametrize("name", sorted(builtin_spaces()))
+def test_every_space_that_ships_reads_and_leaves_something_to_decide(name: str) -> None:
+    file = read_space(name)
+    assert file.name == name
+    assert build_space(file, prepared("residual").inventory, (8, 4, 2), ALL, ranks=True).decisions
+
+
+def test_the_default_is_among_those_that_ship() -> None:
+    assert {"default", "quantize", "prune", "low-rank"} <= set(builtin_spaces())
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("name: x\nrulez: []", ["rulez", "did you mean rules?"]),
+        ("name: x\nrules: [{layers: '*', formt: [w8a8]}]", ["rules.0.formt", "did you mean format?"]),
+        ("name: x\nrules: [{layer: '*', format: [w8a8]}]", ["rules.0.layer", "did you mean layers?"]),
+        (
+            "name: x\nrules: [{layers: '*', sparsity: [{patern: channel, level: 0.5}]}]",
+            ["rules.0.sparsity.0.patern", "did you mean pattern?"],
+        ),
+        ("name: x\nrules: [{layers: '*', sparsity: [{pattern: chanel, level: 0.5}]}]", ["pattern", "channel"]),
+        ("name: x\nrules: [{layers: '*', sparsity: [{pattern: channel, level: 1.0}]}]", ["between 0 and 1", "1.0"]),
+        ("name: x\nrules: [{layers: '*', sparsity: [{pattern: channel, level: 0}]}]", ["between 0 and 1", "got 0"]),
+        ("name: x\nrules: [{layers: '*', sparsity: [{pattern: channel, level: -3}]}]", ["between 0 and 1", "-3"]),
+        ("name: x\nrules: [{layers: '*', rank: [1.5]}]", ["(0, 1]", "1.5"]),
+        ("name: x\nrules: [{layers: '*', format: [int8]}]", ["written like w8a8", "int8"]),
+        ("name: x\nrules: [{layers: '*', format: [w3a8]}]", ["weight bits must be one of", "3"]),
+        ("name: x\nrules: [{layers: '*', format: [w8a16]}]", ["activation bits", "16"]),
+        ("name: x\nrules: {layers: '*'}", ["rules"]),
+        ("name: x", ["rules", "required"]),
+        ("- a\n- list", ["dictionary"]),
+        ("", ["dictionary"]),
+        ("name: [x", ["is not YAML"]),
+    ],
+)
+def test_a_mistake_in_a_file_is_one_line_that_names_it(tmp_path: Path, text: str, named: list[str]) -> None:
+    message = one_line(tmp_path / "own.yaml", text)
+    for word in named:
+        assert word in message
+
+
+def test_an_unknown_space_names_the_near_ones() -> None:
+    with pytest.raises(SpaceError, match="got 'quantise'; did you mean quantize"):
+        read_space("quantise")
+
+
+@pytest.mark.parametrize("text", ["w8a8", "w4a8", "w2a8"])
+def test_formats_are_read(text: str) -> None:
+    assert parse_format(text) == Format(int(text[1]), 8)
+
+
+def test_a_pattern_that_matches_no_layer_lists_the_layers() -> None:
+    with pytest.raises(SpaceError) as caught:
+        space_of("mlp", "[{layers: 'blocks.*', format: [w8a8]}]")
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "'blocks.*' matches none of: " in message
+    assert all(layer.name in message for layer in prepared("mlp").inventory.layers)
+
+
+@pytest.mark.parametrize("network", sorted(NETWORKS))
+def test_every_choice_of_options_is_a_plan_that_fits(network: str) -> None:
+    space = space_of(network)
+    inventory = prepared(network).inventory
+    given_indices = st.fixed_dictionaries(
+        {},
+        optional={
+            decision.name: st.integers(0, len(decision.options) - 1)
+            for decision in space.decisions  # a decision left out is left alone
+        },
+    )
+
+    @settings(max_examples=40, deadline=None, database=None)
+    @given(given_indices)
+    def check(indices: dict[str, int]) -> None:
+        plan = space.plan(indices)
+        structure = restructure(inventory, plan)  # checks the plan against the inventory first
+        assert Plan.from_json(plan.to_json()) == plan
+        for name, layer in plan.layers.items():
+            if layer.rank is not None:
+                first, second = structure.layers[f"{name}.0"].weight_shape, structure.layers[f"{name}.1"].weight_shape
+                rows, columns = second[0], math.prod(first[1:])
+                assert layer.rank.r * (rows + columns) < rows * columns, f"the rank of {name} saves nothing"
+
+    check()
+
+
+def test_indices_of_nothing_are_the_untouched_plan() -> None:
+    assert space_of("residual").plan({}) == Plan()
+
+
+def test_every_decision_starts_with_leaving_it() -> None:
+    for decision in space_of("residual").decisions:
+        assert decision.options[0] is None
+        assert len(decision.options) == len(set(decision.options)) > 1
+
+
+def test_coupled_layers_are_decided_together() -> None:
+    space = space_of("residual")
+    producers = [group.producers for group in prepared("residual").inventory.groups if group.prunable]
+    assert [decision.layers for decision in space.decisions if decision.kind == "channel"] == producers
+    assert any(len(layers) > 1 for layers in producers)
+
+
+def test_coupled_layers_lose_only_what_the_rules_of_all_of_them_allow() -> None:
+    coupled = next(group for group in prepared("residual").inventory.groups if len(group.producers) > 1)
+    every = "[{pattern: channel, level: 0.25}, {pattern: channel, level: 0.5}]"
+    kept = "[{pattern: channel, level: 0.25}]"
+    for name in coupled.producers:
+        space = space_of("residual", f"[{{layers: '*', sparsity: {every}}}, {{layers: {name}, sparsity: {kept}}}]")
+        (decision,) = (d for d in space.decisions if d.layers == coupled.producers)
+        assert decision.options == (None, Sparsity("channel", 0.25))
+
+
+def test_what_the_target_does_not_offer_is_not_in_the_space() -> None:
+    space = space_of("residual", weight_bits=(8,), patterns=("channel",), ranks=False)
+    assert {decision.kind for decision in space.decisions} == {"channel", "format"}
+    formats = {option for decision in space.decisions if decision.kind == "format" for option in decision.options}
+    assert formats == {None, Format(8)}
+    without_channels = space_of("residual", patterns=("unstructured",))
+    assert "channel" not in {decision.kind for decision in without_channels.decisions}
+
+
+def test_a_space_of_which_the_target_offers_nothing_is_an_error() -> None:
+    with pytest.raises(SpaceError, match="leaves nothing to decide"):
+        space_of("residual", "[{layers: '*', rank: [0.5]}]", ranks=False)
+
+
+def test_later_rules_override_field_by_field() -> None:
+    first = prepared("mlp").inventory.layers[0].name
+    space = space_of("mlp", f"[{{layers: '*', format: [w8a8, w4a8], rank: [0.5]}}, {{layers: '{first}', format: []}}]")
+    assert f"format:{first}" not in space.by_name
+    assert f"rank:{first}" in space.by_name
+    others = [layer.name for layer in prepared("mlp").inventory.layers[1:]]
+    assert all(space.by_name[f"format:{name}"].options == (None, Format(8), Format(4)) for name in others)
+
+
+def test_a_rank_that_saves_nothing_in_the_narrower_layer_is_left_out() -> None:
+    """At 16 → 12 channels, 9/16 of the inputs' 144 columns: what a rank pays in the whole layer it no longer pays."""
+    space = space_of("residual", "[{layers: '*', sparsity: [{pattern: channel, level: 0.75}], rank: [1.0]}]")
+    ranked = {d.layers[0]: d.options[1] for d in space.decisions if d.kind == "rank"}
+    pruned = {name for d in space.decisions if d.kind == "channel" for name in d.layers}
+    both = space.plan({decision.name: 1 for decision in space.decisions})
+    alone = space.plan({decision.name: 1 for decision in space.decisions if decision.kind == "rank"})
+    left_out = [name for name in ranked if both[name].rank is None]
+    assert left_out
+    assert pruned & set(left_out)
+    for name, rank in ranked.items():
+        assert isinstance(rank, Rank)
+        assert alone[name].rank == rank
+
+
+def test_channels_win_over_single_weights() -> None:
+    space = space_of("plain")
+    plan = space.plan(
+        {decision.name: 1 for decision in space.decisions if decision.kind in {"channel", "unstructured"}}
+    )
+    patterns = {lp.sparsity.pattern for lp in plan.layers.values() if lp.sparsity is not None}
+    assert patterns == {"channel", "unstructured"}  # the last layer's channels are the classes
+    for decision in space.decisions:
+        if decision.kind == "channel":
+            assert all(plan[name].channel_level() > 0 for name in decision.layers)
+
+
+@pytest.mark.parametrize("network", ["plain", "residual"])
+def test_uniform_plans_are_distinct_and_the_first_is_untouched(network: str) -> None:
+    space = space_of(network)
+    plans = [space.plan(indices) for indices in uniform_indices(space)]
+    assert plans[0] == Plan()
+    assert len({plan.hash for plan in plans}) == len(plans) > 16
+
+
+def test_uniform_means_the_same_strength_everywhere() -> None:
+    space = space_of("residual")
+    indices = space.uniform({"format": 2})
+    plan = space.plan(indices)
+    assert {layer.format for layer in plan.layers.values()} == {Format(4)}
+    assert len(plan.layers) == len(prepared("residual").inventory.layers)
+    assert space.plan(space.uniform({"format": 99})) == space.plan(space.uniform({"format": 3}))
