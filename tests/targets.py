@@ -19,10 +19,12 @@ from autocomp.task import Task
 from autocomp.trial import Source
 from tests import small_task
 
+#: All that lowering knows.
 OPS = frozenset(
-    """conv_nchwc conv qlinear_conv gemm qgemm add qlinear_add activation quantize dequantize transpose reorder_input
-    reorder_output pool global_pool reshape""".split()
+    {"conv_nchwc", "conv", "qlinear_conv", "gemm", "qgemm", "add", "qlinear_add", "activation", "quantize"}
+    | {"dequantize", "transpose", "reorder_input", "reorder_output", "pool", "global_pool", "reshape"}
 )
+HELD_OUT = HeldOutError(0.05, 0.04, 0.9, 1.0, 12, "made up")
 REQUEST = Request(
     task="small",
     target="made-up",
@@ -41,7 +43,7 @@ class ArithmeticLatency:
     """A microsecond a kernel, and the work at one rate, four times that in integers."""
 
     ops: frozenset[str] = OPS
-    held_out: HeldOutError | None = HeldOutError(0.05, 0.04, 0.9, 1.0, 12, "made up")
+    held_out: HeldOutError | None = HELD_OUT
 
     @property
     def source(self) -> Source:

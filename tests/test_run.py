@@ -89,9 +89,10 @@ def test_an_event_that_a_crash_cut_short_is_left_out_and_hides_no_later_one(tmp_
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = RunFolder(tmp_path)
     folder.write("front.csv", "old\n")
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="full"):
+    with monkeypatch.context() as patched:
         patched.setattr(os, "replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
-        folder.write("front.csv", "new\n")
+        with pytest.raises(OSError, match="full"):
+            folder.write("front.csv", "new\n")
     assert (tmp_path / "front.csv").read_text() == "old\n"
     folder.write("front.csv", "new\n")
     assert (tmp_path / "front.csv").read_text() == "new\n"

@@ -18,6 +18,7 @@ from autocomp.hardware.fitted import (
     OpModel,
     group_of,
     samples_by_op,
+    trend,
 )
 from autocomp.hardware.kernels import FEATURES, Kernel
 from autocomp.hardware.latency import HeldOutError
@@ -87,32 +88,46 @@ def _fit(networks: Sequence[MeasuredNetwork], repeatability: float) -> FittedMod
 
 
 def _hyperparameters(samples: Sequence[KernelSample]) -> Hyperparameters:
-    """Maximum marginal likelihood with one length scale per feature that varies (automatic relevance)."""
+    """The trend, then maximum marginal likelihood of what it leaves, with one length scale per feature that varies
+    (automatic relevance)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
+    work_us = _work_us(samples)
     chosen = samples[:: max(1, math.ceil(len(samples) / SEARCH_SAMPLES))]
     x = np.array([sample.kernel.features() for sample in chosen])
-    y = np.log([sample.time_us for sample in chosen])
-    design = np.hstack([np.ones((len(x), 1)), x])
-    residual = y - design @ np.linalg.solve(design.T @ design + 1e-3 * np.eye(design.shape[1]), design.T @ y)
+    rest = np.log([sample.time_us for sample in chosen]) - trend([sample.kernel for sample in chosen], work_us)
     spread = x.std(axis=0)
     varying = spread > 1e-9
-    signal, noise = max(float(residual.var()), 1e-4), 1e-3
+    signal, noise = max(float(rest.var()), 1e-4), 1e-3
     if not varying.any():
-        return Hyperparameters((1.0,) * len(FEATURES), signal, noise)
+        return Hyperparameters(work_us, (1.0,) * len(FEATURES), signal, noise)
     kernel = ConstantKernel(signal, (1e-4, 10.0)) * RBF(2.0 * spread[varying], (0.05, 100.0)) + WhiteKernel(
-        noise, (1e-5, 1.0)
+        noise, (1e-4, 1.0)
     )
     process = GaussianProcessRegressor(kernel, random_state=0, n_restarts_optimizer=0)
     with warnings.catch_warnings():
         # A length scale at its bound says that a feature does not matter, which is an answer.
         warnings.simplefilter("ignore", ConvergenceWarning)
-        found = process.fit(x[:, varying], residual).kernel_
+        found = process.fit(x[:, varying], rest).kernel_
     scales = np.full(len(FEATURES), 1e6)
     scales[varying] = found.k1.k2.length_scale
-    return Hyperparameters(tuple(scales.tolist()), float(found.k1.k1.constant_value), float(found.k2.noise_level))
+    signal, noise = float(found.k1.k1.constant_value), float(found.k2.noise_level)
+    return Hyperparameters(work_us, tuple(scales.tolist()), signal, noise)
+
+
+def _work_us(samples: Sequence[KernelSample]) -> tuple[float, ...]:
+    """Microseconds per unit of work: non-negative least squares, errors counted between absolute and relative, so
+    that neither the longest nor the many shortest kernels decide alone."""
+    from scipy.optimize import nnls
+
+    work = np.array([sample.kernel.work() for sample in samples])
+    times = np.array([sample.time_us for sample in samples])
+    scale = np.maximum(work.max(axis=0), 1e-12)
+    weights = times**-0.75
+    solution, _ = nnls(work / scale * weights[:, None], times * weights)
+    return tuple((solution / scale).tolist())
 
 
 def _factors(model: FittedModel, networks: Sequence[MeasuredNetwork]) -> tuple[dict[str, float], float, float]:

@@ -1,12 +1,13 @@
 """A latency model fitted to measurements of this machine's CPU.
 
-Two stages. Every kind of kernel has a Gaussian process over the logarithms of what its time depends on, fitted to
-single kernels that onnxruntime's profiler timed inside real files; its mean is a linear trend, so that it extrapolates
-as a power law (roofline-like) where no sample is near. A profiler distorts (it costs some microseconds a kernel, and
-kernels overlap memory traffic), so a second stage fits whole files: latency = Σ over groups of kernels of a
-non-negative factor times the group's sum, plus a constant for every kernel and every call.
+Two stages. Every kind of kernel has a trend, a non-negative sum of the work that it does (values moved, multiplications
+of whole vector blocks, patches copied, …), so that it extrapolates as physics does; and a Gaussian process over what
+the trend leaves, in logarithms. Both are fitted to single kernels that onnxruntime's profiler timed in real files. A
+profiler distorts (it costs some microseconds a kernel, and kernels overlap memory traffic), so a second stage fits
+whole files: latency = Σ over groups of kernels of a non-negative factor times the group's sum, plus a constant for
+every kernel and every call.
 
-The first stage is Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), algorithm 2.1; the two stages
+The process is Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), algorithm 2.1; the two stages
 follow nn-Meter (Zhang et al., MobiSys 2021), which sums kernels, with the fit that it leaves out.
 """
 
@@ -37,6 +38,9 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
 OTHER = "other"
 GROUP_NAMES = (*GROUPS, OTHER)
 
+#: No kernel is quicker than this.
+FASTEST_US = 0.2
+
 #: A Gaussian process is cubic in its samples; more than this many say nothing new.
 MAX_SAMPLES = 600
 
@@ -55,8 +59,10 @@ class KernelSample:
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """Of one kind of kernel: length scale per feature, signal and noise variance of the log time."""
+    """Of one kind of kernel: microseconds per unit of each kind of work (see :data:`autocomp.hardware.kernels.WORK`);
+    length scale per feature, signal and noise variance of what the trend leaves of the log time."""
 
+    work_us: tuple[float, ...]
     length_scales: tuple[float, ...]
     signal: float
     noise: float
@@ -70,17 +76,14 @@ class OpModel:
     samples: tuple[KernelSample, ...]
 
     @cached_property
-    def _fit(self) -> tuple[Vector, Vector, Vector, Vector, float]:
-        """Features, trend coefficients, weights, inverse covariance, and the residual variance of the trend."""
-        x: Vector = np.array([sample.kernel.features() for sample in self.samples])
-        y = np.log([sample.time_us for sample in self.samples])
-        design = _design(x)
-        trend: Vector = np.asarray(
-            np.linalg.solve(design.T @ design + 1e-3 * np.eye(design.shape[1]), design.T @ y), dtype=np.float64
-        )
+    def _fit(self) -> tuple[Vector, Vector, Vector]:
+        """Features of the samples, weights of the process, inverse covariance."""
+        kernels = [sample.kernel for sample in self.samples]
+        x: Vector = np.array([kernel.features() for kernel in kernels])
+        rest = np.log([sample.time_us for sample in self.samples]) - trend(kernels, self.hyperparameters.work_us)
         covariance = self._covariance(x, x) + self.hyperparameters.noise * np.eye(len(x))
         inverse: Vector = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
-        return x, trend, inverse @ (y - design @ trend), inverse, self.hyperparameters.signal
+        return x, inverse @ rest, inverse
 
     def _covariance(self, a: Vector, b: Vector) -> Vector:
         scales = np.array(self.hyperparameters.length_scales)
@@ -89,17 +92,20 @@ class OpModel:
         result: Vector = self.hyperparameters.signal * np.exp(-0.5 * np.maximum(squared, 0))
         return result
 
-    def predict(self, features: Vector) -> tuple[Vector, Vector]:
-        """Mean and standard deviation of the log time (µs) of kernels, features of shape (kernels, features)."""
-        x, trend, weights, inverse, signal = self._fit
-        near = self._covariance(features, x)
-        mean: Vector = _design(features) @ trend + near @ weights
-        variance = signal - np.einsum("ij,jk,ik->i", near, inverse, near)
+    def predict(self, kernels: Sequence[Kernel]) -> tuple[Vector, Vector]:
+        """Mean and standard deviation of the log time (µs) of kernels of this kind."""
+        x, weights, inverse = self._fit
+        near = self._covariance(np.array([kernel.features() for kernel in kernels]), x)
+        mean: Vector = trend(kernels, self.hyperparameters.work_us) + near @ weights
+        variance = self.hyperparameters.signal - np.einsum("ij,jk,ik->i", near, inverse, near)
         return mean, np.sqrt(np.maximum(variance, 0.0))
 
 
-def _design(x: Vector) -> Vector:
-    return np.hstack([np.ones((len(x), 1)), x])
+def trend(kernels: Sequence[Kernel], work_us: Sequence[float]) -> Vector:
+    """The logarithm of the time (µs) that kernels' work accounts for."""
+    times = np.array([kernel.work() for kernel in kernels]) @ np.array(work_us)
+    logs: Vector = np.log(np.maximum(times, FASTEST_US))
+    return logs
 
 
 @dataclass(frozen=True)
@@ -147,7 +153,7 @@ class FittedModel:
         for place, kernel in enumerate(kernels):
             places.setdefault(kernel.op, []).append(place)
         for op, chosen in places.items():
-            mean, std = self.ops[op].predict(np.array([kernels[place].features() for place in chosen]))
+            mean, std = self.ops[op].predict([kernels[place] for place in chosen])
             times[chosen] = self.factors[group_of(op)] * np.exp(mean) + self.per_kernel_us
             stds[chosen] = std
         return times, stds
@@ -174,7 +180,10 @@ class FittedModel:
         by_op = samples_by_op(samples)
         ops = {
             op: OpModel(
-                Hyperparameters(tuple(entry["length_scales"]), entry["signal"], entry["noise"]), tuple(by_op[op])
+                Hyperparameters(
+                    tuple(entry["work_us"]), tuple(entry["length_scales"]), entry["signal"], entry["noise"]
+                ),
+                tuple(by_op[op]),
             )
             for op, entry in document["hyperparameters"].items()
         }

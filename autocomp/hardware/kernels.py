@@ -25,27 +25,76 @@ class Kernel:
     groups: int = 1
     fused_add: bool = False
 
-    def features(self) -> tuple[float, ...]:
-        """What a kernel's time is predicted from; see :data:`FEATURES`."""
+    @property
+    def gemm_shape(self) -> tuple[float, float, float]:
+        """Rows, columns and depth of the matrix product that the kernel is: output positions, output channels, and
+        weights per output. (values, 1, 1) for a kernel without weights."""
+        if self.macs == 0 or self.out_elements == 0:
+            return float(self.out_elements), 1.0, 1.0
+        depth = self.macs / self.out_elements
+        columns = self.weight_elements / depth
+        return self.out_elements / columns, columns, depth
+
+    def work(self) -> tuple[float, ...]:
+        """What a kernel does, in counts that its time should be a non-negative sum of; see :data:`WORK`."""
+        moved = float(self.in_elements + self.out_elements)
+        if self.macs == 0:
+            return (1.0, moved, 0.0, 0.0, 0.0, 0.0, 0.0)
+        rows, columns, depth = self.gemm_shape
+        per_position = depth / self.kernel_area
         return (
-            math.log1p(self.macs),
+            1.0,
+            moved,
+            rows * _up(columns, WIDE) * _up(depth, NARROW),
+            float(self.weight_elements),
+            rows * depth if self.kernel_area > 1 else 0.0,
+            rows if _waste(columns, WIDE) > 0 else 0.0,
+            rows * depth if _waste(per_position, NARROW) > 0 else 0.0,
+        )
+
+    def features(self) -> tuple[float, ...]:
+        """What the rest of a kernel's time is learned from; see :data:`FEATURES`."""
+        rows, columns, depth = self.gemm_shape
+        return (
+            math.log(max(rows, 1.0)),
+            math.log(max(columns, 1.0)),
+            math.log(max(depth, 1.0)),
             math.log1p(self.in_elements),
-            math.log1p(self.out_elements),
-            math.log1p(self.weight_elements),
             math.log(self.kernel_area),
             math.log(self.stride),
             math.log(self.groups),
             float(self.fused_add),
+            _waste(columns, WIDE),
+            _waste(columns, NARROW),
+            _waste(depth / self.kernel_area, NARROW),
         )
 
 
+#: Vector kernels compute whole groups of this many output channels, and pack this many inputs together.
+WIDE, NARROW = 16, 4
+
+
+def _up(value: float, multiple: int) -> float:
+    """``value`` rounded up to a whole multiple."""
+    return math.ceil(round(value, 6) / multiple) * multiple
+
+
+def _waste(value: float, multiple: int) -> float:
+    """The logarithm of how much more is computed because of the rounding up."""
+    return math.log(_up(value, multiple) / value)
+
+
+WORK = ("calls", "values_moved", "macs_padded", "weights", "patches_copied", "rows_with_a_tail", "copied_unaligned")
 FEATURES = (
-    "log_macs",
+    "log_rows",
+    "log_columns",
+    "log_depth",
     "log_in_elements",
-    "log_out_elements",
-    "log_weight_elements",
     "log_kernel_area",
     "log_stride",
     "log_groups",
     "fused_add",
+    "columns_waste_wide",
+    "columns_waste_narrow",
+    "channels_waste_narrow",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from autocomp.hardware.fitted import KernelSample
+from autocomp.hardware.fitted import FASTEST_US, KernelSample
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.runtimes.profiled import NodeTime
 
@@ -34,9 +34,6 @@ KINDS = {
 }
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
 _WITH_WEIGHTS = {"conv", "conv_nchwc", "qlinear_conv", "gemm", "qgemm"}
-
-#: No kernel is quicker than this; the profiler's own cost, taken off, would leave the smallest ones with nothing.
-FASTEST_US = 0.2
 
 
 def kind_of(op: str, domain: str) -> str | None:

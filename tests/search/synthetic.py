@@ -54,7 +54,10 @@ def request(sampler: SamplerName = "auto", trials: int = 40, seed: int = 0, **li
 
 @dataclass(frozen=True)
 class _PaperTask:
-    metric: Metric = Metric("accuracy")
+    metric: Metric
+
+
+PAPER_TASK = _PaperTask(Metric("accuracy"))
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ class PaperBench:
 
     fails: Callable[[Plan], bool] = lambda plan: False
     scored: list[Plan] = field(default_factory=list)
-    task: _PaperTask = _PaperTask()
+    task: _PaperTask = PAPER_TASK
 
     def cost(self, plan: Plan) -> Cost:
         size, latency = 0.0, 0.1
