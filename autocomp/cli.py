@@ -33,6 +33,9 @@ FormatOption = Annotated[
     ArtifactChoice | None, typer.Option("--format", help="The file's format. Default: what the target takes.")
 ]
 
+#: The exit code of what was stopped from the keyboard, as shells have it.
+INTERRUPTED = 130
+
 
 def main() -> None:
     """The console script. Wrong requests end with exit code 2, failed work with 1, each in one line."""
@@ -40,11 +43,9 @@ def main() -> None:
     debug = "--debug" in arguments
     sys.argv[1:] = [argument for argument in arguments if argument != "--debug"]
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        raise SystemExit(done.exit_code) from None
-    except KeyboardInterrupt:
-        _fail("stopped; what was finished is kept, and search --resume goes on from there", 130)
+        code = app(standalone_mode=False)  # typer gives back the code of an Exit, and makes one of an interrupt
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
     except (AutocompError, typer.TyperException) as error:
         if debug:
             raise
@@ -54,6 +55,10 @@ def main() -> None:
             raise
         words = " ".join(str(error).split())
         _fail(f"unforeseen {type(error).__name__}: {words[:300]}; --debug shows where", 1)
+    if code == INTERRUPTED:
+        _fail("stopped; what was finished is kept, and search --resume goes on from there", INTERRUPTED)
+    if code:
+        raise SystemExit(code)
 
 
 def _words(error: Exception) -> tuple[str, int]:

@@ -55,7 +55,7 @@ class Progress:
     def step(self, what: str, done: int, of: int, note: str = "") -> None:
         if what not in self._ids:
             self._ids[what] = self._bars.add_task(what, total=of, note=note)
-        if not self._console.is_terminal and (done == 0 or 10 * done // of > self._told.get(what, 0)):
+        if not self._console.is_terminal and 10 * done // of > self._told.get(what, -1):
             self._told[what] = 10 * done // of
             self.say(f"{what}: {done} of {of}{f'; {note}' if note else ''}")
         self._bars.update(self._ids[what], completed=done, total=of, note=note)

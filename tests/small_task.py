@@ -7,15 +7,16 @@ from torch import nn
 from autocomp import Metric, Score, Task
 
 CLASSES = 5
+WIDTH = 32
 
 
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
-        self.stem = nn.Conv2d(1, 16, 3, padding=1)
-        self.conv1 = nn.Conv2d(16, 16, 3, padding=1)
-        self.conv2 = nn.Conv2d(16, 16, 3, padding=1)
-        self.head = nn.Linear(16, CLASSES)
+        self.stem = nn.Conv2d(1, WIDTH, 3, padding=1)
+        self.conv1 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.conv2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
+        self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, x):
         x = torch.relu(self.stem(x))

@@ -69,7 +69,7 @@ def calibrate(
     if path.exists() and (whole := _whole(text := path.read_text(encoding="utf-8"))) != text:
         path.write_text(whole, encoding="utf-8")
     dropped = _measure(path, budget_s, threads, batch, block, seed, progress)
-    networks = read_measurements(path)
+    networks = read_measurements(path) if path.exists() else ()
     repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
     note = "random residual and plain conv nets under random joint plans, every fourth held out"
     return Calibration(fit(networks, repeatability, note), networks, dropped)

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 from optuna import Study
@@ -15,6 +15,7 @@ from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESample
 from optuna.trial import FrozenTrial, TrialState
 
 from autocomp.errors import RequestError, did_you_mean
+from autocomp.plan import Plan
 from autocomp.space import KINDS, Kind, SearchSpace
 
 SamplerName = Literal["auto", "nsga2", "tpe", "random", "uniform"]
@@ -28,7 +29,7 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     return {decision.name: IntDistribution(0, len(decision.options) - 1) for decision in space.decisions}
 
 
-def uniform_indices(space: SearchSpace) -> list[dict[str, int]]:
+def uniform_indices(space: SearchSpace) -> Iterator[dict[str, int]]:
     """The plans that treat all layers alike, every one that the space has once: first each format alone, then with
     ever more pruning and truncation beside it, so that the first dozen span the space."""
     steps: Mapping[Kind, range] = {kind: range(space.strengths(kind)) for kind in KINDS}
@@ -40,14 +41,20 @@ def uniform_indices(space: SearchSpace) -> list[dict[str, int]]:
     ordered = sorted(
         distinct, key=lambda c: (c["channel"] + c["unstructured"] + c["rank"], sum(c.values()), *c.values())
     )
-    return [space.uniform(chosen) for chosen in ordered]
+    seen: set[Plan] = set()
+    for chosen in ordered:
+        indices = space.uniform(chosen)
+        plan = space.plan(indices)
+        if plan not in seen:  # a rank that saves nothing in pruned layers is left out of them
+            seen.add(plan)
+            yield indices
 
 
 class UniformSampler(BaseSampler):
     """Baseline: the uniform plans, one after the other, then from the start again."""
 
     def __init__(self, space: SearchSpace) -> None:
-        self._plans = uniform_indices(space)
+        self._plans = list(uniform_indices(space))
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return {}
@@ -137,4 +144,6 @@ def make_sampler(name: SamplerName, space: SearchSpace, seed: int, number: int) 
     if name == "tpe":
         return StartingSampler(untouched, TPESampler(seed=trial_seed))
     genetic = GeneticSampler(population_size=POPULATION, seed=trial_seed)
-    return StartingSampler(uniform_indices(space)[:POPULATION] if name == "auto" else untouched, genetic)
+    return StartingSampler(
+        list(itertools.islice(uniform_indices(space), POPULATION)) if name == "auto" else untouched, genetic
+    )

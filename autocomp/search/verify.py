@@ -88,24 +88,30 @@ def _example(bench: Workbench) -> list[npt.NDArray[np.generic]]:
 def drop_interval(bench: Workbench, baseline: Score, score: Score) -> tuple[float, float, float]:
     """How much worse ``score`` is than ``baseline``, and the paired 95 % interval of that.
 
-    Where both have per-example outcomes, the interval is that of the mean of their differences (normal
-    approximation); where not, nothing is known of it and it is infinite.
+    Where both have per-example outcomes, the interval is that of the mean of their differences: for outcomes that are
+    right or wrong, the adjusted Wald interval of Agresti & Min ("Simple improved confidence intervals for comparing
+    matched proportions", 2005), which is not empty where both were right on the same examples; for others the normal
+    approximation. Where not, nothing is known of it and it is infinite.
     """
     drop = bench.task.metric.drop(baseline.value, score.value)
     before, after = baseline.outcomes, score.outcomes
     if before is None or after is None or len(before) != len(after) or len(before) < 2:
         return drop, -np.inf, np.inf
-    difference = (before - after) if bench.task.metric.direction == "maximize" else (after - before)
-    # Outcomes may be on another scale than the metric (0/1 against percent).
-    spread = float(difference.std(ddof=1)) / np.sqrt(len(difference)) * _scale(baseline)
-    return drop, drop - CONFIDENCE_Z * spread, drop + CONFIDENCE_Z * spread
+    worse = before - after if bench.task.metric.direction == "maximize" else after - before
+    scale = _scale(baseline)
+    if np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all():
+        count = len(worse) + 2
+        lost, won = float((worse > 0).sum()) + 0.5, float((worse < 0).sum()) + 0.5
+        middle = (lost - won) / count
+        error = np.sqrt(lost + won - (lost - won) ** 2 / count) / count
+    else:
+        middle, error = float(worse.mean()), float(worse.std(ddof=1)) / np.sqrt(len(worse))
+    return drop, scale * (middle - CONFIDENCE_Z * error), scale * (middle + CONFIDENCE_Z * error)
 
 
 def _scale(score: Score) -> float:
-    """Metric units per unit of outcome."""
-    if score.outcomes is None:
-        return 1.0
-    mean = float(score.outcomes.mean())
+    """Metric units per unit of outcome (outcomes of 0 and 1, a metric in percent: 100)."""
+    mean = float(score.outcomes.mean()) if score.outcomes is not None else 0.0
     return score.value / mean if mean else 1.0
 
 

@@ -1,0 +1,243 @@
+"""The Python API: what the command line does, without strings."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import autocomp
+from autocomp import Format, LayerPlan, Plan, Run
+from autocomp.errors import PlanError, RequestError, RunError, TargetError, TaskError, UncoveredKernelError
+from autocomp.run import RunFolder
+from autocomp.search import flow
+from autocomp.watch import SILENT
+from tests import small_task
+from tests.targets import REQUEST, made_target, small_setup
+
+PLAN = Plan({name: LayerPlan(format=Format(4)) for name in ("stem", "conv1", "conv2", "head")})
+
+
+@pytest.fixture
+def run(finished_run: Path, tmp_path: Path) -> Run:
+    """A copy to change."""
+    return Run.open(shutil.copytree(finished_run, tmp_path / "run"))
+
+
+def test_what_is_offered_is_there() -> None:
+    assert sorted(autocomp.__all__) == autocomp.__all__
+    assert all(hasattr(autocomp, name) for name in autocomp.__all__)
+    assert callable(autocomp.search)  # not the package of that name
+    assert callable(autocomp.compress)
+    assert callable(autocomp.export)
+
+
+def test_importing_it_loads_nothing_heavy() -> None:
+    heavy = ("torch", "optuna", "onnx", "onnxruntime", "sklearn", "pandas", "matplotlib", "plotly", "ray")
+    probe = f"import autocomp, sys; print([name for name in {heavy} if name in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(Path(autocomp.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", probe], capture_output=True, text=True, check=True, timeout=60, env=environment
+    )
+    assert done.stdout == "[]\n"
+
+
+def test_a_folder_without_a_run_does_not_open(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"must hold run\.json"):
+        Run.open(tmp_path)
+
+
+def test_the_front_is_a_table(finished_run: Path) -> None:
+    run = Run.open(finished_run)
+    assert run.front["trial"].iloc[0] == 0
+    assert bool(run.front["is_baseline"].iloc[0])
+    assert run.front["measured_latency_ms"].isna().all()
+    assert (run.front["measured_size_bytes"] > 0).all()
+    assert len(run.trials) == REQUEST.trials
+
+
+def test_a_table_that_was_deleted_is_rebuilt(run: Run) -> None:
+    before = run.front
+    (run.folder.path / "front.csv").unlink()
+    assert run.front.equals(before)
+
+
+def test_reading_a_run_that_is_at_work_does_not_disturb_it(run: Run) -> None:
+    journal = run.folder.journal.read_bytes()
+    with run.folder.working():
+        run.pick()
+        assert len(run.front) > 1
+    assert run.folder.journal.read_bytes() == journal
+
+
+class TestPick:
+    def test_the_knee_is_a_compressed_front_point(self, finished_run: Path) -> None:
+        run = Run.open(finished_run)
+        knee = run.pick()
+        assert knee.number in set(run.front["trial"]) - {0}
+        assert run.pick("knee") == knee
+        assert run.pick(knee.number) == run.pick(str(knee.number)) == knee
+
+    def test_within_a_limit_it_is_the_most_accurate(self, finished_run: Path) -> None:
+        run = Run.open(finished_run)
+        limit_ms = float(run.front["latency_ms"].median())
+        fast = run.front[run.front["latency_ms"] <= limit_ms]
+        assert run.pick(max_latency_ms=limit_ms).metric == fast["metric_search"].max()
+
+    def test_a_limit_that_no_point_keeps_says_what_is_possible(self, finished_run: Path) -> None:
+        run = Run.open(finished_run)
+        fastest = f"{run.front['latency_ms'].min():.3f} ms"
+        with pytest.raises(RunError, match=f"no front point keeps 1e-06 ms; the fastest takes {fastest}"):
+            run.pick(max_latency_ms=1e-6)
+
+    def test_a_trial_off_the_front_names_the_front(self, finished_run: Path) -> None:
+        run = Run.open(finished_run)
+        with pytest.raises(RunError, match=r"trial 99 is not on the front.*the front has 0, "):
+            run.pick(99)
+
+    @pytest.mark.parametrize("which", ["best", "-1", "", "3.5"])
+    def test_anything_else_is_refused(self, finished_run: Path, which: str) -> None:
+        with pytest.raises(RequestError, match="knee or a trial number"):
+            Run.open(finished_run).pick(which)
+
+
+def test_a_point_is_exported_beside_its_plan(run: Run, tmp_path: Path) -> None:
+    knee = run.pick()
+    path = run.export(out=tmp_path / "shipped")
+    assert path == tmp_path / "shipped" / "model.onnx"
+    assert path.read_bytes() == (run.folder.exports / str(knee.number) / "model.onnx").read_bytes()
+    assert Plan.from_json((tmp_path / "shipped" / "plan.json").read_text()) == knee.plan
+
+
+def test_the_report_is_rebuilt_from_the_truth(run: Run) -> None:
+    for path in run.folder.path.rglob("*"):
+        if path.is_file() and path.name not in {"run.json", "study.log", "events.jsonl", "model.onnx"}:
+            path.unlink()
+    page = run.report(small_task.task())
+    assert page == run.folder.path / "report.html"
+    assert "small" in page.read_text()
+    assert (run.folder.path / "layers.json").is_file()
+    assert len(run.front) > 1
+    assert list((run.folder.path / "figures").iterdir())
+
+
+def test_the_report_takes_no_other_model(run: Run) -> None:
+    (run.folder.path / "layers.json").unlink()
+    task = small_task.task()
+    task.model.stem.bias.data.add_(1.0)  # type: ignore[union-attr,operator]
+    with pytest.raises(RunError, match=r"is not the one that .* was searched with"):
+        run.report(task)
+
+
+def test_a_run_in_which_nothing_is_finished_has_nothing_to_report(run: Run) -> None:
+    lines = run.folder.journal.read_bytes().splitlines(keepends=True)
+    run.folder.journal.write_bytes(b"".join(lines[:4]))
+    with pytest.raises(RunError, match="no finished trial to report"):
+        run.report()
+    with pytest.raises(RunError, match="no finished trial to pick"):
+        run.pick()
+
+
+def test_a_search_is_a_call(tmp_path: Path) -> None:
+    run = autocomp.search(
+        small_task.task(), target=made_target(), out=tmp_path / "run", trials=2, seed=REQUEST.seed, max_size_kb=0.001
+    )
+    assert isinstance(run, Run)
+    assert run.folder.request() == replace(REQUEST, trials=2, max_size_kb=0.001)
+    assert list(run.front["trial"]) == [0]
+    again = autocomp.search(
+        small_task.task(),
+        target=made_target(),
+        out=tmp_path / "run",
+        trials=2,
+        seed=REQUEST.seed,
+        max_size_kb=0.001,
+        resume=True,
+    )
+    assert again.trials.equals(run.trials)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "kind", "named"),
+    [
+        ({"sampler": "nsga"}, RequestError, "nsga2"),
+        ({"space": "defualt"}, autocomp.AutocompError, "did you mean default"),
+        ({"target": "jetsn"}, TargetError, "jetson"),
+        ({"task": "digit"}, TaskError, "did you mean digits"),
+    ],
+)
+def test_a_typo_does_not_wait_for_training(
+    tmp_path: Path, wrong: dict[str, str], kind: type[Exception], named: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autocomp.tasks.digits.digits", lambda **_: pytest.fail("trained"))
+    asked: dict[str, str] = {"task": "digits", "target": "jetson", **wrong}
+    with pytest.raises(kind, match=named):
+        autocomp.search(**asked, out=tmp_path / "run")  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("limit", ["max_latency_ms", "max_size_kb", "timeout_s"])
+def test_a_limit_of_nothing_is_refused(tmp_path: Path, limit: str) -> None:
+    with pytest.raises(RequestError, match=limit):
+        autocomp.search(small_task.task(), target=made_target(), out=tmp_path / "run", **{limit: 0.0})  # type: ignore[arg-type]
+    assert not (tmp_path / "run").exists()
+
+
+def test_compress_leaves_the_model_as_it_is() -> None:
+    task = small_task.task()
+    before = {name: tensor.clone() for name, tensor in task.model.state_dict().items()}
+    found = autocomp.compress(task.model, PLAN, task.example_inputs, task.calibration)
+    assert found.plan == PLAN
+    assert not found.model(*task.example_inputs).equal(task.model(*task.example_inputs))
+    assert all(tensor.equal(before[name]) for name, tensor in task.model.state_dict().items())
+
+
+def test_a_plan_for_another_model_does_not_compress() -> None:
+    task = small_task.task()
+    with pytest.raises(PlanError, match="'conv9'; did you mean conv"):
+        autocomp.compress(task.model, Plan({"conv9": PLAN["stem"]}), task.example_inputs, task.calibration)
+
+
+def test_a_file_is_written_and_computes_what_the_model_computes(tmp_path: Path) -> None:
+    from autocomp.hardware.runtimes.onnxruntime import load
+
+    task = small_task.task()
+    path = autocomp.export(task, PLAN, tmp_path / "model.onnx")
+    simulated = autocomp.compress(task.model, PLAN, task.example_inputs, task.calibration).model
+    (batch,) = task.calibration
+    computed = load(path, 1).predict(*batch)
+    np.testing.assert_allclose(computed.numpy(), simulated(*batch).detach().numpy(), atol=0.05)
+
+
+def test_a_prediction_falls_with_the_plan() -> None:
+    task, target = small_task.task(), made_target()
+    untouched = autocomp.predict(task, target=target)
+    assert autocomp.predict(task, PLAN, target=target).latency_ms < untouched.latency_ms
+    assert {source for share in untouched.kernels for source in share.kernel.sources} >= {"stem", "conv1", "conv2"}
+
+
+def test_a_kernel_that_the_target_does_not_know_names_the_layers() -> None:
+    with pytest.raises(UncoveredKernelError) as caught:
+        autocomp.predict(small_task.task(), target=made_target(frozenset({"conv_nchwc"})))
+    assert "head" in caught.value.layers
+
+
+def test_drops_are_counted_from_the_baselines_own_file(finished_run: Path) -> None:
+    """The untouched file against itself loses nothing, as far as a hundred images can tell."""
+    baseline = Run.open(finished_run).front.iloc[0]
+    assert baseline["measured_metric_low"] == -baseline["measured_metric_high"]
+    assert 0 < baseline["measured_metric_high"] < 2.5
+
+
+def test_points_are_verified_again_on_demand(run: Run) -> None:
+    knee = run.pick()
+    before = len(list(run.folder.events()))
+    flow.verify(small_setup(), run.folder, [knee], SILENT, again=True)
+    events = list(RunFolder(run.folder.path).events())[before:]
+    assert [event["verification"]["trial"] for event in events] == [0, knee.number]  # type: ignore[index,call-overload]

@@ -1,0 +1,294 @@
+"""The command line: what is asked, what stands on stdout, and one line for everything that can be wrong."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from autocomp import cli
+from autocomp.errors import WorkError
+
+TASK = str(Path(__file__).with_name("small_task.py"))
+SEARCH = ("search", "--task", TASK, "--target", "jetson", "--trials", "4")
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+def autocomp(*arguments: str) -> Done:
+    """The command in this process, as the console script calls it."""
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with (
+        mock.patch.object(sys, "argv", ["autocomp", *arguments]),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            cli.main()
+        except SystemExit as done:
+            code = done.code if isinstance(done.code, int) else 0 if done.code is None else 1
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+def refused(*arguments: str) -> str:
+    """The last line of what a wrong request is answered with."""
+    done = autocomp(*arguments)
+    assert done.code == 2, done.err
+    assert done.out == ""
+    assert "Traceback" not in done.err
+    lines = done.err.splitlines()
+    assert sum(line.startswith("autocomp: ") for line in lines) == 1
+    assert lines[-1].startswith("autocomp: ")
+    return lines[-1].removeprefix("autocomp: ")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    return folder, autocomp(*SEARCH, "--out", str(folder))
+
+
+@pytest.fixture
+def run(searched: tuple[Path, Done], tmp_path: Path) -> Path:
+    """A copy to change."""
+    return Path(shutil.copytree(searched[0], tmp_path / "run"))
+
+
+class TestSearch:
+    def test_stdout_is_the_reports_path(self, searched: tuple[Path, Done]) -> None:
+        folder, done = searched
+        assert done.code == 0, done.err
+        assert done.out == f"{folder / 'report.html'}\n"
+        assert (folder / "report.html").is_file()
+
+    def test_progress_goes_to_stderr(self, searched: tuple[Path, Done]) -> None:
+        _, done = searched
+        assert "jetson stands for jetson-orin-nano" in done.err
+        assert re.search(r"searching: 4 of 4", done.err)
+        assert "front of" in done.err
+
+    def test_the_front_is_that_of_the_table(self, searched: tuple[Path, Done]) -> None:
+        folder, _ = searched
+        front = (folder / "front.csv").read_text().splitlines()
+        assert len(front) > 2
+        assert all((folder / "exports" / row.split(",")[0] / "model.onnx").is_file() for row in front[1:])
+
+    def test_another_run_in_out(self, searched: tuple[Path, Done]) -> None:
+        line = refused(*SEARCH, "--out", str(searched[0]))
+        assert line == (f"--out must not hold a run yet; {searched[0]} does; resume it with --resume, or name another")
+
+    def test_resume_with_a_changed_request(self, searched: tuple[Path, Done]) -> None:
+        line = refused(*SEARCH, "--out", str(searched[0]), "--resume", "--seed", "5")
+        assert line == (
+            "--resume must ask for the same search; seed was 0 and is now 5; name another --out for a new one"
+        )
+
+    def test_resume_asks_for_more_trials(self, run: Path) -> None:
+        done = autocomp(*SEARCH[:-1], "5", "--out", str(run), "--resume")
+        assert done.code == 0, done.err
+        assert len((run / "trials.csv").read_text().splitlines()) == 1 + 5
+
+
+def test_verify_prints_one_document(run: Path) -> None:
+    done = autocomp("verify", str(run), "--pick", "front", "--json")
+    assert done.code == 0, done.err
+    documents = json.loads(done.out)
+    assert documents[0]["trial"] == 0
+    for document in documents:
+        assert document["predicted"]["size_bytes"] == pytest.approx(document["measured"]["size_bytes"], rel=0.01)
+        assert document["measured"]["latency_ms"] is None  # no Jetson here
+    assert documents == [
+        json.loads((run / "exports" / str(document["trial"]) / "verification.json").read_text())
+        for document in documents
+    ]
+
+
+def test_export_picks_the_knee(run: Path, tmp_path: Path) -> None:
+    done = autocomp("export", str(run), "--pick", "knee", "--out", str(tmp_path / "shipped"))
+    assert done.code == 0, done.err
+    assert done.out == f"{tmp_path / 'shipped' / 'model.onnx'}\n"
+    assert {path.name for path in (tmp_path / "shipped").iterdir()} == {"model.onnx", "plan.json"}
+
+
+def test_report_is_rebuilt(run: Path) -> None:
+    for name in ("report.html", "front.csv", "layers.json"):
+        (run / name).unlink()
+    done = autocomp("report", str(run))
+    assert done.code == 0, done.err
+    assert done.out == f"{run / 'report.html'}\n"
+    assert (run / "front.csv").is_file()
+
+
+class TestJson:
+    def test_targets(self) -> None:
+        done = autocomp("targets", "--json")
+        found = {entry["name"]: entry for entry in json.loads(done.out)}
+        assert done.code == 0
+        assert {"cpu", "jetson-orin-nano"} <= set(found)
+        assert found["jetson-orin-nano"]["aliases"] == ["jetson"]
+        assert all(0 < entry["held_out_error"] < 1 for entry in found.values())
+
+    def test_tasks(self) -> None:
+        done = autocomp("tasks", "--json")
+        assert (done.code, json.loads(done.out), done.err) == (0, ["digits"], "")
+
+    def test_predict(self) -> None:
+        done = autocomp("predict", TASK, "--target", "jetson", "--json")
+        found = json.loads(done.out)
+        assert done.code == 0
+        assert found["target"] == "jetson-orin-nano"
+        assert found["latency_ms"] >= sum(kernel["latency_ms"] for kernel in found["kernels"]) * 0.999
+        assert "jetson stands for" in done.err
+
+
+def test_without_json_there_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "250")
+    assert "jetson-orin-nano" in autocomp("targets").out
+    assert autocomp("tasks").out == "digits\n"
+    assert "ms" in autocomp("predict", TASK, "--target", "jetson").out
+
+
+class TestRefused:
+    def test_unknown_target(self) -> None:
+        line = refused("search", "--task", TASK, "--target", "jetsn")
+        assert line.startswith("a target must be a known one; got 'jetsn'; did you mean jetson")
+
+    def test_unknown_task(self) -> None:
+        line = refused("search", "--task", "digts", "--target", "jetson")
+        assert line == ("a task must be a built-in name or FILE.py[:function]; got 'digts'; did you mean digits?")
+
+    def test_unknown_function_of_a_task_file(self) -> None:
+        assert "did you mean nan_task" in refused("predict", f"{TASK}:nantask", "--target", "jetson")
+
+    def test_a_space_with_a_typo(self, tmp_path: Path) -> None:
+        (tmp_path / "own.yaml").write_text("name: own\nrules: [{layers: '*', formats: [w8a8]}]")
+        line = refused("search", "--target", "jetson", "--space", str(tmp_path / "own.yaml"))
+        assert line == f"{tmp_path / 'own.yaml'}: rules.0.formats: no such setting 'formats'; did you mean format?"
+
+    def test_a_level_outside_its_range(self, tmp_path: Path) -> None:
+        (tmp_path / "own.yaml").write_text(
+            "name: own\nrules: [{layers: '*', sparsity: [{pattern: channel, level: 1.5}]}]"
+        )
+        line = refused("search", "--target", "jetson", "--space", str(tmp_path / "own.yaml"))
+        assert line == (
+            f"{tmp_path / 'own.yaml'}: rules.0.sparsity.0.level: "
+            "a sparsity level must lie between 0 and 1, both exclusive; got 1.5"
+        )
+
+    def test_an_untouched_model_that_scores_nan(self, tmp_path: Path) -> None:
+        line = refused("search", "--task", f"{TASK}:nan_task", "--target", "jetson", "--out", str(tmp_path / "run"))
+        assert line.startswith(
+            "task 'nan': the untouched model must score a finite number on the search split; got nan"
+        )
+        assert not (tmp_path / "run").exists()
+
+    def test_resume_without_a_run(self, tmp_path: Path) -> None:
+        line = refused(*SEARCH, "--out", str(tmp_path / "run"), "--resume")
+        assert line == f"--resume needs a run to resume; {tmp_path / 'run'} holds none; leave --resume out"
+
+    @pytest.mark.parametrize("timeout", ["soon", "0", "-5m", "10 m", "5d", ""])
+    def test_a_bad_timeout(self, timeout: str) -> None:
+        line = refused("search", "--target", "jetson", f"--timeout={timeout}")
+        assert line == f"a duration is written like 90s, 10m or 2h; got {timeout!r}"
+
+    @pytest.mark.parametrize("limit", ["--max-latency-ms", "--max-size-kb"])
+    def test_a_limit_of_nothing(self, limit: str, tmp_path: Path) -> None:
+        line = refused(*SEARCH, limit, "0", "--out", str(tmp_path / "run"))
+        assert line.startswith(f"a limit must be positive; got {limit[2:].replace('-', '_')} 0.0")
+
+    @pytest.mark.parametrize(
+        ("arguments", "named"),
+        [
+            (("search",), "--target"),
+            (("search", "--target", "cpu", "--trials", "0"), "--trials"),
+            (("search", "--target", "cpu", "--trials", "many"), "--trials"),
+            (("search", "--target", "cpu", "--sampler", "nsga3"), "nsga3"),
+            (("search", "--target", "cpu", "--tsk", "digits"), "--tsk"),
+            (("serch",), "serch"),
+            (("export", "nowhere"), "nowhere"),
+            (("verify", "nowhere", "--json"), "nowhere"),
+            (("report", "nowhere"), "nowhere"),
+            (("calibrate", "jetson"), "use cpu"),
+            (("calibrate", "cpu", "--budget", "long"), "got 'long'"),
+        ],
+    )
+    def test_other_mistakes(self, arguments: tuple[str, ...], named: str) -> None:
+        assert named in refused(*arguments)
+
+    def test_a_pick_off_the_front(self, searched: tuple[Path, Done]) -> None:
+        assert "trial 77 is not on the front" in refused("export", str(searched[0]), "--pick", "77")
+        assert "knee or a trial number" in refused("verify", str(searched[0]), "--pick", "best")
+
+
+def test_failed_work_is_one_line_and_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise WorkError("the file could not be written")
+
+    monkeypatch.setattr("autocomp.api.predict", fail)
+    done = autocomp("predict", TASK, "--target", "jetson-orin-nano")
+    assert (done.code, done.out, done.err) == (1, "", "autocomp: the file could not be written\n")
+
+
+def test_what_nobody_foresaw_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by\nzero")
+
+    monkeypatch.setattr("autocomp.api.predict", fail)
+    done = autocomp("predict", TASK, "--target", "jetson-orin-nano")
+    assert (done.code, done.out) == (1, "")
+    assert done.err == "autocomp: unforeseen ZeroDivisionError: by zero; --debug shows where\n"
+
+
+def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autocomp.api.search", stop)
+    done = autocomp("search", "--target", "jetson")
+    assert done.code == 130
+    assert "search --resume goes on" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    with (
+        mock.patch.object(sys, "argv", ["autocomp", "--debug", "export", "nowhere"]),
+        pytest.raises(Exception, match="nowhere"),
+    ):
+        cli.main()
+
+
+def test_the_console_script_in_a_process_of_its_own() -> None:
+    command = [sys.executable, "-c", "from autocomp.cli import main; main()", "predict", "--target", "jetsn"]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parents[1]
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("autocomp: a target must be a known one; got 'jetsn'; did you mean jetson")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_help_is_not_an_error() -> None:
+    done = autocomp("--help")
+    assert done.code == 0
+    for command in ("search", "report", "export", "verify", "calibrate", "predict", "targets", "tasks"):
+        assert command in done.out
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("10m", 600), ("1.5h", 5400), (None, None)])
+def test_durations(text: str | None, seconds: float | None) -> None:
+    assert cli._seconds(text) == seconds
