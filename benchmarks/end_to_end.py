@@ -38,7 +38,7 @@ def main() -> None:
 
     rows = table(documents)
     claims = [
-        ("search of %d trials, verified and reported, s" % given.trials, f"{seconds:.0f}"),
+        (f"search of {given.trials} trials, verified and reported, s", f"{seconds:.0f}"),
         ("front points", str(len(documents))),
         ("size spans", f"{spans(rows, 'size_bytes_file'):.1f}x"),
         ("measured latency spans", f"{spans(rows, 'latency_ms_file'):.2f}x"),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from autocomp.report import words
 from autocomp.report.data import LayerRow, Point, ReportData
-from autocomp.report.views import Comparison, FrontRow, FrontView, comparisons, front_view, is_share
+from autocomp.report.views import Comparison, FrontRow, FrontView, comparisons, front_view, is_share, metric_window
 
 if TYPE_CHECKING:  # matplotlib loads on use
     from matplotlib.axes import Axes
@@ -91,7 +91,13 @@ def front_figure(data: ReportData, chosen: Point) -> Figure:
         left.errorbar(ms, metric, xerr=error, fmt="none", ecolor=QUIET, elinewidth=0.9, alpha=0.6, zorder=1)
         ends = [m - e for m, e in zip(ms, error)] + [m + e for m, e in zip(ms, error)]
         _log_ticks(left, [end for end in ends if end > 0] + ms)
-    left.margins(y=0.12)
+    window = metric_window(data, view)
+    if window is None:
+        left.margins(y=0.12)
+    else:
+        left.set_ylim(scale * window.low, scale * window.high)
+        said = f"{words.hidden(window)} this picture ({words.hidden_meaning(data)})"
+        figure.supxlabel(_plain(said), fontsize=9, color=ACCENT, x=0.01, ha="left")
     left.set_xlabel(words.latency_label(data, view))
     left.set_ylabel(_plain(words.metric_label(data, view)))
     right.set_xlabel("size of the file (kB)")

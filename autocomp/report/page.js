@@ -5,6 +5,7 @@
   const token = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
   const narrow = () => window.innerWidth < 700;
   let chosen = data.chosen;
+  let whole = data.front.range === null; // whether the front's pictures show all points
 
   /** An element with text and children; text is never read as HTML. */
   const make = (tag, { text, cls, kids = [] } = {}) => {
@@ -65,7 +66,20 @@
     };
     const spec = layout(xTitle, data.front.metric, true);
     Object.assign(spec.xaxis, plainTicks(values));
-    Plotly.react(id, [trace], spec, config);
+    if (!whole) spec.yaxis.range = data.front.range;
+    // Both pictures share one range: a double click is answered for both, not by plotly for one.
+    Plotly.react(id, [trace], spec, data.front.range === null ? config : { ...config, doubleClick: false });
+  };
+
+  const drawFronts = () => {
+    drawFront("front-latency", "ms", "kb", data.front.latency, "size (kB)");
+    drawFront("front-size", "kb", "ms", "size of the file (kB)", "latency (ms)");
+  };
+
+  const showWhole = (wanted) => {
+    whole = wanted;
+    byId("window").parentElement.dataset.whole = String(whole);
+    byId("window").textContent = whole ? "zoom in" : "see all";
   };
 
   const drawAgreement = (entry, index) => {
@@ -87,8 +101,7 @@
   };
 
   const drawAll = () => {
-    drawFront("front-latency", "ms", "kb", data.front.latency, "size (kB)");
-    drawFront("front-size", "kb", "ms", "size of the file (kB)", "latency (ms)");
+    drawFronts();
     data.agreement.forEach(drawAgreement);
   };
 
@@ -145,13 +158,24 @@
     drawAll();
   };
 
+  /** The reader's own choice must not stay outside the pictures. */
+  const pick = (trial) => {
+    if (data.front.hidden.includes(trial)) showWhole(true);
+    choose(trial);
+  };
+
   choose(chosen);
-  byId("pick").addEventListener("change", (event) => choose(Number(event.target.value)));
+  byId("pick").addEventListener("change", (event) => pick(Number(event.target.value)));
   document.querySelectorAll("button[data-trial]").forEach((button) => {
-    button.addEventListener("click", () => { choose(Number(button.dataset.trial)); byId("point").scrollIntoView({ behavior: "smooth" }); });
+    button.addEventListener("click", () => { pick(Number(button.dataset.trial)); byId("point").scrollIntoView({ behavior: "smooth" }); });
   });
   for (const id of ["front-latency", "front-size"]) {
     byId(id).on("plotly_click", (event) => choose(event.points[0].customdata));
+  }
+  if (data.front.range !== null) {
+    const toggle = () => { showWhole(!whole); drawFronts(); };
+    byId("window").addEventListener("click", toggle);
+    for (const id of ["front-latency", "front-size"]) byId(id).on("plotly_doubleclick", toggle);
   }
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => choose(chosen));
   document.documentElement.dataset.ready = "true";

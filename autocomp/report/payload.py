@@ -15,6 +15,7 @@ from autocomp.report.views import (
     factors,
     front_view,
     is_share,
+    metric_window,
     measured_latency,
     predicted_latency,
 )
@@ -25,6 +26,7 @@ Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 def payload(data: ReportData, chosen: Point) -> dict[str, Json]:
     """Numbers and words by the names that page.js reads; text for pictures is escaped, as plotly reads tags in it."""
     view = front_view(data)
+    window = metric_window(data, view)
     scale = 100.0 if is_share(data) else 1.0
     return {
         "chosen": chosen.trial,
@@ -32,6 +34,8 @@ def payload(data: ReportData, chosen: Point) -> dict[str, Json]:
             "metric": escape(words.metric_label(data, view)),
             "latency": escape(words.latency_label(data, view)),
             "timed": view.latency_measured,
+            "range": [scale * window.low, scale * window.high] if window else None,
+            "hidden": [*window.hidden] if window else [],
             "points": [_front_point(data, row, scale) for row in view.rows],
         },
         "agreement": [

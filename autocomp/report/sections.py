@@ -17,6 +17,7 @@ from autocomp.report.views import (
     factors,
     front_view,
     measured_latency,
+    metric_window,
     picks,
     predicted_latency,
 )
@@ -46,8 +47,9 @@ def headline(data: ReportData) -> str:
 
 def cards(data: ReportData, chosen: Point) -> str:
     body = "".join(_card(data, pick) for pick in picks(data, chosen))
-    nothing = "" if data.front else "<p>The search found no point besides the uncompressed model.</p>"
-    return f'<section id="answer" class="cards" aria-label="the answer">{body}</section>{nothing}'
+    said = words.near_meaning(data) if data.front else "The search found no point besides the uncompressed model."
+    below = f"<p class='{'quiet' if data.front else ''}'>{escape(said)}</p>"
+    return f'<section id="answer" class="cards" aria-label="the answer">{body}</section>{below}'
 
 
 def _card(data: ReportData, pick: Pick) -> str:
@@ -79,8 +81,21 @@ def front(data: ReportData) -> str:
         "front",
         "The front",
         f"<p class='quiet'>{escape(data.task.metric.name)}: {view.basis}. Latency: {timed}. "
-        "Click a point to see its plan below.</p>"
+        f"Click a point to see its plan below.</p>{_window_note(data)}"
         "<div class='plots'><div id='front-latency' class='plot'></div><div id='front-size' class='plot'></div></div>",
+    )
+
+
+def _window_note(data: ReportData) -> str:
+    """That points lie outside the pictures and how to see them; the button is for those who cannot double-click."""
+    window = metric_window(data, front_view(data))
+    if window is None:
+        return ""
+    return (
+        f"<p class='window' data-whole='false'><span class='zoomed'>{escape(words.hidden(window))} "
+        f"({escape(words.hidden_meaning(data))}); double-click to see all</span>"
+        "<span class='whole'>All points are shown; double-click to zoom in again</span> "
+        "<button type='button' id='window'>see all</button></p>"
     )
 
 

@@ -1,7 +1,7 @@
 """What the pictures and the page say of a :class:`ReportData`: figures as data, before anything is drawn.
 
 Two rules hold everywhere: like is compared with like (measured with measured, predicted with predicted), and points are
-chosen by the search split, never by the test split.
+chosen by the search split, never by the test split (what a picture leaves out at first goes by the values it shows).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Literal
 from autocomp import pareto
 from autocomp.errors import RunError
 from autocomp.report.data import Point, ReportData
+from autocomp.task import Metric
 from autocomp.trial import Source
 
 Quantity = Literal["latency", "size", "metric"]
@@ -20,6 +21,11 @@ Basis = Literal["exported file, test split", "simulated model, test split", "sim
 
 #: A prediction is said to agree within these: relative for latency and size, points for a metric that is a share.
 LATENCY_BAND, SIZE_BAND, METRIC_BAND = 0.20, 0.01, 0.005
+#: "Smallest" and "fastest" are sought among the points at most this much worse than the uncompressed model (relative).
+CARD_SHARE = 0.05
+#: The front's pictures start zoomed to the points at most this much worse than the uncompressed model (relative).
+WINDOW_SHARE = 0.20
+_WINDOW_MARGIN = 0.12
 
 
 @dataclass(frozen=True)
@@ -149,6 +155,39 @@ def front_view(data: ReportData) -> FrontView:
     return FrontView(basis, timed, rows)
 
 
+def near(metric: Metric, baseline: float, value: float, share: float) -> bool:
+    """Whether ``value`` is at most ``share`` of ``|baseline|`` worse than ``baseline``; a better one always is."""
+    return metric.drop(baseline, value) <= share * abs(baseline) * (1 + 1e-9)
+
+
+@dataclass(frozen=True)
+class Window:
+    """The part of the metric's axis to show first, margins included, and the trials outside it, all on one side."""
+
+    low: float
+    high: float
+    side: Literal["below", "above"]
+    hidden: tuple[int, ...]
+
+
+def metric_window(data: ReportData, view: FrontView) -> Window | None:
+    """Around the points within WINDOW_SHARE of the uncompressed model; None where the picture should show all.
+
+    A ruined network would else squeeze all others into a corner. All are shown where every point is near or none is.
+    """
+    task_metric, base = data.task.metric, view.rows[0].metric
+    inside = [row.metric for row in view.rows if near(task_metric, base, row.metric, WINDOW_SHARE)]
+    if len(inside) in (1, len(view.rows)):
+        return None
+    low, high = min(inside), max(inside)
+    # Equal points have no span of their own: the nearest point outside gives the picture its scale.
+    outside = [row.metric for row in view.rows if not low <= row.metric <= high]
+    margin = _WINDOW_MARGIN * ((high - low) or min(abs(value - base) for value in outside))
+    low, high = low - margin, high + margin
+    hidden = tuple(row.point.trial for row in view.rows if not low <= row.metric <= high)
+    return Window(low, high, "below" if task_metric.direction == "maximize" else "above", hidden) if hidden else None
+
+
 def knee(data: ReportData, trial: int | None = None) -> Point:
     """The point nearest to the ideal one: metric on the search split, log latency and log size, each scaled to 0…1.
 
@@ -182,15 +221,23 @@ class Pick:
 
 
 def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
-    """The uncompressed model, the knee, the smallest, fastest and most accurate point; one card a point."""
+    """The uncompressed model, the knee, the smallest, fastest and most accurate point; one card a point.
+
+    The smallest and the fastest are sought within CARD_SHARE of the uncompressed metric, on the search split: a ruined
+    network is small and fast as well. Where no point is that near, the names say so.
+    """
     chosen: list[tuple[str, Point]] = [("uncompressed", data.baseline)]
     if data.front:
         view = {row.point.trial: row for row in front_view(data).rows}
-        sign = -1.0 if data.task.metric.direction == "maximize" else 1.0
+        metric, base = data.task.metric, data.baseline.metric_search
+        sign = -1.0 if metric.direction == "maximize" else 1.0
+        good = [point for point in data.front if near(metric, base, point.metric_search, CARD_SHARE)]
+        share = f"within {100 * CARD_SHARE:g} %"
+        limit = share if good else f"(no point {share})"
         chosen += [
             ("knee", knee_point),
-            ("smallest", min(data.front, key=lambda p: view[p.trial].size_bytes)),
-            ("fastest", min(data.front, key=lambda p: view[p.trial].latency.ms)),
+            (f"smallest {limit}", min(good or data.front, key=lambda p: view[p.trial].size_bytes)),
+            (f"fastest {limit}", min(good or data.front, key=lambda p: view[p.trial].latency.ms)),
             ("most accurate", min(data.front, key=lambda p: sign * p.metric_search)),
         ]
     trials = dict.fromkeys(point.trial for _, point in chosen)

@@ -8,11 +8,14 @@ from typing import Literal
 
 from autocomp.report.data import Point, ReportData
 from autocomp.report.views import (
+    CARD_SHARE,
+    WINDOW_SHARE,
     Comparison,
     Drop,
     Factors,
     FrontView,
     Latency,
+    Window,
     drop,
     is_share,
     measured_no_faster,
@@ -159,6 +162,23 @@ def metric_label(data: ReportData, view: FrontView) -> str:
     """The metric axis's title, with what was scored on which split."""
     unit = " in %" if is_share(data) else ""
     return f"{data.task.metric.name}{unit} ({view.basis})"
+
+
+def near_meaning(data: ReportData) -> str:
+    """What the cards' names mean."""
+    share, name = percent(CARD_SHARE), data.task.metric.name
+    return f"Within {share}: {name} on the search split is at most {share} (relative) worse than uncompressed."
+
+
+def hidden(window: Window) -> str:
+    """``2 points lie below``."""
+    count = len(window.hidden)
+    return f"{count} point{'s' * (count != 1)} {'lies' if count == 1 else 'lie'} {window.side}"
+
+
+def hidden_meaning(data: ReportData) -> str:
+    """Why points stand outside a window."""
+    return f"{data.task.metric.name} more than {percent(WINDOW_SHARE)} worse than uncompressed"
 
 
 def in_percent(data: ReportData, comparison: Comparison) -> bool:
