@@ -15,8 +15,8 @@ from autocomp.report.views import (
     factors,
     front_view,
     is_share,
-    metric_window,
     measured_latency,
+    metric_window,
     predicted_latency,
 )
 

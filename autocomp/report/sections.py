@@ -48,8 +48,8 @@ def headline(data: ReportData) -> str:
 def cards(data: ReportData, chosen: Point) -> str:
     body = "".join(_card(data, pick) for pick in picks(data, chosen))
     said = words.near_meaning(data) if data.front else "The search found no point besides the uncompressed model."
-    below = f"<p class='{'quiet' if data.front else ''}'>{escape(said)}</p>"
-    return f'<section id="answer" class="cards" aria-label="the answer">{body}</section>{below}'
+    answer = f'<section id="answer" class="cards" aria-label="the answer">{body}</section>'
+    return f"{answer}<p class='quiet'>{escape(said)}</p>"
 
 
 def _card(data: ReportData, pick: Pick) -> str:

@@ -180,9 +180,9 @@ def metric_window(data: ReportData, view: FrontView) -> Window | None:
     if len(inside) in (1, len(view.rows)):
         return None
     low, high = min(inside), max(inside)
-    # Equal points have no span of their own: the nearest point outside gives the picture its scale.
-    outside = [row.metric for row in view.rows if not low <= row.metric <= high]
-    margin = _WINDOW_MARGIN * ((high - low) or min(abs(value - base) for value in outside))
+    # (Nearly) equal points have no span of their own: the nearest point outside then gives the picture its scale.
+    nearest = min(abs(row.metric - base) for row in view.rows if not low <= row.metric <= high)
+    margin = _WINDOW_MARGIN * max(high - low, 0.01 * nearest)
     low, high = low - margin, high + margin
     hidden = tuple(row.point.trial for row in view.rows if not low <= row.metric <= high)
     return Window(low, high, "below" if task_metric.direction == "maximize" else "above", hidden) if hidden else None

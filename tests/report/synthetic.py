@@ -16,12 +16,13 @@ LAYERS = ("stem", *(f"block{b}.conv{c}" for b in range(1, 6) for c in (1, 2)), "
 
 @dataclass(frozen=True)
 class Kind:
-    """What sort of run to make up."""
+    """What sort of run to make up; the last ``ruined`` points have lost nearly all of the accuracy."""
 
     target: str = "cpu"
     verified: bool = True
     metric: str = "accuracy"
     task: str = "digits"
+    ruined: int = 0
     error: str = "CompressionError: rank 64 <script>alert('x')</script> exceeds & breaks"
 
     @property
@@ -65,12 +66,13 @@ def plan(step: int) -> Plan:
 
 def _row(kind: Kind, step: int) -> dict[str, object]:
     trial = 0 if step == 0 else TRIALS[step - 1]
-    share = 0.985 - 0.0006 * step**2 + 0.001 * (step % 3)
+    lost = 0.885 if step > len(TRIALS) - kind.ruined else 0.0006 * step**2 - 0.001 * (step % 3)
+    share = 0.985 - lost
     metric = share if kind.metric == "accuracy" else 12.0 + 40 * (1 - share)
     size, ms = round(1_480_000 / (1 + 1.4 * step)), 2.4 / (1 + 0.21 * step)
     error = 0.03 if kind.measured else 0.35
     unit = 1 if kind.metric == "accuracy" else 40
-    drop = unit * (0.0006 * step**2 - 0.001 * (step % 3))
+    drop = unit * lost
     verified = kind.verified
     measured = verified and kind.measured
     return {

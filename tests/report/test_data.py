@@ -18,6 +18,8 @@ from autocomp.errors import RunError
 from autocomp.report import words
 from autocomp.report.data import Point, ReportData, load
 from autocomp.report.views import (
+    CARD_SHARE,
+    WINDOW_SHARE,
     Latency,
     best_latency,
     comparisons,
@@ -26,9 +28,12 @@ from autocomp.report.views import (
     front_view,
     knee,
     measured_no_faster,
+    metric_window,
+    near,
     picks,
     within_model_error,
 )
+from autocomp.task import Direction, Metric
 from tests.report.synthetic import TRIALS, Kind, front_rows, write_run
 
 
@@ -207,13 +212,87 @@ def test_a_drop_is_positive_where_it_is_worse_in_either_direction(tmp_path: Path
 def test_the_cards_name_each_extreme_once(cpu: ReportData) -> None:
     cards = picks(cpu, knee(cpu))
     assert [name for card in cards for name in card.names] == [
-        "uncompressed", "knee", "smallest", "fastest", "most accurate",
+        "uncompressed", "knee", "smallest within 5 %", "fastest within 5 %", "most accurate",
     ]  # fmt: skip
     assert len({card.point.trial for card in cards}) == len(cards)
     assert knee(cpu).trial in TRIALS[1:-1]
     assert knee(cpu, 3).trial == 3
     with pytest.raises(RunError, match="must be a trial of the front; got 4"):
         knee(cpu, 4)
+
+
+def named(data: ReportData, start: str) -> tuple[str, Point]:
+    return next((n, card.point) for card in picks(data, knee(data)) for n in card.names if n.startswith(start))
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "perplexity"])
+def test_a_ruined_point_is_neither_the_smallest_nor_the_fastest(tmp_path: Path, metric: str) -> None:
+    data = load(write_run(tmp_path / "run", Kind(metric=metric, ruined=3)))
+    base = data.baseline.metric_search
+    good = [p for p in data.front if data.task.metric.drop(base, p.metric_search) <= CARD_SHARE * base]
+    assert 0 < len(good) <= len(data.front) - 3
+    name, smallest = named(data, "smallest")
+    assert (name, smallest) == ("smallest within 5 %", min(good, key=lambda p: p.measured_size_bytes or 0))
+    name, fastest = named(data, "fastest")
+    assert (name, fastest) == ("fastest within 5 %", min(good, key=lambda p: p.measured_latency_ms or 0))
+
+
+def test_where_no_point_is_near_the_cards_say_so(tmp_path: Path) -> None:
+    data = load(write_run(tmp_path / "run", Kind(ruined=len(TRIALS))))
+    assert named(data, "smallest") == ("smallest (no point within 5 %)", data.points[-1])
+    assert named(data, "fastest")[0] == "fastest (no point within 5 %)"
+
+
+_VALUES = st.floats(-1e6, 1e6)
+
+
+@given(_VALUES, _VALUES, st.floats(0.001, 1.0))
+def test_near_is_relative_and_mirrored_for_a_metric_to_minimize(base: float, value: float, share: float) -> None:
+    up, down = Metric("m", "maximize"), Metric("m", "minimize")
+    assert near(up, base, value, share) == near(down, -base, -value, share)
+    assert near(up, base, max(base, value), share)  # as good or better is always near
+    assert near(up, base, base - share * abs(base), share)
+    assert not near(up, base, base - 1.01 * share * abs(base) - 1e-6, share)
+
+
+@pytest.mark.parametrize(("metric", "side"), [("accuracy", "below"), ("perplexity", "above")])
+def test_the_picture_starts_at_the_points_near_the_uncompressed_model(tmp_path: Path, metric: str, side: str) -> None:
+    data = load(write_run(tmp_path / "run", Kind(metric=metric, ruined=2)))
+    view = front_view(data)
+    window = metric_window(data, view)
+    assert window is not None
+    assert (window.side, window.hidden) == (side, TRIALS[-2:])
+    assert words.hidden(window) == f"2 points lie {side}"
+    assert words.hidden(replace(window, hidden=(52,))) == f"1 point lies {side}"
+    assert len(view.rows) == len(TRIALS) + 1  # the points themselves all stay
+    for row in view.rows:
+        assert (window.low < row.metric < window.high) == (row.point.trial not in window.hidden)
+        if near(data.task.metric, view.rows[0].metric, row.metric, WINDOW_SHARE):
+            assert row.point.trial not in window.hidden
+
+
+def test_the_picture_shows_all_where_all_or_none_are_near(cpu: ReportData, tmp_path: Path) -> None:
+    assert metric_window(cpu, front_view(cpu)) is None
+    ruined = load(write_run(tmp_path / "run", Kind(ruined=len(TRIALS))))
+    assert metric_window(ruined, front_view(ruined)) is None
+    empty = replace(cpu, points=cpu.points[:1])
+    assert metric_window(empty, front_view(empty)) is None
+
+
+@given(st.lists(st.floats(0.0, 100.0), min_size=1, max_size=11), st.sampled_from(["maximize", "minimize"]))
+def test_a_window_holds_the_baseline_and_hides_worse_points_only(
+    cpu: ReportData, values: list[float], direction: Direction
+) -> None:
+    scored = (replace(p, measured_metric=None, metric_search=v) for p, v in zip(cpu.points, [50.0, *values]))
+    data = replace(cpu, task=replace(cpu.task, metric=Metric("score", direction)), points=tuple(scored))
+    view = front_view(data)
+    window = metric_window(data, view)
+    if window is not None:
+        assert window.low < 50.0 < window.high
+        for row in view.rows:
+            hidden = row.point.trial in window.hidden
+            assert hidden != (window.low <= row.metric <= window.high)
+            assert not hidden or data.task.metric.drop(50.0, row.metric) > WINDOW_SHARE * 50.0
 
 
 def test_a_run_that_found_nothing_has_only_its_baseline(cpu: ReportData) -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from autocomp.errors import RunError
 from autocomp.report.data import load
-from autocomp.report.draw import draw
+from autocomp.report.draw import draw, front_figure
 from autocomp.report.page import html, script_json, write
 from autocomp.report.views import knee
 from tests.report.synthetic import LAYERS, TRIALS, Kind, front_rows, write_run
@@ -68,7 +68,10 @@ def parse(page: Path) -> Parsed:
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
-    kinds = {"cpu": Kind(), "jetson": Kind("jetson-orin-nano"), "bare": Kind(verified=False), "evil": EVIL}
+    kinds = {
+        "cpu": Kind(), "jetson": Kind("jetson-orin-nano"), "bare": Kind(verified=False), "evil": EVIL,
+        "ruined": Kind(ruined=2),
+    }  # fmt: skip
     runs = {name: write_run(folder / name, kind) for name, kind in kinds.items()}
     return {name: write(run) if name in DRAWN else undrawn(run) for name, run in runs.items()}
 
@@ -180,6 +183,42 @@ def test_a_run_without_exports_or_with_nothing_found_has_a_page(tmp_path: Path) 
     assert "found no point besides the uncompressed model" in page.text
 
 
+def test_points_outside_the_pictures_are_told_and_stay_in_the_data(pages: dict[str, Path]) -> None:
+    page = parse(pages["ruined"])
+    assert "2 points lie below (accuracy more than 20 % worse than uncompressed); double-click to see all" in page.text
+    front = json.loads(page.data)["front"]
+    low, high = front["range"]
+    assert front["hidden"] == list(TRIALS[-2:])
+    assert [p["trial"] for p in front["points"] if not low <= p["metric"] <= high] == front["hidden"]
+    assert [p["trial"] for p in front["points"]] == [0, *TRIALS]
+    rows = [attrs["data-row"] for tag, attrs in page.tags if tag == "tr" and "data-row" in attrs]
+    assert rows == [attrs["value"] for tag, attrs in page.tags if tag == "option"] == [str(t) for t in (0, *TRIALS)]
+    for card in ("smallest", "fastest"):
+        assert f"{card} within 5 %" in page.text
+
+
+def test_a_page_with_all_points_near_has_no_window(pages: dict[str, Path]) -> None:
+    page = parse(pages["cpu"])
+    assert "double-click" not in page.text
+    assert json.loads(page.data)["front"]["range"] is None
+
+
+@pytest.mark.parametrize(("metric", "side"), [("accuracy", "below"), ("loss", "above")])
+def test_the_drawn_front_is_zoomed_and_says_what_it_leaves_out(tmp_path: Path, metric: str, side: str) -> None:
+    data = load(write_run(tmp_path / "run", Kind("jetson-orin-nano", metric=metric, ruined=2)))
+    figure = front_figure(data, knee(data))
+    assert (
+        figure.get_supxlabel() == f"2 points lie {side} this picture ({metric} more than 20 % worse than uncompressed)"
+    )
+    scale = 100 if metric == "accuracy" else 1
+    values = {p.trial: scale * (p.measured_metric or 0.0) for p in data.points}
+    for axes in figure.axes[:2]:
+        low, high = axes.get_ylim()
+        assert [trial for trial, value in values.items() if not low <= value <= high] == list(TRIALS[-2:])
+    near = load(write_run(tmp_path / "near"))
+    assert front_figure(near, knee(near)).get_supxlabel() == ""
+
+
 def test_a_broken_run_leaves_no_page(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run")
     (run / "front.csv").unlink()
@@ -224,3 +263,23 @@ def test_the_page_comes_alive_in_a_browser(pages: dict[str, Path], tmp_path: Pat
     assert "left out" in plan
     assert f"--pick {TRIALS[-1]}</pre>" in document
     assert document.count('class="main-svg"') >= 5  # the pictures were drawn
+
+
+def test_the_reader_sees_all_points_on_asking(pages: dict[str, Path], tmp_path: Path) -> None:
+    copy = tmp_path / "report.html"
+    script = (
+        "<script>{const seen=[],plots=['front-latency','front-size'].map((id)=>document.getElementById(id));"
+        "const look=()=>seen.push(plots.map((plot)=>plot.layout.yaxis.range[0]>50?'near':'all').join('+'));"
+        "const pick=document.getElementById('pick'),choose=(trial)=>{pick.value=trial;"
+        "pick.dispatchEvent(new Event('change'));look()},button=document.getElementById('window');"
+        "look();button.click();look();button.click();look();plots[1].emit('plotly_doubleclick');look();button.click();"
+        f"choose('{TRIALS[0]}');choose('{TRIALS[-1]}');choose('{TRIALS[0]}');"
+        "document.body.dataset.seen=seen.join()}</script></body>"
+    )
+    copy.write_text(pages["ruined"].read_text().replace("</body>\n</html>", f"{script}\n</html>"))
+    document, said = browse(copy, tmp_path / "profile")
+    assert "CONSOLE" not in said, said
+    seen = re.search('data-seen="([^"]*)"', document)
+    assert seen is not None
+    # start, button, button, double click, then a near point, a hidden one (which must be seen) and a near one again
+    assert seen[1].split(",") == [f"{each}+{each}" for each in ("near", "all", "near", "all", "near", "all", "all")]
