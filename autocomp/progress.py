@@ -87,14 +87,15 @@ class Progress:
 
 
 def _best_so_far(trials: Sequence[Trial]) -> str:
-    """The smallest and the fastest plan within one unit of the metric of the untouched one, as factors."""
+    """The smallest and the fastest plan whose metric is within 1 % of the untouched one's, as factors."""
     base = next((t for t in trials if t.number == 0), None)
     if base is None or base.cost is None or base.metric is None:
         return ""
-    near = [t for t in trials if t.cost is not None and t.metric is not None and abs(t.metric - base.metric) <= 1.0]
+    allowed = 0.01 * abs(base.metric)
+    near = [t for t in trials if t.cost is not None and t.metric is not None and abs(t.metric - base.metric) <= allowed]
     smaller = max(base.cost.size_bytes / t.cost.size_bytes for t in near if t.cost is not None)
     faster = max(base.cost.latency_ms / t.cost.latency_ms for t in near if t.cost is not None)
-    return f"within 1 point: {smaller:.1f}× smaller, {faster:.1f}× faster (predicted)"
+    return f"within 1 %: {smaller:.1f}× smaller, {faster:.1f}× faster (predicted)"
 
 
 def verification_table(documents: Sequence[Json]) -> None:

@@ -32,10 +32,11 @@ class Score:
 
 @dataclass(frozen=True)
 class Metric:
-    """The metric's name as shown to people, and which way is better."""
+    """The metric's name as shown to people, which way is better, and its unit (``%`` for values of 0 to 100)."""
 
     name: str
     direction: Direction = "maximize"
+    unit: str = ""
 
     def __post_init__(self) -> None:
         if self.direction not in get_args(Direction):

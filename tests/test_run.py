@@ -41,7 +41,7 @@ def test_changes_are_named_with_both_values() -> None:
 )
 def test_a_limit_that_means_nothing_is_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(RequestError, match=str(next(iter(wrong.values())))):
-        replace(REQUEST, **wrong)
+        replace(REQUEST, **wrong)  # type: ignore[arg-type]
 
 
 def test_the_request_reads_back(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ exports/<trial>/plan.json and verification.json.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 from autocomp.errors import PlanError, RunError
 from autocomp.plan import LayerPlan, Plan
@@ -173,6 +173,12 @@ class ReportData:
         return () if point.plan is None else tuple(_layer_row(layer, point.plan, self.layers) for layer in self.layers)
 
 
+#: The unit of metrics that run from 0 to 100.
+PERCENT = "%"
+
+Row = TypeVar("Row", "Point", "TrialRow")
+
+
 def load(run_dir: Path) -> ReportData:
     """Read a run folder.
 
@@ -191,10 +197,13 @@ def load(run_dir: Path) -> ReportData:
             f"{run_dir / 'front.csv'} must have the baseline as its first row, and once; run the search again"
         )
     trials = tuple(_trial(row) for row in read_csv(run_dir / "trials.csv", TRIAL_COLUMNS))
+    task = _task(run.inner("task"))
+    if task.metric.unit == PERCENT:
+        points, trials = tuple(_as_share(point) for point in points), tuple(_as_share(trial) for trial in trials)
     return ReportData(
         run=str(run_dir),
         created=run.text("created", ""),
-        task=_task(run.inner("task")),
+        task=task,
         target=_target(run.inner("target")),
         request=run.facts("request"),
         versions=run.facts("versions"),
@@ -206,7 +215,7 @@ def load(run_dir: Path) -> ReportData:
 
 
 def _task(entry: Fields) -> TaskFacts:
-    metric = Metric(entry.text("metric"), entry.choice("direction", _DIRECTIONS))
+    metric = Metric(entry.text("metric"), entry.choice("direction", _DIRECTIONS), entry.text("unit", ""))
     examples = entry.maybe_integer("search_examples"), entry.maybe_integer("test_examples")
     return TaskFacts(entry.text("name"), metric, *examples)
 
@@ -240,6 +249,13 @@ def _layer(entry: Fields) -> LayerFacts:
         params=entry.integer("params"),
         group=None if group is None else str(group),
     )
+
+
+def _as_share(row: Row) -> Row:
+    """A row whose metric is in percent, with the metric as the share that the rest of the report reckons in."""
+    names = {"metric_search", "metric_test", "measured_metric", "drop_low", "drop_high"}
+    found = {each.name: getattr(row, each.name) for each in fields(row) if each.name in names}
+    return replace(row, **{name: value / 100 for name, value in found.items() if value is not None})
 
 
 def _trial(row: Fields) -> TrialRow:

@@ -12,7 +12,7 @@ from typing import Literal
 
 from autocomp import pareto
 from autocomp.errors import RunError
-from autocomp.report.data import Point, ReportData
+from autocomp.report.data import PERCENT, Point, ReportData
 from autocomp.task import Metric
 from autocomp.trial import Source
 
@@ -290,6 +290,8 @@ def comparisons(data: ReportData) -> tuple[Comparison, ...]:
 
 
 def is_share(data: ReportData) -> bool:
-    """Whether the metric is an accuracy between 0 and 1, which people read in percent."""
+    """Whether the metric is one that people read in percent: it says so, or is an accuracy between 0 and 1."""
+    if data.task.metric.unit == PERCENT:
+        return True
     values = [v for p in data.points for v in (p.metric_search, p.metric_test, p.measured_metric) if v is not None]
     return "accuracy" in data.task.metric.name.lower() and all(0.0 <= value <= 1.0 for value in values)

@@ -25,7 +25,7 @@ from autocomp.search.study import Limits, open_study, read_study, read_trials, r
 from autocomp.search.tables import BASELINE, VERIFIED, front_trials, verifications, write_tables
 from autocomp.search.verify import Exported, export_and_score, time_files, verification
 from autocomp.space import SearchSpace, build_space, read_space
-from autocomp.task import Metric, Score, Task
+from autocomp.task import Direction, Metric, Score, Task
 from autocomp.tasks.load import check_task
 from autocomp.trial import Trial
 from autocomp.watch import Watcher
@@ -148,7 +148,8 @@ def metric_of(folder: RunFolder) -> Metric:
     task = folder.read()["task"]
     if not isinstance(task, dict):
         raise RunError(f"run.json of {folder.path} is from another version of autocomp; start anew")
-    return Metric(str(task["metric"]), "minimize" if task["direction"] == "minimize" else "maximize")
+    direction: Direction = "minimize" if task["direction"] == "minimize" else "maximize"
+    return Metric(str(task["metric"]), direction, str(task["unit"]))
 
 
 def front_of(folder: RunFolder) -> list[Trial]:
@@ -231,6 +232,7 @@ def _document(setup: Setup, folder: RunFolder) -> dict[str, object]:
             "name": bench.task.name,
             "metric": bench.task.metric.name,
             "direction": bench.task.metric.direction,
+            "unit": bench.task.metric.unit,
             "search_examples": None if outcomes is None else len(outcomes),
         },
         "target": {

@@ -217,7 +217,7 @@ def digits(cache_dir: Path | None = None, progress: Progress | None = None, reci
         calibration=[(images,) for images in torch.split(unlabelled, CALIBRATION_BATCH)],
         train=list(zip(*(torch.split(tensor, recipe.batch) for tensor in parts["train"]), strict=True)),
         evaluate=Accuracy(search=parts["search"], test=parts["test"]),
-        metric=Metric("accuracy", "maximize"),
+        metric=Metric("accuracy", "maximize", "%"),
     )
 
 

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -70,9 +71,8 @@ def plans(trials: Iterable[Trial]) -> list[str]:
     return [trial.plan.hash for trial in trials]
 
 
-def document(path: Path) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = json.loads(path.read_text())
-    return found
+def document(path: Path) -> Any:
+    return json.loads(path.read_text())
 
 
 @pytest.fixture
@@ -158,8 +158,8 @@ class TestFinished:
             if path.is_file() and path.name not in {"run.json", "study.log", "events.jsonl", "model.onnx"}:
                 path.unlink()
         flow.rebuild(run)
-        for path in ("front.csv", "trials.csv"):
-            assert (run.path / path).read_text() == (finished_run / path).read_text()
+        for name in ("front.csv", "trials.csv"):
+            assert (run.path / name).read_text() == (finished_run / name).read_text()
         for path in (finished_run / "exports").rglob("*.json"):
             assert (run.path / path.relative_to(finished_run)).read_text() == path.read_text()
 
@@ -215,8 +215,6 @@ def test_killed_in_mid_search_it_goes_on_as_if_undisturbed(finished_run: Path, t
     assert plans(trials) == plans(undisturbed)
     assert [trial.metric for trial in trials] == [trial.metric for trial in undisturbed]
     assert len(_lines(log)) == 2 + len(set(plans(trials)))  # each plan once, and the check of both sittings
-    created = [document(path / "run.json")["created"] for path in (folder.path, finished_run)]
-    assert created[0] != ""
     assert plans(flow.front_of(folder)) == plans(flow.front_of(RunFolder(finished_run)))
 
 
@@ -373,5 +371,5 @@ def test_the_drops_interval_is_paired() -> None:
     assert (drop, low) == (0.0, -high)
     assert 0.0 < high < 2.5  # a hundred images cannot tell more
     drop, low, high = drop_interval(bench, Score(55.0, certain), Score(54.0, certain - 0.01))
-    assert (low, high) == (pytest.approx(1.0), pytest.approx(1.0))  # the same loss on every one
+    assert [low, high] == pytest.approx([1.0, 1.0])  # the same loss on every one
     assert drop_interval(bench, Score(90.0), Score(85.0)) == (5.0, -np.inf, np.inf)
