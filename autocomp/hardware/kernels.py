@@ -39,7 +39,7 @@ class Kernel:
         """What a kernel does, in counts that its time should be a non-negative sum of; see :data:`WORK`."""
         moved = float(self.in_elements + self.out_elements)
         if self.macs == 0:
-            return (1.0, moved, 0.0, 0.0, 0.0, 0.0, 0.0)
+            return (1.0, moved, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
         rows, columns, depth = self.gemm_shape
         per_position = depth / self.kernel_area
         return (
@@ -48,7 +48,8 @@ class Kernel:
             rows * _up(columns, WIDE) * _up(depth, NARROW),
             float(self.weight_elements),
             rows * depth if self.kernel_area > 1 else 0.0,
-            rows if _waste(columns, WIDE) > 0 else 0.0,
+            rows * (round(columns) % NARROW),
+            rows * (round(columns) % WIDE // NARROW),
             rows * depth if _waste(per_position, NARROW) > 0 else 0.0,
         )
 
@@ -84,7 +85,16 @@ def _waste(value: float, multiple: int) -> float:
     return math.log(_up(value, multiple) / value)
 
 
-WORK = ("calls", "values_moved", "macs_padded", "weights", "patches_copied", "rows_with_a_tail", "copied_unaligned")
+WORK = (
+    "calls",
+    "values_moved",
+    "macs_padded",
+    "weights",
+    "patches_copied",
+    "single_columns",
+    "narrow_columns",
+    "copied_unaligned",
+)
 FEATURES = (
     "log_rows",
     "log_columns",
