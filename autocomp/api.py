@@ -101,8 +101,10 @@ class Run:
             )
         return min(fast, key=lambda point: (metric.drop(0.0, point.metric or 0.0), point.number))
 
-    def setup(self, task: Task | None = None, artifact: Artifact | None = None) -> flow.Setup:
-        """What the run's plans are evaluated with. ``task``: where it was not one that has a name.
+    def setup(
+        self, task: Task | None = None, target: Target | None = None, artifact: Artifact | None = None
+    ) -> flow.Setup:
+        """What the run's plans are evaluated with. ``task``, ``target``: where they were not ones that have a name.
 
         Raises:
             TaskError, TargetError: the run's task or target is not to be had here.
@@ -113,8 +115,10 @@ class Run:
         from autocomp.tasks.load import load_task
 
         request = self.folder.request()
-        target = resolve_target(request.target, request.threads, request.batch, artifact or _artifact(request.artifact))
-        setup = flow.set_up(request, task or load_task(request.task), target)
+        found = target or resolve_target(
+            request.target, request.threads, request.batch, artifact or _artifact(request.artifact)
+        )
+        setup = flow.set_up(request, task or load_task(request.task), found)
         self._check_model(setup.bench.prepared)
         return setup
 
@@ -134,11 +138,18 @@ class Run:
             task = self.folder.request().task
             raise RunError(f"the model of task {task} is not the one that {self.folder.path} was searched with")
 
-    def verify(self, pick: str | int = "front", task: Task | None = None, watcher: Watcher = SILENT) -> list[Json]:
+    def verify(
+        self,
+        pick: str | int = "front",
+        task: Task | None = None,
+        target: Target | None = None,
+        watcher: Watcher = SILENT,
+    ) -> list[Json]:
         """Export points again and measure their three numbers on the files.
 
         Args:
             pick: ``front``, ``knee`` or a trial number.
+            task, target: where they were not ones that have a name.
 
         Returns:
             A document per point, as in ``verification.json``, the untouched one first.
@@ -147,7 +158,7 @@ class Run:
         from autocomp.search.tables import verifications
 
         points = flow.front_of(self.folder) if pick == "front" else [self.pick(pick)]
-        setup = self.setup(task)
+        setup = self.setup(task, target)
         with self.folder.working():
             flow.verify(setup, self.folder, points, watcher, again=True)
             flow.rebuild(self.folder)
@@ -179,7 +190,7 @@ class Run:
             if folder != ready.parent:
                 shutil.copyfile(ready, folder / "model.onnx")
         else:
-            setup = self.setup(task, artifact)
+            setup = self.setup(task, artifact=artifact)
             packed = setup.bench.target.artifact == "onnx-packed"
             (folder / "model.onnx").write_bytes(export_onnx(setup.bench.compress(point.plan), packed))
         (folder / "plan.json").write_text(point.plan.to_json() + "\n", encoding="utf-8")
@@ -267,6 +278,8 @@ def search(
     read_space(str(space))  # a typo should not wait for training or calibration
     if isinstance(target, str):
         find_profile(target)
+    folder = RunFolder(Path(out))
+    folder.check_free(resume)
     loaded = task if isinstance(task, Task) else load_task(task, watcher.say)
     if isinstance(target, str):
         found = resolve_target(target, threads, batch, artifact, watcher.say, calibrating(watcher))
@@ -287,7 +300,6 @@ def search(
         max_size_kb=max_size_kb,
         max_drop=max_drop,
     )
-    folder = RunFolder(Path(out))
     flow.search(flow.set_up(request, loaded, found), folder, resume, watcher)
     return Run(folder)
 

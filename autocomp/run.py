@@ -143,6 +143,19 @@ class RunFolder:
             except json.JSONDecodeError:
                 continue
 
+    def check_free(self, resume: bool) -> None:
+        """Whether a search may begin, or go on, in this folder.
+
+        Raises:
+            RunError: it holds a run or other files, or there is none to resume.
+        """
+        if self.exists() and not resume:
+            raise RunError(f"--out must not hold a run yet; {self.path} does; resume it with --resume, or name another")
+        if not self.exists() and resume:
+            raise RunError(f"--resume needs a run to resume; {self.path} holds none; leave --resume out")
+        if not self.exists() and self.path.is_dir() and any(path.name != ".lock" for path in self.path.iterdir()):
+            raise RunError(f"--out must be a new or empty folder; {self.path} holds other files; name another")
+
     @contextmanager
     def working(self) -> Iterator[None]:
         """Hold the folder for this process.

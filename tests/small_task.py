@@ -37,7 +37,7 @@ def made() -> tuple[Net, torch.Tensor, torch.Tensor]:
             fan_in = parameter[0].numel()
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * (2 / fan_in) ** 0.5)
         images = torch.randn(240, 1, 8, 8, generator=generator) * torch.rand(240, 1, 1, 1, generator=generator) * 2
-        net.head.bias -= net(images).mean(dim=0)  # so that no class takes all
+        net.head.bias.sub_(net(images).mean(dim=0))  # so that no class takes all
         labels = net(images).argmax(dim=1)
     labels[::10] = (labels[::10] + 1) % CLASSES
     return net, images, labels

@@ -36,7 +36,7 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     main()
 
 
-@pytest.fixture()
+@pytest.fixture
 def newcomers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my_task.py").write_text(blocks("python")[0], encoding="utf-8")
@@ -48,7 +48,7 @@ def test_a_task_of_ones_own_is_short() -> None:
     assert len(lines) <= 20
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_every_command_of_the_readme(newcomers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = commands()
     assert len(typed) >= 8
@@ -61,7 +61,7 @@ def test_every_command_of_the_readme(newcomers_folder: Path, monkeypatch: pytest
     assert (newcomers_folder / "shipped" / "model.onnx").is_file()
 
 
-@pytest.mark.slow()
+@pytest.mark.slow
 def test_the_python_example(newcomers_folder: Path) -> None:
     code = blocks("python")[1].replace('"cpu", trials=20', '"jetson", trials=3').replace("0.3)", "9.0)")
     exec(compile(code, "README", "exec"), {})

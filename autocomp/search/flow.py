@@ -70,8 +70,9 @@ def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> l
         RunError: the folder holds another run, or none to resume, or the request changed.
         WorkError: not even the untouched model could be evaluated.
     """
+    folder.check_free(resume)
     with folder.working():
-        _begin(setup, folder, resume)
+        _begin(setup, folder)
         bench, request = setup.bench, setup.request
         study = open_study(folder.journal, bench.task.metric.direction)
         run_trials(
@@ -176,28 +177,16 @@ def space_hash(space: SearchSpace) -> str:
     return hashlib.sha256(repr(space.decisions).encode()).hexdigest()[:16]
 
 
-def _begin(setup: Setup, folder: RunFolder, resume: bool) -> None:
+def _begin(setup: Setup, folder: RunFolder) -> None:
     if folder.exists():
-        if not resume:
-            raise RunError(
-                f"--out must not hold a run yet; {folder.path} does; resume it with --resume, or name another"
-            )
         _check_same(setup, folder)
-    elif resume:
-        raise RunError(f"--resume needs a run to resume; {folder.path} holds none; leave --resume out")
-    elif folder.path.is_dir() and any(path.name != ".lock" for path in folder.path.iterdir()):
-        raise RunError(f"--out must be a new or empty folder; {folder.path} holds other files; name another")
     folder.write_json("run.json", _document(setup, folder))
     folder.write_json("layers.json", layers_document(setup.bench.prepared))
 
 
 def layers_document(prepared: Prepared) -> list[dict[str, object]]:
-    """``layers.json``: the inventory, and below it what was left alone."""
-    inventory = prepared.inventory
-    compressible: list[dict[str, object]] = [
-        {**asdict(layer), "prunable": layer.group is not None} for layer in inventory.layers
-    ]
-    return compressible
+    """``layers.json``: the compressible layers in execution order."""
+    return [{**asdict(layer), "prunable": layer.group is not None} for layer in prepared.inventory.layers]
 
 
 def _check_same(setup: Setup, folder: RunFolder) -> None:

@@ -17,7 +17,6 @@ from autocomp.hardware.tensorrt import lower
 from autocomp.plan import Format, LayerPlan, Plan
 from tests.networks import NETWORKS, prepared, random_plan, uniform_plan
 
-
 TENSORRT = Numerics(symmetric_activations=True, integer_bias=False, rounded_outputs=False)
 
 
