@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: install demo test check fast clean
+.PHONY: install demo test check lint fast clean
 
 install: $(STAMP)
 
@@ -35,11 +35,12 @@ demo: $(STAMP)
 test: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(DEV_STAMP)
+check: lint fast
+
+lint: $(DEV_STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy autocomp tests benchmarks
-	$(MAKE) fast
 
 # The tests that finish in seconds, import layers among them.
 fast: $(DEV_STAMP)

@@ -64,7 +64,8 @@ def main() -> None:
 def _words(error: Exception) -> tuple[str, int]:
     if isinstance(error, AutocompError):
         return str(error), 2 if isinstance(error, RequestError) else 1
-    return " ".join(str(getattr(error, "format_message", lambda: error)()).split()), 2
+    words = " ".join(str(getattr(error, "format_message", lambda: error)()).split())
+    return words.replace("Value error, ", ""), 2
 
 
 def _fail(line: str, code: int) -> None:

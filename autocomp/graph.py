@@ -6,6 +6,7 @@ names its layer by the ``named_modules()`` path.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -55,10 +56,12 @@ class Node:
     @property
     def elements(self) -> int:
         """Elements of the result for one example."""
-        count = 1
-        for size in self.shape:
-            count *= 1 if size == BATCH else size
-        return count
+        return math.prod(size for size in self.shape if size != BATCH)
+
+    @property
+    def weights(self) -> int:
+        """Elements of the weight; 1 for operations without one."""
+        return math.prod(self.weight_shape)
 
     @property
     def macs(self) -> int:

@@ -147,9 +147,6 @@ def layers_of(graph: Graph, groups: tuple[ChannelGroup, ...]) -> tuple[LayerInfo
         if node.layer is None:
             continue
         group = group_of.get(node.layer)
-        weights = 1
-        for size in node.weight_shape:
-            weights *= size
         found.append(
             LayerInfo(
                 name=node.layer,
@@ -158,7 +155,7 @@ def layers_of(graph: Graph, groups: tuple[ChannelGroup, ...]) -> tuple[LayerInfo
                 in_shape=graph.by_name[node.inputs[0]].shape[1:],
                 out_shape=node.shape[1:],
                 macs=node.macs,
-                params=weights + (node.weight_shape[0] if node.has_bias else 0),
+                params=node.weights + (node.weight_shape[0] if node.has_bias else 0),
                 group=group.name if group is not None and group.prunable else None,
                 reason=group.reason if group is not None else "its output channels are not coupled to a layer",
             )

@@ -130,12 +130,9 @@ def _split(node: Node, layer_plan: LayerPlan) -> tuple[Node, ...]:
 
 
 def _stored(node: Node, layer_plan: LayerPlan) -> LayerShape:
-    weights = 1
-    for size in node.weight_shape:
-        weights *= size
     level = layer_plan.unstructured_level()
     return LayerShape(
-        node.weight_shape, node.has_bias, layer_plan.format, kept_count(weights, level) if level > 0 else None
+        node.weight_shape, node.has_bias, layer_plan.format, kept_count(node.weights, level) if level > 0 else None
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,15 @@ class Kernel:
     stride: int = 1
     groups: int = 1
     fused_add: bool = False
+
+    def batched(self, batch: int) -> Kernel:
+        """The same kernel for ``batch`` times the examples; weights do not multiply."""
+        return replace(
+            self,
+            macs=self.macs * batch,
+            in_elements=self.in_elements * batch,
+            out_elements=self.out_elements * batch,
+        )
 
     @property
     def gemm_shape(self) -> tuple[float, float, float]:

@@ -126,7 +126,7 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
             fused[tail.name] = node.name
     for name in graph.outputs:
         state.read(name, FLOAT)
-    return tuple(_batched(kernel, batch) for kernel in state.kernels)
+    return tuple(kernel.batched(batch) for kernel in state.kernels)
 
 
 def _one(state: _Lowering, node: Node, tail: Node) -> bool:
@@ -141,16 +141,13 @@ def _one(state: _Lowering, node: Node, tail: Node) -> bool:
 
 
 def _weighted(node: Node, op: str) -> Kernel:
-    weights = 1
-    for size in node.weight_shape:
-        weights *= size
     return Kernel(
         op,
         (node.layer or node.name,),
         macs=node.macs,
         in_elements=0,
         out_elements=node.elements,
-        weight_elements=weights,
+        weight_elements=node.weights,
         kernel_area=node.kernel[0] * node.kernel[1],
         stride=node.stride[0],
         groups=node.groups,
@@ -283,12 +280,3 @@ def _pool_form(state: _Lowering, node: Node) -> Form:
         if INTEGER in have or node.name in state.rounded:
             return INTEGER
     return state.any_float(node.inputs[0]) if node.shape[1] % state.block == 0 else FLOAT
-
-
-def _batched(kernel: Kernel, batch: int) -> Kernel:
-    return replace(
-        kernel,
-        macs=kernel.macs * batch,
-        in_elements=kernel.in_elements * batch,
-        out_elements=kernel.out_elements * batch,
-    )

@@ -14,7 +14,7 @@ latency model can refuse it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from autocomp.compress.structure import Structure
 from autocomp.graph import ADDITIONS, Graph, Node
@@ -106,7 +106,7 @@ def lower(structure: Structure, batch: int) -> tuple[Kernel, ...]:
     for name in graph.outputs:
         engine.read(name, "fp16")
         engine.convert(name, "reformat_fp32", "fp32")
-    return tuple(_batched(kernel, batch) for kernel in engine.kernels)
+    return tuple(kernel.batched(batch) for kernel in engine.kernels)
 
 
 def _constants(graph: Graph) -> frozenset[str]:
@@ -182,16 +182,13 @@ def _weighted(engine: _Engine, node: Node) -> set[str]:
     source = node.inputs[0]
     engine.read(source, precision)
     chain = _taken_in(engine, node)
-    weights = 1
-    for size in node.weight_shape:
-        weights *= size
     kernel = Kernel(
         f"{_family(node)}_{precision}",
         (node.layer or node.name,),
         macs=node.macs,
         in_elements=engine.elements(source) + chain.read,
         out_elements=node.elements,
-        weight_elements=weights,
+        weight_elements=node.weights,
         kernel_area=node.kernel[0] * node.kernel[1],
         stride=node.stride[0],
         groups=node.groups,
@@ -281,12 +278,3 @@ def _taken_in(engine: _Engine, node: Node) -> _Chain:
     if right_behind and first.last.op in ADDITIONS and first.read == node.elements:
         return [chain for chain in chains if chain.read == first.read][-1]
     return chains[0]
-
-
-def _batched(kernel: Kernel, batch: int) -> Kernel:
-    return replace(
-        kernel,
-        macs=kernel.macs * batch,
-        in_elements=kernel.in_elements * batch,
-        out_elements=kernel.out_elements * batch,
-    )
