@@ -21,6 +21,8 @@ from autocomp.watch import SILENT
 from tests import small_task
 from tests.targets import REQUEST, made_target, small_setup
 
+pytestmark = pytest.mark.slow
+
 PLAN = Plan({name: LayerPlan(format=Format(4)) for name in ("stem", "conv1", "conv2", "head")})
 
 

@@ -18,6 +18,8 @@ import pytest
 from autocomp import cli
 from autocomp.errors import WorkError
 
+pytestmark = pytest.mark.slow
+
 TASK = str(Path(__file__).with_name("small_task.py"))
 SEARCH = ("search", "--task", TASK, "--target", "jetson", "--trials", "4")
 

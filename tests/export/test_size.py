@@ -9,6 +9,8 @@ from autocomp.export.size import SizeModel
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 from tests.networks import exported, prepared, random_plan, uniform_plan
 
+pytestmark = pytest.mark.slow
+
 
 def predicted(network: str, plan: Plan, packed: bool) -> int:
     inventory = prepared(network).inventory

@@ -15,6 +15,8 @@ from autocomp.hardware.runtimes.onnxruntime import load, optimized_ops
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 from tests.networks import compressed, exported, images, prepared, random_plan, ready, uniform_plan
 
+pytestmark = pytest.mark.slow
+
 #: Where rounding to an activation's levels meets a tie, the runtime may take the neighbour; this many levels of the
 #: result's own range are allowed for what comes of it.
 STEPS = 4

@@ -18,6 +18,8 @@ from autocomp.hardware.experiment import PLANS_PER_NETWORK
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.timing import TimingSettings
 
+pytestmark = pytest.mark.slow
+
 #: Whatever is measured counts as settled.
 ANYTHING = TimingSettings(repeats=2, agreeing=2, tolerance=1e9, reference_tolerance=1e9, max_rounds=2, max_round_ms=5)
 

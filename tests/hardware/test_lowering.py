@@ -14,6 +14,8 @@ from autocomp.hardware.runtimes.onnxruntime import optimized_ops
 from autocomp.plan import Format, Plan
 from tests.networks import exported, prepared, random_plan, uniform_plan
 
+pytestmark = pytest.mark.slow
+
 #: onnxruntime's operators → kernels. Constants are folded before, so that no other operator may be left.
 KERNELS = {
     ("com.microsoft.nchwc", "Conv"): "conv_nchwc",

@@ -29,6 +29,8 @@ from autocomp.watch import SILENT, Silent
 from tests import small_task
 from tests.targets import REQUEST, made_target, small_setup, with_task
 
+pytestmark = pytest.mark.slow
+
 
 class Heard(Silent):
     """A watcher that keeps what it is told."""

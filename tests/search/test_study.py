@@ -18,6 +18,8 @@ from autocomp.task import Metric
 from autocomp.trial import Cost, Trial
 from tests.search.synthetic import PaperBench, hashes, request, search_in
 
+pytestmark = pytest.mark.slow
+
 #: Optuna's word for it in a journal.
 CREATE_TRIAL = 4
 
