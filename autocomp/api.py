@@ -5,7 +5,6 @@ Importing this is cheap: torch and the rest are loaded by the functions that nee
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from autocomp.errors import RequestError, RunError
 from autocomp.plan import Plan
-from autocomp.run import Json, Request, RunFolder
+from autocomp.run import Json, Request, RunFolder, write_whole
 from autocomp.task import Task
 from autocomp.trial import Trial
 from autocomp.watch import SILENT, Watcher, calibrating
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     import torch
 
     from autocomp.compress.apply import Compressed, Prepared
+    from autocomp.compress.quantize import Numerics
     from autocomp.hardware.latency import Prediction
     from autocomp.hardware.target import Artifact, Target
     from autocomp.search import flow
@@ -83,6 +83,8 @@ class Run:
             raise RunError(f"{self.folder.path} has no finished trial to pick from; resume it with search --resume")
         metric = flow.metric_of(self.folder)
         if isinstance(which, int) or which != "knee":
+            if max_latency_ms is not None:
+                raise RequestError(f"a latency limit picks the point itself; got trial {which} as well; leave one out")
             if not str(which).isdigit():
                 raise RequestError(f"--pick takes knee or a trial number; got {which!r}")
             found = [point for point in points if point.number == int(which)]
@@ -177,24 +179,48 @@ class Run:
 
         Args:
             artifact: ``onnx`` or ``onnx-packed``; default is what the run was searched for.
-            out: default ``exports/<trial>`` in the run folder.
-        """
-        from autocomp.export.to_onnx import export_onnx
+            out: default ``exports/<trial>`` in the run folder, or a folder of its own in there for another format.
 
+        Raises:
+            RunError: no such point, or the task's model is not the one that the run was begun with.
+        """
         point = self.pick(pick, max_latency_ms)
         searched = self.folder.request().artifact
-        ready = self.folder.exports / str(point.number) / "model.onnx"
-        folder = Path(out) if out is not None else ready.parent
-        folder.mkdir(parents=True, exist_ok=True)
-        if ready.is_file() and (artifact or searched) == searched:
-            if folder != ready.parent:
-                shutil.copyfile(ready, folder / "model.onnx")
-        else:
-            setup = self.setup(task, artifact=artifact)
-            packed = setup.bench.target.artifact == "onnx-packed"
-            (folder / "model.onnx").write_bytes(export_onnx(setup.bench.compress(point.plan), packed))
-        (folder / "plan.json").write_text(point.plan.to_json() + "\n", encoding="utf-8")
+        wanted = artifact or _artifact(searched)
+        own = self.folder.exports / str(point.number)
+        # Beside the verified file, never over it.
+        folder = Path(out) if out is not None else own if wanted == searched else own / wanted
+        model = self._verified_file(point) if wanted == searched else None
+        write_whole(folder / "model.onnx", model or self._built(point, wanted, task))
+        write_whole(folder / "plan.json", (point.plan.to_json() + "\n").encode())
         return folder / "model.onnx"
+
+    def _verified_file(self, point: Trial) -> bytes | None:
+        """The file that was verified, where it is still there."""
+        from autocomp.search.tables import verifications
+
+        path = self.folder.exports / str(point.number) / "model.onnx"
+        measured = verifications(self.folder).get(point.plan.hash, {}).get("measured")
+        if not path.is_file() or not isinstance(measured, dict):
+            return None
+        model = path.read_bytes()
+        return model if len(model) == measured["size_bytes"] else None
+
+    def _built(self, point: Trial, artifact: Artifact, task: Task | None) -> bytes:
+        """The file of a point, compressed anew in the numerics that the run was searched in."""
+        from autocomp.compress.apply import apply
+        from autocomp.compress.quantize import Numerics
+        from autocomp.export.to_onnx import export_onnx
+        from autocomp.tasks.load import load_task
+
+        target = self.folder.read()["target"]
+        numerics = target.get("numerics") if isinstance(target, dict) else None
+        if not isinstance(numerics, dict):
+            raise RunError(f"run.json of {self.folder.path} is from another version of autocomp; start anew")
+        loaded = task or load_task(self.folder.request().task)
+        prepared = self._prepared(loaded)
+        told = Numerics(**{name: bool(value) for name, value in numerics.items()})
+        return export_onnx(apply(prepared, point.plan, loaded.calibration, told), packed=artifact == "onnx-packed")
 
     def report(self, task: Task | None = None) -> Path:
         """Rebuild tables, figures and ``report.html`` from the run's truth; returns the page's path.
@@ -309,20 +335,23 @@ def compress(
     plan: Plan,
     example_inputs: tuple[torch.Tensor, ...],
     calibration: Sequence[tuple[torch.Tensor, ...]],
+    numerics: Numerics | None = None,
 ) -> Compressed:
     """Apply ``plan`` to ``model``, which is left as it is; ``.model`` of the result computes what the file computes.
 
     Args:
         example_inputs: the model's positional inputs at batch 1.
         calibration: batches of positional inputs, for the ranges of quantized activations.
+        numerics: the integer arithmetic of a runtime (a target has it as ``numerics``); default is onnxruntime's.
 
     Raises:
         TraceError: torch.export cannot follow the model.
         PlanError: the plan does not fit the model.
     """
     from autocomp.compress import apply
+    from autocomp.compress.quantize import DEFAULT_NUMERICS
 
-    return apply.compress(model, plan, example_inputs, calibration)
+    return apply.compress(model, plan, example_inputs, calibration, numerics or DEFAULT_NUMERICS)
 
 
 def predict(task: Task | str | None = None, plan: Plan | None = None, *, target: Target | str) -> Prediction:
@@ -342,8 +371,8 @@ def predict(task: Task | str | None = None, plan: Plan | None = None, *, target:
     return found.predict(restructure(prepared.inventory, plan or Plan(), found.numerics))
 
 
-def export(task: Task, plan: Plan, path: str | Path, artifact: Artifact = "onnx-packed") -> Path:
-    """Compress a task's model by a plan and write the ONNX file.
+def export(task: Task, plan: Plan, path: str | Path, *, target: Target | str) -> Path:
+    """Compress a task's model by a plan and write the ONNX file, in the format and numerics of a target.
 
     Raises:
         PlanError: the plan does not fit the model.
@@ -351,8 +380,9 @@ def export(task: Task, plan: Plan, path: str | Path, artifact: Artifact = "onnx-
     """
     from autocomp.compress import apply
     from autocomp.export.to_onnx import export_onnx
+    from autocomp.hardware.resolve import resolve_target
 
-    compressed = apply.compress(task.model, plan, task.example_inputs, task.calibration)
-    path = Path(path)
-    path.write_bytes(export_onnx(compressed, packed=artifact == "onnx-packed"))
-    return path
+    found = resolve_target(target) if isinstance(target, str) else target
+    compressed = apply.compress(task.model, plan, task.example_inputs, task.calibration, found.numerics)
+    write_whole(Path(path), export_onnx(compressed, packed=found.artifact == "onnx-packed"))
+    return Path(path)

@@ -111,13 +111,7 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the run whole or not at all."""
-        target = self.path / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
+        write_whole(self.path / name, text.encode())
 
     def write_json(self, name: str, document: object) -> None:
         self.write(name, json.dumps(document, indent=2) + "\n")
@@ -175,3 +169,13 @@ class RunFolder:
                     f"one process works in a run folder at a time; another is in {self.path}; wait"
                 ) from error
             yield
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; its folder is made where it is missing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)

@@ -29,6 +29,12 @@ class Score:
     value: float
     outcomes: npt.NDArray[np.float64] | None = None
 
+    def __post_init__(self) -> None:
+        # What people return: numpy and torch scalars, booleans.
+        object.__setattr__(self, "value", float(self.value))
+        if self.outcomes is not None:
+            object.__setattr__(self, "outcomes", np.asarray(self.outcomes, dtype=np.float64))
+
 
 @dataclass(frozen=True)
 class Metric:

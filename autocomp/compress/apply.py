@@ -117,7 +117,11 @@ def apply(prepared: Prepared, plan: Plan, calibration: Batches, numerics: Numeri
 
 
 def compress(
-    model: nn.Module, plan: Plan, example_inputs: tuple[torch.Tensor, ...], calibration: Batches
+    model: nn.Module,
+    plan: Plan,
+    example_inputs: tuple[torch.Tensor, ...],
+    calibration: Batches,
+    numerics: Numerics = DEFAULT_NUMERICS,
 ) -> Compressed:
     """Apply ``plan`` to ``model``, which is left as it is.
 
@@ -125,12 +129,13 @@ def compress(
         model: a trained network.
         example_inputs: its positional inputs at batch 1.
         calibration: batches of positional inputs; used for the ranges of quantized activations.
+        numerics: the integer arithmetic of the runtime that the result is for.
 
     Raises:
         TraceError: torch.export cannot follow the model.
         PlanError: the plan does not fit the model.
     """
-    return apply(prepare(model, example_inputs), plan, calibration)
+    return apply(prepare(model, example_inputs), plan, calibration, numerics)
 
 
 def _restructured(prepared: Prepared, plan: Plan) -> nn.Module:

@@ -71,7 +71,7 @@ def calibrate(
     dropped = _measure(path, budget_s, threads, batch, block, seed, progress)
     networks = read_measurements(path) if path.exists() else ()
     repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
-    note = "random residual and plain conv nets under random joint plans, every fourth held out"
+    note = "random residual and plain conv nets under random joint plans; the whole architecture held out"
     return Calibration(fit(networks, repeatability, note), networks, dropped)
 
 
@@ -164,10 +164,16 @@ def read_measurements(path: Path) -> tuple[MeasuredNetwork, ...]:
         else:
             found[name][3].append(KernelSample(_kernel(row), float(row["time_us"])))
     return tuple(
-        MeasuredNetwork(name, tuple(kernels), latency_ms, spread, tuple(samples))
+        MeasuredNetwork(name, _architecture(name), tuple(kernels), latency_ms, spread, tuple(samples))
         for name, (latency_ms, spread, kernels, samples) in found.items()
         if kernels and samples
     )
+
+
+def _architecture(name: str) -> str:
+    """The random network that a specimen is a plan of."""
+    stem, _, number = name.rpartition("-")
+    return f"{stem}/{int(number) // PLANS_PER_NETWORK}"
 
 
 def _kernel(row: dict[str, str]) -> Kernel:

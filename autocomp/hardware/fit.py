@@ -23,8 +23,8 @@ from autocomp.hardware.fitted import (
 from autocomp.hardware.kernels import FEATURES, Kernel
 from autocomp.hardware.latency import HeldOutError
 
-#: Every so many-th network is held out when the error is determined.
-HELD_OUT_EVERY = 4
+#: Architectures are held out in so many turns, each a part of them, when the error is determined.
+FOLDS = 4
 #: Fewer networks than this fit nothing.
 FEWEST_NETWORKS = 8
 #: Samples that hyperparameters are searched on; the model itself is conditioned on all.
@@ -33,9 +33,13 @@ SEARCH_SAMPLES = 200
 
 @dataclass(frozen=True)
 class MeasuredNetwork:
-    """A file that was measured: its kernels as lowering says, its latency, and what the profiler said of its nodes."""
+    """A file that was measured: its kernels as lowering says, its latency, and what the profiler said of its nodes.
+
+    Files of one ``architecture`` differ by their plan only.
+    """
 
     name: str
+    architecture: str
     kernels: tuple[Kernel, ...]
     latency_ms: float
     spread: float
@@ -43,7 +47,7 @@ class MeasuredNetwork:
 
 
 def fit(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) -> FittedModel:
-    """Fit to all networks; the held-out error is that of the same fit without every fourth.
+    """Fit to all networks; the held-out error is that of fits without a quarter of the architectures each.
 
     Args:
         networks: settled measurements.
@@ -58,25 +62,38 @@ def fit(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) ->
             f"a latency model needs at least {FEWEST_NETWORKS} measured networks; got {len(networks)}; "
             "give a larger --budget, or a quieter machine"
         )
-    held = [network for place, network in enumerate(networks) if place % HELD_OUT_EVERY == HELD_OUT_EVERY - 1]
-    rest = [network for place, network in enumerate(networks) if place % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
-    trial = _fit(rest, repeatability)
-    known = [network for network in held if all(kernel.op in trial.ops for kernel in network.kernels)]
-    if not known:
+    return replace(_fit(networks, repeatability), held_out=_held_out(networks, repeatability, note))
+
+
+def _held_out(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) -> HeldOutError:
+    """The error on every file, by a fit that saw no file of the same architecture."""
+    architectures = list(dict.fromkeys(network.architecture for network in networks))
+    errors: list[float] = []
+    for fold in range(FOLDS):
+        left_out = set(architectures[fold::FOLDS])
+        rest = [network for network in networks if network.architecture not in left_out]
+        if len(rest) < len(networks) and rest:
+            trial = _fit(rest, repeatability)
+            errors.extend(
+                trial.predict(network.kernels).latency_ms / network.latency_ms - 1
+                for network in networks
+                if network.architecture in left_out and all(kernel.op in trial.ops for kernel in network.kernels)
+            )
+    if not errors:
         raise MeasurementError(
-            f"the error of a latency model is found on held-out networks; all {len(held)} have kernels that the others "
-            "lack; give a larger --budget"
+            "the error of a latency model is found on architectures that were left out; all of them have kernels that "
+            "the others lack; give a larger --budget"
         )
-    errors = np.array([trial.predict(n.kernels).latency_ms / n.latency_ms - 1 for n in known])
-    held_out = HeldOutError(
-        mean=float(np.abs(errors).mean()),
-        median=float(np.median(np.abs(errors))),
-        within_10=float((np.abs(errors) <= 0.10).mean()),
-        within_20=float((np.abs(errors) <= 0.20).mean()),
+    absolute = np.abs(errors)
+    skipped = len(networks) - len(errors)
+    return HeldOutError(
+        mean=float(absolute.mean()),
+        median=float(np.median(absolute)),
+        within_10=float((absolute <= 0.10).mean()),
+        within_20=float((absolute <= 0.20).mean()),
         networks=len(errors),
-        note=note,
+        note=f"{note}; {skipped} files with kernels that the others lack left out" if skipped else note,
     )
-    return replace(_fit(networks, repeatability), held_out=held_out)
 
 
 def _fit(networks: Sequence[MeasuredNetwork], repeatability: float) -> FittedModel:

@@ -127,7 +127,8 @@ class FittedModel:
         """The latency of a network.
 
         ``std_ms`` joins the held-out error of whole networks with the kernel models' own uncertainty, which grows away
-        from what was measured; the errors of one network's kernels are taken to be alike, so that they add up.
+        from what was measured and is taken to be independent from kernel to kernel: what they have in common is in the
+        held-out error already.
 
         Raises:
             UncoveredKernelError: a kind of kernel was never measured; names the layers.
@@ -143,7 +144,7 @@ class FittedModel:
         times, stds = self._kernel_times(kernels)
         total_us = self.per_call_us + float(times.sum())
         relative = self.held_out.mean * math.sqrt(math.pi / 2) if self.held_out is not None else 0.0
-        std_us = math.hypot(total_us * relative, float((times * stds).sum()) / 2)
+        std_us = math.hypot(total_us * relative, float(np.sqrt(np.square(times * stds).sum())))
         shares = tuple(KernelTime(kernel, time / 1e3) for kernel, time in zip(kernels, times.tolist(), strict=True))
         return Prediction(total_us / 1e3, std_us / 1e3, self.source, shares)
 

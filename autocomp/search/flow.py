@@ -19,7 +19,7 @@ from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.target import Target
 from autocomp.plan import Plan
-from autocomp.run import Request, RunFolder
+from autocomp.run import Request, RunFolder, write_whole
 from autocomp.search.evaluate import Workbench
 from autocomp.search.study import Limits, open_study, read_study, read_trials, run_trials
 from autocomp.search.tables import BASELINE, VERIFIED, front_trials, verifications, write_tables
@@ -113,7 +113,7 @@ def verify(setup: Setup, folder: RunFolder, points: Sequence[Trial], watcher: Wa
     for place, point in enumerate(everything):
         watcher.step("exporting and scoring", place, len(everything))
         exported[point.number] = export_and_score(setup.bench, point.plan)
-        _write_model(folder, point.number, exported[point.number].model)
+        write_whole(folder.exports / str(point.number) / "model.onnx", exported[point.number].model)
     watcher.step("exporting and scoring", len(everything), len(everything))
     timings = time_files(
         setup.bench,
@@ -127,12 +127,6 @@ def verify(setup: Setup, folder: RunFolder, points: Sequence[Trial], watcher: Wa
                 setup.bench, point.number, point.cost, exported[point.number], reference, timings.get(point.number)
             )
             folder.append_event({"event": VERIFIED, "verification": found})
-
-
-def _write_model(folder: RunFolder, number: int, model: bytes) -> None:
-    path = folder.exports / str(number) / "model.onnx"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(model)
 
 
 def load_trials(folder: RunFolder) -> tuple[Trial, ...]:
@@ -232,6 +226,7 @@ def _document(setup: Setup, folder: RunFolder) -> dict[str, object]:
             "threads": target.threads,
             "batch": target.batch,
             "clocks": target.clocks,
+            "numerics": asdict(target.numerics),
             "latency_source": target.model.source,
             "held_out_error": None if held_out is None else held_out.mean,
             "held_out_note": "" if held_out is None else held_out.note,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from autocomp.errors import WorkError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.runtimes.onnxruntime import LoadedModel, load
 from autocomp.hardware.timing import Timing, TimingSettings, measure
@@ -51,7 +53,13 @@ def export_and_score(bench: Workbench, plan: Plan) -> Exported:
     file = load(model, bench.target.threads)
     with torch.no_grad():
         simulated = bench.task.evaluate(compressed.model, "test")
-    return Exported(plan, model, simulated, bench.task.evaluate(predictor(file), "test"))
+    measured = bench.task.evaluate(predictor(file), "test")
+    if not (math.isfinite(simulated.value) and math.isfinite(measured.value)):
+        raise WorkError(
+            f"the {bench.task.metric.name} on the test split must be a finite number; got {simulated.value} of the "
+            f"simulated model and {measured.value} of the file; check evaluate"
+        )
+    return Exported(plan, model, simulated, measured)
 
 
 def predictor(file: LoadedModel) -> Predict:
@@ -98,7 +106,7 @@ def drop_interval(bench: Workbench, baseline: Score, score: Score) -> tuple[floa
     if before is None or after is None or len(before) != len(after) or len(before) < 2:
         return drop, -np.inf, np.inf
     worse = before - after if bench.task.metric.direction == "maximize" else after - before
-    scale = _scale(baseline)
+    scale = _scale(baseline, score)
     if np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all():
         count = len(worse) + 2
         lost, won = float((worse > 0).sum()) + 0.5, float((worse < 0).sum()) + 0.5
@@ -109,10 +117,13 @@ def drop_interval(bench: Workbench, baseline: Score, score: Score) -> tuple[floa
     return drop, scale * (middle - CONFIDENCE_Z * error), scale * (middle + CONFIDENCE_Z * error)
 
 
-def _scale(score: Score) -> float:
+def _scale(*scores: Score) -> float:
     """Metric units per unit of outcome (outcomes of 0 and 1, a metric in percent: 100)."""
-    mean = float(score.outcomes.mean()) if score.outcomes is not None else 0.0
-    return score.value / mean if mean else 1.0
+    for score in scores:
+        mean = float(score.outcomes.mean()) if score.outcomes is not None else 0.0
+        if mean:
+            return score.value / mean
+    return 1.0  # nothing but zeros: the drop and its error are zero in any unit
 
 
 def verification(
