@@ -5,6 +5,7 @@ Importing this is cheap: torch and the rest are loaded by the functions that nee
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,11 @@ class Run:
                 raise RunError(f"trial {which} is not on the front of {self.folder.path}; the front has {numbers}")
             return found[0]
         if max_latency_ms is None:
+            if len(points) == 1:
+                raise RunError(
+                    f"the front of {self.folder.path} holds the uncompressed model only, no other plan kept the limits; "
+                    "pick it with 0, or search on with --resume and more --trials"
+                )
             return knee_trial(points, metric)
         verified = verifications(self.folder)
         fast = [point for point in points if _latency_ms(point, verified) <= max_latency_ms]
@@ -103,23 +109,33 @@ class Run:
             )
         return min(fast, key=lambda point: (metric.drop(0.0, point.metric or 0.0), point.number))
 
-    def setup(
-        self, task: Task | None = None, target: Target | None = None, artifact: Artifact | None = None
-    ) -> flow.Setup:
+    def setup(self, task: Task | None = None, target: Target | None = None, watcher: Watcher = SILENT) -> flow.Setup:
         """What the run's plans are evaluated with. ``task``, ``target``: where they were not ones that have a name.
 
         Raises:
             TaskError, TargetError: the run's task or target is not to be had here.
-            RunError: the model is not the one that the run was begun with.
+            RunError: the model, or the machine to be measured, is not the one that the run was begun with.
         """
+        from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
         from autocomp.hardware.resolve import resolve_target
         from autocomp.search import flow
         from autocomp.tasks.load import load_task
 
         request = self.folder.request()
         found = target or resolve_target(
-            request.target, request.threads, request.batch, artifact or _artifact(request.artifact)
+            request.target,
+            request.threads,
+            request.batch,
+            _artifact(request.artifact),
+            watcher.say,
+            calibrating(watcher),
         )
+        begun_on = Fingerprint.from_json(json.dumps(self.folder.read()["fingerprint"]))
+        reasons = mismatch(begun_on, this_machine(), found.threads) if found.reachable else []
+        if reasons:
+            raise RunError(
+                f"a run is measured on the kind of machine that it was begun on; here is {'; '.join(reasons)}; search anew"
+            )
         setup = flow.set_up(request, task or load_task(request.task), found)
         self._check_model(setup.bench.prepared)
         return setup
@@ -160,7 +176,7 @@ class Run:
         from autocomp.search.tables import verifications
 
         points = flow.front_of(self.folder) if pick == "front" else [self.pick(pick)]
-        setup = self.setup(task, target)
+        setup = self.setup(task, target, watcher)
         with self.folder.working():
             flow.verify(setup, self.folder, points, watcher, again=True)
             flow.rebuild(self.folder)
@@ -246,7 +262,7 @@ class Run:
 
 def _latency_ms(point: Trial, verified: dict[str, Json]) -> float:
     measured = verified.get(point.plan.hash, {}).get("measured")
-    found = measured.get("latency_ms") if isinstance(measured, dict) else None
+    found = measured.get("latency_ms") if isinstance(measured, dict) and measured.get("settled") else None
     if isinstance(found, (int, float)):
         return float(found)
     return point.cost.latency_ms if point.cost is not None else float("inf")

@@ -56,7 +56,9 @@ def main() -> None:
         words = " ".join(str(error).split())
         _fail(f"unforeseen {type(error).__name__}: {words[:300]}; --debug shows where", 1)
     if code == INTERRUPTED:
-        _fail("stopped; what was finished is kept, and search --resume goes on from there", INTERRUPTED)
+        _fail(
+            "stopped; a search that had begun is kept, and the same command with --resume goes on with it", INTERRUPTED
+        )
     if code:
         raise SystemExit(code)
 
@@ -199,7 +201,10 @@ def calibrate(
     budget_s = _seconds(budget)
     if like.fingerprint is None or budget_s is None:
         raise RequestError(f"only a target on this machine can be calibrated here; got {target}; use cpu")
-    threads, batch = threads or like.file.threads, batch or like.file.batch
+    threads = like.file.threads if threads is None else threads
+    batch = like.file.batch if batch is None else batch
+    if threads < 1 or batch < 1:
+        raise RequestError(f"threads and batch must be at least 1; got {threads} and {batch}")
     folder = out or calibrated_folder(like.file.name, this_machine(), threads, batch)
     with Progress() as progress:
         profile = calibrate_profile(like, folder, budget_s, threads, batch, calibrating(progress))

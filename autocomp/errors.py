@@ -10,8 +10,8 @@
     └── WorkError           the request was right and the work failed; exit code 1
         ├── TraceError      torch.export could not follow the model; names the operator
         ├── CompressionError  a plan could not be applied
-        ├── ExportError     the file could not be written, or differs from the simulated model
-        ├── MeasurementError  a runtime refused the file, or timings never settled
+        ├── ExportError     the file could not be written
+        ├── MeasurementError  a runtime refused the file, or too little could be measured
         └── UncoveredKernelError  the latency model was not calibrated on an operator; names the layers
 
 Every message is one line: the rule, the value given, the way out.
@@ -64,11 +64,11 @@ class CompressionError(WorkError):
 
 
 class ExportError(WorkError):
-    """The file could not be written, or does not compute what the simulated model computes."""
+    """The file could not be written."""
 
 
 class MeasurementError(WorkError):
-    """A runtime refused the file, or its timings never settled."""
+    """A runtime refused the file, or too little could be measured."""
 
 
 class UncoveredKernelError(WorkError):

@@ -13,6 +13,7 @@ from rich.progress import Progress as Bars
 from rich.table import Table
 
 from autocomp.run import Json, JsonValue
+from autocomp.task import Metric
 from autocomp.trial import Trial
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ class Progress:
             self.say(f"{what}: {done} of {of}{f'; {note}' if note else ''}")
         self._bars.update(self._ids[what], completed=done, total=of, note=note)
 
-    def trial(self, trial: Trial, trials: Sequence[Trial], asked: int) -> None:
-        best = _best_so_far(trials)
+    def trial(self, trial: Trial, trials: Sequence[Trial], asked: int, metric: Metric) -> None:
+        best = _best_so_far(trials, metric)
         self.step("searching", len(trials), asked, best)
         if trial.state == "failed":
             self.say(f"trial {trial.number} failed: {trial.error}")
@@ -77,22 +78,33 @@ class Progress:
             predicted = f"{row['latency_ms']:.3f} ± {row['latency_std_ms']:.3f}"
             table.add_row(
                 str(row["trial"]),
-                f"{row['metric_search']:.2f}",
-                f"{row['measured_metric']:.2f}",
+                f"{row['metric_search']:.4g}",
+                f"{row['measured_metric']:.4g}",
                 f"{row['measured_size_bytes'] / 1000:.1f}",
                 f"{row['measured_latency_ms']:.3f}" if measured else predicted,
-                "measured" if measured else str(row["latency_source"]),
+                _source(measured, row["measured_latency_settled"], row["latency_source"]),
             )
         self._console.print(table)
 
 
-def _best_so_far(trials: Sequence[Trial]) -> str:
-    """The smallest and the fastest plan whose metric is within 1 % of the untouched one's, as factors."""
+def _source(measured: bool, settled: object, otherwise: object) -> str:
+    """Where a row's milliseconds come from."""
+    if not measured:
+        return str(otherwise)
+    return "measured" if settled is True else "measured, never settled"
+
+
+def _best_so_far(trials: Sequence[Trial], metric: Metric) -> str:
+    """The smallest and the fastest plan whose metric is at most 1 % worse than the untouched one's, as factors."""
     base = next((t for t in trials if t.number == 0), None)
     if base is None or base.cost is None or base.metric is None:
         return ""
     allowed = 0.01 * abs(base.metric)
-    near = [t for t in trials if t.cost is not None and t.metric is not None and abs(t.metric - base.metric) <= allowed]
+    near = [
+        t
+        for t in trials
+        if t.cost is not None and t.metric is not None and metric.drop(base.metric, t.metric) <= allowed
+    ]
     smaller = max(base.cost.size_bytes / t.cost.size_bytes for t in near if t.cost is not None)
     faster = max(base.cost.latency_ms / t.cost.latency_ms for t in near if t.cost is not None)
     return f"within 1 %: {smaller:.1f}× smaller, {faster:.1f}× faster (predicted)"
@@ -107,15 +119,19 @@ def verification_table(documents: Sequence[Json]) -> None:
         predicted, measured = _part(document, "predicted"), _part(document, "measured")
         table.add_row(
             str(document["trial"]),
-            f"{_part(document, 'simulated')['metric_test']:.2f}",
-            f"{measured['metric_test']:.2f}",
+            f"{_part(document, 'simulated')['metric_test']:.4g}",
+            f"{measured['metric_test']:.4g}",
             str(predicted["size_bytes"]),
             str(measured["size_bytes"]),
             f"{predicted['latency_ms']:.3f}",
             "out of reach" if measured["latency_ms"] is None else f"{measured['latency_ms']:.3f}",
-            "" if measured["latency_spread"] is None else f"{measured['latency_spread']:.1%}",
+            "" if measured["latency_spread"] is None else _spread(measured),
         )
     Console().print(table)
+
+
+def _spread(measured: dict[str, JsonValue]) -> str:
+    return f"{measured['latency_spread']:.1%}{'' if measured['settled'] else ', never settled'}"
 
 
 def _part(document: Json, name: str) -> dict[str, JsonValue]:
@@ -146,9 +162,11 @@ def prediction_table(prediction: Prediction) -> None:
 def targets_document() -> list[Json]:
     """What ``autocomp targets`` shows."""
     from autocomp.hardware.profiles import shipped_profiles, why_not_here
+    from autocomp.hardware.resolve import profile_here
 
     found: list[Json] = []
-    for profile in shipped_profiles():
+    for shipped in shipped_profiles():
+        profile = profile_here(shipped, shipped.file.threads, shipped.file.batch)
         model = profile.model()
         reasons = why_not_here(profile, profile.file.threads, profile.file.batch)
         held_out = model.held_out

@@ -31,9 +31,12 @@ class Score:
 
     def __post_init__(self) -> None:
         # What people return: numpy and torch scalars, booleans.
-        object.__setattr__(self, "value", float(self.value))
-        if self.outcomes is not None:
-            object.__setattr__(self, "outcomes", np.asarray(self.outcomes, dtype=np.float64))
+        try:
+            object.__setattr__(self, "value", float(self.value))
+            if self.outcomes is not None:
+                object.__setattr__(self, "outcomes", np.asarray(self.outcomes, dtype=np.float64))
+        except (TypeError, ValueError) as error:
+            raise TaskError(f"a score must be made of numbers; got {self.value!r} ({error})") from error
 
 
 @dataclass(frozen=True)

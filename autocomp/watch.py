@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from autocomp.task import Metric
 from autocomp.trial import Trial
 
 
@@ -14,7 +15,7 @@ class Watcher(Protocol):
     def say(self, line: str) -> None:
         """Something that the user should know."""
 
-    def trial(self, trial: Trial, trials: Sequence[Trial], asked: int) -> None:
+    def trial(self, trial: Trial, trials: Sequence[Trial], asked: int, metric: Metric) -> None:
         """A trial is finished; ``trials`` are all so far, ``asked`` how many there are to be."""
 
     def step(self, what: str, done: int, of: int, note: str = "") -> None:
@@ -25,7 +26,7 @@ class Silent:
     """A watcher that says nothing."""
 
     def say(self, line: str) -> None: ...
-    def trial(self, trial: Trial, trials: Sequence[Trial], asked: int) -> None: ...
+    def trial(self, trial: Trial, trials: Sequence[Trial], asked: int, metric: Metric) -> None: ...
     def step(self, what: str, done: int, of: int, note: str = "") -> None: ...
 
 

@@ -210,7 +210,7 @@ def test_a_file_is_written_and_computes_what_the_model_computes(tmp_path: Path) 
     from autocomp.hardware.runtimes.onnxruntime import load
 
     task = small_task.task()
-    path = autocomp.export(task, PLAN, tmp_path / "model.onnx")
+    path = autocomp.export(task, PLAN, tmp_path / "model.onnx", target=made_target())
     simulated = autocomp.compress(task.model, PLAN, task.example_inputs, task.calibration).model
     (batch,) = task.calibration
     computed = load(path, 1).predict(*batch)

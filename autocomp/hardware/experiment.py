@@ -36,19 +36,25 @@ class Specimen:
 
 
 class _Block(nn.Module):
-    """Two convs, with a shortcut around them where ``residual``."""
+    """Two convs; a shortcut is added to them (``residual``), joined to them (``dense``) or absent (``plain``)."""
 
-    def __init__(self, inputs: int, middle: int, outputs: int, stride: int, kernel: int, residual: bool) -> None:
+    def __init__(self, inputs: int, middle: int, outputs: int, stride: int, kernel: int, kind: str, pool: bool) -> None:
         super().__init__()
+        self.pool = nn.MaxPool2d(2) if pool and stride == 2 else nn.Identity()
+        stride = 1 if pool else stride
+        joined = outputs - inputs if kind == "dense" else outputs
         self.conv1 = nn.Conv2d(inputs, middle, kernel, stride, kernel // 2)
-        self.conv2 = nn.Conv2d(middle, outputs, 3, 1, 1)
-        same = inputs == outputs and stride == 1
-        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, outputs, 1, stride)
-        self.residual = residual
+        self.conv2 = nn.Conv2d(middle, joined, 3, 1, 1)
+        same = stride == 1 and (inputs == outputs or kind == "dense")
+        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, inputs if kind == "dense" else outputs, 1, stride)
+        self.kind = kind
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.pool(x)
         y = self.conv2(torch.relu(self.conv1(x)))
-        return torch.relu(y + self.shortcut(x)) if self.residual else torch.relu(y)
+        if self.kind == "dense":
+            return torch.cat([self.shortcut(x), torch.relu(y)], dim=1)
+        return torch.relu(y + self.shortcut(x)) if self.kind == "residual" else torch.relu(y)
 
 
 class _Net(nn.Module):
@@ -57,12 +63,14 @@ class _Net(nn.Module):
         width = 4 * rng.randint(2, 16)
         self.stem = nn.Conv2d(channels, width, 3, rng.choice((1, 1, 2)), 1)
         blocks: list[nn.Module] = []
-        residual = rng.random() < 0.75
+        kind = rng.choice(("residual", "residual", "plain", "dense"))
+        pool = rng.random() < 0.5
         for place in range(rng.randint(2, 5)):
             wider = min(192, max(8, round(width * rng.choice((1, 1, 1.5, 2)) / 4) * 4))
             middle = min(192, max(8, round(wider * rng.choice((0.5, 0.75, 1, 1)) / 4) * 4))
             stride = 2 if place and rng.random() < 0.4 else 1
-            blocks.append(_Block(width, middle, wider, stride, rng.choice((1, 3, 3, 3)), residual))
+            wider = max(wider, width + 8) if kind == "dense" else wider
+            blocks.append(_Block(width, middle, wider, stride, rng.choice((1, 3, 3, 3)), kind, pool))
             width = wider
         self.blocks = nn.Sequential(*blocks)
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -163,6 +163,10 @@ def _factors(model: FittedModel, networks: Sequence[MeasuredNetwork]) -> tuple[d
             [*(sums[name] / latency_us for name in GROUP_NAMES), len(network.kernels) / latency_us, 1.0 / latency_us]
         )
         targets.append(1.0)
+    if not rows:
+        raise MeasurementError(
+            "no measured network has only kernels that occur often enough to fit; give a larger --budget"
+        )
     # A light pull towards factor 1 decides what the data leave open (a group that hardly occurs).
     pull = 0.05 * np.eye(len(GROUP_NAMES), len(GROUP_NAMES) + 2)
     a = np.vstack([np.array(rows), pull])

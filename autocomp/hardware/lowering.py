@@ -245,6 +245,9 @@ def _add(state: _Lowering, node: Node, tail: Node) -> bool:
 
 
 def _other(state: _Lowering, node: Node) -> bool:
+    if not node.inputs:  # made from nothing, a constant: folded
+        state.write(node, FLOAT)
+        return False
     read = sum(state.graph.by_name[name].elements for name in node.inputs)
     kernel = Kernel(node.op, (node.name,), in_elements=read, out_elements=node.elements)
     source = node.inputs[0]

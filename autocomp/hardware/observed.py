@@ -29,6 +29,8 @@ KINDS = {
     "AveragePool": "pool",
     "ReduceMean": "global_pool",
     "GlobalAveragePool": "global_pool",
+    "Concat": "cat",
+    "QLinearConcat": "cat",
     "Reshape": "reshape",
     "Flatten": "reshape",
 }

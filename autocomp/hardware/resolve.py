@@ -20,6 +20,9 @@ from autocomp.hardware.target import Artifact, Target
 #: Seconds of measuring that a search spends on a machine that no profile holds for.
 FIRST_BUDGET_S = 75.0
 
+#: Says what an unfinished calibration folder is of.
+BEGUN = "begun.json"
+
 Tell = Callable[[str], None]
 Progress = Callable[[float, str], None]
 
@@ -56,14 +59,23 @@ def resolve_target(
     return _for_this_machine(profile, threads, batch, tell, progress).target(threads, batch, artifact, reachable=True)
 
 
+def profile_here(profile: Profile, threads: int, batch: int) -> Profile:
+    """The calibration of this machine that is kept, where there is one; else the given profile."""
+    if profile.fingerprint is None:
+        return profile
+    folder = calibrated_folder(profile.file.name, this_machine(), threads, batch)
+    return read_profile(folder) if (folder / "profile.yaml").is_file() else profile
+
+
 def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, progress: Progress | None) -> Profile:
+    kept = profile_here(profile, threads, batch)
+    if kept is not profile:
+        tell(f"target {profile.file.name}: using the calibration of this machine in {kept.folder}")
+        return kept
     reasons = why_not_here(profile, threads, batch)
     if not reasons:
         return profile
     folder = calibrated_folder(profile.file.name, this_machine(), threads, batch)
-    if (folder / "profile.yaml").is_file():
-        tell(f"target {profile.file.name}: using the calibration of this machine in {folder}")
-        return read_profile(folder)
     tell(
         f"target {profile.file.name}: the shipped profile does not hold here ({'; '.join(reasons)}); "
         f"calibrating this machine first, {FIRST_BUDGET_S:.0f} s; kept in {folder}"
@@ -80,9 +92,11 @@ def calibrate_profile(
         like: the shipped profile whose runtime, offer and numerics the new one keeps.
 
     Raises:
+        RequestError: the folder holds measurements of another machine, or with other threads or batch.
         MeasurementError: too few files settled.
     """
     here = this_machine()
+    _begin(folder, here, threads, batch)
     result = calibrate(folder, budget_s, threads, batch, nchwc_block(here), progress=progress)
     (folder / "latency_model.json").write_text(result.model.to_json() + "\n", encoding="utf-8")
     document = like.file.model_dump(mode="json")
@@ -94,11 +108,32 @@ def calibrate_profile(
         "fingerprint": asdict(here) | {"features": list(here.features)},
     }
     (folder / "README.md").write_text(_readme(like, result, here, threads, batch), encoding="utf-8")
+    (folder / BEGUN).unlink()
     # Last, because a folder with a profile.yaml is a finished profile.
     (folder / "profile.yaml").write_text(
         yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False, width=110), encoding="utf-8"
     )
     return read_profile(folder)
+
+
+def _begin(folder: Path, here: Fingerprint, threads: int, batch: int) -> None:
+    """Note what is measured in a folder, and that it is not finished; refuse to mix measurements."""
+    folder.mkdir(parents=True, exist_ok=True)
+    begun, finished = folder / BEGUN, folder / "profile.yaml"
+    wanted = {"threads": threads, "batch": batch, "fingerprint": json.loads(here.to_json())}
+    before: dict[str, object] | None = None
+    if begun.is_file():
+        before = json.loads(begun.read_text(encoding="utf-8"))
+    elif finished.is_file():
+        file = read_profile(folder).file
+        before = {"threads": file.threads, "batch": file.batch, "fingerprint": file.fingerprint}
+    if before is not None and before != wanted:
+        raise RequestError(
+            f"a calibration folder holds one machine, runtime, threads and batch; {folder} was begun with others; "
+            "name another --out, or delete it"
+        )
+    begun.write_text(json.dumps(wanted), encoding="utf-8")
+    finished.unlink(missing_ok=True)
 
 
 def _readme(like: Profile, result: Calibration, here: Fingerprint, threads: int, batch: int) -> str:

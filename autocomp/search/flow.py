@@ -11,9 +11,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
+
 from autocomp.compress.apply import Prepared, apply, prepare
 from autocomp.compress.structure import restructure
-from autocomp.errors import RunError, WorkError
+from autocomp.errors import RunError, TaskError, WorkError
 from autocomp.export.size import SizeModel
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.fingerprint import this_machine
@@ -51,13 +53,23 @@ def set_up(request: Request, task: Task, target: Target) -> Setup:
     """
     baseline = check_task(task)
     prepared = prepare(task.model, task.example_inputs)
+    _check_output(prepared)
     offer = target.offer
     space = build_space(read_space(request.space), prepared.inventory, offer.weight_bits, offer.patterns, offer.ranks)
     packed = target.artifact == "onnx-packed"
     untouched = export_onnx(apply(prepared, Plan(), task.calibration, target.numerics), packed)
     structure = restructure(prepared.inventory, Plan(), target.numerics)
+    target.predict(structure)  # a kernel that the latency model does not know should not wait for the first trial
     sizes = SizeModel.from_export(structure, len(untouched), packed, target.numerics.integer_bias)
     return Setup(request, Workbench(task, prepared, target, sizes), space, baseline)
+
+
+def _check_output(prepared: Prepared) -> None:
+    """The exported file's ``predict`` gives one tensor, so the model must."""
+    with torch.no_grad():
+        output = prepared.model(*prepared.example_inputs)
+    if not isinstance(output, torch.Tensor):
+        raise TaskError(f"a task's model must return one tensor; it returns a {type(output).__name__}; wrap it")
 
 
 def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> list[Trial]:
@@ -81,7 +93,7 @@ def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> l
             setup.space,
             request,
             setup.baseline.value,
-            lambda trial, trials: watcher.trial(trial, trials, request.trials),
+            lambda trial, trials: watcher.trial(trial, trials, request.trials, bench.task.metric),
         )
         trials = read_trials(study, request.seed)
         points = write_tables(folder, request, bench.task.metric, trials)
@@ -93,7 +105,22 @@ def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> l
         if len(points) == 1:
             watcher.say("no trial kept the limits asked for; the front holds the uncompressed model only")
         verify(setup, folder, points, watcher, again=False)
+        _tell_of_misses(folder, points, request, watcher)
         return write_tables(folder, request, bench.task.metric, trials)
+
+
+def _tell_of_misses(folder: RunFolder, points: Sequence[Trial], request: Request, watcher: Watcher) -> None:
+    """Limits are kept by prediction; say where the measured file breaks one, or where its timing never settled."""
+    verified = verifications(folder)
+    for point in points:
+        measured = verified.get(point.plan.hash, {}).get("measured")
+        if not isinstance(measured, dict) or not isinstance(latency_ms := measured["latency_ms"], float):
+            continue
+        limit = request.max_latency_ms
+        if limit is not None and latency_ms > limit and point.number != BASELINE:
+            watcher.say(f"trial {point.number} was predicted within {limit} ms and measured at {latency_ms:.3f} ms")
+        if not measured["settled"]:
+            watcher.say(f"trial {point.number}: its timings never settled; {latency_ms:.3f} ms is the lowest seen")
 
 
 def verify(setup: Setup, folder: RunFolder, points: Sequence[Trial], watcher: Watcher, again: bool) -> None:

@@ -32,7 +32,7 @@ Told = Callable[[Trial, Sequence[Trial]], None]
 
 @dataclass(frozen=True)
 class Limits:
-    """What a user said the result must stay within. ``metric`` is the worst allowed value of the search metric."""
+    """What a user said the result must stay within. ``max_drop`` is in the metric's units."""
 
     latency_ms: float | None = None
     size_bytes: float | None = None

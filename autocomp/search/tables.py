@@ -28,6 +28,7 @@ FRONT_COLUMNS = (
     "measured_size_bytes",
     "measured_latency_ms",
     "measured_latency_spread",
+    "measured_latency_settled",
     "plan_hash",
 )
 TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "seconds", "error")
@@ -140,5 +141,6 @@ def _row(trial: Trial, verified: Json | None) -> dict[str, object]:
             "measured_size_bytes": measured["size_bytes"],
             "measured_latency_ms": measured["latency_ms"],
             "measured_latency_spread": measured["latency_spread"],
+            "measured_latency_settled": {True: "true", False: "false"}.get(cast("bool", measured["settled"])),
         }
     return row

@@ -42,7 +42,7 @@ class Heard(Silent):
     def say(self, line: str) -> None:
         self.lines.append(line)
 
-    def trial(self, trial: Trial, trials: object, asked: int) -> None:
+    def trial(self, trial: Trial, trials: object, asked: int, metric: object) -> None:
         self.trials.append(trial.number)
 
 

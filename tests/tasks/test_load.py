@@ -289,7 +289,6 @@ def test_an_evaluate_that_leans_on_the_module_is_refused() -> None:
     [
         (97.5, "must return a Score(value, outcomes); got a float; wrap the number"),
         (None, "must return a Score(value, outcomes); got None"),
-        (Score("high"), "a score must be made of numbers"),  # type: ignore[arg-type]
         (Score(0.5, np.ones((4, 2))), "shape (examples,); got shape (4, 2)"),
         (Score(0.5, np.ones(0)), "got shape (0,)"),
         (Score(0.5, np.array([1.0, np.nan])), "got shape (2,) with 1 not finite"),
@@ -328,3 +327,12 @@ def test_a_model_that_cannot_be_copied_is_refused() -> None:
 
     message = _refusal_of(replace(_task(lambda *_: Score(1.0)), model=Stubborn()))
     assert "must be copyable by copy.deepcopy; it raised NotImplementedError: only one of me" in message
+
+
+def test_a_score_is_made_of_numbers() -> None:
+    with pytest.raises(TaskError, match="a score must be made of numbers; got 'high'"):
+        Score("high")  # type: ignore[arg-type]
+    mixed = Score(torch.tensor(0.5), np.array([True, False]))  # type: ignore[arg-type]
+    assert type(mixed.value) is float
+    assert mixed.outcomes is not None
+    assert mixed.outcomes.dtype == np.float64
