@@ -262,7 +262,7 @@ def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr("autocomp.api.search", stop)
     done = autocomp("search", "--target", "jetson")
     assert done.code == 130
-    assert "search --resume goes on" in done.err
+    assert "with --resume goes on with it" in done.err
     assert "Traceback" not in done.err
 
 
