@@ -193,7 +193,7 @@ def calibrate(
     """Measure this machine with random compressed networks and fit its latency model."""
     from autocomp.hardware.fingerprint import this_machine
     from autocomp.hardware.profiles import calibrated_folder, find_profile
-    from autocomp.hardware.resolve import calibrate_profile
+    from autocomp.hardware.resolve import calibrate_profile, threads_and_batch
     from autocomp.progress import Progress
     from autocomp.watch import calibrating
 
@@ -201,10 +201,7 @@ def calibrate(
     budget_s = _seconds(budget)
     if like.fingerprint is None or budget_s is None:
         raise RequestError(f"only a target on this machine can be calibrated here; got {target}; use cpu")
-    threads = like.file.threads if threads is None else threads
-    batch = like.file.batch if batch is None else batch
-    if threads < 1 or batch < 1:
-        raise RequestError(f"threads and batch must be at least 1; got {threads} and {batch}")
+    threads, batch = threads_and_batch(like, threads, batch)
     folder = out or calibrated_folder(like.file.name, this_machine(), threads, batch)
     with Progress() as progress:
         profile = calibrate_profile(like, folder, budget_s, threads, batch, calibrating(progress))

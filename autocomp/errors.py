@@ -82,6 +82,11 @@ class UncoveredKernelError(WorkError):
         self.layers = layers
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line of at most 300 characters."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+
+
 def did_you_mean(given: str, known: Iterable[str]) -> str:
     """The tail of an error line: the near matches of ``given``, or else everything known."""
     names = sorted(known)

@@ -13,7 +13,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
 
-from autocomp.errors import TraceError
+from autocomp.errors import TraceError, first_line
 
 if TYPE_CHECKING:
     import torch
@@ -110,6 +110,19 @@ class Graph:
         return tuple(node for node in self.nodes if node.layer is not None)
 
 
+def free_batch(
+    example_inputs: tuple[torch.Tensor, ...],
+) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, object], ...]]:
+    """Example inputs, and the dynamic shapes that leave their batch free, as torch.export and torch.onnx want them.
+
+    A dimension of 1 is taken for a constant, so that the batch is free only from an example of 2.
+    """
+    import torch
+
+    doubled = tuple(torch.cat([x[:1], x[:1]]) for x in example_inputs)
+    return doubled, tuple({0: torch.export.Dim.DYNAMIC} for _ in doubled)
+
+
 def export_program(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
     """``torch.export`` of ``model`` (in eval mode) with a free batch dimension.
 
@@ -122,16 +135,13 @@ def export_program(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, .
     """
     import torch
 
-    # torch.export takes a dimension of 1 for a constant, so that the batch is free only from an example of 2.
-    doubled = tuple(torch.cat([x[:1], x[:1]]) for x in example_inputs)
-    free_batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in doubled)
+    doubled, shapes = free_batch(example_inputs)
     try:
         with torch.no_grad():
-            return torch.export.export(model, doubled, dynamic_shapes=free_batch, strict=False)
+            return torch.export.export(model, doubled, dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises whatever the model's own code raises
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise TraceError(
-            f"a model must be one that torch.export can follow with a free batch size; it stopped at: {first[:300]}; "
+            f"a model must be one that torch.export can follow with a free batch size; it stopped at: {first_line(error)}; "
             "see the torch.export documentation for what to rewrite"
         ) from error
 

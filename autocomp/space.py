@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from autocomp.errors import PlanError, SpaceError, did_you_mean
 from autocomp.inventory import Inventory, LayerInfo
+from autocomp.places import shipped_folder
 from autocomp.plan import Format, LayerPlan, Pattern, Plan, Rank, Sparsity
 
 Kind = Literal["channel", "unstructured", "rank", "format"]
@@ -92,10 +93,7 @@ def parse_format(text: str) -> Format:
 
 def builtin_spaces() -> dict[str, Path]:
     """Name → file of the spaces that ship with autocomp."""
-    package = Path(__file__).resolve().parent
-    inside = package / "data" / "search_spaces"
-    folder = inside if inside.is_dir() else package.parent / "search_spaces"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(shipped_folder("search_spaces").glob("*.yaml"))}
 
 
 def read_space(name: str) -> SpaceFile:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import torch
 from onnx import ModelProto, checker, helper, numpy_helper
 
-from autocomp.errors import ExportError
+from autocomp.errors import ExportError, first_line
 from autocomp.export.packing import StoredWeight, encode, install, raise_opset
+from autocomp.graph import free_batch
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -88,16 +89,12 @@ def _marked(compressed: Compressed) -> GraphModule:
 
 
 def _float_graph(compressed: Compressed) -> ModelProto:
-    doubled = tuple(torch.cat([x[:1], x[:1]]) for x in compressed.example_inputs)
-    free_batch = tuple({0: torch.export.Dim.DYNAMIC} for _ in doubled)
+    doubled, shapes = free_batch(compressed.example_inputs)
     try:
         with _quiet(), torch.no_grad():
-            program = torch.onnx.export(
-                _marked(compressed), doubled, dynamo=True, verbose=False, dynamic_shapes=free_batch
-            )
+            program = torch.onnx.export(_marked(compressed), doubled, dynamo=True, verbose=False, dynamic_shapes=shapes)
     except Exception as error:  # torch.onnx raises whatever its passes raise
-        first = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise ExportError(f"torch.onnx could not write the compressed model: {first[:300]}") from error
+        raise ExportError(f"torch.onnx could not write the compressed model: {first_line(error)}") from error
     if program is None:
         raise ExportError("torch.onnx gave no model for the compressed network")
     return program.model_proto

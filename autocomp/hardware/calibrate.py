@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 
 from autocomp.hardware.experiment import PLANS_PER_NETWORK, Specimen, specimens
 from autocomp.hardware.fingerprint import Fingerprint
@@ -103,13 +104,16 @@ def _measure(
 
 
 def _time_group(group: Sequence[Specimen], threads: int, batch: int) -> dict[str, Timing]:
-    rng = np.random.default_rng(0)
     candidates = {}
     for specimen in group:
-        session = load(specimen.model, threads)
-        x = rng.standard_normal((batch, *specimen.input_shape[1:])).astype(np.float32)
+        session, x = load(specimen.model, threads), _input(specimen, batch)
         candidates[specimen.name] = lambda session=session, x=x: session.run(x)
     return measure(candidates, SETTINGS)
+
+
+def _input(specimen: Specimen, batch: int) -> npt.NDArray[np.float32]:
+    shape = (batch, *specimen.input_shape[1:])
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def _rows(specimen: Specimen, timing: Timing, threads: int, batch: int, block: int) -> Iterator[dict[str, object]]:
@@ -122,8 +126,7 @@ def _rows(specimen: Specimen, timing: Timing, threads: int, batch: int, block: i
     }
     for kernel in lower(specimen.structure, batch, block):
         yield {"network": specimen.name, "row": KERNEL, **_kernel_cells(kernel)}
-    x = np.random.default_rng(0).standard_normal((batch, *specimen.input_shape[1:])).astype(np.float32)
-    for sample in samples_of(profile(specimen.model, [x], threads, PROFILE_RUNS)):
+    for sample in samples_of(profile(specimen.model, [_input(specimen, batch)], threads, PROFILE_RUNS)):
         time_us = f"{sample.time_us:.3f}"
         yield {"network": specimen.name, "row": NODE, **_kernel_cells(sample.kernel), "time_us": time_us}
 

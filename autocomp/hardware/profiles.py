@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -26,6 +25,7 @@ from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.roofline import RooflineModel
 from autocomp.hardware.target import Artifact, Offer, Runtime, Target
+from autocomp.places import cache_folder, shipped_folder
 from autocomp.plan import Pattern
 
 
@@ -130,20 +130,6 @@ def _offer(offer: _OfferFile, artifact: Artifact) -> Offer:
     )
 
 
-def cache_folder() -> Path:
-    """autocomp's folder in the user's cache; ``AUTOCOMP_CACHE`` names another."""
-    import platformdirs
-
-    return Path(os.environ.get("AUTOCOMP_CACHE") or platformdirs.user_cache_dir("autocomp"))
-
-
-def shipped_folder() -> Path:
-    """Where the profiles that ship with autocomp lie: beside the package in a checkout, inside it once installed."""
-    package = Path(__file__).resolve().parents[1]
-    inside = package / "data" / "hardware_profiles"
-    return inside if inside.is_dir() else package.parent / "hardware_profiles"
-
-
 def read_profile(folder: Path) -> Profile:
     """The profile in ``folder``.
 
@@ -161,7 +147,7 @@ def read_profile(folder: Path) -> Profile:
 
 
 def shipped_profiles() -> Iterator[Profile]:
-    for folder in sorted(shipped_folder().iterdir()):
+    for folder in sorted(shipped_folder("hardware_profiles").iterdir()):
         if (folder / "profile.yaml").is_file():
             yield read_profile(folder)
 

@@ -48,15 +48,25 @@ def resolve_target(
     profile = find_profile(name)
     if name in profile.file.aliases:
         tell(f"{name} stands for {profile.file.name}: {profile.file.device}")
-    threads = profile.file.threads if threads is None else threads
-    batch = profile.file.batch if batch is None else batch
-    if threads < 1 or batch < 1:
-        raise RequestError(f"threads and batch must be at least 1; got {threads} and {batch}")
+    threads, batch = threads_and_batch(profile, threads, batch)
     if profile.fingerprint is None:
         if threads != profile.file.threads:
             raise RequestError(f"{profile.file.name} has no threads to set; got {threads}; leave --threads out")
         return profile.target(threads, batch, artifact, reachable=False)
     return _for_this_machine(profile, threads, batch, tell, progress).target(threads, batch, artifact, reachable=True)
+
+
+def threads_and_batch(profile: Profile, threads: int | None, batch: int | None) -> tuple[int, int]:
+    """What was asked for, or else the profile's.
+
+    Raises:
+        RequestError: one is below 1.
+    """
+    threads = profile.file.threads if threads is None else threads
+    batch = profile.file.batch if batch is None else batch
+    if threads < 1 or batch < 1:
+        raise RequestError(f"threads and batch must be at least 1; got {threads} and {batch}")
+    return threads, batch
 
 
 def profile_here(profile: Profile, threads: int, batch: int) -> Profile:

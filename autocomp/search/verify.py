@@ -32,13 +32,12 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Exported:
-    """A plan's file and what is measured on it. ``timing`` is None where the target cannot be reached from here."""
+    """A plan's file, and the scores of the simulated model and of the file on the test split."""
 
     plan: Plan
     model: bytes
     simulated: Score
     measured: Score
-    timing: Timing | None = None
 
 
 def export_and_score(bench: Workbench, plan: Plan) -> Exported:

@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocomp.errors import TaskError
+from autocomp.places import cache_folder
 from autocomp.task import Metric, Predict, Score, Split, Task
 
 Progress = Callable[[str], None]
@@ -208,7 +209,7 @@ def digits(cache_dir: Path | None = None, progress: Progress | None = None, reci
         TaskError: the cache folder cannot be written.
     """
     parts = load_parts(recipe)
-    net = _trained_net(recipe, parts["train"], cache_dir or _default_cache_dir(), progress or _silent)
+    net = _trained_net(recipe, parts["train"], cache_dir or cache_folder(), progress or _silent)
     unlabelled = parts["calibration"][0]
     return Task(
         name="digits",
@@ -223,15 +224,6 @@ def digits(cache_dir: Path | None = None, progress: Progress | None = None, reci
 
 def _silent(_: str) -> None:
     """Progress that nobody follows."""
-
-
-def _default_cache_dir() -> Path:
-    named = os.environ.get("AUTOCOMP_CACHE")
-    if named:
-        return Path(named)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("autocomp"))
 
 
 def _trained_net(recipe: Recipe, train: tuple[Tensor, Tensor], folder: Path, tell: Progress) -> DigitsNet:
