@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,9 @@ if TYPE_CHECKING:  # the nouns stay importable without torch
 Split = Literal["search", "test"]
 Direction = Literal["maximize", "minimize"]
 
-#: A batch of model inputs (torch tensors, batch first) → the model's output. The same evaluation is given the torch
-#: model and the exported file in this form.
-Predict = Callable[..., "torch.Tensor"]
+#: A batch of model inputs (torch tensors, batch first) → what the model returns: a tensor, or tensors in a tuple, a
+#: dictionary or an output class. The same evaluation is given the torch model and the exported file in this form.
+Predict = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -66,8 +66,11 @@ class Evaluate(Protocol):
 class Task:
     """A trained model, its data and its metric.
 
-    ``example_inputs`` are the model's positional inputs at batch 1. ``calibration`` are batches in the same form, kept
-    out of both splits. ``train``, where there is one, are (inputs…, target) batches for recovery.
+    ``example_inputs`` are the model's positional inputs at batch 1; latency is that of inputs of these sizes.
+    ``calibration`` are batches in the same form, kept out of both splits. ``train``, where there is one, are
+    (inputs…, target) batches for recovery. ``dynamic_dims`` says for each input which dimensions besides the batch may
+    vary in size (a sequence's length is ``(1,)``); empty where only the batch does. A size that varies in several
+    inputs is the same one in all of them.
     """
 
     name: str
@@ -77,9 +80,21 @@ class Task:
     evaluate: Evaluate
     metric: Metric = Metric("accuracy")
     train: Sequence[tuple[torch.Tensor, ...]] | None = None
+    dynamic_dims: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         if not self.example_inputs:
             raise TaskError(f"task {self.name!r}: example_inputs must hold the model's inputs at batch 1; it is empty")
         if not self.calibration:
             raise TaskError(f"task {self.name!r}: calibration must hold at least one batch; it is empty")
+        if self.dynamic_dims and len(self.dynamic_dims) != len(self.example_inputs):
+            raise TaskError(
+                f"task {self.name!r}: dynamic_dims must name dimensions for each of the {len(self.example_inputs)} "
+                f"inputs; got {len(self.dynamic_dims)}"
+            )
+        for tensor, dims in zip(self.example_inputs, self.dynamic_dims, strict=False):
+            if any(not 0 < dim < tensor.dim() for dim in dims):
+                raise TaskError(
+                    f"task {self.name!r}: dynamic_dims must lie behind the batch and inside the input, from 1 to "
+                    f"{tensor.dim() - 1}; got {dims}"
+                )
