@@ -7,8 +7,9 @@ names its layer by the ``named_modules()`` path.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, cast
@@ -20,25 +21,36 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
     from torch.fx import Node as FxNode
+    from torch.utils._pytree import TreeSpec
 
-#: Stands for the batch dimension in a :attr:`Node.shape`.
+#: The batch dimension in a :attr:`Node.shape`. A dimension of -4 is four times the batch: examples were cut in four.
 BATCH = -1
 
-#: Operators that compute with a layer's own weight.
-WEIGHTED = frozenset({"conv2d", "linear"})
+#: Operators that compute with a layer's own weight → where they take it.
+WEIGHT_ARGUMENT = MappingProxyType({"conv2d": 1, "conv_transpose2d": 1, "linear": 1, "embedding": 0})
+WEIGHTED = frozenset(WEIGHT_ARGUMENT)
+CONVOLUTIONS = frozenset({"conv2d", "conv_transpose2d"})
 
 #: Activations that a runtime folds into the operator before them.
 ACTIVATIONS = frozenset({"relu", "relu_", "hardtanh", "hardtanh_", "clamp", "relu6"})
 
 ADDITIONS = frozenset({"add", "add_"})
 
+#: Operators that give their input on unchanged (in evaluation).
+COPIES = frozenset({"dropout", "dropout_", "contiguous", "clone", "alias", "detach", "detach_", "lift_fresh_copy"})
+
+RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"})
+
 
 @dataclass(frozen=True)
 class Node:
     """One operation and its result.
 
-    ``shape`` is that of the result, with :data:`BATCH` for the batch dimension. ``layer`` and ``weight_shape`` are set
-    where the operation uses a layer's weight; ``kernel``, ``stride`` and ``groups`` where it is a convolution.
+    ``shape`` is that of the result for inputs of the example's size: negative numbers count batches, () stands for
+    several results, whose parts are nodes of their own. ``layer`` and ``weight_shape`` are set where the operation uses
+    a layer's weight; ``kernel``, ``stride`` and ``groups`` where it is a convolution. ``numbers`` are the whole numbers
+    among the arguments, in order, lists flattened: the order of a permutation, the sizes of a view (-1: what is left),
+    the dimension of a concatenation. ``parameters`` counts the elements of other parameters that it reads.
     """
 
     name: str
@@ -52,11 +64,13 @@ class Node:
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
     groups: int = 1
+    numbers: tuple[int, ...] = ()
+    parameters: int = 0
 
     @property
     def elements(self) -> int:
         """Elements of the result for one example."""
-        return math.prod(size for size in self.shape if size != BATCH)
+        return math.prod(abs(size) for size in self.shape)
 
     @property
     def weights(self) -> int:
@@ -68,9 +82,25 @@ class Node:
         """Multiply-accumulates for one example; 0 for operations without weights."""
         if self.op == "conv2d":
             return self.elements * self.weight_shape[1] * self.kernel[0] * self.kernel[1]
+        if self.op == "conv_transpose2d":  # every value read meets every weight of its group's outputs
+            positions = self.elements // (self.weight_shape[1] * self.groups * self.stride[0] * self.stride[1])
+            return positions * self.weight_shape[0] * self.weight_shape[1] * self.kernel[0] * self.kernel[1]
         if self.op == "linear":
             return self.elements * self.weight_shape[1]
         return 0
+
+    @property
+    def is_gemm(self) -> bool:
+        """Whether it is a linear over plain vectors, which ONNX writes as one ``Gemm``; over sequences it is a
+        ``MatMul`` and an addition."""
+        return self.op == "linear" and len(self.shape) == 2
+
+    @property
+    def outputs(self) -> int:
+        """Output channels of a layer: convolutions have them in dimension 1 of the result, others in the last."""
+        if self.op == "conv_transpose2d":
+            return self.weight_shape[1] * self.groups
+        return self.weight_shape[1] if self.op == "embedding" else self.weight_shape[0]
 
 
 @dataclass(frozen=True)
@@ -110,92 +140,213 @@ class Graph:
         return tuple(node for node in self.nodes if node.layer is not None)
 
 
-def free_batch(
-    example_inputs: tuple[torch.Tensor, ...],
-) -> tuple[tuple[torch.Tensor, ...], tuple[dict[int, object], ...]]:
-    """Example inputs, and the dynamic shapes that leave their batch free, as torch.export and torch.onnx want them.
+@dataclass(frozen=True)
+class Example:
+    """A model's positional inputs at batch 1, and which of their dimensions besides the batch may vary (see
+    :class:`autocomp.task.Task`)."""
 
-    A dimension of 1 is taken for a constant, so that the batch is free only from an example of 2.
+    inputs: tuple[torch.Tensor, ...]
+    dynamic_dims: tuple[tuple[int, ...], ...] = ()
+
+    def doubled(self) -> tuple[torch.Tensor, ...]:
+        """The inputs at batch 2: torch.export takes a dimension of 1 for a constant."""
+        import torch
+
+        return tuple(torch.cat([x[:1], x[:1]]) for x in self.inputs)
+
+    def dynamic_shapes(self) -> tuple[dict[int, object], ...]:
+        """What torch.export and torch.onnx are told to leave free."""
+        import torch
+
+        dims = self.dynamic_dims or ((),) * len(self.inputs)
+        return tuple(dict.fromkeys((0, *named), torch.export.Dim.DYNAMIC) for named in dims)
+
+
+@dataclass(frozen=True)
+class OutputForm:
+    """How a model's output is nested, so that a file's plain list of tensors can be given back in the same form.
+
+    ``constants`` are the leaves that are no tensors (None, numbers), by their place.
     """
-    import torch
 
-    doubled = tuple(torch.cat([x[:1], x[:1]]) for x in example_inputs)
-    return doubled, tuple({0: torch.export.Dim.DYNAMIC} for _ in doubled)
+    spec: TreeSpec
+    constants: Mapping[int, object]
+
+    @staticmethod
+    def of(output: object) -> OutputForm:
+        """The form of an output.
+
+        Raises:
+            TraceError: there is no tensor in it.
+        """
+        import torch
+        from torch.utils._pytree import tree_flatten
+
+        leaves, spec = tree_flatten(output)
+        constants = {place: leaf for place, leaf in enumerate(leaves) if not isinstance(leaf, torch.Tensor)}
+        if len(constants) == len(leaves):
+            raise TraceError(f"a model must return tensors; it returns a {type(output).__name__} without any; wrap it")
+        return OutputForm(spec, constants)
+
+    def filled(self, tensors: Sequence[torch.Tensor]) -> object:
+        """An output of this form, of a file's tensors in order."""
+        from torch.utils._pytree import tree_unflatten
+
+        waiting = iter(tensors)
+        count = len(tensors) + len(self.constants)
+        leaves = [self.constants[place] if place in self.constants else next(waiting) for place in range(count)]
+        filled: object = tree_unflatten(leaves, self.spec)
+        return filled
 
 
-def export_program(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> ExportedProgram:
+def export_program(model: torch.nn.Module, example: Example) -> ExportedProgram:
     """``torch.export`` of ``model`` (in eval mode) with a free batch dimension.
 
     Args:
         model: left as it is.
-        example_inputs: the model's positional inputs at batch 1 (or more), batch first.
 
     Raises:
         TraceError: torch.export cannot follow the model; names what stopped it.
     """
     import torch
 
-    doubled, shapes = free_batch(example_inputs)
     try:
         with torch.no_grad():
-            return torch.export.export(model, doubled, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(model, example.doubled(), dynamic_shapes=example.dynamic_shapes(), strict=False)
     except Exception as error:  # torch.export raises whatever the model's own code raises
         raise TraceError(
-            f"a model must be one that torch.export can follow with a free batch size; it stopped at: {first_line(error)}; "
+            f"a model must be one that torch.export can follow with a free batch size; it stopped at: {_what_stopped(error)}; "
             "see the torch.export documentation for what to rewrite"
         ) from error
 
 
+def _what_stopped(error: BaseException) -> str:
+    """The first line of an error, and the operator and the model's own line where torch tells them further down."""
+    text = str(error)
+    told = [first_line(error)]
+    operator = re.search(r"(?:aten|torchvision|torch\.ops)[\w.:]+", text)
+    place = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
+    own = [(file, line, name) for file, line, name in place if "/torch/" not in file]
+    if operator is not None and operator[0] not in told[0]:
+        told.append(f"operator {operator[0]}")
+    if own:
+        told.append(f"line {own[-1][1]} of {own[-1][0].rpartition('/')[2]}")
+    return ", ".join(told)
+
+
 def read_graph(program: ExportedProgram) -> Graph:
     """The :class:`Graph` of an exported program."""
+    from torch.export.graph_signature import TensorArgument
+
     signature = program.graph_signature
     weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
     constants = set(signature.inputs_to_lifted_tensor_constants)
+    sizes = _Sizes.of(program)
     nodes: list[Node] = []
     outputs: tuple[str, ...] = ()
     for node in program.graph.nodes:
         if node.op == "placeholder":
             if node.name not in weights and node.name not in constants:
-                nodes.append(Node(node.name, "input", (), _shape(node)))
+                nodes.append(Node(node.name, "input", (), sizes.shape(node)))
         elif node.op == "call_function":
             if _is_tensor(node):
-                nodes.append(_read_node(node, weights))
+                nodes.append(_read_node(node, weights, sizes))
         elif node.op == "output":
-            outputs = tuple(spec.arg.name for spec in signature.output_specs if hasattr(spec.arg, "name"))
-    return Graph(tuple(nodes), outputs)
+            outputs = tuple(spec.arg.name for spec in signature.output_specs if isinstance(spec.arg, TensorArgument))
+    return Graph(_read_by_someone(nodes, outputs), outputs)
 
 
-def _read_node(node: FxNode, weights: Mapping[str, str]) -> Node:
-    from torch._ops import OpOverload
+def _read_by_someone(nodes: Sequence[Node], outputs: Iterable[str]) -> tuple[Node, ...]:
+    """The nodes that the outputs depend on, and the inputs."""
+    needed, kept = set(outputs), []
+    for node in reversed(nodes):
+        if node.op == "input" or node.name in needed:
+            needed.update(node.inputs)
+            kept.append(node)
+    return tuple(reversed(kept))
 
-    # "aten.conv2d.default" -> "conv2d"; plain Python functions (getitem) keep their name.
-    target = cast("OpOverload | Callable[..., object]", node.target)
-    op = str(target).split(".")[1] if isinstance(target, OpOverload) else target.__name__
+
+@dataclass(frozen=True)
+class _Sizes:
+    """The sizes that symbols stand for: those of the example, whose batch was doubled."""
+
+    batches: frozenset[object]
+
+    @staticmethod
+    def of(program: ExportedProgram) -> _Sizes:
+        found = set()
+        for node in program.graph.nodes:
+            if node.op == "placeholder" and node.name in program.graph_signature.user_inputs:
+                first = node.meta["val"].shape[0]
+                if not isinstance(first, int):
+                    found |= first.node.expr.free_symbols
+        return _Sizes(frozenset(found))
+
+    def size(self, size: object) -> int:
+        """A dimension as :attr:`Node.shape` has it."""
+        if isinstance(size, int):
+            return size
+        symbolic = cast("torch.SymInt", size)
+        hint = int(symbolic.node.hint)
+        return -(hint // 2) if symbolic.node.expr.free_symbols & self.batches else hint
+
+    def shape(self, node: FxNode) -> tuple[int, ...]:
+        value = node.meta["val"]
+        return () if isinstance(value, (list, tuple)) else tuple(self.size(size) for size in value.shape)
+
+    def numbers(self, arguments: Iterable[object]) -> Iterator[int]:
+        """The whole numbers among some arguments; sizes that were computed count as what they are for the example."""
+        for argument in arguments:
+            if isinstance(argument, (list, tuple)):
+                yield from self.numbers(argument)
+            elif isinstance(argument, int) and not isinstance(argument, bool):
+                yield argument
+            elif hasattr(argument, "meta") and not _is_tensor(argument) and "val" in argument.meta:
+                value = argument.meta["val"]
+                if isinstance(value, int) or hasattr(value, "node"):
+                    yield self.size(value)
+
+
+def _read_node(node: FxNode, weights: Mapping[str, str], sizes: _Sizes) -> Node:
+    op = operator_name(node)
     inputs = tuple(source.name for source in node.all_input_nodes if source.name not in weights and _is_tensor(source))
-    fact = Node(node.name, op, inputs, _shape(node))
-    if op not in WEIGHTED or len(node.args) < 2:
-        return fact
-    weight = cast("FxNode", node.args[1])
-    layer, _, parameter = weights.get(weight.name, "").rpartition(".")
-    if parameter != "weight":
-        return fact
-    bias = node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    weight_shape = tuple(int(size) for size in weight.meta["val"].shape)
-    if op == "linear":
-        return Node(node.name, op, inputs, fact.shape, layer, weight_shape, bias is not None)
-    return Node(
+    read = [source for source in node.all_input_nodes if source.name in weights and _is_tensor(source)]
+    fact = Node(
         node.name,
         op,
         inputs,
-        fact.shape,
-        layer,
-        weight_shape,
-        bias is not None,
-        kernel=(weight_shape[2], weight_shape[3]),
+        sizes.shape(node),
+        numbers=tuple(sizes.numbers([*node.args, *node.kwargs.values()])),
+        parameters=sum(math.prod(sizes.shape(source)) for source in read),
+    )
+    place = WEIGHT_ARGUMENT.get(op)
+    if place is None or len(node.args) <= place:
+        return fact
+    weight = cast("FxNode", node.args[place])
+    layer, _, parameter = weights.get(getattr(weight, "name", ""), "").rpartition(".")
+    if parameter != "weight":
+        return fact
+    bias = None if op == "embedding" else node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    fact = replace(
+        fact, layer=layer, weight_shape=tuple(weight.meta["val"].shape), has_bias=bias is not None, parameters=0
+    )
+    if op not in CONVOLUTIONS:
+        return fact
+    return replace(
+        fact,
+        kernel=(fact.weight_shape[2], fact.weight_shape[3]),
         stride=_pair(node, 3, 1),
         padding=_pair(node, 4, 0),
         groups=cast("int", node.args[6]) if len(node.args) > 6 else 1,
     )
+
+
+def operator_name(node: FxNode) -> str:
+    """``aten.conv2d.default`` → ``conv2d``; plain Python functions (getitem) keep their name."""
+    from torch._ops import OpOverload
+
+    target = cast("OpOverload | Callable[..., object]", node.target)
+    return str(target).split(".")[1] if isinstance(target, OpOverload) else target.__name__
 
 
 def _is_tensor(node: FxNode) -> bool:
@@ -213,14 +364,6 @@ def _pair(node: FxNode, position: int, default: int) -> tuple[int, int]:
     if isinstance(value, int):
         return value, value
     return default, default  # padding="same" and the like
-
-
-def _shape(node: FxNode) -> tuple[int, ...]:
-    """The result's shape; () for an operation with several results, whose parts are nodes of their own."""
-    value = node.meta["val"]
-    if isinstance(value, (list, tuple)):
-        return ()
-    return tuple(size if isinstance(size, int) else BATCH for size in value.shape)
 
 
 def graph_module(program: ExportedProgram) -> GraphModule:

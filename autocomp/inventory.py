@@ -7,19 +7,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
+from typing import Literal
 
 from autocomp.errors import PlanError, did_you_mean
 from autocomp.graph import Graph
-from autocomp.plan import Plan
+from autocomp.plan import Format, Plan, Sparsity
+
+#: What each kind of layer can be compressed by, beside channels where these are free. A kernel that computes in
+#: integers is what ``integer`` says; ranks are those of the weight seen as a matrix.
+INTEGER_KINDS = frozenset({"conv2d", "linear"})
+RANKED_KINDS = frozenset({"conv2d", "linear", "embedding"})
 
 
 @dataclass(frozen=True)
 class LayerInfo:
     """A compressible layer.
 
-    ``name`` is its ``named_modules()`` path, ``kind`` ``conv2d`` or ``linear``. Shapes are those of the weight and of
-    one example's input and output; ``macs`` are for one example. ``group`` names the channel group that its output
-    channels belong to, None where they are not coupled to anything that may be pruned; ``reason`` then says why.
+    ``name`` is its ``named_modules()`` path, ``kind`` ``conv2d``, ``conv_transpose2d``, ``linear`` or ``embedding``.
+    Shapes are those of the weight and of one example's input and output; ``macs`` are for one example. ``group`` names
+    the channel group that its output channels belong to, None where they are not coupled to anything that may be
+    pruned; ``reason`` then says why. ``groups`` are those of a grouped convolution.
     """
 
     name: str
@@ -31,20 +38,23 @@ class LayerInfo:
     params: int
     group: str | None
     reason: str | None = None
+    groups: int = 1
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
-        """The weight as the (out, in·k·k) matrix that a rank is counted in."""
-        columns = 1
-        for size in self.weight_shape[1:]:
-            columns *= size
-        return self.weight_shape[0], columns
+        """The weight as the (out, in·k·k) matrix that a rank is counted in; an embedding's is (rows, width)."""
+        return self.weight_shape[0], math.prod(self.weight_shape[1:])
+
+    @property
+    def computes_integers(self) -> bool:
+        """Whether runtimes have integer kernels for it; other layers' weights can be stored in few bits all the same."""
+        return self.kind in INTEGER_KINDS
 
     @property
     def largest_paying_rank(self) -> int:
         """The largest rank at which two factors hold fewer weights than the matrix; 0 where none does, or where the
-        layer is a grouped convolution, which is no single matrix."""
-        if self.kind == "conv2d" and self.weight_shape[1] != self.in_shape[0]:
+        layer is a grouped or transposed convolution, which is no single matrix."""
+        if self.kind not in RANKED_KINDS or self.groups > 1:
             return 0
         rows, columns = self.matrix_shape
         return math.ceil(rows * columns / (rows + columns)) - 1
@@ -52,11 +62,13 @@ class LayerInfo:
 
 @dataclass(frozen=True)
 class ChannelGroup:
-    """Output channels that can only be pruned together.
+    """Output channels that can only be pruned together, unit by unit.
 
-    ``producers`` are the layers whose output channels they are; ``consumers`` maps a layer that reads them to the
-    number of its input channels that belong to one of them (more than one behind a flatten). A group that cannot be
-    pruned rightly has a ``reason`` and is forbidden.
+    ``producers`` are the layers whose output channels they are, ``unit`` of each to a unit (more than one where a
+    grouped convolution loses a channel in each of its groups, or a unit is an attention head); ``width`` counts units.
+    ``consumers`` maps a layer that reads them to the number of its input channels that belong to a unit. ``pattern``
+    is the sparsity pattern that prunes it. A group that cannot be pruned rightly has a ``reason`` and is forbidden.
+    ``sizes`` are sizes in the graph that count units: (node, position among its sizes, by how much a unit shrinks it).
     """
 
     name: str
@@ -64,50 +76,80 @@ class ChannelGroup:
     producers: tuple[str, ...]
     consumers: Mapping[str, int]
     reason: str | None = None
+    unit: int = 1
+    pattern: Literal["channel", "head"] = "channel"
+    sizes: tuple[tuple[str, int, int], ...] = ()
 
     @property
     def prunable(self) -> bool:
         return self.reason is None
 
     def kept(self, level: float) -> int:
-        """The channels left at a sparsity ``level``; never fewer than one."""
+        """The units left at a sparsity ``level``; never fewer than one."""
         return max(1, self.width - round(self.width * level))
 
 
 @dataclass(frozen=True)
+class ResidualBlock:
+    """Layers beside an identity shortcut, which may be left out together: ``shortcut + branch`` becomes ``shortcut``.
+
+    ``addition`` is the node that joins the two, ``position`` the shortcut's place among its inputs.
+    """
+
+    name: str
+    layers: tuple[str, ...]
+    addition: str
+    position: int
+
+
+@dataclass(frozen=True)
 class Inventory:
-    """The layers in execution order, the channel groups, and what is left as it is: (module path, reason)."""
+    """The layers in execution order, the channel groups, the residual blocks that may be left out, and what is left as
+    it is: (module path, reason)."""
 
     layers: tuple[LayerInfo, ...]
     groups: tuple[ChannelGroup, ...]
     skipped: tuple[tuple[str, str], ...]
     graph: Graph
+    blocks: tuple[ResidualBlock, ...] = ()
 
     @cached_property
     def by_name(self) -> Mapping[str, LayerInfo]:
         return MappingProxyType({layer.name: layer for layer in self.layers})
 
     @cached_property
-    def group_of(self) -> Mapping[str, ChannelGroup]:
-        """Producer layer → its group, prunable or not."""
-        return MappingProxyType({name: group for group in self.groups for name in group.producers})
+    def group_of(self) -> Mapping[tuple[str, str], ChannelGroup]:
+        """(producer layer, pattern) → its group, prunable or not."""
+        return MappingProxyType({(name, group.pattern): group for group in self.groups for name in group.producers})
 
-    def channel_levels(self, plan: Plan) -> Iterator[tuple[ChannelGroup, float]]:
-        """The groups that a plan prunes, with their level."""
+    @cached_property
+    def blocks_by_name(self) -> Mapping[str, ResidualBlock]:
+        return MappingProxyType({block.name: block for block in self.blocks})
+
+    def dropped(self, plan: Plan) -> tuple[ResidualBlock, ...]:
+        """The blocks that a plan leaves out."""
+        return tuple(self.blocks_by_name[name] for name in plan.dropped_blocks)
+
+    def unit_levels(self, plan: Plan) -> Iterator[tuple[ChannelGroup, float]]:
+        """The groups that a plan prunes, channels and heads, with their level."""
         for group in self.groups:
-            level = plan[group.producers[0]].channel_level()
-            if level > 0:
-                yield group, level
+            sparsity = plan[group.name].sparsity
+            if sparsity is not None and sparsity.pattern == group.pattern:
+                yield group, sparsity.level
 
     def check(self, plan: Plan) -> None:
         """Whether ``plan`` fits this model.
 
         Raises:
-            PlanError: it names a layer that does not exist, a rank that is no truncation, a channel group that cannot
-                be pruned or whose members disagree, or a block to drop.
+            PlanError: it names a layer or a block that does not exist, a rank that is no truncation, a format that no
+                kernel computes, or a channel group that cannot be pruned or whose members disagree.
         """
-        if plan.dropped_blocks:
-            raise PlanError(f"no residual block of this model may be left out; got {', '.join(plan.dropped_blocks)}")
+        for name in plan.dropped_blocks:
+            if name not in self.blocks_by_name:
+                raise PlanError(
+                    f"only a residual block with an identity shortcut may be left out; got {name!r}; "
+                    + (did_you_mean(name, self.blocks_by_name) if self.blocks else "this model has none")
+                )
         for name, layer_plan in plan.layers.items():
             layer = self.by_name.get(name)
             if layer is None:
@@ -117,32 +159,47 @@ class Inventory:
             if layer_plan.rank is not None:
                 if layer.largest_paying_rank == 0:
                     raise PlanError(
-                        f"no rank of {name!r} saves weights (it is small, or grouped); got {layer_plan.rank.r}"
+                        f"no rank of {name!r} saves weights (it is small, grouped or transposed); "
+                        f"got {layer_plan.rank.r}"
                     )
                 largest = min(layer.matrix_shape)
                 if layer_plan.rank.r >= largest:
                     raise PlanError(f"the rank of {name!r} must be below {largest}; got {layer_plan.rank.r}")
-            self._check_channels(name, layer_plan.channel_level(), plan)
+            if layer_plan.format is not None:
+                self._check_format(layer, layer_plan.format)
+            if layer_plan.sparsity is not None and layer_plan.sparsity.pattern != "unstructured":
+                self._check_units(name, layer_plan.sparsity, plan)
 
-    def _check_channels(self, name: str, level: float, plan: Plan) -> None:
-        if level == 0:
-            return
-        group = self.group_of.get(name)
+    def _check_format(self, layer: LayerInfo, chosen: Format) -> None:
+        if chosen.integer_activations and not layer.computes_integers:
+            raise PlanError(
+                f"a layer of kind {layer.kind} has no integer kernel; {layer.name!r} was given {chosen}; "
+                f"give it w{chosen.weight_bits}a32, which stores the weights in few bits and computes in floats"
+            )
+        if chosen.dynamic and layer.kind != "linear":
+            raise PlanError(
+                f"activations are rounded dynamically in linears only; {layer.name!r} ({layer.kind}) was given {chosen}; "
+                f"give it w{chosen.weight_bits}a8"
+            )
+
+    def _check_units(self, name: str, sparsity: Sparsity, plan: Plan) -> None:
+        what = "heads" if sparsity.pattern == "head" else "channels"
+        group = self.group_of.get((name, sparsity.pattern))
         if group is None or not group.prunable:
-            reason = group.reason if group is not None else "they belong to no channel group"
-            raise PlanError(f"the channels of {name!r} cannot be pruned: {reason}")
+            reason = group.reason if group is not None else f"they belong to no group of {what}"
+            raise PlanError(f"the {what} of {name!r} cannot be pruned: {reason}")
         for member in group.producers:
-            if plan[member].channel_level() != level:
+            if plan[member].sparsity != sparsity:
                 raise PlanError(
-                    f"coupled layers must lose the same channels; {name!r} has level {level}, "
-                    f"{member!r} has {plan[member].channel_level()}; give all of {', '.join(group.producers)} one level"
+                    f"coupled layers must lose the same {what}; {name!r} has {sparsity.pattern} {sparsity.level}, "
+                    f"{member!r} has {plan[member].describe()}; give all of {', '.join(group.producers)} one level"
                 )
 
 
 def layers_of(graph: Graph, groups: tuple[ChannelGroup, ...]) -> tuple[LayerInfo, ...]:
     """The compressible layers of a traced model, in execution order."""
     found = []
-    group_of = {name: group for group in groups for name in group.producers}
+    group_of = {name: group for group in groups for name in group.producers if group.pattern == "channel"}
     for node in graph.layers:
         if node.layer is None:
             continue
@@ -152,12 +209,13 @@ def layers_of(graph: Graph, groups: tuple[ChannelGroup, ...]) -> tuple[LayerInfo
                 name=node.layer,
                 kind=node.op,
                 weight_shape=node.weight_shape,
-                in_shape=graph.by_name[node.inputs[0]].shape[1:],
+                in_shape=graph.by_name[node.inputs[0]].shape[1:] if node.inputs else (),
                 out_shape=node.shape[1:],
                 macs=node.macs,
-                params=node.weights + (node.weight_shape[0] if node.has_bias else 0),
+                params=node.weights + (node.outputs if node.has_bias else 0),
                 group=group.name if group is not None and group.prunable else None,
                 reason=group.reason if group is not None else "its output channels are not coupled to a layer",
+                groups=node.groups,
             )
         )
     return tuple(found)

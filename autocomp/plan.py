@@ -14,11 +14,12 @@ from typing import Literal, get_args
 
 from autocomp.errors import PlanError
 
-Pattern = Literal["unstructured", "channel"]
+Pattern = Literal["unstructured", "channel", "head"]
 RankMethod = Literal["svd"]
 
 WEIGHT_BITS = (8, 4, 2)
-ACTIVATION_BITS = (8,)
+#: 32 leaves activations as they are: the layer computes in floats with weights that are stored in few bits.
+ACTIVATION_BITS = (8, 32)
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Sparsity:
     """The share of a layer that is removed.
 
     ``unstructured`` zeroes the smallest single weights; ``channel`` removes whole output channels, together with
-    those of every layer coupled to it, and makes the layer really smaller. ``level`` is the share removed, in (0, 1).
+    those of every layer coupled to it, and makes the layer really smaller; ``head`` does so with whole attention heads,
+    on the layers that make queries, keys and values. ``level`` is the share removed, in (0, 1).
     """
 
     pattern: Pattern
@@ -57,16 +59,42 @@ class Rank:
 
 @dataclass(frozen=True)
 class Format:
-    """The bits of a layer's weights (uniform, symmetric, one scale per output channel) and of its input activations."""
+    """The bits of a layer's weights (uniform, symmetric, one scale per output channel, or per row of an embedding) and
+    of its input activations.
+
+    ``dynamic``: the range of the activations is found anew at every run, not calibrated. Written ``w8a8``, ``w8d8``
+    (dynamic) and ``w4a32`` (activations in floats).
+    """
 
     weight_bits: int
     activation_bits: int = 8
+    dynamic: bool = False
 
     def __post_init__(self) -> None:
         if self.weight_bits not in WEIGHT_BITS:
             raise PlanError(f"weight bits must be one of {WEIGHT_BITS}; got {self.weight_bits!r}")
         if self.activation_bits not in ACTIVATION_BITS:
             raise PlanError(f"activation bits must be one of {ACTIVATION_BITS}; got {self.activation_bits!r}")
+        if self.dynamic and self.activation_bits != 8:
+            raise PlanError(f"dynamic activations have 8 bits; got {self.activation_bits}; leave out dynamic")
+
+    @property
+    def integer_activations(self) -> bool:
+        """Whether the layer reads integers, so that an integer kernel can compute it."""
+        return self.activation_bits == 8
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether its input is rounded on a grid that calibration found."""
+        return self.integer_activations and not self.dynamic
+
+    def __str__(self) -> str:
+        return f"w{self.weight_bits}{'d' if self.dynamic else 'a'}{self.activation_bits}"
+
+
+@dataclass(frozen=True)
+class Drop:
+    """A residual block is left out; its shortcut stays."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +110,8 @@ class LayerPlan:
         return self.sparsity is None and self.rank is None and self.format is None
 
     def channel_level(self) -> float:
-        """The share of output channels removed; 0 where channels are not pruned."""
-        return self.sparsity.level if self.sparsity is not None and self.sparsity.pattern == "channel" else 0.0
+        """The share of output channels removed, in whole heads or not; 0 where channels are not pruned."""
+        return self.sparsity.level if self.sparsity is not None and self.sparsity.pattern != "unstructured" else 0.0
 
     def unstructured_level(self) -> float:
         """The share of single weights zeroed; 0 where they are not."""
@@ -97,7 +125,7 @@ class LayerPlan:
         if self.sparsity is not None:
             words.append(f"{self.sparsity.pattern} {self.sparsity.level:.0%}")
         if self.format is not None:
-            words.append(f"w{self.format.weight_bits}a{self.format.activation_bits}")
+            words.append(str(self.format))
         return ", ".join(words) or "untouched"
 
 

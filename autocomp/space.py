@@ -20,15 +20,19 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from autocomp.errors import PlanError, SpaceError, did_you_mean
 from autocomp.inventory import Inventory, LayerInfo
 from autocomp.places import shipped_folder
-from autocomp.plan import Format, LayerPlan, Pattern, Plan, Rank, Sparsity
+from autocomp.plan import Drop, Format, LayerPlan, Pattern, Plan, Rank, Sparsity
 
-Kind = Literal["channel", "unstructured", "rank", "format"]
-KINDS: tuple[Kind, ...] = ("channel", "unstructured", "rank", "format")
+Kind = Literal["block", "channel", "head", "unstructured", "rank", "format"]
+KINDS: tuple[Kind, ...] = ("block", "channel", "head", "unstructured", "rank", "format")
+Option = Sparsity | Rank | Format | Drop
+
+#: How activations may be given to a layer: rounded on a calibrated grid, on that of the moment, or not at all.
+Activations = Literal["a8", "d8", "a32"]
 
 #: Ranks are rounded to a multiple of this, which kernels like better.
 RANK_STEP = 4
 
-_FORMAT = re.compile(r"^w(\d+)a(\d+)$")
+_FORMAT = re.compile(r"^w(?P<weight>\d+)(?:(?P<how>[ad])(?P<activation>\d+))?$")
 
 
 class _Strict(BaseModel):
@@ -52,6 +56,7 @@ class _Rule(_Strict):
     sparsity: tuple[_SparsityRule, ...] | None = None
     rank: tuple[float, ...] | None = None
     format: tuple[str, ...] | None = None
+    drop: bool | None = None
 
     @field_validator("rank")
     @classmethod
@@ -65,7 +70,7 @@ class _Rule(_Strict):
     @classmethod
     def _formats(cls, formats: tuple[str, ...] | None) -> tuple[str, ...] | None:
         for text in formats or ():
-            parse_format(text)
+            check_format(text)
         return formats
 
 
@@ -76,19 +81,47 @@ class SpaceFile(_Strict):
     rules: tuple[_Rule, ...]
 
 
-def parse_format(text: str) -> Format:
-    """``w4a8`` → 4-bit weights, 8-bit activations.
-
-    Raises:
-        ValueError: the text is no such format, or has bits that are not offered.
+def check_format(text: str) -> None:
+    """Raises:
+    ValueError: the text is no format, or has bits that are not offered.
     """
     match = _FORMAT.match(text)
     if match is None:
-        raise ValueError(f"a format is written like w8a8; got {text!r}")
+        raise ValueError(
+            f"a format is written like w8 (activations as suits the layer), w8a8, w8d8 or w4a32; got {text!r}"
+        )
     try:
-        return Format(int(match[1]), int(match[2]))
+        Format(int(match["weight"]), int(match["activation"] or 8), match["how"] == "d")
     except PlanError as error:
         raise ValueError(str(error)) from error
+
+
+def format_for(text: str, layer: LayerInfo, activations: Sequence[Activations]) -> Format | None:
+    """What a format of a space file means for a layer; None where the layer cannot have it.
+
+    ``w4`` leaves the activations to the layer: rounded on a calibrated grid in convolutions and in linears over plain
+    vectors; rounded at run time in linears over sequences, whose activations have outliers that come and go; not at all
+    where there is no integer kernel.
+
+    Args:
+        activations: what the target makes something of.
+    """
+    match = _FORMAT.match(text)
+    if match is None:
+        return None
+    if match["how"] is not None:
+        wanted = f"{match['how']}{match['activation']}"
+        possible = (
+            wanted == "a32" or (layer.computes_integers and (wanted == "a8" or layer.kind == "linear"))
+        ) and wanted in activations
+        return Format(int(match["weight"]), int(match["activation"]), match["how"] == "d") if possible else None
+    order: tuple[Activations, ...] = ("a8", "d8", "a32")
+    if layer.kind == "linear" and len(layer.out_shape) > 1:
+        order = ("d8", "a8", "a32")
+    for how in order if layer.computes_integers else ("a32",):
+        if how in activations:
+            return Format(int(match["weight"]), int(how[1:]), how[0] == "d")
+    return None
 
 
 def builtin_spaces() -> dict[str, Path]:
@@ -137,7 +170,7 @@ class Decision:
     name: str
     kind: Kind
     layers: tuple[str, ...]
-    options: tuple[Sparsity | Rank | Format | None, ...]
+    options: tuple[Option | None, ...]
 
 
 @dataclass(frozen=True)
@@ -157,25 +190,29 @@ class SearchSpace:
         Coupled channels come first: a layer whose channels are pruned is not also pruned weight by weight, and a rank
         that no longer saves anything in the narrower layer is left out. So different indices may be one plan.
         """
-        chosen: dict[Kind, dict[str, Sparsity | Rank | Format]] = {kind: {} for kind in KINDS}
+        chosen: dict[Kind, dict[str, Option]] = {kind: {} for kind in KINDS}
         for decision in self.decisions:
             option = decision.options[indices.get(decision.name, 0)]
             if option is not None:
                 chosen[decision.kind].update(dict.fromkeys(decision.layers, option))
-        sparsity = {**chosen["unstructured"], **chosen["channel"]}
+        blocks = self.inventory.blocks_by_name
+        gone = {layer for name in chosen["block"] for layer in blocks[name].layers}
+        single = {name: one for name, one in chosen["unstructured"].items() if name not in gone}
+        sparsity = {**single, **chosen["head"], **chosen["channel"]}
         narrow = Plan({name: LayerPlan(sparsity=s) for name, s in sparsity.items() if isinstance(s, Sparsity)})
         cut = _cut_channels(self.inventory, narrow)
         layers = {}
         for layer in self.inventory.layers:
-            rank = chosen["rank"].get(layer.name)
+            # What is left out has no rank and no format, but loses the channels that it is coupled by.
+            rank = chosen["rank"].get(layer.name) if layer.name not in gone else None
             if isinstance(rank, Rank) and not _saves(layer, rank.r, *cut.get(layer.name, (0, 0))):
                 rank = None
             layers[layer.name] = LayerPlan(
                 sparsity=narrow[layer.name].sparsity,
                 rank=rank if isinstance(rank, Rank) else None,
-                format=_as_format(chosen["format"].get(layer.name)),
+                format=_as_format(chosen["format"].get(layer.name)) if layer.name not in gone else None,
             )
-        return Plan(layers)
+        return Plan(layers, tuple(chosen["block"]))
 
     def uniform(self, strengths: Mapping[Kind, int]) -> dict[str, int]:
         """The indices that give every decision of a kind the same strength (or its strongest, where it has fewer)."""
@@ -189,28 +226,30 @@ class SearchSpace:
         return max((len(decision.options) for decision in self.decisions if decision.kind == kind), default=1)
 
 
-def _as_format(option: Sparsity | Rank | Format | None) -> Format | None:
+def _as_format(option: Option | None) -> Format | None:
     return option if isinstance(option, Format) else None
 
 
 def _cut_channels(inventory: Inventory, plan: Plan) -> dict[str, tuple[int, int]]:
     """Layer → (output channels cut, input channels cut)."""
     found: dict[str, tuple[int, int]] = {}
-    for group, level in inventory.channel_levels(plan):
+    for group, level in inventory.unit_levels(plan):
         gone = group.width - group.kept(level)
         for name in group.producers:
             out, into = found.get(name, (0, 0))
-            found[name] = (out + gone, into)
-        for name, per_channel in group.consumers.items():
+            found[name] = (out + gone * group.unit, into)
+        for name, per_unit in group.consumers.items():
             out, into = found.get(name, (0, 0))
-            found[name] = (out, into + gone * per_channel)
+            found[name] = (out, into + gone * per_unit)
     return found
 
 
 def _saves(layer: LayerInfo, r: int, out_cut: int, in_cut: int) -> bool:
     rows, columns = layer.matrix_shape
-    per_input = columns // layer.weight_shape[1]
-    rows, columns = rows - out_cut, columns - in_cut * per_input
+    if layer.kind == "embedding":
+        columns -= out_cut
+    else:
+        rows, columns = rows - out_cut, columns - in_cut * (columns // layer.weight_shape[1])
     return r * (rows + columns) < rows * columns
 
 
@@ -220,6 +259,7 @@ def build_space(
     weight_bits: Sequence[int],
     patterns: Sequence[Pattern],
     ranks: bool,
+    activations: Sequence[Activations] = ("a8",),
 ) -> SearchSpace:
     """The decisions that ``file`` leaves open for a model, without what the target gains nothing from.
 
@@ -227,7 +267,7 @@ def build_space(
         SpaceError: a rule matches no layer (lists the layers), or nothing is left to decide.
     """
     rules = _rules_by_layer(file, inventory)
-    decisions = [*_channel_decisions(rules, inventory, patterns)]
+    decisions = [*_block_decisions(rules, inventory), *_unit_decisions(rules, inventory, patterns)]
     for layer in inventory.layers:
         rule = rules.get(layer.name)
         if rule is None:
@@ -237,16 +277,16 @@ def build_space(
             decisions.append(_decision("unstructured", (layer.name,), [Sparsity("unstructured", v) for v in levels]))
         if ranks:
             decisions.append(_decision("rank", (layer.name,), _rank_options(layer, rule.rank or ())))
-        formats = [parse_format(text) for text in rule.format or ()]
-        offered = sorted((f for f in formats if f.weight_bits in weight_bits), key=lambda f: -f.weight_bits)
-        decisions.append(_decision("format", (layer.name,), offered))
+        formats = [format_for(text, layer, activations) for text in rule.format or ()]
+        offered = [f for f in formats if f is not None and f.weight_bits in weight_bits]
+        decisions.append(_decision("format", (layer.name,), sorted(offered, key=lambda f: -f.weight_bits)))
     open_ones = tuple(decision for decision in decisions if len(decision.options) > 1)
     if not open_ones:
         raise SpaceError(f"search space {file.name!r} leaves nothing to decide for this model on this target")
     return SearchSpace(open_ones, inventory)
 
 
-def _decision(kind: Kind, layers: tuple[str, ...], options: Sequence[Sparsity | Rank | Format]) -> Decision:
+def _decision(kind: Kind, layers: tuple[str, ...], options: Sequence[Option]) -> Decision:
     return Decision(f"{kind}:{layers[0]}", kind, layers, (None, *dict.fromkeys(options)))
 
 
@@ -264,21 +304,28 @@ def _rules_by_layer(file: SpaceFile, inventory: Inventory) -> dict[str, _Rule]:
     return found
 
 
-def _channel_decisions(
+def _block_decisions(rules: Mapping[str, _Rule], inventory: Inventory) -> Iterator[Decision]:
+    for block in inventory.blocks:
+        if all(name in rules and rules[name].drop for name in block.layers):
+            yield _decision("block", (block.name,), [Drop()])
+
+
+def _unit_decisions(
     rules: Mapping[str, _Rule], inventory: Inventory, patterns: Sequence[Pattern]
 ) -> Iterator[Decision]:
-    if "channel" not in patterns:
-        return
+    """Channels and attention heads."""
     for group in inventory.groups:
-        if not group.prunable or any(name not in rules for name in group.producers):
+        if group.pattern not in patterns or not group.prunable or any(name not in rules for name in group.producers):
             continue
         # Coupled layers lose the same channels: only what the rules of all of them allow.
-        allowed = [{s.level for s in rules[name].sparsity or () if s.pattern == "channel"} for name in group.producers]
+        allowed = [
+            {s.level for s in rules[name].sparsity or () if s.pattern == group.pattern} for name in group.producers
+        ]
         levels = sorted(set.intersection(*allowed))
         # On few channels, two levels may cut the same number.
         distinct = {group.kept(level): level for level in reversed(levels) if group.kept(level) < group.width}
-        options = [Sparsity("channel", level) for level in sorted(distinct.values())]
-        yield _decision("channel", group.producers, options)
+        options = [Sparsity(group.pattern, level) for level in sorted(distinct.values())]
+        yield _decision(group.pattern, group.producers, options)
 
 
 def _rank_options(layer: LayerInfo, shares: Sequence[float]) -> list[Rank]:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
-from autocomp.compress.channels import choose_channels, find_groups, prune
+from autocomp.compress.attention import Heads, choose_heads, cut_heads, find_heads
+from autocomp.compress.blocks import drop_blocks, find_blocks
+from autocomp.compress.channels import Coupling, choose_units, failing, find_couplings, prune
 from autocomp.compress.factorize import factorize
 from autocomp.compress.fold import fold_batch_norm
 from autocomp.compress.prune import magnitude_mask
@@ -22,18 +24,28 @@ from autocomp.compress.quantize import (
     QuantizedWeight,
     calibrate_activations,
     complete_formats,
+    quantize_dynamically,
     quantize_weight,
     quantized_tensors,
     with_larger_steps,
 )
-from autocomp.graph import Graph, export_program, graph_module, read_graph
-from autocomp.inventory import Inventory, layers_of
-from autocomp.plan import LayerPlan, Plan
+from autocomp.compress.structure import restructure
+from autocomp.compress.unpack import unpack_attention
+from autocomp.errors import AutocompError
+from autocomp.graph import Example, Graph, OutputForm, export_program, graph_module, read_graph
+from autocomp.inventory import ChannelGroup, Inventory, ResidualBlock, layers_of
+from autocomp.plan import Format, LayerPlan, Plan, Sparsity
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
+    from autocomp.graph import Node
+
 Batches = Sequence[tuple[torch.Tensor, ...]]
+
+#: The layers that methods know, told by what they compute: a class of a user's own that inherits this is one of them.
+FORWARDS = {kind.forward for kind in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)}
 
 #: The largest bias in steps of the int32 accumulator; the other half of its range is left to the sum of products.
 LARGEST_BIAS = 2**30
@@ -41,11 +53,17 @@ LARGEST_BIAS = 2**30
 
 @dataclass(frozen=True)
 class Prepared:
-    """A model ready to be compressed again and again: batch norms folded, inventory taken."""
+    """A model ready to be compressed again and again: batch norms folded, packed attentions unpacked, inventory taken.
+
+    ``couplings`` and ``heads`` say what the inventory's groups cut where.
+    """
 
     model: nn.Module
-    example_inputs: tuple[torch.Tensor, ...]
+    example: Example
     inventory: Inventory
+    couplings: tuple[Coupling, ...]
+    heads: tuple[Heads, ...]
+    outputs: OutputForm
 
 
 @dataclass(frozen=True)
@@ -53,46 +71,128 @@ class Compressed:
     """A compressed model.
 
     ``model`` is a module that computes what the exported file computes: pruned, factorized, with weights and
-    activations rounded as the file rounds them. ``weights`` holds the stored form of every weight that is quantized
-    or sparse, by parameter name; ``bias_scales`` the steps of the biases that are stored as int32.
+    activations rounded as the file rounds them. ``formats`` are those that the layers really got; ``weights`` holds
+    the stored form of every weight that is quantized, by parameter name; ``masks`` of those that are sparse;
+    ``bias_scales`` the steps of the biases that are stored as int32; ``numerics`` the arithmetic it is made for.
     """
 
     plan: Plan
     model: GraphModule
     graph: Graph
-    example_inputs: tuple[torch.Tensor, ...]
+    example: Example
+    formats: Mapping[str, Format]
     weights: Mapping[str, QuantizedWeight]
     masks: Mapping[str, torch.Tensor]
     bias_scales: Mapping[str, torch.Tensor]
+    numerics: Numerics
 
 
-def prepare(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> Prepared:
-    """Fold batch norms and take the inventory. ``model`` is left as it is.
+def prepare(
+    model: nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    dynamic_dims: tuple[tuple[int, ...], ...] = (),
+) -> Prepared:
+    """Fold batch norms, unpack attentions and take the inventory. ``model`` is left as it is.
+
+    Args:
+        example_inputs: positional inputs at batch 1.
+        dynamic_dims: see :class:`autocomp.task.Task`.
 
     Raises:
         TraceError: torch.export cannot follow the model.
     """
-    folded = fold_batch_norm(model, example_inputs)
-    graph = read_graph(export_program(folded, example_inputs))
-    order = [node.layer for node in graph.layers if node.layer is not None]
-    repeated = {name for name in order if order.count(name) > 1}
-    groups = tuple(
-        replace(group, reason="its weight is used more than once") if repeated & {*group.producers} else group
-        for group in find_groups(folded, example_inputs, list(dict.fromkeys(order)))
+    example = Example(example_inputs, dynamic_dims)
+    still = copy.deepcopy(model).eval().requires_grad_(False)
+    folded = fold_batch_norm(unpack_attention(still, example_inputs), example)
+    program = export_program(folded, example)
+    graph = read_graph(program)
+    used = Counter(node.layer for node in graph.layers if node.layer is not None)
+    reasons = _why_left(folded, used)
+    order = [name for name in used if name not in reasons]
+    heads = find_heads(graph_module(program), graph, example.doubled())
+    in_heads = {name for one in heads for name in one.group.producers}
+    couplings = tuple(
+        _forbid(one, "one of its layers cannot be compressed")
+        if reasons.keys() & {*one.group.producers}
+        else _forbid(one, "they make attention heads, which go as a whole")
+        if in_heads & {*one.group.producers}
+        else one
+        for one in find_couplings(folded, example_inputs, list(used))
     )
-    layers = tuple(layer for layer in layers_of(graph, groups) if layer.name not in repeated)
-    return Prepared(folded, example_inputs, Inventory(layers, groups, _skipped(folded, order, repeated), graph))
+    with torch.no_grad():
+        outputs = OutputForm.of(folded(*example_inputs))
+    taken = Prepared(folded, example, Inventory((), (), (), graph, find_blocks(graph)), couplings, heads, outputs)
+    return _with_groups(_with_sound_shapes(_with_groups(taken, order, reasons)), order, reasons)
 
 
-def _skipped(model: nn.Module, order: Sequence[str], repeated: set[str]) -> tuple[tuple[str, str], ...]:
-    """Modules with weights that are left as they are, with the reason."""
-    found = []
+def _with_groups(prepared: Prepared, order: Sequence[str], reasons: Mapping[str, str]) -> Prepared:
+    """The inventory of what was found."""
+    channels = tuple(one.group for one in prepared.couplings)
+    heads = tuple(one.group for one in prepared.heads)
+    known = tuple(group for group in heads if group.producers)
+    layers = tuple(layer for layer in layers_of(prepared.inventory.graph, channels) if layer.name in order)
+    skipped = (*reasons.items(), *((group.name, f"its heads stay: {group.reason}") for group in heads if group.reason))
+    blocks = tuple(block for block in prepared.inventory.blocks if not reasons.keys() & {*block.layers})
+    inventory = Inventory(layers, (*channels, *known), skipped, prepared.inventory.graph, blocks)
+    return replace(prepared, inventory=inventory)
+
+
+def _with_sound_shapes(prepared: Prepared) -> Prepared:
+    """The groups whose cut has the shapes that :func:`restructure` says; the others get a reason."""
+    groups = [group for group in prepared.inventory.groups if group.prunable]
+
+    def why_not(some: Sequence[ChannelGroup]) -> str | None:
+        plan = Plan(
+            {
+                name: LayerPlan(Sparsity(group.pattern, max(1, group.width // 4) / group.width))
+                for group in some
+                for name in group.producers
+            }
+        )
+        try:
+            built, said = read_graph(_restructured(prepared, plan)[1]), restructure(prepared.inventory, plan).graph
+        except AutocompError as error:
+            return f"the network without them cannot be built ({error})"
+        if [_facts(node) for node in built.nodes] != [_facts(node) for node in said.nodes]:
+            return "the shapes of the network without them could not be followed"
+        return None
+
+    bad = failing(groups, why_not)
+    return replace(
+        prepared,
+        couplings=tuple(
+            _forbid(one, bad[id(one.group)]) if id(one.group) in bad else one for one in prepared.couplings
+        ),
+        heads=tuple(
+            replace(one, group=replace(one.group, reason=bad[id(one.group)])) if id(one.group) in bad else one
+            for one in prepared.heads
+        ),
+    )
+
+
+def _facts(node: Node) -> tuple[object, ...]:
+    return node.op, node.layer, node.shape, node.weight_shape, node.groups
+
+
+def _forbid(coupling: Coupling, reason: str) -> Coupling:
+    return replace(coupling, group=replace(coupling.group, reason=reason))
+
+
+def _why_left(model: nn.Module, used: Counter[str]) -> dict[str, str]:
+    """Modules with weights that are left as they are → the reason."""
+    found = {}
     for name, module in model.named_modules():
-        if name in repeated:
-            found.append((name, "its weight is used more than once"))
-        elif name not in order and any(True for _ in module.parameters(recurse=False)):
-            found.append((name, f"{type(module).__name__} has no compression method here"))
-    return tuple(found)
+        if used[name] > 1:
+            found[name] = "its weight is used more than once"
+        elif not any(True for _ in module.parameters(recurse=False)):
+            continue
+        elif name not in used and type(module).forward in FORWARDS:
+            found[name] = "the model does not use it in evaluation"
+        elif name not in used:
+            found[name or "(the model itself)"] = f"{type(module).__name__} has no compression method here"
+        elif type(module).forward not in FORWARDS:
+            found[name] = f"{type(module).__name__} computes with its weight in its own way"
+    return found
 
 
 def apply(prepared: Prepared, plan: Plan, calibration: Batches, numerics: Numerics = DEFAULT_NUMERICS) -> Compressed:
@@ -107,13 +207,11 @@ def apply(prepared: Prepared, plan: Plan, calibration: Batches, numerics: Numeri
         CompressionError: a group of channels cannot be cut.
     """
     prepared.inventory.check(plan)
-    structured = _restructured(prepared, plan)
-    masks = _cut_weights(structured, plan)
-    program = export_program(structured, prepared.example_inputs)
+    module, program = _restructured(prepared, plan)
     graph = read_graph(program)
-    module = graph_module(program)
-    weights, bias_scales = _quantize(module, graph, plan, masks, calibration, numerics)
-    return Compressed(plan, module, graph, prepared.example_inputs, weights, masks, bias_scales)
+    masks = _cut_weights(module, graph, plan)
+    formats, weights, bias_scales = _quantize(module, graph, plan, masks, calibration, numerics)
+    return Compressed(plan, module, graph, prepared.example, formats, weights, masks, bias_scales, numerics)
 
 
 def compress(
@@ -122,6 +220,7 @@ def compress(
     example_inputs: tuple[torch.Tensor, ...],
     calibration: Batches,
     numerics: Numerics = DEFAULT_NUMERICS,
+    dynamic_dims: tuple[tuple[int, ...], ...] = (),
 ) -> Compressed:
     """Apply ``plan`` to ``model``, which is left as it is.
 
@@ -130,26 +229,44 @@ def compress(
         example_inputs: its positional inputs at batch 1.
         calibration: batches of positional inputs; used for the ranges of quantized activations.
         numerics: the integer arithmetic of the runtime that the result is for.
+        dynamic_dims: see :class:`autocomp.task.Task`.
 
     Raises:
         TraceError: torch.export cannot follow the model.
         PlanError: the plan does not fit the model.
     """
-    return apply(prepare(model, example_inputs), plan, calibration, numerics)
+    return apply(prepare(model, example_inputs, dynamic_dims), plan, calibration, numerics)
 
 
-def _restructured(prepared: Prepared, plan: Plan) -> nn.Module:
-    """Ranks truncated, channels cut. Which channels go is decided on the untouched weights."""
+def _restructured(prepared: Prepared, plan: Plan) -> tuple[GraphModule, ExportedProgram]:
+    """Ranks truncated, channels and heads cut, blocks left out. Which channels and heads go is decided on the untouched
+    weights."""
+    inventory = prepared.inventory
     model = copy.deepcopy(prepared.model)
     for name, layer_plan in plan.layers.items():
         if layer_plan.rank is not None:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, factorize(model.get_submodule(name), layer_plan.rank.r))
+    levels = {(group.name, group.pattern): group.kept(level) for group, level in inventory.unit_levels(plan)}
     cut = [
-        (group, choose_channels(prepared.model, prepared.example_inputs, group, group.kept(level)))
-        for group, level in prepared.inventory.channel_levels(plan)
+        (one, choose_units(prepared.model, one, levels[one.group.name, "channel"]))
+        for one in prepared.couplings
+        if (one.group.name, "channel") in levels
     ]
-    return prune(model, prepared.example_inputs, cut)
+    program = export_program(prune(model, cut) if cut else model, prepared.example)
+    module = graph_module(program)
+    heads = [
+        (one, choose_heads(prepared.model, one, levels[one.group.name, "head"]))
+        for one in prepared.heads
+        if (one.group.name, "head") in levels
+    ]
+    blocks: tuple[ResidualBlock, ...] = inventory.dropped(plan)
+    if heads or blocks:
+        cut_heads(module, heads)
+        drop_blocks(module, blocks)
+        program = export_program(module, prepared.example)
+        module = graph_module(program)
+    return module, program
 
 
 def plan_of(plan: Plan, layer: str) -> LayerPlan:
@@ -158,15 +275,16 @@ def plan_of(plan: Plan, layer: str) -> LayerPlan:
     return plan[parent] if half in {"0", "1"} and plan[parent].rank is not None else plan[layer]
 
 
-def _cut_weights(model: nn.Module, plan: Plan) -> dict[str, torch.Tensor]:
+def _cut_weights(module: GraphModule, graph: Graph, plan: Plan) -> dict[str, torch.Tensor]:
     """Zero the weights that unstructured sparsity cuts, in place; parameter name → mask of what stays."""
     masks = {}
-    for name, module in model.named_modules():
-        level = plan_of(plan, name).unstructured_level() if isinstance(module, (nn.Conv2d, nn.Linear)) else 0.0
+    for node in graph.layers:
+        level = plan_of(plan, node.layer or "").unstructured_level()
         if level > 0:
-            mask = magnitude_mask(module.weight, level)
-            module.weight.data = torch.where(mask, module.weight.data, torch.zeros(()))
-            masks[f"{name}.weight"] = mask
+            weight = module.get_parameter(f"{node.layer}.weight")
+            mask = magnitude_mask(weight, level)
+            weight.data = torch.where(mask, weight.data, torch.zeros(()))
+            masks[f"{node.layer}.weight"] = mask
     return masks
 
 
@@ -177,26 +295,29 @@ def _quantize(
     masks: Mapping[str, torch.Tensor],
     calibration: Batches,
     numerics: Numerics,
-) -> tuple[dict[str, QuantizedWeight], dict[str, torch.Tensor]]:
+) -> tuple[dict[str, Format], dict[str, QuantizedWeight], dict[str, torch.Tensor]]:
     """Round weights, then activations on the calibration batches, then biases to the product of both steps."""
     planned = {node.layer: plan_of(plan, node.layer).format for node in graph.layers if node.layer is not None}
-    formats = complete_formats(graph, planned, numerics)
+    formats = {name: one for name, one in complete_formats(graph, planned, numerics).items() if one is not None}
     weights: dict[str, QuantizedWeight] = {}
     for name, chosen in formats.items():
-        if chosen is not None:
-            parameter = module.get_parameter(f"{name}.weight")
-            stored = quantize_weight(parameter, chosen.weight_bits, masks.get(f"{name}.weight"))
-            parameter.data = stored.dequantized()
-            weights[f"{name}.weight"] = stored
-    quantized = [name for name, chosen in formats.items() if chosen is not None]
-    sites = quantized_tensors(graph, quantized, numerics)
+        parameter = module.get_parameter(f"{name}.weight")
+        narrow = numerics.narrow_products and chosen.integer_activations
+        stored = quantize_weight(parameter, chosen.weight_bits, masks.get(f"{name}.weight"), narrow)
+        parameter.data = stored.dequantized()
+        weights[f"{name}.weight"] = stored
+    sites = quantized_tensors(graph, formats, numerics)
     quantizers = calibrate_activations(module, sites, calibration, numerics)
-    return weights, _round_biases(module, graph, weights, quantizers) if numerics.integer_bias else {}
+    quantize_dynamically(module, graph, [name for name, chosen in formats.items() if chosen.dynamic])
+    calibrated = [node for node in graph.layers if node.layer in formats and formats[node.layer].calibrated]
+    in_integers = [node for node in calibrated if node.op == "conv2d" or node.is_gemm]
+    biases = _round_biases(module, in_integers, weights, quantizers) if numerics.integer_bias else {}
+    return formats, weights, biases
 
 
 def _round_biases(
     module: GraphModule,
-    graph: Graph,
+    layers: Sequence[Node],
     weights: dict[str, QuantizedWeight],
     quantizers: Mapping[str, ActivationQuantizer],
 ) -> dict[str, torch.Tensor]:
@@ -206,10 +327,10 @@ def _round_biases(
     have a bias; its weights, entries of ``weights``, are then given a step with which the bias does not overflow.
     """
     scales: dict[str, torch.Tensor] = {}
-    used = Counter(node.layer for node in graph.layers)
-    for node in graph.layers:
+    used = Counter(node.layer for node in layers)
+    for node in layers:
         name = f"{node.layer}.weight"
-        if name in weights and node.has_bias and used[node.layer] == 1:  # one bias has no step for several inputs
+        if node.has_bias and used[node.layer] == 1:  # one bias has no step for several inputs
             bias = module.get_parameter(f"{node.layer}.bias")
             input_step = quantizers[node.inputs[0]].scale
             weights[name] = with_larger_steps(weights[name], bias.abs() / (LARGEST_BIAS * input_step))

@@ -1,18 +1,20 @@
 """Channel pruning that makes layers smaller. Torch-Pruning's dependency graph finds the coupled channels (DepGraph,
-Fang et al., CVPR 2023) and cuts them; this module decides which, and forbids the groups where the cut is not right.
+Fang et al., CVPR 2023); this module reads off, once a model, what every module loses with each of them, and cuts.
 
 Torch-Pruning is silently wrong on some graphs (a strided slice with zero-padded channels as shortcut, for one). So no
-group is believed: each is tried on random channels, and the physically pruned network must compute what the original
+group is believed: all are tried on random channels, and the physically pruned network must compute what the original
 computes with the same channels masked.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal, TypeVar
 
-from autocomp.errors import CompressionError
+from autocomp.errors import CompressionError, first_line
 from autocomp.inventory import ChannelGroup
 
 if TYPE_CHECKING:
@@ -22,10 +24,39 @@ if TYPE_CHECKING:
 #: Random channel sets that every group must survive, and the share of channels cut in each.
 TRIAL_SHARES = (0.25, 0.5)
 
+Side = Literal["out", "in", "own"]
 
-def find_groups(
+
+@dataclass(frozen=True)
+class Slice:
+    """What one module, or one bare parameter, loses with each unit of a group.
+
+    ``side``: its outputs, its inputs, or (norms, slopes, parameters) what it holds per channel. ``indices`` are the
+    channels on that side, a row a unit; ``dim`` is a bare parameter's dimension, None for a module.
+    """
+
+    path: str
+    side: Side
+    indices: tuple[tuple[int, ...], ...]
+    dim: int | None = None
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """A channel group and the slices that go together when one of its units goes."""
+
+    group: ChannelGroup
+    slices: tuple[Slice, ...]
+
+
+Cut = tuple[Coupling, Sequence[int]]
+
+Item = TypeVar("Item")
+
+
+def find_couplings(
     model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], order: Sequence[str]
-) -> tuple[ChannelGroup, ...]:
+) -> tuple[Coupling, ...]:
     """The channel groups of a model, each checked on random channel sets; those that fail carry the reason.
 
     Args:
@@ -36,150 +67,315 @@ def find_groups(
     from torch import nn
 
     work = copy.deepcopy(model)
-    names = {work.get_submodule(name): name for name in order}
-    found: list[ChannelGroup] = []
-    for members in _dependency_graph(work, example_inputs).get_all_groups(root_module_types=[nn.Conv2d, nn.Linear]):
-        cut = [(names.get(m.dep.layer, ""), m) for m in members]
-        producers = {name for name, m in cut if name in order and _cuts_outputs(m)}
-        if not producers:
-            continue  # a layer inside a module that computes with its weights in its own way
-        width = _out_channels(work.get_submodule(_first(producers, order)))
-        consumers = {name: len(m.idxs) // width for name, m in cut if name in order and not _cuts_outputs(m)}
-        ordered = tuple(name for name in order if name in producers)
-        group = ChannelGroup(ordered[0], width, ordered, {name: consumers[name] for name in order if name in consumers})
-        found.append(_checked(group, model, example_inputs))
-    return tuple(sorted(found, key=lambda group: order.index(group.name)))
+    paths: dict[int, str] = {id(module): path for path, module in work.named_modules()}
+    paths |= {id(parameter): path for path, parameter in work.named_parameters()}
+    try:
+        graph = _dependency_graph(work, example_inputs)
+        roots = [nn.Conv2d, nn.ConvTranspose2d, nn.Linear]
+        groups = list(graph.get_all_groups(root_module_types=roots))
+    except Exception as error:  # noqa: BLE001  Torch-Pruning raises whatever the graph makes it stumble over
+        reason = f"Torch-Pruning cannot follow the model ({first_line(error)[:120]})"
+        return tuple(Coupling(ChannelGroup(name, 0, (name,), {}, reason), ()) for name in order)
+    found: dict[str, Coupling] = {}
+    for members in groups:
+        coupling = _coupling(members, paths, order)
+        if coupling is not None:
+            found.setdefault(coupling.group.name, coupling)
+    ordered = sorted(found.values(), key=lambda coupling: order.index(coupling.group.name))
+    return _checked(ordered, model, example_inputs)
 
 
-def _first(names: set[str], order: Sequence[str]) -> str:
-    return next(name for name in order if name in names)
+def _coupling(members: tp.Group, paths: Mapping[int, str], order: Sequence[str]) -> Coupling | None:
+    """A group of Torch-Pruning's in our terms; None where it prunes no layer's outputs."""
+    from torch import nn
+
+    width = len(members[0].idxs)
+    rows: dict[tuple[str, Side, int | None], list[list[int]]] = {}
+    reason, conv_groups = None, {1}
+    for member in members:
+        module = member.dep.target.module
+        path = paths.get(id(module))
+        side = _side(module, member)
+        if path is None or side is None:
+            if path is not None and any(True for _ in module.parameters()):
+                reason = reason or f"{type(module).__name__} {path} holds them in its own way"
+            continue
+        if isinstance(module, (nn.LayerNorm, nn.GroupNorm)):
+            reason = reason or f"{type(module).__name__} {path} normalizes over them"
+        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module.groups > 1 and not _depthwise(module):
+            conv_groups.add(module.groups)
+        dim = int(member.dep.target.pruning_dim) if isinstance(module, nn.Parameter) else None
+        table = rows.setdefault((path, side, dim), [[] for _ in range(width)])
+        for index, root in zip(member.idxs, member.root_idxs, strict=True):
+            if 0 <= root < width and index not in table[root]:
+                table[root].append(int(index))
+    produced = {path for path, side, _ in rows if side == "out" and path in order}
+    if not produced:
+        return None
+    per_unit = max(conv_groups)
+    if len(conv_groups) > 2 or width % per_unit:
+        reason, per_unit = reason or "convolutions of different group counts share them", 1
+    # A grouped convolution loses the same channels in each of its groups.
+    units = [[unit + part * (width // per_unit) for part in range(per_unit)] for unit in range(width // per_unit)]
+    slices = tuple(
+        Slice(path, side, tuple(tuple(sorted(i for root in unit for i in table[root])) for unit in units), dim)
+        for (path, side, dim), table in rows.items()
+    )
+    if any(len({len(row) for row in one.indices}) > 1 for one in slices):
+        reason = reason or "they are not all read alike"
+    consumed = {one.path: len(one.indices[0]) for one in slices if one.side == "in" and one.path in order}
+    producers = tuple(name for name in order if name in produced)
+    group = ChannelGroup(
+        producers[0],
+        len(units),
+        producers,
+        {name: consumed[name] for name in order if name in consumed},
+        reason if len(units) > 1 else "it has a single channel",
+        per_unit,
+    )
+    return Coupling(group, slices)
 
 
-def _checked(group: ChannelGroup, model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> ChannelGroup:
-    """``group``, with a reason where pruning it would not be right."""
+def _side(module: object, member: tp.GroupItem) -> Side | None:
+    from torch import nn
+
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
+        return "out" if "out_channels" in member.dep.handler.__name__ or _depthwise(module) else "in"
+    if isinstance(module, nn.Embedding):
+        return "out"
+    holders = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm, nn.GroupNorm, nn.PReLU, nn.Parameter)
+    return "own" if isinstance(module, holders) else None
+
+
+def _depthwise(module: torch.nn.Module) -> bool:
+    groups = getattr(module, "groups", 1)
+    return bool(groups > 1 and module.in_channels == module.out_channels == groups)
+
+
+def _checked(
+    couplings: Sequence[Coupling], model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]
+) -> tuple[Coupling, ...]:
+    """The couplings, with a reason where pruning them would not be right. All are cut at once; where that is not
+    right, halves tell which ones it is."""
+    open_ones = [one for one in couplings if one.group.prunable]
+    shaken = shake(model)
+    # The last layer's channels mostly are the model's output, which would make every joint trial fail.
+    found = failing(open_ones[-1:], lambda some: why_not(some, shaken, example_inputs))
+    found |= failing(open_ones[:-1], lambda some: why_not(some, shaken, example_inputs))
+    return tuple(
+        replace(one, group=replace(one.group, reason=found[id(one)])) if id(one) in found else one for one in couplings
+    )
+
+
+ShakenModule = TypeVar("ShakenModule", bound="torch.nn.Module")
+
+
+def shake(model: ShakenModule) -> ShakenModule:
+    """A copy of ``model`` with noise on every parameter, for trials of what is coupled: a layer of zeros (a fresh head,
+    the last norm of a residual branch) would hide what goes wrong before it."""
     import torch
 
-    if group.width < 2:
-        return _forbidden(group, "it has a single channel")
-    generator = torch.Generator().manual_seed(group.width)
+    shaken = copy.deepcopy(model).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in shaken.parameters():
+        if parameter.is_floating_point():
+            size = max(0.02, 0.1 * float(parameter.square().mean().sqrt()))
+            parameter.data = parameter.data + size * torch.randn(parameter.shape, generator=generator)
+    return shaken
+
+
+def failing(items: Sequence[Item], why_not: Callable[[Sequence[Item]], str | None]) -> dict[int, str]:
+    """``id`` of an item → why it fails. Items are tried together; where that fails, by halves.
+
+    Args:
+        why_not: why some items fail together; None where they do not.
+    """
+    reason = why_not(items) if items else None
+    if reason is None:
+        return {}
+    if len(items) == 1:
+        return {id(items[0]): reason}
+    middle = len(items) // 2
+    found = failing(items[:middle], why_not) | failing(items[middle:], why_not)
+    rest = [item for item in items if id(item) not in found]
+    if rest and (reason := why_not(rest)) is not None:
+        found |= dict.fromkeys(map(id, rest), reason)  # right alone, wrong together
+    return found
+
+
+def why_not(
+    couplings: Sequence[Coupling], model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]
+) -> str | None:
+    """Why random channels of these groups cannot be cut; None where pruned and masked network agree."""
+    import torch
+
+    generator = torch.Generator().manual_seed(sum(one.group.width for one in couplings))
     inputs = tuple(
-        torch.randn(2, *x.shape[1:], generator=generator).to(x.dtype) if x.is_floating_point() else torch.cat([x, x])
+        torch.randn(2, *x.shape[1:], generator=generator).to(x.dtype)
+        if x.is_floating_point()
+        else torch.cat([x[:1], x[:1]])
         for x in example_inputs
     )
     for share in TRIAL_SHARES:
-        count = max(1, int(group.width * share))
-        channels = torch.randperm(group.width, generator=generator)[:count].tolist()
+        cuts = [
+            (one, torch.randperm(one.group.width, generator=generator)[: max(1, int(one.group.width * share))].tolist())
+            for one in couplings
+        ]
         try:
-            masked = mask(model, example_inputs, group, channels)
-            pruned = prune(model, example_inputs, [(group, channels)])
+            masked, pruned = mask(model, cuts), prune(model, cuts)
             with torch.no_grad():
-                expected, actual = _flat(masked(*inputs)), _flat(pruned(*inputs))
-        except (RuntimeError, ValueError, IndexError, AssertionError, CompressionError) as error:
-            return _forbidden(group, f"the pruned network does not run ({str(error).splitlines()[0][:120]})")
+                expected, actual = flat_output(masked(*inputs)), flat_output(pruned(*inputs))
+        except (RuntimeError, ValueError, IndexError, AssertionError, TypeError, CompressionError) as error:
+            return f"the pruned network does not run ({first_line(error)[:120]})"
         if expected.shape != actual.shape:
-            return _forbidden(group, "they are the model's output")
+            return "they are the model's output"
         if not torch.allclose(expected, actual, rtol=1e-3, atol=1e-4 * float(expected.abs().max() + 1e-12)):
-            return _forbidden(group, "the pruned network differs from the masked one (the coupling was not understood)")
-    return group
+            return "the pruned network differs from the masked one (the coupling was not understood)"
+    return None
 
 
-def _forbidden(group: ChannelGroup, reason: str) -> ChannelGroup:
-    return ChannelGroup(group.name, group.width, group.producers, group.consumers, reason)
-
-
-def _flat(output: object) -> torch.Tensor:
+def flat_output(output: object) -> torch.Tensor:
     """All tensors of a model's output in one vector per example."""
     import torch
     from torch.utils._pytree import tree_leaves
 
-    return torch.cat([leaf.flatten(1) for leaf in tree_leaves(output)], dim=1)
+    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
+    return torch.cat([leaf.flatten(1).float() for leaf in leaves], dim=1)
 
 
-def choose_channels(
-    model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], group: ChannelGroup, kept: int
-) -> list[int]:
-    """The output channels of ``group`` to cut so that ``kept`` stay: those of least group magnitude (L2 over the
-    weights of all producers and consumers, as in DepGraph), ties broken by index.
+def choose_units(model: torch.nn.Module, coupling: Coupling, kept: int) -> list[int]:
+    """The units of a group to cut so that ``kept`` stay: those of least group magnitude (L2 over the weights of all
+    that is cut with them, as in DepGraph), ties broken by index.
 
     Returns:
-        Sorted channel indices, ``group.width - kept`` of them.
+        Sorted units, ``group.width - kept`` of them.
     """
-    import torch_pruning as tp
-
-    work = copy.deepcopy(model)
-    members = _group(_dependency_graph(work, example_inputs), work, group, list(range(group.width)))
-    importance = tp.importance.GroupMagnitudeImportance(p=2)(members)
-    return sorted(importance.sort(stable=True).indices[: group.width - kept].tolist())
-
-
-def prune(
-    model: torch.nn.Module,
-    example_inputs: tuple[torch.Tensor, ...],
-    channels: Iterable[tuple[ChannelGroup, Sequence[int]]],
-) -> torch.nn.Module:
-    """A copy of ``model`` without the given output channels of each group.
-
-    Where a low-rank pair has taken a producer's place, the channels are those of the pair's second half.
-
-    Raises:
-        CompressionError: Torch-Pruning will not cut a group.
-    """
-    work = copy.deepcopy(model)
-    for group, indices in channels:
-        members = _group(_dependency_graph(work, example_inputs), work, group, sorted(indices))
-        members.prune()
-    return work.requires_grad_(False)
-
-
-def mask(
-    model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], group: ChannelGroup, channels: Sequence[int]
-) -> torch.nn.Module:
-    """A copy of ``model`` of unchanged shapes with the given channels of ``group`` zeroed: what pruning must equal."""
     import torch
 
-    work = copy.deepcopy(model)
-    members = _group(_dependency_graph(work, example_inputs), work, group, sorted(channels))
+    total = torch.zeros(coupling.group.width, dtype=torch.float64)
+    for one in coupling.slices:
+        if one.side == "own":
+            continue
+        module = model.get_submodule(one.path)
+        along = _along(module, one.side)
+        energy = module.get_parameter("weight").detach().double().square().movedim(along, 0).flatten(1).sum(dim=1)
+        indices = torch.tensor(one.indices)
+        total += energy[indices % len(energy)].sum(dim=1)
+    order = total.sort(stable=True).indices
+    return sorted(order[: coupling.group.width - kept].tolist())
+
+
+def prune(model: torch.nn.Module, cuts: Iterable[Cut]) -> torch.nn.Module:
+    """A copy of ``model`` without the given units of each group.
+
+    Where a low-rank pair has taken a layer's place, its first half loses inputs and its second outputs.
+    """
+    from torch import nn
+
+    work = copy.deepcopy(model).requires_grad_(False)
+    for (path, side, dim), gone in _gone(cuts).items():
+        if dim is not None:
+            parent, _, name = path.rpartition(".")
+            owner, parameter = work.get_submodule(parent), work.get_parameter(path)
+            setattr(owner, name, _kept(parameter, dim, gone))
+            continue
+        module = work.get_submodule(path)
+        if isinstance(module, nn.Sequential):
+            module = module[1 if side == "out" else 0]
+        _cut(module, side, gone)
+    return work
+
+
+def mask(model: torch.nn.Module, cuts: Iterable[Cut]) -> torch.nn.Module:
+    """A copy of ``model`` of unchanged shapes with the given units zeroed: what pruning must equal."""
+    import torch
+    from torch import nn
+
+    work = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
-        for member in members:
-            weight = getattr(member.dep.layer, "weight", None)
-            if not isinstance(weight, torch.Tensor) or isinstance(member.dep.layer, torch.nn.PReLU):
-                continue  # a PReLU's slope does nothing to a zero, and may be shared by all channels
-            inside = [i for i in member.idxs if i < weight.shape[0 if _cuts_outputs(member) else 1]]
-            if _cuts_outputs(member):
-                weight[inside] = 0
-                if member.dep.layer.bias is not None:
-                    member.dep.layer.bias[inside] = 0
-            else:
-                weight[:, inside] = 0
-    return work.requires_grad_(False)
+        for (path, side, dim), gone in _gone(cuts).items():
+            indices = torch.tensor(sorted(gone))
+            if dim is not None:
+                work.get_parameter(path).index_fill_(dim, indices, 0)
+                continue
+            module = work.get_submodule(path)
+            if isinstance(module, nn.PReLU):
+                continue  # a slope does nothing to a zero, and may be shared by all channels
+            weight = module.get_parameter("weight")
+            along = _along(module, side)
+            weight.index_fill_(along, torch.unique(indices % weight.shape[along]), 0)
+            bias = getattr(module, "bias", None)
+            if side != "in" and bias is not None:
+                bias.index_fill_(0, indices, 0)
+    return work
+
+
+def _gone(cuts: Iterable[Cut]) -> dict[tuple[str, Side, int | None], set[int]]:
+    """What every module loses, over all groups, in the channels of the untouched model."""
+    gone: dict[tuple[str, Side, int | None], set[int]] = defaultdict(set)
+    for coupling, units in cuts:
+        for one in coupling.slices:
+            gone[one.path, one.side, one.dim].update(index for unit in units for index in one.indices[unit])
+    return gone
+
+
+def _along(module: torch.nn.Module, side: Side) -> int:
+    """The dimension of a module's weight that one of its sides counts."""
+    from torch import nn
+
+    swapped = isinstance(module, (nn.ConvTranspose2d, nn.Embedding))
+    return int((side == "in") != swapped) if side != "own" else 0
+
+
+def _kept(parameter: torch.Tensor, dim: int, gone: set[int]) -> torch.nn.Parameter:
+    import torch
+
+    stay = torch.tensor([index for index in range(parameter.shape[dim]) if index not in gone])
+    if len(stay) == 0:
+        raise CompressionError("a layer must keep a channel; all of them were to be cut")
+    return torch.nn.Parameter(parameter.detach().index_select(dim, stay), requires_grad=False)
+
+
+def _cut(module: torch.nn.Module, side: Side, gone: set[int]) -> None:
+    """Take channels out of one module, in place."""
+    from torch import nn
+
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return
+    weight = module.get_parameter("weight") if getattr(module, "weight", None) is not None else None
+    if weight is not None:
+        along = _along(module, side)
+        # A grouped convolution's weight holds the inputs of one group, and loses the same ones in each.
+        module.weight = _kept(weight, along, {index % weight.shape[along] for index in gone})
+    if side != "in" and getattr(module, "bias", None) is not None:
+        module.bias = _kept(module.get_parameter("bias"), 0, gone)
+    for name in ("running_mean", "running_var"):
+        if getattr(module, name, None) is not None:
+            module.register_buffer(name, _kept(module.get_buffer(name), 0, gone).data)
+    for name, count in _counts(module, side, len(gone)):
+        setattr(module, name, count)
+
+
+def _counts(module: torch.nn.Module, side: Side, gone: int) -> Iterator[tuple[str, int]]:
+    """The attributes that say how many channels a module has, and their new values."""
+    names: dict[Side, tuple[str, ...]] = {
+        "out": ("out_channels", "out_features", "embedding_dim"),
+        "in": ("in_channels", "in_features"),
+        "own": ("num_features", "num_parameters"),
+    }
+    every = ("out_channels", "in_channels", "groups") if _depthwise(module) else names[side]
+    for name in every:
+        if hasattr(module, name):
+            yield name, int(getattr(module, name)) - gone
 
 
 def _dependency_graph(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> tp.DependencyGraph:
     import torch
     import torch_pruning as tp
+    from torch.utils._pytree import tree_leaves
 
     model.requires_grad_(True)  # Torch-Pruning follows the autograd graph
     with torch.enable_grad():
-        return tp.DependencyGraph().build_dependency(model, example_inputs=example_inputs, verbose=False)
-
-
-def _group(graph: tp.DependencyGraph, model: torch.nn.Module, group: ChannelGroup, channels: list[int]) -> tp.Group:
-    from torch import nn
-    from torch_pruning import prune_conv_out_channels, prune_linear_out_channels
-
-    layer = model.get_submodule(group.name)
-    if isinstance(layer, nn.Sequential):
-        layer = layer[-1]
-    cut = prune_linear_out_channels if isinstance(layer, nn.Linear) else prune_conv_out_channels
-    try:
-        return graph.get_pruning_group(layer, cut, channels)
-    except (RuntimeError, ValueError, IndexError, AssertionError) as error:
-        raise CompressionError(f"Torch-Pruning cannot cut the channels of {group.name!r}: {error}") from error
-
-
-def _cuts_outputs(member: tp.GroupItem) -> bool:
-    return "out_channels" in member.dep.handler.__name__
-
-
-def _out_channels(layer: torch.nn.Module) -> int:
-    return int(layer.weight.shape[0])  # type: ignore[index]
+        return tp.DependencyGraph().build_dependency(
+            model, example_inputs=example_inputs, output_transform=tree_leaves, verbose=False
+        )

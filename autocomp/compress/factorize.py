@@ -31,23 +31,28 @@ def factorize(layer: torch.nn.Module, r: int) -> torch.nn.Sequential:
     """Two layers that compute the rank-``r`` approximation of one.
 
     A linear becomes (in → r, r → out); a conv becomes a conv of the same kernel to r channels and a 1×1 conv to the
-    outputs (Zhang et al., "Accelerating very deep convolutional networks", 2015). The bias goes to the second.
+    outputs (Zhang et al., "Accelerating very deep convolutional networks", 2015); an embedding becomes one of width r
+    and a linear (Lan et al., "ALBERT", 2020). The bias goes to the second.
 
     Args:
-        layer: ``nn.Linear`` or ungrouped ``nn.Conv2d``; left as it is.
+        layer: ``nn.Linear``, ungrouped ``nn.Conv2d`` or ``nn.Embedding``; left as it is.
 
     Raises:
-        CompressionError: the layer is neither.
+        CompressionError: the layer is none of them.
     """
     import torch
     from torch import nn
 
-    if not isinstance(layer, (nn.Linear, nn.Conv2d)):
-        raise CompressionError(f"only linears and convolutions have a rank to truncate; got {layer}")
+    if not isinstance(layer, (nn.Linear, nn.Conv2d, nn.Embedding)):
+        raise CompressionError(f"only linears, convolutions and embeddings have a rank to truncate; got {layer}")
     left, right = truncated_svd(layer.weight.detach().flatten(1), r)
     first: nn.Module
     second: nn.Module
-    if isinstance(layer, nn.Linear):
+    if isinstance(layer, nn.Embedding):
+        first = nn.Embedding(layer.num_embeddings, r, padding_idx=layer.padding_idx)
+        second = nn.Linear(r, layer.embedding_dim, bias=False)
+        left, right = right.T, left
+    elif isinstance(layer, nn.Linear):
         first = nn.Linear(layer.in_features, r, bias=False)
         second = nn.Linear(r, layer.out_features, bias=layer.bias is not None)
     elif layer.groups == 1:

@@ -9,20 +9,19 @@ import copy
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from autocomp.graph import export_program, read_graph
+from autocomp.graph import Example, export_program, read_graph
 
 if TYPE_CHECKING:
     import torch
 
 
-def fold_batch_norm(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> torch.nn.Module:
+def fold_batch_norm(model: torch.nn.Module, example: Example) -> torch.nn.Module:
     """A copy of ``model``, in eval mode, with every batch norm that follows a conv or linear alone folded into it.
 
     Batch norms that do not (before the layer, behind a fork, shared, or without statistics of their own) stay.
 
     Args:
         model: left as it is.
-        example_inputs: positional inputs, batch first.
 
     Raises:
         TraceError: the model cannot be traced.
@@ -33,7 +32,7 @@ def fold_batch_norm(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, 
     folded = copy.deepcopy(model).eval()
     for parameter in folded.parameters():
         parameter.requires_grad_(False)
-    program = export_program(folded, example_inputs)
+    program = export_program(folded, example)
     graph = read_graph(program)
     owner = {
         node.name: list(node.meta["nn_module_stack"].values())[-1][0]
@@ -52,8 +51,11 @@ def fold_batch_norm(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, 
         layer, norm = folded.get_submodule(node.layer), folded.get_submodule(path)
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
             continue
-        if isinstance(layer, nn.Conv2d):
-            _replace(folded, node.layer, fuse_conv_bn_eval(layer, norm))
+        if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
+            transposed = isinstance(layer, nn.ConvTranspose2d)
+            if transposed and layer.groups > 1:
+                continue  # torch folds along the wrong dimension
+            _replace(folded, node.layer, fuse_conv_bn_eval(layer, norm, transpose=transposed))
         elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
             _replace(folded, node.layer, fuse_linear_bn_eval(layer, norm))
         else:

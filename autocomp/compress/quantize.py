@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines torch.ops.quantized_decomposed
 
-from autocomp.graph import Graph
+from autocomp.graph import RESHAPES, Graph
 from autocomp.plan import Format
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ ACTIVATION_CLIPS = torch.linspace(0.6, 1.0, 17)
 
 #: Operations whose result holds some of the values they read, so that what is rounded before needs no grid of its own
 #: behind them: runtimes compute them in integers only where both grids are the same.
-GRID_KEEPING = frozenset({"max_pool2d", "flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze"})
+GRID_KEEPING = frozenset({"max_pool2d"}) | RESHAPES
 
 #: Values of an activation that are kept for choosing its range.
 SAMPLE = 16_384
@@ -35,12 +35,18 @@ class Numerics:
     ``symmetric_activations``: int8 with zero point 0 (what TensorRT takes) instead of uint8 with a zero point (what
     onnxruntime's x86 kernels are fastest with). ``integer_bias``: the bias is an int32 in the accumulator
     (onnxruntime), not a float (TensorRT). ``rounded_outputs``: an integer convolution writes integers only
-    (onnxruntime), so that its result is rounded even in front of a float operation.
+    (onnxruntime), so that its result is rounded even in front of a float operation. ``dynamic_linears``: it has integer
+    products whose activations are rounded at run time. ``attention_operator``: attention is one operator of the file
+    (ONNX opset 23). ``narrow_products``: products of two pairs of 8-bit numbers are added up in 16 bits, which saturate
+    (x86 without VNNI), so that 8-bit weights keep to half their levels.
     """
 
     symmetric_activations: bool = False
     integer_bias: bool = True
     rounded_outputs: bool = True
+    dynamic_linears: bool = True
+    attention_operator: bool = True
+    narrow_products: bool = False
 
 
 DEFAULT_NUMERICS = Numerics()
@@ -67,21 +73,26 @@ def _per_channel(values: torch.Tensor, dimensions: int) -> torch.Tensor:
     return values.reshape(-1, *[1] * (dimensions - 1))
 
 
-def level_range(bits: int) -> tuple[int, int]:
+def level_range(bits: int, narrow_products: bool = False) -> tuple[int, int]:
     """Lowest and highest integer level. 8 bits leave out -128, so that the range is symmetric; the narrow formats
-    cannot spare a level."""
+    cannot spare a level. Two products of 255 and 64 still fit into 16 bits."""
+    if bits == 8 and narrow_products:
+        return -64, 64
     return (-127, 127) if bits == 8 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
-def quantize_weight(weight: torch.Tensor, bits: int, kept: torch.Tensor | None = None) -> QuantizedWeight:
+def quantize_weight(
+    weight: torch.Tensor, bits: int, kept: torch.Tensor | None = None, narrow_products: bool = False
+) -> QuantizedWeight:
     """Round to nearest on a symmetric grid per output channel, clipped where the squared error is least.
 
     Args:
         weight: (out, …) float.
         bits: 8, 4 or 2.
         kept: mask of the weights that were not cut; the others stay exactly zero.
+        narrow_products: see :class:`Numerics`.
     """
-    low, high = level_range(bits)
+    low, high = level_range(bits, narrow_products)
     rows = weight.detach().reshape(weight.shape[0], -1)
     largest = rows.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny * 2**20)
     largest = torch.where(rows.any(dim=1), largest, torch.ones(()))  # any step will do for a channel of zeros
@@ -127,6 +138,42 @@ class ActivationQuantizer(nn.Module):
         return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.low, self.high)
 
 
+class DynamicQuantizer(nn.Module):
+    """Rounds a tensor to 8 bits and back on the grid of its own range, as ONNX's ``DynamicQuantizeLinear`` does.
+
+    Exported, it is nothing: the exporter writes the operator itself, in front of the integer product.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.compiler.is_exporting():
+            return x.clone()
+        low, high = x.amin().clamp_max(0.0), x.amax().clamp_min(0.0)
+        scale = (high - low) / 255
+        scale = torch.where(scale == 0, torch.ones(()), scale)
+        zero_point = (-low / scale).round().clamp(0, 255)
+        levels = ((x / scale).round() + zero_point).clamp(0, 255)
+        return (levels - zero_point) * scale
+
+
+def quantize_dynamically(module: GraphModule, graph: Graph, layers: Sequence[str]) -> None:
+    """Put a dynamic quantizer in front of some linears of ``module``, in place, one for all that read one tensor."""
+    readers: dict[str, list[str]] = {}
+    for node in graph.layers:
+        if node.layer in layers:
+            readers.setdefault(node.inputs[0], []).append(node.name)
+    nodes = {node.name: node for node in module.graph.nodes}
+    for source, names in readers.items():
+        path = f"dynamic_quantizer_{source}"
+        module.add_submodule(path, DynamicQuantizer())
+        # What a linear reads may have a calibrated quantizer of its own in between by now.
+        given = cast("Node", nodes[names[0]].args[0])
+        with module.graph.inserting_before(nodes[names[0]]):
+            call = module.graph.call_module(path, (given,))
+        for name in names:
+            nodes[name].replace_input_with(given, call)
+    module.recompile()
+
+
 class RangeObserver(nn.Module):
     """Passes a tensor on and remembers its range and a regular sample of its values."""
 
@@ -159,22 +206,22 @@ class RangeObserver(nn.Module):
 
 
 def quantized_tensors(
-    graph: Graph, quantized_layers: Iterable[str], numerics: Numerics = DEFAULT_NUMERICS
+    graph: Graph, formats: Mapping[str, Format | None], numerics: Numerics = DEFAULT_NUMERICS
 ) -> tuple[str, ...]:
-    """The nodes whose results are rounded to 8 bits when the given layers are quantized.
+    """The nodes whose results are rounded to 8 bits on a calibrated grid when layers have the given formats.
 
-    Every quantized layer reads a rounded tensor. Where the runtime has no integer convolution that writes floats, a
-    quantized conv also writes one, behind its activation: without it onnxruntime leaves the weight in floats
+    Every layer with such a format reads a rounded tensor. Where the runtime has no integer convolution that writes
+    floats, a quantized conv also writes one, behind its activation: without it onnxruntime leaves the weight in floats
     (``DequantizeLinear`` → ``Conv`` at every run). A quantized linear may write floats, unless an activation is behind
     it, which onnxruntime would rather fuse into a float kernel.
     """
-    chosen = set(quantized_layers)
     names: dict[str, None] = {}
     for node in graph.layers:
-        if node.layer in chosen:
+        chosen = formats.get(node.layer or "")
+        if chosen is not None and chosen.calibrated:
             names[node.inputs[0]] = None
             tail = graph.tail(node)
-            if numerics.rounded_outputs and (node.op == "conv2d" or tail is not node):
+            if numerics.rounded_outputs and (node.op == "conv2d" or (node.is_gemm and tail is not node)):
                 names[tail.name] = None
     return tuple(node.name for node in graph.nodes if node.name in names)
 
@@ -182,7 +229,7 @@ def quantized_tensors(
 def complete_formats(
     graph: Graph, formats: Mapping[str, Format | None], numerics: Numerics = DEFAULT_NUMERICS
 ) -> dict[str, Format | None]:
-    """The formats that layers really get: one that reads and writes rounded tensors is quantized to 8 bits as well.
+    """The formats that layers really get: one that reads and writes rounded tensors is computed in integers as well.
 
     Its neighbours leave it nothing to gain from floats, and onnxruntime would round its weights at load, with a
     single scale for the whole tensor, without being asked. (TensorRT would not, so there formats stay as they are.)
@@ -192,12 +239,15 @@ def complete_formats(
     """
     if not numerics.rounded_outputs:
         return dict(formats)
-    rounded = _on_a_grid(graph, quantized_tensors(graph, [name for name, chosen in formats.items() if chosen]))
+    rounded = _on_a_grid(graph, quantized_tensors(graph, formats))
     complete = dict(formats)
     for node in graph.layers:
+        if node.layer is None or not (node.op == "conv2d" or node.is_gemm):
+            continue
+        chosen = complete.get(node.layer)
         inside = node.inputs[0] in rounded and graph.tail(node).name in rounded
-        if node.layer is not None and complete[node.layer] is None and inside:
-            complete[node.layer] = Format(8)
+        if inside and (chosen is None or not chosen.integer_activations):
+            complete[node.layer] = Format(8 if chosen is None else chosen.weight_bits)
     return complete
 
 

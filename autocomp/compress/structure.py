@@ -5,11 +5,15 @@ What :func:`autocomp.compress.apply.apply` builds in torch and what :func:`restr
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from autocomp.compress.blocks import without_blocks
 from autocomp.compress.prune import kept_count
 from autocomp.compress.quantize import DEFAULT_NUMERICS, Numerics, complete_formats, quantized_tensors
-from autocomp.graph import BATCH, WEIGHTED, Graph, Node
+from autocomp.compress.shapes import SPLITS, follow, part
+from autocomp.graph import CONVOLUTIONS, Graph, Node
 from autocomp.inventory import Inventory
 from autocomp.plan import Format, LayerPlan, Plan
 
@@ -26,7 +30,8 @@ class LayerShape:
 
 @dataclass(frozen=True)
 class Structure:
-    """The data flow of the compressed network, how its layers are stored, and the nodes whose results are rounded."""
+    """The data flow of the compressed network, how its layers are stored, and the nodes whose results are rounded on a
+    calibrated grid."""
 
     graph: Graph
     layers: dict[str, LayerShape]
@@ -34,7 +39,15 @@ class Structure:
 
     @property
     def quantized_layers(self) -> tuple[str, ...]:
+        """The layers with a format, of whatever kind."""
         return tuple(name for name, layer in self.layers.items() if layer.format is not None)
+
+    @property
+    def integer_layers(self) -> tuple[str, ...]:
+        """The layers that read a calibrated grid, and so are computed in integers."""
+        return tuple(
+            name for name, layer in self.layers.items() if layer.format is not None and layer.format.calibrated
+        )
 
     @property
     def macs(self) -> int:
@@ -49,53 +62,69 @@ def restructure(inventory: Inventory, plan: Plan, numerics: Numerics = DEFAULT_N
         PlanError: the plan does not fit the model.
     """
     inventory.check(plan)
-    outputs, inputs_cut = _widths(inventory, plan)
+    outputs, inputs_cut, sizes = _widths(inventory, plan)
     nodes: dict[str, Node] = {}
     layers: dict[str, LayerShape] = {}
     renamed: dict[str, str] = {}
-    for node in inventory.graph.nodes:
+    before = without_blocks(inventory.graph, inventory.dropped(plan)) if plan.dropped_blocks else inventory.graph
+    for node in before.nodes:
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
-        if node.op in WEIGHTED and node.layer is not None:
+        if node.layer is not None and node.layer in inventory.by_name:
             layer_plan = plan[node.layer]
-            whole = _resized(replace(node, inputs=inputs), outputs.get(node.layer), inputs_cut.get(node.layer, 0))
-            for part in _split(whole, layer_plan):
-                nodes[part.name] = part
-                layers[part.layer or ""] = _stored(part, layer_plan)
-                renamed[node.name] = part.name
+            shaped = replace(_follow(node, before, nodes, renamed), inputs=inputs)
+            whole = _resized(shaped, outputs.get(node.layer), inputs_cut.get(node.layer, 0))
+            for half in _split(whole, layer_plan):
+                nodes[half.name] = half
+                layers[half.layer or ""] = _stored(half, layer_plan)
+                renamed[node.name] = half.name
         else:
-            nodes[node.name] = _follow(replace(node, inputs=inputs), inventory.graph, nodes)
-    returned = tuple(renamed.get(name, name) for name in inventory.graph.outputs)
+            counted = node.name in sizes
+            shaped = _recounted(node, sizes[node.name]) if counted else _follow(node, before, nodes, renamed)
+            nodes[node.name] = replace(shaped, inputs=inputs)
+            if node.layer is not None:
+                layers[node.layer] = _stored(nodes[node.name], LayerPlan())
+    returned = tuple(renamed.get(name, name) for name in before.outputs)
     graph = Graph(tuple(nodes.values()), returned)
     formats = complete_formats(graph, {name: layer.format for name, layer in layers.items()}, numerics)
-    quantized = [name for name, chosen in formats.items() if chosen is not None]
     return Structure(
         graph,
         {name: replace(layer, format=formats[name]) for name, layer in layers.items()},
-        frozenset(quantized_tensors(graph, quantized, numerics)),
+        frozenset(quantized_tensors(graph, formats, numerics)),
     )
 
 
-def _widths(inventory: Inventory, plan: Plan) -> tuple[dict[str, int], dict[str, int]]:
-    """Layer → its output channels; layer → how many of its input channels are cut."""
+def _widths(
+    inventory: Inventory, plan: Plan
+) -> tuple[dict[str, int], dict[str, int], dict[str, list[tuple[int, int]]]]:
+    """Layer → its output channels; layer → how many of its input channels are cut; node → positions among its sizes,
+    and by how much these shrink."""
     outputs: dict[str, int] = {}
     inputs_cut: dict[str, int] = {}
-    for group, level in inventory.channel_levels(plan):
+    sizes: dict[str, list[tuple[int, int]]] = {}
+    for group, level in inventory.unit_levels(plan):
         kept = group.kept(level)
         for name in group.producers:
-            outputs[name] = kept
-        for name, per_channel in group.consumers.items():
-            inputs_cut[name] = inputs_cut.get(name, 0) + (group.width - kept) * per_channel
-    return outputs, inputs_cut
+            outputs[name] = kept * group.unit
+        for name, per_unit in group.consumers.items():
+            inputs_cut[name] = inputs_cut.get(name, 0) + (group.width - kept) * per_unit
+        for node, position, each in group.sizes:
+            sizes.setdefault(node, []).append((position, each * (group.width - kept)))
+    return outputs, inputs_cut, sizes
 
 
 def _resized(node: Node, outputs: int | None, inputs_cut: int) -> Node:
     weight = list(node.weight_shape)
-    depthwise = node.groups > 1 and node.groups == weight[0]
-    weight[0] = outputs if outputs is not None else weight[0]
-    if node.groups == 1:
-        weight[1] -= inputs_cut
-    shape = (*node.shape[:-1], weight[0]) if node.op == "linear" else (node.shape[0], weight[0], *node.shape[2:])
-    return replace(node, weight_shape=tuple(weight), shape=shape, groups=weight[0] if depthwise else node.groups)
+    depthwise = node.op == "conv2d" and node.groups > 1 and node.groups == weight[0] and weight[1] == 1
+    out_dim, in_dim = (1, 0) if node.op in {"conv_transpose2d", "embedding"} else (0, 1)
+    groups = node.groups
+    if outputs is not None:
+        weight[out_dim] = outputs // groups if node.op == "conv_transpose2d" else outputs
+        groups = outputs if depthwise else groups
+    if not depthwise:
+        weight[in_dim] -= inputs_cut if node.op == "conv_transpose2d" else inputs_cut // groups
+    resized = replace(node, weight_shape=tuple(weight), groups=groups)
+    channels = 1 if node.op in CONVOLUTIONS else len(node.shape) - 1
+    return replace(resized, shape=(*node.shape[:channels], resized.outputs, *node.shape[channels + 1 :]))
 
 
 def _split(node: Node, layer_plan: LayerPlan) -> tuple[Node, ...]:
@@ -103,27 +132,19 @@ def _split(node: Node, layer_plan: LayerPlan) -> tuple[Node, ...]:
     if layer_plan.rank is None:
         return (node,)
     r = layer_plan.rank.r
-    if node.op == "linear":
-        middle: tuple[int, ...] = (*node.shape[:-1], r)
-        second_weight: tuple[int, ...] = (node.weight_shape[0], r)
-    else:
-        middle = (node.shape[0], r, *node.shape[2:])
-        second_weight = (node.weight_shape[0], r, 1, 1)
+    convolution = node.op == "conv2d"
+    middle = (node.shape[0], r, *node.shape[2:]) if convolution else (*node.shape[:-1], r)
+    weight = (node.weight_shape[0], r) if node.op == "embedding" else (r, *node.weight_shape[1:])
     first = replace(
-        node,
-        name=f"{node.name}/0",
-        layer=f"{node.layer}.0",
-        weight_shape=(r, *node.weight_shape[1:]),
-        shape=middle,
-        has_bias=False,
+        node, name=f"{node.name}/0", layer=f"{node.layer}.0", weight_shape=weight, shape=middle, has_bias=False
     )
     second = Node(
         name=f"{node.name}/1",
-        op=node.op,
+        op="conv2d" if convolution else "linear",
         inputs=(first.name,),
         shape=node.shape,
         layer=f"{node.layer}.1",
-        weight_shape=second_weight,
+        weight_shape=(node.outputs, r, 1, 1) if convolution else (node.outputs, r),
         has_bias=node.has_bias,
     )
     return first, second
@@ -131,27 +152,41 @@ def _split(node: Node, layer_plan: LayerPlan) -> tuple[Node, ...]:
 
 def _stored(node: Node, layer_plan: LayerPlan) -> LayerShape:
     level = layer_plan.unstructured_level()
-    return LayerShape(
-        node.weight_shape, node.has_bias, layer_plan.format, kept_count(node.weights, level) if level > 0 else None
-    )
+    kept = kept_count(node.weights, level) if level > 0 else None
+    return LayerShape(node.weight_shape, node.has_bias, layer_plan.format, kept)
 
 
-def _follow(node: Node, before: Graph, nodes: dict[str, Node]) -> Node:
-    """An operation without weights: its result is as wide as what it reads."""
-    if not node.inputs or len(node.shape) < 2:
+def _follow(node: Node, before: Graph, nodes: Mapping[str, Node], renamed: Mapping[str, str]) -> Node:
+    """A node with the shape that its narrower inputs give it."""
+
+    def now(name: str) -> Node:
+        return nodes[renamed.get(name, name)]
+
+    old = [before.by_name[name] for name in node.inputs]
+    new = [now(name) for name in node.inputs]
+    if node.op == "getitem" and old[0].op in SPLITS:
+        split = old[0]
+        shape = part(node, split, before.by_name[split.inputs[0]].shape, now(split.inputs[0]).shape)
+    elif all(was.shape == is_now.shape for was, is_now in zip(old, new, strict=True)):
         return node
-    original = before.by_name[node.name]
-    source_before, source = before.by_name[original.inputs[0]], nodes[node.inputs[0]]
+    elif node.layer is not None:
+        shape = (*new[0].shape[:-1], node.shape[-1]) if node.op == "linear" else node.shape
+    else:
+        shape = follow(node, old, new)
+    if shape == node.shape:
+        return node
+    parameters = node.parameters * _count(shape) // _count(node.shape)
+    return replace(node, shape=shape, parameters=parameters)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return math.prod(abs(size) for size in shape)
+
+
+def _recounted(node: Node, shrunk: list[tuple[int, int]]) -> Node:
+    """A view whose sizes count heads, with fewer of them."""
+    first = node.numbers[0] if node.op == "unflatten" else 0
     shape = list(node.shape)
-    pairs = [(before.by_name[old], nodes[new]) for old, new in zip(original.inputs, node.inputs, strict=True)]
-    if all(old.shape == new.shape for old, new in pairs):
-        return node
-    joined = sum(old.shape[1] for old, _ in pairs) if node.op == "cat" else 0
-    if joined and shape[1] % joined == 0:  # a tensor joined to itself is one input
-        shape[1] = shape[1] // joined * sum(new.shape[1] for _, new in pairs)
-    elif len(source.shape) > 1 and original.shape[1] == source_before.shape[1]:
-        shape[1] = source.shape[1]
-    elif original.elements == source_before.elements and shape[0] == BATCH:
-        # A flatten or reshape that merges channels with something else: the merged dimension shrinks with them.
-        shape[1] = shape[1] * source.elements // source_before.elements
+    for position, amount in shrunk:
+        shape[first + position] -= amount
     return replace(node, shape=tuple(shape))

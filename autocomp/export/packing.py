@@ -9,6 +9,10 @@ call of them:
     Spread(m, v) {shape}               bit mask and kept values → the tensor with zeros where the mask has none
     SpreadLevels(m, v, s) {shape, axis}  both
 
+Weights that no integer kernel reads are levels times scale (``Cast``, ``Mul``), which onnxruntime folds into floats; a
+``DequantizeLinear`` that feeds no integer kernel it leaves in the graph and runs every time. Weights of ``MatMulInteger``
+and ``Gather`` stay integers.
+
 Two things are not obvious. ``INT4`` and ``INT2`` go through a ``Cast`` to int8, because onnxruntime does not fuse a
 ``DequantizeLinear`` that reads them. And the zero points are spelled out although they are all zero, because
 onnxruntime fuses a ``Gemm`` into ``QGemm`` only where its weight has them; the functions make them, a plain file
@@ -32,6 +36,8 @@ from autocomp.errors import ExportError
 
 Form = Literal["plain", "dense", "sparse"]
 FunctionKind = Literal["Levels", "Spread", "SpreadLevels"]
+#: What the graph is given: floats behind a ``DequantizeLinear``, floats that fold, or the int8 levels themselves.
+Use = Literal["dequantized", "floats", "levels"]
 Array: TypeAlias = npt.NDArray[np.int8] | npt.NDArray[np.float32]
 
 #: Short, because every call repeats it.
@@ -87,6 +93,7 @@ class StoredWeight:
     ``values``: int8 levels for 8, 4 and 2 bits, float32 for 32; any shape of at least one dimension, none of them 0.
     ``scale``: float32, shape (``values.shape[axis]``,), the step between two levels of a channel; None for 32 bits.
     ``kept``: bool, the shape of ``values``; where it is False the weight is pruned and its value 0. None = not pruned.
+    ``use``: what is made of the levels; for ``levels`` the scale is somebody else's and None here.
 
     Raises:
         ExportError: the arrays do not fit each other, or a level does not fit the bits.
@@ -97,6 +104,7 @@ class StoredWeight:
     scale: npt.NDArray[np.float32] | None = None
     axis: int = 0
     kept: npt.NDArray[np.bool_] | None = None
+    use: Use = "dequantized"
 
     def __post_init__(self) -> None:
         _check(self.values.shape, self.bits, None, self.axis)
@@ -104,7 +112,8 @@ class StoredWeight:
         if self.values.dtype != dtype:
             raise ExportError(f"weights of {self.bits} bits must be {np.dtype(dtype)}; got {self.values.dtype}")
         given = None if self.scale is None else (self.scale.dtype.name, self.scale.shape)
-        asked = None if self.bits == 32 else ("float32", (self.values.shape[self.axis],))
+        scaled = self.bits != 32 and self.use != "levels"
+        asked = ("float32", (self.values.shape[self.axis],)) if scaled else None
         if given != asked:
             raise ExportError(f"the scale of these {self.bits}-bit weights must be {asked}; got {given}")
         low, high, limit = self.values.min(), self.values.max(), 1 << (self.bits - 1)
@@ -118,11 +127,13 @@ class StoredWeight:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What defines one float tensor when appended to a graph; the functions once a model, whoever needs them."""
+    """What defines one tensor when appended to a graph of at least such an opset; the functions once a model, whoever
+    needs them."""
 
     nodes: tuple[NodeProto, ...]
     initializers: tuple[TensorProto, ...]
     functions: tuple[FunctionProto, ...]
+    opset: int
 
 
 @dataclass(frozen=True)
@@ -150,14 +161,15 @@ class _Slot:
 
 
 def encode(name: str, weight: StoredWeight, packed: bool) -> Encoded:
-    """Nodes, initializers and functions that define the float32 tensor ``name``, of the shape of ``weight.values``.
+    """Nodes, initializers and functions that define the tensor ``name`` of the shape of ``weight.values``: float32, or
+    int8 where the levels themselves are used.
 
-    The helper tensors are called ``name`` + ``.v``, ``.s``, ``.z`` and ``.m``. The nodes depend on initializers only:
-    put them before the graph's own (:func:`install` does). Same weight, same bytes.
+    The helper tensors are called ``name`` + ``.v``, ``.s``, ``.z``, ``.m``, ``.i`` and ``.j``. The nodes depend on
+    initializers only: put them before the graph's own (:func:`install` does). Same weight, same bytes.
     """
     shape = weight.values.shape
     kept_count = None if weight.kept is None else int(np.count_nonzero(weight.kept))
-    form = chosen_form(shape, weight.bits, kept_count, packed, weight.axis)
+    form = chosen_form(shape, weight.bits, kept_count, packed, weight.axis, weight.use)
     data: dict[str, bytes] = {}
     if weight.scale is not None:
         data[".s"], data[".z"] = _pack(weight.scale, 32), bytes(weight.scale.size)
@@ -168,15 +180,17 @@ def encode(name: str, weight: StoredWeight, packed: bool) -> Encoded:
         data[".v"] = _pack(values, weight.bits)
     else:
         bits = 8 if form == "plain" and weight.bits != 32 else weight.bits
-        data["" if bits == 32 else ".v"] = _pack(weight.values.reshape(-1), bits)
+        bare = bits == 32 or (weight.use == "levels" and bits == 8)
+        data["" if bare else ".v"] = _pack(weight.values.reshape(-1), bits)
     opset = required_opset(weight.bits, packed)
     return Encoded(
-        nodes=_nodes(name, shape, weight.axis, weight.bits, form),
+        nodes=_nodes(name, shape, weight.axis, weight.bits, form, weight.use),
         initializers=tuple(
             TensorProto(dims=slot.dims, data_type=slot.data_type, name=name + slot.suffix, raw_data=data[slot.suffix])
-            for slot in _slots(shape, weight.axis, weight.bits, kept_count or 0, form)
+            for slot in _slots(shape, weight.axis, weight.bits, kept_count or 0, form, weight.use)
         ),
-        functions=tuple(_function(kind, opset) for kind in _functions_needed(weight.bits, form)),
+        functions=tuple(_function(kind, opset) for kind in _functions_needed(weight.bits, form, weight.use)),
+        opset=opset,
     )
 
 
@@ -196,7 +210,7 @@ def install(model: ModelProto, encoded: Sequence[Encoded]) -> None:
                 raise ExportError(f"a graph's tensor names are unique; {name!r} is taken; remove its initializer first")
             taken.add(name)
     functions = {function.name: function for one in encoded for function in one.functions}
-    raise_opset(model, max((_opset(function) for one in encoded for function in one.functions), default=1))
+    raise_opset(model, max((one.opset for one in encoded), default=1))
     own = list(graph.node)
     del graph.node[:]
     graph.node.extend([node for one in encoded for node in one.nodes] + own)
@@ -238,7 +252,9 @@ def required_ir_version(opset: int) -> int:
 
 
 @lru_cache(maxsize=1 << 16)
-def chosen_form(shape: tuple[int, ...], bits: int, kept_count: int | None, packed: bool, axis: int = 0) -> Form:
+def chosen_form(
+    shape: tuple[int, ...], bits: int, kept_count: int | None, packed: bool, axis: int = 0, use: Use = "dequantized"
+) -> Form:
     """The smaller form, the dense one where they tie: a function of the numbers alone, never of the values.
 
     The functions' own bytes, paid once a model, are left out of the comparison.
@@ -248,14 +264,20 @@ def chosen_form(shape: tuple[int, ...], bits: int, kept_count: int | None, packe
         return "plain"
     if kept_count is None:
         return "dense"
-    dense = _graph_bytes(_NOMINAL_NAME_BYTES, shape, axis, bits, 0, "dense")
-    sparse = _graph_bytes(_NOMINAL_NAME_BYTES, shape, axis, bits, kept_count, "sparse")
+    dense = _graph_bytes(_NOMINAL_NAME_BYTES, shape, axis, bits, 0, "dense", use)
+    sparse = _graph_bytes(_NOMINAL_NAME_BYTES, shape, axis, bits, kept_count, "sparse", use)
     return "sparse" if sparse < dense else "dense"
 
 
 @lru_cache(maxsize=1 << 16)
 def footprint(
-    name: str, shape: tuple[int, ...], bits: int, kept_count: int | None, packed: bool, axis: int = 0
+    name: str,
+    shape: tuple[int, ...],
+    bits: int,
+    kept_count: int | None,
+    packed: bool,
+    axis: int = 0,
+    use: Use = "dequantized",
 ) -> Footprint:
     """What :func:`encode` of such a weight will cost, exactly, without its values.
 
@@ -264,10 +286,10 @@ def footprint(
     Raises:
         ExportError: the bits are not offered, the axis is not one of the shape's, or more are kept than there are.
     """
-    form = chosen_form(shape, bits, kept_count, packed, axis)
-    data_bytes = sum(slot.data_bytes for slot in _slots(shape, axis, bits, kept_count or 0, form))
-    graph_bytes = _graph_bytes(len(name.encode()), shape, axis, bits, kept_count or 0, form)
-    return Footprint(form, data_bytes, graph_bytes, _functions_needed(bits, form))
+    form = chosen_form(shape, bits, kept_count, packed, axis, use)
+    data_bytes = sum(slot.data_bytes for slot in _slots(shape, axis, bits, kept_count or 0, form, use))
+    graph_bytes = _graph_bytes(len(name.encode()), shape, axis, bits, kept_count or 0, form, use)
+    return Footprint(form, data_bytes, graph_bytes, _functions_needed(bits, form, use))
 
 
 def stored_bytes(shape: tuple[int, ...], bits: int, kept_count: int | None, packed: bool, axis: int = 0) -> int:
@@ -319,7 +341,7 @@ def _pack(flat: Array, bits: int) -> bytes:
     return bytes(np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8).tobytes())
 
 
-def _slots(shape: tuple[int, ...], axis: int, bits: int, kept_count: int, form: Form) -> tuple[_Slot, ...]:
+def _slots(shape: tuple[int, ...], axis: int, bits: int, kept_count: int, form: Form, use: Use) -> tuple[_Slot, ...]:
     count, channels = math.prod(shape), shape[axis]
     if form == "sparse":
         mask_bytes = -(-count // 8)
@@ -329,43 +351,63 @@ def _slots(shape: tuple[int, ...], axis: int, bits: int, kept_count: int, form: 
         ]
     elif bits == 32:
         slots = [_Slot("", TensorProto.FLOAT, shape, 4 * count)]
-    elif form == "plain":
-        slots = [_Slot(".v", TensorProto.INT8, shape, count), _Slot(".z", TensorProto.INT8, (channels,), channels)]
     else:
-        slots = [_Slot(".v", _TYPES[bits], shape, -(-count * bits // 8))]
-    if bits != 32:
-        slots.append(_Slot(".s", TensorProto.FLOAT, (channels,), 4 * channels))
+        stored = 8 if form == "plain" else bits
+        suffix = "" if use == "levels" and stored == 8 else ".v"
+        slots = [_Slot(suffix, _TYPES[stored], shape, -(-count * stored // 8))]
+        if form == "plain" and use == "dequantized":
+            slots.append(_Slot(".z", TensorProto.INT8, (channels,), channels))
+    if bits != 32 and use != "levels":
+        spread = (*[1] * axis, channels, *[1] * (len(shape) - axis - 1)) if use == "floats" else (channels,)
+        slots.append(_Slot(".s", TensorProto.FLOAT, spread, 4 * channels))
     return tuple(slots)
 
 
-def _nodes(name: str, shape: tuple[int, ...], axis: int, bits: int, form: Form) -> tuple[NodeProto, ...]:
-    v, s, z, m = (name + suffix for suffix in (".v", ".s", ".z", ".m"))
+def _nodes(name: str, shape: tuple[int, ...], axis: int, bits: int, form: Form, use: Use) -> tuple[NodeProto, ...]:
+    v, s, z, m, i, j = (name + suffix for suffix in (".v", ".s", ".z", ".m", ".i", ".j"))
     if bits == 32:
         return (helper.make_node("Spread", [m, v], [name], domain=DOMAIN, shape=shape),) if form == "sparse" else ()
+    if use == "dequantized":
+        if form == "sparse":
+            return (helper.make_node("SpreadLevels", [m, v, s], [name], domain=DOMAIN, shape=shape, axis=axis),)
+        if form == "plain":
+            return (helper.make_node("DequantizeLinear", [v, s, z], [name], axis=axis),)
+        return (helper.make_node("Levels", [v, s], [name], domain=DOMAIN, axis=axis),)
+    narrow, sparse = bits < 8 and form != "plain", form == "sparse"
+    if use == "levels":
+        last = v
+        nodes = []
+        if narrow:
+            last = i if sparse else name
+            nodes.append(helper.make_node("Cast", [v], [last], to=TensorProto.INT8))
+        if sparse:
+            nodes.append(helper.make_node("Spread", [m, last], [name], domain=DOMAIN, shape=shape))
+        return tuple(nodes)
+    nodes = [helper.make_node("Cast", [v], [i], to=TensorProto.FLOAT)]
+    if sparse:
+        nodes.append(helper.make_node("Spread", [m, i], [j], domain=DOMAIN, shape=shape))
+    return (*nodes, helper.make_node("Mul", [j if sparse else i, s], [name]))
+
+
+def _functions_needed(bits: int, form: Form, use: Use) -> tuple[FunctionKind, ...]:
     if form == "sparse":
-        return (helper.make_node("SpreadLevels", [m, v, s], [name], domain=DOMAIN, shape=shape, axis=axis),)
-    if form == "plain":
-        return (helper.make_node("DequantizeLinear", [v, s, z], [name], axis=axis),)
-    return (helper.make_node("Levels", [v, s], [name], domain=DOMAIN, axis=axis),)
+        return ("Levels", "Spread", "SpreadLevels") if bits != 32 and use == "dequantized" else ("Spread",)
+    return ("Levels",) if form == "dense" and bits != 32 and use == "dequantized" else ()
 
 
-def _functions_needed(bits: int, form: Form) -> tuple[FunctionKind, ...]:
-    if form == "sparse":
-        return ("Spread",) if bits == 32 else ("Levels", "Spread", "SpreadLevels")
-    return ("Levels",) if form == "dense" and bits != 32 else ()
-
-
-def _graph_bytes(name_bytes: int, shape: tuple[int, ...], axis: int, bits: int, kept_count: int, form: Form) -> int:
-    total = _nodes_bytes(name_bytes, shape, axis, bits, form)
-    for slot in _slots(shape, axis, bits, kept_count, form):
+def _graph_bytes(
+    name_bytes: int, shape: tuple[int, ...], axis: int, bits: int, kept_count: int, form: Form, use: Use
+) -> int:
+    total = _nodes_bytes(name_bytes, shape, axis, bits, form, use)
+    for slot in _slots(shape, axis, bits, kept_count, form, use):
         numbers = sum(1 + _varint_bytes(number) for number in (*slot.dims, slot.data_type))
         total += field_bytes(numbers + field_bytes(name_bytes + len(slot.suffix)) + field_bytes(slot.data_bytes))
     return total
 
 
 @lru_cache(maxsize=1 << 12)
-def _nodes_bytes(name_bytes: int, shape: tuple[int, ...], axis: int, bits: int, form: Form) -> int:
-    return sum(field_bytes(node.ByteSize()) for node in _nodes("n" * name_bytes, shape, axis, bits, form))
+def _nodes_bytes(name_bytes: int, shape: tuple[int, ...], axis: int, bits: int, form: Form, use: Use) -> int:
+    return sum(field_bytes(node.ByteSize()) for node in _nodes("n" * name_bytes, shape, axis, bits, form, use))
 
 
 def _varint_bytes(value: int) -> int:

@@ -12,8 +12,12 @@ from functools import lru_cache
 import numpy as np
 from onnx import TensorProto, helper
 
-from autocomp.compress.structure import Structure
-from autocomp.export.packing import FunctionKind, field_bytes, footprint, function_bytes
+from autocomp.compress.structure import LayerShape, Structure
+from autocomp.export.packing import Footprint, FunctionKind, Use, field_bytes, footprint, function_bytes
+from autocomp.graph import Node
+
+#: An operator without weights: only what a left-out block takes with it is counted so.
+OTHER_NODE_BYTES = 25
 
 #: Stands for the short names that values get in a file.
 NAME = "_ab"
@@ -37,21 +41,60 @@ class SizeModel:
         """Bytes of the file of a compressed network of this structure."""
         functions: set[FunctionKind] = set()
         total = self.fixed_bytes
-        for node in structure.graph.layers:
-            layer = structure.layers[node.layer or ""]
-            bits = 32 if layer.format is None else layer.format.weight_bits
-            weight = footprint(NAME, layer.weight_shape, bits, layer.kept, self.packed)
+        rounded_at_run_time: set[str] = set()
+        for node in structure.graph.nodes:
+            if node.layer is None:
+                total += OTHER_NODE_BYTES + 4 * node.parameters
+                continue
+            layer = structure.layers[node.layer]
+            if layer.format is not None and layer.format.dynamic:
+                rounded_at_run_time.add(node.inputs[0])
+            weight = self._weight(node, layer)
             functions.update(weight.functions)
-            total += weight.graph_bytes + _node_bytes(node.op, node.has_bias)
-            if node.has_bias:
-                total += _bias_bytes(layer.weight_shape[0], integer=bits != 32 and self.integer_bias)
+            total += weight.graph_bytes + self._around(node, layer)
+        total += len(rounded_at_run_time) * _node("DynamicQuantizeLinear", 1, 3)
         return total + function_bytes(functions) + len(structure.rounded) * _rounding_bytes()
+
+    def _weight(self, node: Node, layer: LayerShape) -> Footprint:
+        """How the exporter stores the layer's weight."""
+        chosen = layer.format
+        bits = 32 if chosen is None else chosen.weight_bits
+        turned = node.op == "linear" and (not node.is_gemm or (chosen is not None and chosen.dynamic))
+        shape = layer.weight_shape[::-1] if turned else layer.weight_shape
+        use: Use = "dequantized" if chosen is None or chosen.calibrated else "floats"
+        if chosen is not None and (chosen.dynamic or node.op == "embedding"):
+            use = "levels"
+        return footprint(NAME, shape, bits, layer.kept, self.packed, int(turned), use)
+
+    def _around(self, node: Node, layer: LayerShape) -> int:
+        """The layer's operators and its bias."""
+        chosen, channels = layer.format, node.outputs
+        bias = 0
+        if node.has_bias:
+            in_integers = chosen is not None and chosen.calibrated and (node.op == "conv2d" or node.is_gemm)
+            bias = _bias_bytes(channels, integer=in_integers and self.integer_bias)
+        if chosen is not None and chosen.dynamic:
+            operators = _node("MatMulInteger", 3) + _node("Cast", 1, to=1) + 2 * _node("Mul", 2)
+            operators += _node("Add", 2) if node.has_bias else 0
+            return bias + operators + _tensor_bytes(NAME + ".s", TensorProto.FLOAT, (channels,))
+        if chosen is not None and node.op == "embedding":
+            operators = 2 * _node("Gather", 2, axis=0) + _node("Cast", 1, to=1) + _node("Mul", 2)
+            return operators + _tensor_bytes(NAME + ".s", TensorProto.FLOAT, (layer.weight_shape[0], 1))
+        return bias + _layer_bytes(node.op if not node.is_gemm else "gemm", node.has_bias)
+
+
+def _node(op: str, inputs: int, outputs: int = 1, **attributes: int) -> int:
+    return field_bytes(helper.make_node(op, [NAME] * inputs, [NAME] * outputs, **attributes).ByteSize())
 
 
 @lru_cache(maxsize=64)
-def _node_bytes(op: str, has_bias: bool) -> int:
+def _layer_bytes(op: str, has_bias: bool) -> int:
     inputs = [NAME] * (3 if has_bias else 2)
     if op == "linear":
+        return _node("MatMul", 2) + (_node("Add", 2) if has_bias else 0)
+    if op == "embedding":
+        return _node("Gather", 2, axis=0)
+    if op == "gemm":
         node = helper.make_node("Gemm", inputs, [NAME], alpha=1.0, beta=1.0, transB=1)
     else:
         node = helper.make_node(

@@ -7,16 +7,23 @@ import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from onnx import ModelProto, checker, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, checker, helper, numpy_helper
 
 from autocomp.errors import ExportError, first_line
+from autocomp.export.integers import (
+    consumers,
+    dynamic_product,
+    integer_lookup,
+    replace_node,
+    sums_before_norms,
+)
 from autocomp.export.packing import StoredWeight, encode, install, raise_opset
-from autocomp.graph import free_batch
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -26,8 +33,12 @@ if TYPE_CHECKING:
 
 Array = npt.NDArray[Any]
 
-#: torch.onnx writes 20; the widest one that a plain file needs is the same for every file.
+#: The widest opset that a plain file needs, the same for every file; attention as one operator came with 23.
 OPSET = 21
+ATTENTION_OPSET = 23
+
+#: A marked parameter's values are this times its number: no trained parameter is like it.
+MARK = -1e30
 
 
 def export_onnx(compressed: Compressed, packed: bool) -> bytes:
@@ -41,17 +52,33 @@ def export_onnx(compressed: Compressed, packed: bool) -> bytes:
         ExportError: torch.onnx cannot write an operator, or rewrote a weight that the plan stores in its own way.
     """
     model = _float_graph(compressed)
-    stored = {name: _stored(compressed, name) for name in _weight_names(compressed)}
-    biases = {name: _integer_bias(compressed, name) for name in compressed.bias_scales}
-    for name in _stored_names(compressed):
-        _take(model, name)
+    graph = model.graph
+    places = {name: _take(graph, number, name) for number, name in enumerate(_stored_names(compressed), start=1)}
+    sums_before_norms(graph)
+    stored: dict[str, StoredWeight] = {}
+    rounded: dict[str, str] = {}
+    for name in _weight_names(compressed):
+        place = places[name]
+        stored[place.tensor] = _stored(compressed, name, place)
+        _rewrite(graph, compressed, name, place, rounded)
+    biases = {places[name].tensor: _integer_bias(compressed, name) for name in compressed.bias_scales}
     short = _shorten(model)
-    for name, (levels, step) in biases.items():
-        _add_bias(model, short[name], levels, step)
+    for tensor, (levels, step) in biases.items():
+        _add_bias(model, short[tensor], levels, step)
     raise_opset(model, OPSET)
-    install(model, [encode(short[name], weight, packed) for name, weight in stored.items()])
+    install(model, [encode(short[tensor], weight, packed) for tensor, weight in stored.items()])
     checker.check_model(model)
     return bytes(model.SerializeToString())
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a parameter stands in the float graph: the tensor, the node that reads it, and whether torch.onnx has
+    turned the weight of a product round to (in, out)."""
+
+    tensor: str
+    reader: NodeProto
+    turned: bool
 
 
 @contextmanager
@@ -84,15 +111,25 @@ def _marked(compressed: Compressed) -> GraphModule:
     """
     marked = copy.deepcopy(compressed.model)
     for number, name in enumerate(_stored_names(compressed), start=1):
-        marked.get_parameter(name).data.fill_(-1e30 * number)  # no trained parameter is like it
+        marked.get_parameter(name).data.fill_(MARK * number)
     return marked
 
 
 def _float_graph(compressed: Compressed) -> ModelProto:
-    doubled, shapes = free_batch(compressed.example_inputs)
+    example = compressed.example
+    attention = compressed.numerics.attention_operator and any(
+        node.op == "scaled_dot_product_attention" for node in compressed.graph.nodes
+    )
     try:
         with _quiet(), torch.no_grad():
-            program = torch.onnx.export(_marked(compressed), doubled, dynamo=True, verbose=False, dynamic_shapes=shapes)
+            program = torch.onnx.export(
+                _marked(compressed),
+                example.doubled(),
+                dynamo=True,
+                verbose=False,
+                dynamic_shapes=example.dynamic_shapes(),
+                **({"opset_version": ATTENTION_OPSET} if attention else {}),
+            )
     except Exception as error:  # torch.onnx raises whatever its passes raise
         raise ExportError(f"torch.onnx could not write the compressed model: {first_line(error)}") from error
     if program is None:
@@ -100,21 +137,55 @@ def _float_graph(compressed: Compressed) -> ModelProto:
     return program.model_proto
 
 
-def _stored(compressed: Compressed, name: str) -> StoredWeight:
+def _stored(compressed: Compressed, name: str, place: _Place) -> StoredWeight:
     quantized = compressed.weights.get(name)
     mask = compressed.masks.get(name)
-    kept = None if mask is None else mask.numpy()
-    if quantized is not None:
-        return StoredWeight(quantized.levels.numpy(), quantized.bits, quantized.scale.numpy(), 0, kept)
-    return StoredWeight(compressed.model.get_parameter(name).detach().numpy(), 32, None, 0, kept)
+    chosen = compressed.formats.get(name.removesuffix(".weight"))
+    turn = place.turned or (chosen is not None and chosen.dynamic)
+    axis = 1 if turn else 0
+
+    def turned(values: torch.Tensor) -> Array:
+        return np.ascontiguousarray((values.T if turn else values).detach().numpy())
+
+    kept = None if mask is None else turned(mask)
+    if quantized is None or chosen is None:
+        return StoredWeight(turned(compressed.model.get_parameter(name)), 32, None, axis, kept)
+    levels = turned(quantized.levels)
+    if chosen.dynamic or place.reader.op_type == "Gather":
+        return StoredWeight(levels, quantized.bits, None, axis, kept, "levels")
+    scale = quantized.scale.numpy()
+    return StoredWeight(levels, quantized.bits, scale, axis, kept, "dequantized" if chosen.calibrated else "floats")
 
 
-def _take(model: ModelProto, name: str) -> None:
-    """Remove the initializer ``name``."""
-    for position, tensor in enumerate(model.graph.initializer):
-        if tensor.name == name:
-            del model.graph.initializer[position]
-            return
+def _rewrite(graph: GraphProto, compressed: Compressed, name: str, place: _Place, rounded: dict[str, str]) -> None:
+    """Give a weight that stays integers the operators that read it so."""
+    quantized, chosen = compressed.weights.get(name), compressed.formats.get(name.removesuffix(".weight"))
+    if quantized is None or chosen is None or not (chosen.dynamic or place.reader.op_type == "Gather"):
+        return
+    scale, values = f"{place.tensor}.s", quantized.scale.numpy()
+    if place.reader.op_type == "Gather":
+        values = values[:, None]
+        nodes = integer_lookup(place.reader, place.tensor, scale)
+    else:
+        nodes = dynamic_product(place.reader, place.tensor, scale, rounded)
+    graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(values), scale))
+    replace_node(graph, place.reader, nodes)
+
+
+def _take(graph: GraphProto, number: int, name: str) -> _Place:
+    """Remove the initializer of a marked parameter, whatever torch.onnx has called it."""
+    mark = np.float32(MARK * number)
+    for position, tensor in enumerate(graph.initializer):
+        if tensor.data_type != TensorProto.FLOAT or not tensor.dims:
+            continue
+        first = np.frombuffer(tensor.raw_data[:4], np.float32) if tensor.raw_data else np.empty(0)
+        if first.size and first[0] == mark:
+            readers = consumers(graph.node, tensor.name)
+            if len(readers) != 1:
+                break
+            tensor_name = tensor.name
+            del graph.initializer[position]
+            return _Place(tensor_name, readers[0], readers[0].op_type == "MatMul")
     raise ExportError(
         f"torch.onnx rewrote {name!r}, so that it cannot be stored in the plan's format; leave it at fp32"
     )

@@ -33,7 +33,9 @@ Vector = npt.NDArray[np.float64]
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "float_conv": ("conv_nchwc", "conv"),
     "integer_conv": ("qlinear_conv",),
-    "linear": ("gemm", "qgemm"),
+    "linear": ("gemm", "qgemm", "matmul"),
+    "integer_linear": ("matmul_integer", "dynamic_matmul"),
+    "attention": ("attention",),
 }
 OTHER = "other"
 GROUP_NAMES = (*GROUPS, OTHER)

@@ -41,6 +41,8 @@ class Kernel:
         if self.macs == 0 or self.out_elements == 0:
             return float(self.out_elements), 1.0, 1.0
         depth = self.macs / self.out_elements
+        if self.weight_elements == 0:  # a product of two tensors that both are computed
+            return float(self.out_elements), 1.0, depth
         columns = self.weight_elements / depth
         return self.out_elements / columns, columns, depth
 

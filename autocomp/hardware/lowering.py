@@ -9,18 +9,59 @@ NchwcTransformer, QDQ fusions and transpose optimizer, and are held against its 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from autocomp.compress.structure import Structure
-from autocomp.graph import ACTIVATIONS, ADDITIONS, Graph, Node
+from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Graph, Node
 from autocomp.hardware.kernels import Kernel
 
-#: What a runtime computes nothing for.
-FREE = frozenset({"dropout", "dropout_", "contiguous", "clone", "alias", "detach", "input"})
+#: What a runtime computes nothing for; the parts of a split are written by the split.
+FREE = COPIES | {"input", "getitem", "to", "_assert_tensor_metadata"}
 
 GLOBAL_POOLS = frozenset({"adaptive_avg_pool2d", "mean"})
 WINDOW_POOLS = frozenset({"max_pool2d", "avg_pool2d"})
-RESHAPES = frozenset({"flatten", "view", "reshape", "unflatten", "squeeze", "unsqueeze"})
+#: Activations that float convolutions in blocks take in, beside the rectifiers of :data:`ACTIVATIONS`.
+BLOCKED_ACTIVATIONS = frozenset({"hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "sigmoid", "tanh"})
+
+#: Operations by what their time is like: one value from each, values moved, and a few of their own.
+ELEMENTWISE = frozenset(
+    {
+        *(
+            "mul",
+            "sub",
+            "div",
+            "pow",
+            "sqrt",
+            "rsqrt",
+            "exp",
+            "log",
+            "neg",
+            "abs",
+            "maximum",
+            "minimum",
+            "where",
+            "rsub",
+        ),
+        *("masked_fill", "eq", "ne", "ge", "gt", "le", "lt", "logical_not", "__and__", "leaky_relu", "elu", "softplus"),
+        *("hardswish", "hardsigmoid", "sigmoid", "tanh", "prelu", "bitwise_not"),
+    }
+)
+MOVES = frozenset(
+    {
+        *("slice", "select", "pad", "constant_pad_nd", "expand", "index", "stack", "roll", "flip", "repeat", "narrow"),
+        *("upsample_nearest2d", "chunk", "split", "split_with_sizes", "unbind", "index_select", "gather"),
+    }
+)
+KINDS = {
+    **dict.fromkeys(ELEMENTWISE, "elementwise"),
+    **dict.fromkeys(MOVES, "move"),
+    **dict.fromkeys(("transpose", "permute", "t"), "transpose"),
+    **dict.fromkeys(("softmax", "_softmax", "log_softmax"), "softmax"),
+    **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm"), "layer_norm"),
+    **dict.fromkeys(("sum", "amax", "amin", "cumsum"), "global_pool"),
+    **dict.fromkeys(("silu", "gelu"), "gelu"),
+}
 
 #: A blocked conv needs a multiple of this many input channels.
 ALIGNMENT = 4
@@ -55,12 +96,15 @@ _STEPS = {
 class _Lowering:
     graph: Graph
     quantized_layers: frozenset[str]
+    dynamic_layers: frozenset[str]
+    integer_tables: frozenset[str]
     rounded: frozenset[str]
     block: int
     kernels: list[Kernel] = field(default_factory=list)
     forms: dict[str, list[Form]] = field(default_factory=dict)
     #: Tensor → the float conv kernel that wrote it, as a position in ``kernels``: an addition may still be fused there.
     conv_at: dict[str, int] = field(default_factory=dict)
+    rounded_at_run_time: set[str] = field(default_factory=set)
 
     def read(self, name: str, wanted: Form) -> None:
         """Make tensor ``name`` available in a form, by the conversions that this takes."""
@@ -106,8 +150,15 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
             padded to whole blocks, and that is what a blocked convolution's numbers count.
     """
     graph = structure.graph
-    quantized = frozenset(structure.quantized_layers)
-    state = _Lowering(graph, quantized, structure.rounded, block)
+    formats = {name: layer.format for name, layer in structure.layers.items() if layer.format is not None}
+    state = _Lowering(
+        graph,
+        frozenset(structure.integer_layers),
+        frozenset(name for name, chosen in formats.items() if chosen.dynamic),
+        frozenset(node.layer for node in graph.layers if node.op == "embedding" and node.layer in formats),
+        structure.rounded,
+        block,
+    )
     fused: dict[str, str] = {}
     for node in graph.nodes:
         if node.name in fused:
@@ -134,7 +185,14 @@ def _one(state: _Lowering, node: Node, tail: Node) -> bool:
     if node.op == "conv2d":
         return _conv(state, node, tail)
     if node.op == "linear":
-        return _linear(state, node, tail)
+        return (
+            _linear(state, node, tail)
+            if node.is_gemm and node.layer not in state.dynamic_layers
+            else _product(state, node)
+        )
+    if node.op in _OWN:
+        _OWN[node.op](state, node)
+        return False
     if node.op in ADDITIONS and len(node.inputs) == 2:
         return _add(state, node, tail)
     return _other(state, node)
@@ -212,6 +270,81 @@ def _linear(state: _Lowering, node: Node, tail: Node) -> bool:
     return True
 
 
+def _product(state: _Lowering, node: Node) -> bool:
+    """A linear over sequences: ``MatMul`` and an addition, which integer products rounded at run time take in."""
+    source = node.inputs[0]
+    read = state.graph.by_name[source].elements
+    kernel = replace(_weighted(node, "matmul"), in_elements=read)
+    if node.layer in state.dynamic_layers:
+        state.read(source, FLOAT)
+        shared = sum(user.layer in state.dynamic_layers for user in state.graph.users[source]) > 1
+        if shared and source not in state.rounded_at_run_time:
+            state.kernels.append(Kernel("dynamic_quantize", (source,), in_elements=read, out_elements=read))
+            state.rounded_at_run_time.add(source)
+        state.kernels.append(replace(kernel, op="matmul_integer" if shared else "dynamic_matmul"))
+    else:
+        quantized = node.layer in state.quantized_layers
+        state.read(source, INTEGER if quantized else FLOAT)
+        state.kernels.append(replace(kernel, op="matmul_integer" if quantized else "matmul"))
+        user = state.graph.sole_user(node.name)
+        if node.has_bias and not (user is not None and user.op == "gelu" and not quantized):
+            state.kernels.append(
+                Kernel("add", (node.name,), in_elements=node.elements + node.outputs, out_elements=node.elements)
+            )
+    state.write(node, FLOAT)
+    return False
+
+
+def _transposed_conv(state: _Lowering, node: Node) -> None:
+    state.read(node.inputs[0], FLOAT)
+    read = state.graph.by_name[node.inputs[0]].elements
+    state.kernels.append(replace(_weighted(node, "conv_transpose"), in_elements=read))
+    state.write(node, FLOAT)
+
+
+def _lookup(state: _Lowering, node: Node) -> None:
+    """An embedding; one of integers also looks its scales up and multiplies."""
+    rows = node.elements // max(1, node.outputs)
+    table = Kernel("move", (node.layer or node.name,), in_elements=node.elements, out_elements=node.elements)
+    state.kernels.append(table)
+    if node.layer in state.integer_tables:
+        state.kernels.append(replace(table, in_elements=rows, out_elements=rows))
+        state.kernels.append(replace(table, op="elementwise"))
+        state.kernels.append(replace(table, op="elementwise", in_elements=node.elements + rows))
+    state.write(node, FLOAT)
+
+
+def _attention(state: _Lowering, node: Node) -> None:
+    """One operator: two products with a softmax between."""
+    for name in node.inputs:
+        state.read(name, FLOAT)
+    read = sum(state.graph.by_name[name].elements for name in node.inputs)
+    tokens = abs(state.graph.by_name[node.inputs[1]].shape[-2])
+    state.kernels.append(
+        Kernel("attention", (node.name,), macs=2 * node.elements * tokens, in_elements=read, out_elements=node.elements)
+    )
+    state.write(node, FLOAT)
+
+
+def _norm_in_blocks(state: _Lowering, node: Node) -> None:
+    """A batch norm that was not folded is computed as a convolution of one weight a channel."""
+    source = node.inputs[0]
+    state.read(source, BLOCKED if len(node.shape) == 4 else FLOAT)
+    channels = node.shape[1]
+    state.kernels.append(
+        Kernel(
+            "conv_nchwc" if len(node.shape) == 4 else "elementwise",
+            (node.name,),
+            macs=node.elements if len(node.shape) == 4 else 0,
+            in_elements=node.elements,
+            out_elements=node.elements,
+            weight_elements=channels,
+            groups=channels,
+        )
+    )
+    state.write(node, BLOCKED if len(node.shape) == 4 else FLOAT)
+
+
 def _add(state: _Lowering, node: Node, tail: Node) -> bool:
     """An integer addition, one that is fused into a float conv before it, or one of its own."""
     read = sum(state.graph.by_name[name].elements for name in node.inputs)
@@ -256,6 +389,8 @@ def _other(state: _Lowering, node: Node) -> bool:
         state.read(source, form)
         state.kernels.append(replace(kernel, op="reshape"))
         state.write(node, form)
+    elif node.op in BLOCKED_ACTIVATIONS and _behind_blocked_conv(state, source):
+        state.forms[node.name] = state.forms[source]
     elif node.op in ACTIVATIONS or node.op in WINDOW_POOLS:
         form = _pool_form(state, node) if node.op in WINDOW_POOLS else state.any_float(source)
         state.read(source, form)
@@ -268,9 +403,24 @@ def _other(state: _Lowering, node: Node) -> bool:
     else:
         for name in node.inputs:
             state.read(name, FLOAT)
+        plain = node.op.removesuffix("_")
+        if plain in {"matmul", "bmm"}:
+            inner = abs(state.graph.by_name[node.inputs[0]].shape[-1])
+            kernel = replace(kernel, op="matmul", macs=node.elements * inner)
+        else:
+            kernel = replace(kernel, op=KINDS.get(plain, node.op))
+        # What only moves data reads no more than it writes; the parts of a split are nodes of their own.
+        if kernel.op == "move":
+            moved = node.elements if node.shape else read
+            kernel = replace(kernel, in_elements=moved, out_elements=moved)
         state.kernels.append(kernel)
         state.write(node, FLOAT)
     return False
+
+
+def _behind_blocked_conv(state: _Lowering, source: str) -> bool:
+    node = state.graph.by_name[source]
+    return node.op == "conv2d" and state.forms[source] == [BLOCKED] and state.graph.sole_user(source) is not None
 
 
 def _pool_form(state: _Lowering, node: Node) -> Form:
@@ -283,3 +433,11 @@ def _pool_form(state: _Lowering, node: Node) -> Form:
         if INTEGER in have or node.name in state.rounded:
             return INTEGER
     return state.any_float(node.inputs[0]) if node.shape[1] % state.block == 0 else FLOAT
+
+
+_OWN: dict[str, Callable[[_Lowering, Node], None]] = {
+    "conv_transpose2d": _transposed_conv,
+    "embedding": _lookup,
+    "scaled_dot_product_attention": _attention,
+    "batch_norm": _norm_in_blocks,
+}

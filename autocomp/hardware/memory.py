@@ -12,13 +12,15 @@ FLOAT_BYTES = 4
 def peak_memory_bytes(structure: Structure, batch: int) -> int:
     """Bytes of weights plus live activations at the worst moment.
 
-    A packed weight counts as what it is unpacked to when the file is loaded (a byte a level), a sparse one as dense.
+    A packed weight counts as what it is unpacked to when the file is loaded: a byte a level where an integer kernel or a
+    lookup reads it, else floats. A sparse one counts as dense.
     """
-    weights = 0
-    for layer in structure.layers.values():
-        each = FLOAT_BYTES if layer.format is None else 1
-        weights += math.prod(layer.weight_shape) * each
-        weights += layer.weight_shape[0] * FLOAT_BYTES * (int(layer.has_bias) + int(layer.format is not None))
+    weights = sum(FLOAT_BYTES * node.parameters for node in structure.graph.nodes)
+    for node in structure.graph.layers:
+        layer = structure.layers[node.layer or ""]
+        stays = layer.format is not None and (layer.format.integer_activations or node.op == "embedding")
+        weights += math.prod(layer.weight_shape) * (1 if stays else FLOAT_BYTES)
+        weights += node.outputs * FLOAT_BYTES * (int(layer.has_bias) + int(layer.format is not None))
     return weights + batch * _activations(structure)
 
 

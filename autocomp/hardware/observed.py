@@ -29,13 +29,30 @@ KINDS = {
     "AveragePool": "pool",
     "ReduceMean": "global_pool",
     "GlobalAveragePool": "global_pool",
+    "Sum": "add",
+    "MatMul": "matmul",
+    "FusedMatMul": "matmul",
+    "MatMulIntegerToFloat": "matmul_integer",
+    "DynamicQuantizeMatMul": "dynamic_matmul",
+    "DynamicQuantizeLinear": "dynamic_quantize",
+    "Attention": "attention",
+    "LayerNormalization": "layer_norm",
+    "Softmax": "softmax",
+    "Gelu": "gelu",
+    "BiasGelu": "gelu",
+    "QuickGelu": "gelu",
+    "ConvTranspose": "conv_transpose",
+    **dict.fromkeys(("Mul", "Sub", "Div", "Pow", "Sqrt", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid"), "elementwise"),
+    **dict.fromkeys(("Where", "Cast", "Exp", "LeakyRelu", "PRelu", "Equal", "Not", "And"), "elementwise"),
+    **dict.fromkeys(("Slice", "Pad", "Gather", "Split", "Expand", "Squeeze", "Unsqueeze", "GatherND"), "move"),
     "Concat": "cat",
     "QLinearConcat": "cat",
     "Reshape": "reshape",
     "Flatten": "reshape",
 }
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
-_WITH_WEIGHTS = {"conv", "conv_nchwc", "qlinear_conv", "gemm", "qgemm"}
+_LINEAR = {"gemm", "qgemm", "matmul", "matmul_integer", "dynamic_matmul"}
+_WITH_WEIGHTS = {"conv", "conv_nchwc", "qlinear_conv", "conv_transpose"} | _LINEAR
 
 
 def kind_of(op: str, domain: str) -> str | None:
@@ -51,14 +68,24 @@ def kernel_of(node: NodeTime) -> Kernel | None:
     if kind is None or not node.output_shapes or not node.input_shapes:
         return None
     out_elements = math.prod(node.output_shapes[0])
+    if kind == "move":
+        moved = sum(math.prod(shape) for shape in node.output_shapes)
+        return Kernel(kind, (node.name,), in_elements=moved, out_elements=moved)
+    if kind == "attention":
+        read, tokens = sum(math.prod(shape) for shape in node.input_shapes), node.input_shapes[1][-2]
+        macs = 2 * out_elements * tokens
+        return Kernel(kind, (node.name,), macs=macs, in_elements=read, out_elements=out_elements)
+    if kind == "matmul" and node.weight_shape is None:
+        read, inner = sum(math.prod(shape) for shape in node.input_shapes), node.input_shapes[0][-1]
+        return Kernel(kind, (node.name,), macs=out_elements * inner, in_elements=read, out_elements=out_elements)
     if kind not in _WITH_WEIGHTS:
-        moving = node.input_shapes[: 2 if kind == "add" else 1]
+        moving = node.input_shapes[: 2 if kind in {"add", "elementwise"} else 1]
         read = 2 * out_elements if kind == "qlinear_add" else sum(math.prod(shape) for shape in moving)
         return Kernel(kind, (node.name,), in_elements=read, out_elements=out_elements)
     if node.weight_shape is None:
         return None
     weights = math.prod(node.weight_shape)
-    if kind in {"gemm", "qgemm"}:
+    if kind in _LINEAR:
         macs = math.prod(node.output_shapes[0][:-1]) * weights
     else:
         macs = out_elements * math.prod(node.weight_shape[1:])

@@ -27,6 +27,7 @@ from autocomp.hardware.roofline import RooflineModel
 from autocomp.hardware.target import Artifact, Offer, Runtime, Target
 from autocomp.places import cache_folder, shipped_folder
 from autocomp.plan import Pattern
+from autocomp.space import Activations
 
 
 class _Strict(BaseModel):
@@ -37,12 +38,15 @@ class _OfferFile(_Strict):
     weight_bits: tuple[int, ...]
     patterns: tuple[Pattern, ...]
     ranks: bool
+    activations: tuple[Activations, ...]
 
 
 class _NumericsFile(_Strict):
     symmetric_activations: bool
     integer_bias: bool
     rounded_outputs: bool
+    dynamic_linears: bool
+    attention_operator: bool
 
 
 class ProfileFile(_Strict):
@@ -93,6 +97,13 @@ class Profile:
         samples = [s for network in read_measurements(self.folder / "measurements.csv") for s in network.samples]
         return FittedModel.from_json(text, samples)
 
+    def _narrow_products(self) -> bool:
+        """Whether 8-bit products on this CPU are added up in 16 bits: x86 before VNNI."""
+        if self.file.runtime != "onnxruntime":
+            return False
+        features = (self.fingerprint or this_machine()).features
+        return "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features)
+
     def target(self, threads: int, batch: int, artifact: Artifact | None, reachable: bool) -> Target:
         file = self.file
         if file.runtime == "tensorrt":
@@ -110,7 +121,7 @@ class Profile:
             batch=batch,
             clocks=file.clocks,
             offer=_offer(file.offer, artifact or file.artifact),
-            numerics=Numerics(**file.numerics.model_dump()),
+            numerics=Numerics(**file.numerics.model_dump(), narrow_products=self._narrow_products()),
             model=self.model(),
             lower=lower,
             reachable=reachable,
@@ -122,11 +133,12 @@ class Profile:
 def _offer(offer: _OfferFile, artifact: Artifact) -> Offer:
     """A plain file stores every level in a byte and every zero: only what is faster is left to offer."""
     if artifact == "onnx-packed":
-        return Offer(offer.weight_bits, offer.patterns, offer.ranks)
+        return Offer(offer.weight_bits, offer.patterns, offer.ranks, offer.activations)
     return Offer(
         tuple(bits for bits in offer.weight_bits if bits == 8),
         tuple(pattern for pattern in offer.patterns if pattern != "unstructured"),
         offer.ranks,
+        tuple(how for how in offer.activations if how != "a32"),
     )
 
 

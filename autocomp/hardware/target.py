@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from autocomp.hardware.latency import LatencyModel, Prediction
 from autocomp.plan import Pattern
+from autocomp.space import Activations
 
 if TYPE_CHECKING:
     from autocomp.compress.quantize import Numerics
@@ -22,12 +23,14 @@ Artifact = Literal["onnx", "onnx-packed"]
 class Offer:
     """What is worth offering a search on this target, because it makes the file smaller or faster there.
 
-    ``weight_bits`` of quantized layers; sparsity ``patterns``; whether truncated ranks pay.
+    ``weight_bits`` of quantized layers and how their ``activations`` may be given; sparsity ``patterns``; whether
+    truncated ranks pay.
     """
 
     weight_bits: tuple[int, ...]
     patterns: tuple[Pattern, ...]
     ranks: bool
+    activations: tuple[Activations, ...] = ("a8",)
 
 
 @dataclass(frozen=True)

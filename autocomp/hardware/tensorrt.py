@@ -47,6 +47,7 @@ MOVES = frozenset(
 NORMS = frozenset({"layer_norm", "native_layer_norm", "group_norm", "instance_norm", "rms_norm"})
 SOFTMAXES = frozenset({"softmax", "_softmax", "log_softmax"})
 MATMULS = frozenset({"matmul", "bmm"})
+ATTENTION = "scaled_dot_product_attention"
 
 
 @dataclass
@@ -91,7 +92,7 @@ def lower(structure: Structure, batch: int) -> tuple[Kernel, ...]:
         batch: examples per inference; elements and MACs are multiplied by it.
     """
     graph = structure.graph
-    quantized = frozenset(structure.quantized_layers)
+    quantized = frozenset(structure.integer_layers)
     engine = _Engine(graph, quantized, structure.rounded, _constants(graph))
     absorbed: set[str] = set()
     for node in graph.nodes:
@@ -138,7 +139,7 @@ def _pass_on(engine: _Engine, node: Node) -> None:
 def _lower_one(engine: _Engine, node: Node) -> set[str]:
     """Append the kernel of ``node``; the names of the later nodes that it computes as well."""
     op = _plain(node.op)
-    if node.layer is not None:
+    if node.layer is not None and node.op != "embedding":
         return _weighted(engine, node)
     if op in POINTWISE:
         return _pointwise(engine, node)
@@ -150,6 +151,9 @@ def _lower_one(engine: _Engine, node: Node) -> set[str]:
     if op in MATMULS:
         inner = engine.graph.by_name[node.inputs[0]].shape[-1]
         return _alone(engine, node, "matmul", "fp16", macs=node.elements * inner)
+    if op == ATTENTION:  # two products with a softmax between, as the decomposed graph has them
+        tokens = engine.graph.by_name[node.inputs[1]].shape[-2]
+        return _alone(engine, node, "matmul", "fp16", macs=2 * node.elements * tokens)
     if op in SOFTMAXES or op in NORMS:
         return _alone(engine, node, "softmax" if op in SOFTMAXES else "norm", "fp16")
     return _alone(engine, node, node.op, None)
@@ -203,6 +207,8 @@ def _weighted(engine: _Engine, node: Node) -> set[str]:
 def _family(node: Node) -> str:
     if node.op == "linear":
         return "gemm"
+    if node.op == "conv_transpose2d":
+        return "conv_transpose"
     if node.groups == 1:
         return "conv"
     return "depthwise" if node.weight_shape[1] == 1 else "grouped_conv"

@@ -11,11 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from autocomp.compress.apply import Prepared, apply, prepare
 from autocomp.compress.structure import restructure
-from autocomp.errors import RunError, TaskError, WorkError
+from autocomp.errors import RunError, WorkError
 from autocomp.export.size import SizeModel
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.fingerprint import this_machine
@@ -52,24 +50,22 @@ def set_up(request: Request, task: Task, target: Target) -> Setup:
         TaskError, TraceError, SpaceError: the request does not hold together.
     """
     baseline = check_task(task)
-    prepared = prepare(task.model, task.example_inputs)
-    _check_output(prepared)
+    prepared = prepare(task.model, task.example_inputs, task.dynamic_dims)
     offer = target.offer
-    space = build_space(read_space(request.space), prepared.inventory, offer.weight_bits, offer.patterns, offer.ranks)
+    space = build_space(
+        read_space(request.space),
+        prepared.inventory,
+        offer.weight_bits,
+        offer.patterns,
+        offer.ranks,
+        offer.activations,
+    )
     packed = target.artifact == "onnx-packed"
     untouched = export_onnx(apply(prepared, Plan(), task.calibration, target.numerics), packed)
     structure = restructure(prepared.inventory, Plan(), target.numerics)
     target.predict(structure)  # a kernel that the latency model does not know should not wait for the first trial
     sizes = SizeModel.from_export(structure, len(untouched), packed, target.numerics.integer_bias)
     return Setup(request, Workbench(task, prepared, target, sizes), space, baseline)
-
-
-def _check_output(prepared: Prepared) -> None:
-    """The exported file's ``predict`` gives one tensor, so the model must."""
-    with torch.no_grad():
-        output = prepared.model(*prepared.example_inputs)
-    if not isinstance(output, torch.Tensor):
-        raise TaskError(f"a task's model must return one tensor; it returns a {type(output).__name__}; wrap it")
 
 
 def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> list[Trial]:

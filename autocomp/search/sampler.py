@@ -16,9 +16,12 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocomp.errors import RequestError, did_you_mean
 from autocomp.plan import Plan
-from autocomp.space import KINDS, Kind, SearchSpace
+from autocomp.space import Kind, SearchSpace
 
 SamplerName = Literal["auto", "nsga2", "tpe", "random", "uniform"]
+
+#: The kinds of decision that uniform plans differ in.
+UNIFORM_KINDS: tuple[Kind, ...] = ("channel", "unstructured", "rank", "format")
 
 #: Trials of one generation. Searches run to some dozens or hundreds of trials, so generations are small.
 POPULATION = 16
@@ -31,10 +34,11 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
 
 def uniform_indices(space: SearchSpace) -> Iterator[dict[str, int]]:
     """The plans that treat all layers alike, every one that the space has once: first each format alone, then with
-    ever more pruning and truncation beside it, so that the first dozen span the space."""
-    steps: Mapping[Kind, range] = {kind: range(space.strengths(kind)) for kind in KINDS}
+    ever more pruning and truncation beside it, so that the first dozen span the space. Heads go with channels; blocks
+    all stay, since a network without any of them is none."""
+    steps: Mapping[Kind, range] = {kind: range(space.strengths(kind)) for kind in UNIFORM_KINDS}
     combinations: list[dict[Kind, int]] = [
-        dict(zip(KINDS, chosen, strict=True)) for chosen in itertools.product(*(steps[kind] for kind in KINDS))
+        dict(zip(UNIFORM_KINDS, chosen, strict=True)) for chosen in itertools.product(*steps.values())
     ]
     # Channels win over single weights, so both at once is channels alone.
     distinct = [c for c in combinations if not (c["channel"] and c["unstructured"])]
@@ -43,7 +47,7 @@ def uniform_indices(space: SearchSpace) -> Iterator[dict[str, int]]:
     )
     seen: set[Plan] = set()
     for chosen in ordered:
-        indices = space.uniform(chosen)
+        indices = space.uniform({**chosen, "head": chosen["channel"]})
         plan = space.plan(indices)
         if plan not in seen:  # a rank that saves nothing in pruned layers is left out of them
             seen.add(plan)

@@ -12,6 +12,7 @@ import torch
 
 from autocomp.errors import WorkError
 from autocomp.export.to_onnx import export_onnx
+from autocomp.graph import OutputForm
 from autocomp.hardware.runtimes.onnxruntime import LoadedModel, load
 from autocomp.hardware.timing import Timing, TimingSettings, measure
 from autocomp.plan import Plan
@@ -52,7 +53,7 @@ def export_and_score(bench: Workbench, plan: Plan) -> Exported:
     file = load(model, bench.target.threads)
     with torch.no_grad():
         simulated = bench.task.evaluate(compressed.model, "test")
-    measured = bench.task.evaluate(predictor(file), "test")
+    measured = bench.task.evaluate(predictor(file, bench.prepared.outputs), "test")
     if not (math.isfinite(simulated.value) and math.isfinite(measured.value)):
         raise WorkError(
             f"the {bench.task.metric.name} on the test split must be a finite number; got {simulated.value} of the "
@@ -61,11 +62,12 @@ def export_and_score(bench: Workbench, plan: Plan) -> Exported:
     return Exported(plan, model, simulated, measured)
 
 
-def predictor(file: LoadedModel) -> Predict:
-    """What an evaluation calls: tensors in, tensor out."""
+def predictor(file: LoadedModel, outputs: OutputForm) -> Predict:
+    """What an evaluation calls: tensors in, and out what the model gives, nested as the model nests it."""
 
-    def predict(*inputs: torch.Tensor) -> torch.Tensor:
-        return file.predict(*inputs)
+    def predict(*inputs: torch.Tensor) -> object:
+        arrays = file.outputs(*[tensor.detach().cpu().numpy() for tensor in inputs])
+        return outputs.filled([torch.from_numpy(array) for array in arrays])
 
     return predict
 
@@ -86,7 +88,7 @@ def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress
 def _example(bench: Workbench) -> list[npt.NDArray[np.generic]]:
     """The task's example inputs, repeated to the target's batch."""
     found = []
-    for tensor in bench.prepared.example_inputs:
+    for tensor in bench.prepared.example.inputs:
         array = tensor[:1].numpy()
         found.append(np.ascontiguousarray(np.repeat(array, bench.target.batch, axis=0)))
     return found

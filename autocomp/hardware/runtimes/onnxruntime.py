@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,6 @@ from autocomp.hardware.runtimes.profiled import NodeEvents, NodeTime, OptimizedN
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
-    import torch
 
 Array = npt.NDArray[Any]
 
@@ -58,12 +57,8 @@ class LoadedModel:
             raise MeasurementError(_one_line("run", error)) from error
         return outputs
 
-    @overload
-    def predict(self, *inputs: torch.Tensor) -> torch.Tensor: ...
-    @overload
-    def predict(self, *inputs: Array) -> Array: ...
-    def predict(self, *inputs: torch.Tensor | Array) -> torch.Tensor | Array:
-        """The first output for a batch of inputs, batch first; a tensor for tensors, an array for arrays.
+    def outputs(self, *arrays: Array) -> list[Array]:
+        """All outputs for a batch of inputs, batch first.
 
         A file whose batch is fixed gets the batch in pieces of that size; the last piece is filled up by repeating its
         last example, and what comes of the filling is dropped.
@@ -71,27 +66,18 @@ class LoadedModel:
         Raises:
             MeasurementError: onnxruntime refused the inputs, or failed on them.
         """
-        arrays = [given if isinstance(given, np.ndarray) else given.detach().cpu().numpy() for given in inputs]
-        output = self._in_pieces(arrays)
-        if all(isinstance(given, np.ndarray) for given in inputs):
-            return output
-        import torch
-
-        return torch.from_numpy(output)
-
-    def _in_pieces(self, arrays: Sequence[Array]) -> Array:
         fixed = self.input_shapes[0][0] if self.input_shapes and self.input_shapes[0] else None
         count = len(arrays[0]) if arrays and arrays[0].ndim else 0
         if fixed is None or count in (0, fixed):
-            return self.run(*arrays)[0]
+            return self.run(*arrays)
         pieces = []
         for start in range(0, count, fixed):
             piece = [array[start : start + fixed] for array in arrays]
             missing = fixed - len(piece[0])
             if missing:
                 piece = [np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) for part in piece]
-            pieces.append(self.run(*piece)[0])
-        return np.concatenate(pieces)[:count]
+            pieces.append(self.run(*piece))
+        return [np.concatenate(parts)[:count] for parts in zip(*pieces)]
 
 
 def load(model: bytes | Path, threads: int) -> LoadedModel:
