@@ -119,7 +119,6 @@ class Run:
         from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
         from autocomp.hardware.resolve import resolve_target
         from autocomp.search import flow
-        from autocomp.tasks.load import load_task
 
         request = self.folder.request()
         found = target or resolve_target(
@@ -136,15 +135,21 @@ class Run:
             raise RunError(
                 f"a run is measured on the kind of machine that it was begun on; here is {'; '.join(reasons)}; search anew"
             )
-        setup = flow.set_up(request, task or load_task(request.task), found)
+        setup = flow.set_up(request, task or self._task(), found)
         self._check_model(setup.bench.prepared)
         return setup
 
-    def _prepared(self, task: Task | None) -> Prepared:
-        from autocomp.compress.apply import prepare
+    def _task(self) -> Task:
+        """The run's task, loaded anew by its name, with the data that it was begun with, or moved to AUTOCOMP_DATA."""
         from autocomp.tasks.load import load_task
 
-        loaded = task or load_task(self.folder.request().task)
+        request = self.folder.request()
+        return load_task(request.task, data=_data_of(request, request.task))
+
+    def _prepared(self, task: Task | None) -> Prepared:
+        from autocomp.compress.apply import prepare
+
+        loaded = task or self._task()
         prepared = prepare(loaded.model, loaded.example_inputs)
         self._check_model(prepared)
         return prepared
@@ -227,13 +232,12 @@ class Run:
         from autocomp.compress.apply import apply
         from autocomp.compress.quantize import Numerics
         from autocomp.export.to_onnx import export_onnx
-        from autocomp.tasks.load import load_task
 
         target = self.folder.read()["target"]
         numerics = target.get("numerics") if isinstance(target, dict) else None
         if not isinstance(numerics, dict):
             raise RunError(f"run.json of {self.folder.path} is from another version of autocomp; start anew")
-        loaded = task or load_task(self.folder.request().task)
+        loaded = task or self._task()
         prepared = self._prepared(loaded)
         told = Numerics(**{name: bool(value) for name, value in numerics.items()})
         return export_onnx(apply(prepared, point.plan, loaded.calibration, told), packed=artifact == "onnx-packed")
@@ -289,12 +293,14 @@ def search(
     max_drop: float | None = None,
     seed: int = 0,
     resume: bool = False,
+    data: str | Path | None = None,
     watcher: Watcher = SILENT,
 ) -> Run:
     """Search for the Pareto front of a task on a target; every point of it is exported and measured.
 
     Args:
-        task: a :class:`Task`, a built-in task's name, ``FILE.py[:function]``; None is the embedded ``digits``.
+        task: a :class:`Task`, a built-in task's name, ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER``,
+            ``FILE.py[:function]``; None is the embedded ``digits``.
         target: a :class:`Target` or a target's name.
         out: the run folder; new, or the one to resume.
         threads, batch, artifact: of the target, where it is given by name; default is what its profile says.
@@ -304,6 +310,7 @@ def search(
         max_latency_ms, max_size_kb: limits of the predicted cost (1 kB = 1000 bytes).
         max_drop: the largest loss of the search metric against the untouched model, in the metric's units.
         resume: go on with the run in ``out``.
+        data: the folder of the task's data. Default: the environment variable AUTOCOMP_DATA, for tasks that take data.
 
     Raises:
         RequestError: the request does not hold together; nothing was begun.
@@ -314,7 +321,6 @@ def search(
     from autocomp.search import flow
     from autocomp.search.sampler import check_sampler
     from autocomp.space import read_space
-    from autocomp.tasks.load import load_task
 
     check_sampler(sampler)
     read_space(str(space))  # a typo should not wait for training or calibration
@@ -322,7 +328,9 @@ def search(
         find_profile(target)
     folder = RunFolder(Path(out))
     folder.check_free(resume)
-    loaded = task if isinstance(task, Task) else load_task(task, watcher.say)
+    if data is None and resume and isinstance(task, str):
+        data = _data_of(folder.request(), task)
+    loaded, used = _loaded(task, data, watcher)
     if isinstance(target, str):
         found = resolve_target(target, threads, batch, artifact, watcher.say, calibrating(watcher))
     else:
@@ -341,6 +349,7 @@ def search(
         max_latency_ms=max_latency_ms,
         max_size_kb=max_size_kb,
         max_drop=max_drop,
+        data=used,
     )
     flow.search(flow.set_up(request, loaded, found), folder, resume, watcher)
     return Run(folder)
@@ -370,8 +379,37 @@ def compress(
     return apply.compress(model, plan, example_inputs, calibration, numerics or DEFAULT_NUMERICS)
 
 
-def predict(task: Task | str | None = None, plan: Plan | None = None, *, target: Target | str) -> Prediction:
+def _data_of(begun: Request, task: str) -> Path | None:
+    """The folder that a run's data came from, where it is still there and the run is one of this task."""
+    data = None if begun.data is None or begun.task != task else Path(begun.data)
+    return data if data is not None and data.is_dir() else None
+
+
+def _loaded(task: Task | str | None, data: str | Path | None, watcher: Watcher = SILENT) -> tuple[Task, str | None]:
+    """The task, and the absolute path of the data that it was made with."""
+    from autocomp.tasks.load import load
+
+    if isinstance(task, Task):
+        if data is not None:
+            raise RequestError(
+                f"data is for a task that is loaded by its name; got a Task and {str(data)!r}; leave data out"
+            )
+        return task, None
+    loaded = load(task, watcher.say, None if data is None else Path(data))
+    return loaded.task, None if loaded.data is None else str(loaded.data)
+
+
+def predict(
+    task: Task | str | None = None,
+    plan: Plan | None = None,
+    *,
+    target: Target | str,
+    data: str | Path | None = None,
+) -> Prediction:
     """The latency of a task's model under a plan (default: untouched) on a target, kernel by kernel.
+
+    Args:
+        data: the folder of the task's data, see :func:`search`.
 
     Raises:
         UncoveredKernelError: the latency model does not know a kernel; names the layers.
@@ -379,9 +417,8 @@ def predict(task: Task | str | None = None, plan: Plan | None = None, *, target:
     from autocomp.compress.apply import prepare
     from autocomp.compress.structure import restructure
     from autocomp.hardware.resolve import resolve_target
-    from autocomp.tasks.load import load_task
 
-    loaded = task if isinstance(task, Task) else load_task(task)
+    loaded, _ = _loaded(task, data)
     found = resolve_target(target) if isinstance(target, str) else target
     prepared = prepare(loaded.model, loaded.example_inputs)
     return found.predict(restructure(prepared.inventory, plan or Plan(), found.numerics))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -26,7 +27,15 @@ ArtifactChoice = Literal["onnx", "onnx-packed"]
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 TaskOption = Annotated[
-    str | None, typer.Option("--task", help="A built-in task, or FILE.py[:function]. Default: the embedded digits.")
+    str | None,
+    typer.Option(
+        "--task",
+        help="A built-in task, torchvision:NAME, timm:NAME, hf:FOLDER or FILE.py[:function]; see `autocomp tasks`. "
+        "Default: the embedded digits.",
+    ),
+]
+DataOption = Annotated[
+    Path | None, typer.Option("--data", help="The folder of the task's data. Default: AUTOCOMP_DATA names it.")
 ]
 TargetOption = Annotated[str, typer.Option("--target", help="A device; see `autocomp targets`.")]
 FormatOption = Annotated[
@@ -93,6 +102,7 @@ def _seconds(text: str | None) -> float | None:
 def search(
     target: TargetOption,
     task: TaskOption = None,
+    data: DataOption = None,
     trials: Annotated[int, typer.Option(min=1, help="Plans to evaluate, the untouched one included.")] = 60,
     timeout: Annotated[
         str | None, typer.Option(help="Stop proposing after so long, e.g. 10m; what is found is kept.")
@@ -112,14 +122,14 @@ def search(
     """Search the Pareto front of accuracy, size and latency; export and measure every point of it."""
     from autocomp.api import search as search_run
     from autocomp.progress import Progress
+    from autocomp.tasks.load import short_name
 
     timeout_s = _seconds(timeout)
-    name = Path((task or "digits").partition(":")[0]).stem
     with Progress() as progress:
         run = search_run(
             task,
             target=target,
-            out=out or Path("results") / f"{name}-{target}",
+            out=out or Path("results") / f"{short_name(task)}-{target}",
             threads=threads,
             batch=batch,
             artifact=artifact,
@@ -132,6 +142,7 @@ def search(
             max_drop=max_drop,
             seed=seed,
             resume=resume,
+            data=data,
             watcher=progress,
         )
         progress.say("writing the report")
@@ -218,6 +229,7 @@ def calibrate(
 def predict(
     model: Annotated[str | None, typer.Argument(metavar="TASK", help="A task. Default: the embedded digits.")] = None,
     target: Annotated[str, typer.Option("--target", help="A device; see `autocomp targets`.")] = "cpu",
+    data: DataOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the latency of a task's untouched model, kernel by kernel."""
@@ -228,7 +240,7 @@ def predict(
 
     with Progress() as progress:
         found = resolve_target(target, tell=progress.say, progress=calibrating(progress))
-        prediction = predict_latency(model, target=found)
+        prediction = predict_latency(model, target=found, data=data)
     if as_json:
         _print_json(
             {
@@ -259,12 +271,13 @@ def targets(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def tasks(as_json: JsonOption = False) -> None:
-    """The built-in tasks."""
-    from autocomp.tasks.load import builtin_tasks
+def tasks(data: DataOption = None, as_json: JsonOption = False) -> None:
+    """The tasks that have a name, and whether their data are there."""
+    from autocomp.tasks.listing import listed_tasks
 
-    names = sorted(builtin_tasks())
+    found = listed_tasks(data)
     if as_json:
-        _print_json(names)
+        _print_json([asdict(task) for task in found])
     else:
-        sys.stdout.write("".join(f"{name}\n" for name in names))
+        width = max(len(task.name) for task in found)
+        sys.stdout.write("".join(f"{task.name:{width}}  {task.description}; {task.data_words}\n" for task in found))

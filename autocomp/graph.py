@@ -6,13 +6,15 @@ names its layer by the ``named_modules()`` path.
 
 from __future__ import annotations
 
+import copy
 import math
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from autocomp.errors import TraceError, first_line
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
     from torch.fx import Node as FxNode
     from torch.utils._pytree import TreeSpec
+
+ModuleT = TypeVar("ModuleT", bound="torch.nn.Module")
 
 #: The batch dimension in a :attr:`Node.shape`. A dimension of -4 is four times the batch: examples were cut in four.
 BATCH = -1
@@ -33,6 +37,8 @@ CONVOLUTIONS = frozenset({"conv2d", "conv_transpose2d"})
 
 #: Activations that a runtime folds into the operator before them.
 ACTIVATIONS = frozenset({"relu", "relu_", "hardtanh", "hardtanh_", "clamp", "relu6"})
+
+ATTENTION = "scaled_dot_product_attention"
 
 ADDITIONS = frozenset({"add", "add_"})
 
@@ -378,3 +384,10 @@ def graph_module(program: ExportedProgram) -> GraphModule:
         node.name = name
     module.recompile()
     return module
+
+
+def copied(module: ModuleT) -> ModuleT:
+    """A deep copy. torch warns of its own internals when a traced module is copied."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        return copy.deepcopy(module)

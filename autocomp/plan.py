@@ -167,6 +167,9 @@ class Plan:
             name: {key: value for key, value in asdict(lp).items() if value is not None}
             for name, lp in self.layers.items()
         }
+        for entry in layers.values():
+            if not entry.get("format", {}).get("dynamic", True):
+                del entry["format"]["dynamic"]  # so that plans from before it was there keep their hash
         return json.dumps({"layers": layers, "dropped_blocks": list(self.dropped_blocks)}, sort_keys=True)
 
     @staticmethod

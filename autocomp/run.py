@@ -24,7 +24,10 @@ Json = dict[str, JsonValue]
 
 @dataclass(frozen=True)
 class Request:
-    """What a search was asked for, resolved. Everything but ``trials`` and ``timeout_s`` must be the same on resume."""
+    """What a search was asked for, resolved. Everything but what is :attr:`FREE` must be the same on resume.
+
+    ``data`` is the absolute path of the folder that the task's data came from; None where it took none.
+    """
 
     task: str
     target: str
@@ -39,6 +42,7 @@ class Request:
     max_latency_ms: float | None = None
     max_size_kb: float | None = None
     max_drop: float | None = None
+    data: str | None = None
 
     def __post_init__(self) -> None:
         if self.trials < 1:
@@ -50,8 +54,8 @@ class Request:
         if self.max_drop is not None and not (math.isfinite(self.max_drop) and self.max_drop >= 0):
             raise RequestError(f"a largest drop must be 0 or more; got max_drop {self.max_drop}; leave it out for none")
 
-    #: How long a search goes on may change from one sitting to the next.
-    FREE = ("trials", "timeout_s")
+    #: How long a search goes on may change from one sitting to the next, and data may move.
+    FREE = ("trials", "timeout_s", "data")
 
     def changes(self, other: Request) -> list[str]:
         """In what ``other`` asks for another search, in words."""

@@ -165,6 +165,35 @@ def test_a_search_is_a_call(tmp_path: Path) -> None:
     assert again.trials.equals(run.trials)
 
 
+def test_the_runs_data_are_remembered_and_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AUTOCOMP_DATA", raising=False)
+    for name in ("before", "after"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "there").touch()
+    (tmp_path / "mine.py").write_text(
+        "from tests.small_task import task as made\n\n"
+        "def task(data):\n    assert (data / 'there').exists()\n    return made()\n"
+    )
+    name, out = str(tmp_path / "mine.py"), tmp_path / "run"
+    with pytest.raises(TaskError, match="name a folder by --data or AUTOCOMP_DATA"):
+        autocomp.predict(name, target=made_target())
+    assert autocomp.predict(name, target=made_target(), data=tmp_path / "before").latency_ms > 0
+    run = autocomp.search(name, target=made_target(), out=out, trials=1, data=str(tmp_path / "before"))
+    assert run.folder.request().data == str(tmp_path / "before")
+    assert run._task().name == "small"
+    autocomp.search(name, target=made_target(), out=out, trials=2, resume=True)
+    shutil.rmtree(tmp_path / "before")
+    autocomp.search(name, target=made_target(), out=out, trials=3, resume=True, data=tmp_path / "after")
+    monkeypatch.setenv("AUTOCOMP_DATA", str(tmp_path / "after"))
+    assert run._task().name == "small"
+    assert len(run.trials) == 3
+
+
+def test_data_are_for_a_task_that_has_a_name(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="got a Task and"):
+        autocomp.predict(small_task.task(), target=made_target(), data=tmp_path)
+
+
 @pytest.mark.parametrize(
     ("wrong", "kind", "named"),
     [

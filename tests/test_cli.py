@@ -146,7 +146,11 @@ class TestJson:
 
     def test_tasks(self) -> None:
         done = autocomp("tasks", "--json")
-        assert (done.code, json.loads(done.out), done.err) == (0, ["digits"], "")
+        found = {entry["name"]: entry for entry in json.loads(done.out)}
+        assert (done.code, done.err) == (0, "")
+        assert {"digits", "mnist-lenet5", "cifar10-resnet20", "stsb-minilm"} <= set(found)
+        assert found["digits"].keys() == {"name", "description", "needs_data", "data_found"}
+        assert [name for name, entry in found.items() if not entry["needs_data"]] == ["digits"]
 
     def test_predict(self) -> None:
         done = autocomp("predict", TASK, "--target", "jetson", "--json")
@@ -160,7 +164,9 @@ class TestJson:
 def test_without_json_there_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "250")
     assert "jetson-orin-nano" in autocomp("targets").out
-    assert autocomp("tasks").out == "digits\n"
+    listed = autocomp("tasks", "--data", str(Path(__file__).parent)).out
+    assert re.search(r"^digits +handwritten digits .*; needs no data$", listed, re.MULTILINE)
+    assert re.search(r"^stsb-minilm .*; data not found, name their folder by --data", listed, re.MULTILINE)
     assert "ms" in autocomp("predict", TASK, "--target", "jetson").out
 
 
@@ -171,7 +177,18 @@ class TestRefused:
 
     def test_unknown_task(self) -> None:
         line = refused("search", "--task", "digts", "--target", "jetson")
-        assert line == ("a task must be a built-in name or FILE.py[:function]; got 'digts'; did you mean digits?")
+        assert line == (
+            "a task must be a built-in name, FILE.py[:function], torchvision:NAME, timm:NAME or hf:FOLDER; "
+            "got 'digts'; did you mean digits?"
+        )
+
+    def test_data_for_a_task_that_takes_none(self, tmp_path: Path) -> None:
+        line = refused("predict", "--target", "jetson", "--data", str(tmp_path))
+        assert line == "--data must be for a task that takes data; digits takes none; leave --data out"
+
+    def test_data_that_are_not_there(self, tmp_path: Path) -> None:
+        line = refused("predict", "stsb-minilm", "--target", "jetson", "--data", str(tmp_path / "nowhere"))
+        assert line.startswith(f"--data must name a folder; {str(tmp_path / 'nowhere')!r} is none")
 
     def test_unknown_function_of_a_task_file(self) -> None:
         assert "did you mean nan_task" in refused("predict", f"{TASK}:nantask", "--target", "jetson")

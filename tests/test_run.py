@@ -21,6 +21,11 @@ def test_how_long_a_search_goes_on_may_change() -> None:
     assert REQUEST.changes(replace(REQUEST, trials=99, timeout_s=5.0)) == []
 
 
+def test_data_may_have_moved() -> None:
+    """That the model is the same is checked by its weights."""
+    assert replace(REQUEST, data="/before").changes(replace(REQUEST, data="/after")) == []
+
+
 def test_changes_are_named_with_both_values() -> None:
     assert REQUEST.changes(replace(REQUEST, seed=1, max_drop=2.0)) == [
         "seed was 0 and is now 1",

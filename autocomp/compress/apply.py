@@ -27,6 +27,7 @@ from autocomp.compress.quantize import (
     quantize_dynamically,
     quantize_weight,
     quantized_tensors,
+    rounded_for_products,
     with_larger_steps,
 )
 from autocomp.compress.structure import restructure
@@ -306,13 +307,19 @@ def _quantize(
         stored = quantize_weight(parameter, chosen.weight_bits, masks.get(f"{name}.weight"), narrow)
         parameter.data = stored.dequantized()
         weights[f"{name}.weight"] = stored
-    sites = quantized_tensors(graph, formats, numerics)
-    quantizers = calibrate_activations(module, sites, calibration, numerics)
+    private = rounded_for_products(graph, formats, numerics)
+    sites = (*quantized_tensors(graph, formats, numerics), *private)
+    readers = {name: [node.name for node in graph.users[name] if _reads_rounded(node, formats)] for name in private}
+    quantizers = calibrate_activations(module, sites, calibration, numerics, readers)
     quantize_dynamically(module, graph, [name for name, chosen in formats.items() if chosen.dynamic])
     calibrated = [node for node in graph.layers if node.layer in formats and formats[node.layer].calibrated]
     in_integers = [node for node in calibrated if node.op == "conv2d" or node.is_gemm]
     biases = _round_biases(module, in_integers, weights, quantizers) if numerics.integer_bias else {}
     return formats, weights, biases
+
+
+def _reads_rounded(node: Node, formats: Mapping[str, Format]) -> bool:
+    return node.layer in formats and formats[node.layer].calibrated
 
 
 def _round_biases(

@@ -9,7 +9,6 @@ without some heads computes what the original does with the same heads masked.
 
 from __future__ import annotations
 
-import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +18,11 @@ import torch
 
 from autocomp.compress.channels import failing, flat_output, shake
 from autocomp.errors import CompressionError, first_line
-from autocomp.graph import Graph, operator_name
+from autocomp.graph import ATTENTION, Graph, copied, operator_name
 from autocomp.inventory import ChannelGroup
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
-
-ATTENTION = "scaled_dot_product_attention"
 
 #: What only moves values, so that indices can be sent through it.
 MOVES = frozenset(
@@ -200,7 +197,12 @@ def _sent(path: Sequence[Node], start: torch.Tensor, values: Mapping[Node, objec
     found: dict[Node, torch.Tensor] = {path[0]: start}
     for node in path[1:]:
         arguments = torch.fx.map_arg(node.args, lambda n: found[n] if n in found else values[n])
-        found[node] = cast("torch.Tensor", cast("object", node.target(*arguments, **node.kwargs)))  # type: ignore[operator]
+        try:
+            # How the attention's own result lies in memory is the kernel's business: a view of it may be a copy here.
+            move = torch.reshape if operator_name_of(node) in {"view", "_unsafe_view"} else node.target
+            found[node] = cast("torch.Tensor", move(*arguments, **node.kwargs))  # type: ignore[operator]
+        except (RuntimeError, TypeError, IndexError) as error:
+            raise _UnclearError(f"heads cannot be sent through {node.name}: {first_line(error)[:80]}") from error
     return found
 
 
@@ -274,7 +276,7 @@ def _why_not(some: Sequence[Heads], module: GraphModule, inputs: tuple[torch.Ten
             (one, torch.randperm(one.group.width, generator=generator)[: max(1, int(one.group.width * share))].tolist())
             for one in some
         ]
-        masked, pruned = copy.deepcopy(module), copy.deepcopy(module)
+        masked, pruned = copied(module), copied(module)
         try:
             mask_heads(masked, cuts)
             cut_heads(pruned, cuts)

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from autocomp.errors import CompressionError, first_line
+from autocomp.graph import ModuleT, copied
 from autocomp.inventory import ChannelGroup
 
 if TYPE_CHECKING:
@@ -167,15 +168,12 @@ def _checked(
     )
 
 
-ShakenModule = TypeVar("ShakenModule", bound="torch.nn.Module")
-
-
-def shake(model: ShakenModule) -> ShakenModule:
+def shake(model: ModuleT) -> ModuleT:
     """A copy of ``model`` with noise on every parameter, for trials of what is coupled: a layer of zeros (a fresh head,
     the last norm of a residual branch) would hide what goes wrong before it."""
     import torch
 
-    shaken = copy.deepcopy(model).requires_grad_(False)
+    shaken = copied(model).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for parameter in shaken.parameters():
         if parameter.is_floating_point():
@@ -237,10 +235,15 @@ def why_not(
 def flat_output(output: object) -> torch.Tensor:
     """All tensors of a model's output in one vector per example."""
     import torch
+
+    return torch.cat([leaf.flatten(1).float() for leaf in _tensors(output)], dim=1)
+
+
+def _tensors(output: object) -> list[torch.Tensor]:
+    import torch
     from torch.utils._pytree import tree_leaves
 
-    leaves = [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
-    return torch.cat([leaf.flatten(1).float() for leaf in leaves], dim=1)
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
 
 
 def choose_units(model: torch.nn.Module, coupling: Coupling, kept: int) -> list[int]:
@@ -372,10 +375,9 @@ def _counts(module: torch.nn.Module, side: Side, gone: int) -> Iterator[tuple[st
 def _dependency_graph(model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> tp.DependencyGraph:
     import torch
     import torch_pruning as tp
-    from torch.utils._pytree import tree_leaves
 
     model.requires_grad_(True)  # Torch-Pruning follows the autograd graph
     with torch.enable_grad():
         return tp.DependencyGraph().build_dependency(
-            model, example_inputs=example_inputs, output_transform=tree_leaves, verbose=False
+            model, example_inputs=example_inputs, output_transform=_tensors, verbose=False
         )

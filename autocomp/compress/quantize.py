@@ -11,6 +11,7 @@ from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines torch.ops.quantized_decomposed
 
 from autocomp.graph import RESHAPES, Graph
+from autocomp.graph import Node as GraphNode
 from autocomp.plan import Format
 
 if TYPE_CHECKING:
@@ -213,17 +214,36 @@ def quantized_tensors(
     Every layer with such a format reads a rounded tensor. Where the runtime has no integer convolution that writes
     floats, a quantized conv also writes one, behind its activation: without it onnxruntime leaves the weight in floats
     (``DequantizeLinear`` → ``Conv`` at every run). A quantized linear may write floats, unless an activation is behind
-    it, which onnxruntime would rather fuse into a float kernel.
+    it, which onnxruntime would rather fuse into a float kernel. What only linears over sequences read rounded stays in
+    floats for everybody else: see :func:`rounded_for_products`.
     """
     names: dict[str, None] = {}
     for node in graph.layers:
-        chosen = formats.get(node.layer or "")
-        if chosen is not None and chosen.calibrated:
+        if _calibrated(node, formats) and not _is_product(node):
             names[node.inputs[0]] = None
             tail = graph.tail(node)
-            if numerics.rounded_outputs and (node.op == "conv2d" or (node.is_gemm and tail is not node)):
+            if numerics.rounded_outputs and (node.op == "conv2d" or tail is not node):
                 names[tail.name] = None
     return tuple(node.name for node in graph.nodes if node.name in names)
+
+
+def rounded_for_products(
+    graph: Graph, formats: Mapping[str, Format | None], numerics: Numerics = DEFAULT_NUMERICS
+) -> tuple[str, ...]:
+    """The nodes whose results are rounded for the linears over sequences that read them, and for nobody else (what
+    goes by on the residual path keeps its outliers). Those of :func:`quantized_tensors` are not among them."""
+    public = set(quantized_tensors(graph, formats, numerics))
+    names = {node.inputs[0] for node in graph.layers if _calibrated(node, formats) and _is_product(node)} - public
+    return tuple(node.name for node in graph.nodes if node.name in names)
+
+
+def _calibrated(node: GraphNode, formats: Mapping[str, Format | None]) -> bool:
+    chosen = formats.get(node.layer or "")
+    return chosen is not None and chosen.calibrated
+
+
+def _is_product(node: GraphNode) -> bool:
+    return node.op == "linear" and not node.is_gemm
 
 
 def complete_formats(
@@ -265,16 +285,23 @@ def _on_a_grid(graph: Graph, rounded: Iterable[str]) -> set[str]:
     return found
 
 
-def insert_after(module: GraphModule, sites: Mapping[str, nn.Module]) -> None:
-    """Put a module behind each named node of ``module``, in place; all its readers then read the module's result."""
+def insert_after(
+    module: GraphModule, sites: Mapping[str, nn.Module], readers: Mapping[str, Collection[str]] | None = None
+) -> None:
+    """Put a module behind each named node of ``module``, in place; all its readers then read the module's result, or
+    those that ``readers`` names for it."""
     nodes = {node.name: node for node in module.graph.nodes}
     for name, inserted in sites.items():
         node = nodes[name]
+        only = None if readers is None else readers.get(name)
         path = f"quantizer_{name}"
         module.add_submodule(path, inserted)
         with module.graph.inserting_after(node):
             call = module.graph.call_module(path, (node,))
-        node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
+        node.replace_all_uses_with(
+            call,
+            delete_user_cb=lambda user, call=call, only=only: user is not call and (only is None or user.name in only),
+        )
     module.recompile()
 
 
@@ -292,7 +319,11 @@ def _shared_grids(module: GraphModule, sites: Collection[str]) -> dict[str, str]
 
 
 def calibrate_activations(
-    module: GraphModule, sites: Collection[str], calibration: Iterable[tuple[torch.Tensor, ...]], numerics: Numerics
+    module: GraphModule,
+    sites: Collection[str],
+    calibration: Iterable[tuple[torch.Tensor, ...]],
+    numerics: Numerics,
+    readers: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, ActivationQuantizer]:
     """Insert calibrated quantizers behind the named nodes of ``module``, in place.
 
@@ -300,13 +331,14 @@ def calibrate_activations(
         module: a graph module as :func:`autocomp.graph.graph_module` gives it.
         sites: node names, as :func:`quantized_tensors` gives them.
         calibration: batches of the model's positional inputs.
+        readers: for some of the nodes, the only ones that read the rounded result.
 
     Returns:
         Node name → its quantizer.
     """
     shared = _shared_grids(module, sites)
     observers = {name: RangeObserver() for name in sites}
-    insert_after(module, observers)
+    insert_after(module, observers, readers)
     with torch.no_grad():
         for batch in calibration:
             module(*batch)

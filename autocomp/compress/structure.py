@@ -11,7 +11,13 @@ from dataclasses import dataclass, replace
 
 from autocomp.compress.blocks import without_blocks
 from autocomp.compress.prune import kept_count
-from autocomp.compress.quantize import DEFAULT_NUMERICS, Numerics, complete_formats, quantized_tensors
+from autocomp.compress.quantize import (
+    DEFAULT_NUMERICS,
+    Numerics,
+    complete_formats,
+    quantized_tensors,
+    rounded_for_products,
+)
 from autocomp.compress.shapes import SPLITS, follow, part
 from autocomp.graph import CONVOLUTIONS, Graph, Node
 from autocomp.inventory import Inventory
@@ -31,11 +37,12 @@ class LayerShape:
 @dataclass(frozen=True)
 class Structure:
     """The data flow of the compressed network, how its layers are stored, and the nodes whose results are rounded on a
-    calibrated grid."""
+    calibrated grid: for all that read them, or only for the products that do."""
 
     graph: Graph
     layers: dict[str, LayerShape]
     rounded: frozenset[str] = frozenset()
+    rounded_for_products: frozenset[str] = frozenset()
 
     @property
     def quantized_layers(self) -> tuple[str, ...]:
@@ -90,6 +97,7 @@ def restructure(inventory: Inventory, plan: Plan, numerics: Numerics = DEFAULT_N
         graph,
         {name: replace(layer, format=formats[name]) for name, layer in layers.items()},
         frozenset(quantized_tensors(graph, formats, numerics)),
+        frozenset(rounded_for_products(graph, formats, numerics)),
     )
 
 

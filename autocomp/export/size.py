@@ -53,7 +53,8 @@ class SizeModel:
             functions.update(weight.functions)
             total += weight.graph_bytes + self._around(node, layer)
         total += len(rounded_at_run_time) * _node("DynamicQuantizeLinear", 1, 3)
-        return total + function_bytes(functions) + len(structure.rounded) * _rounding_bytes()
+        rounded = len(structure.rounded) + len(structure.rounded_for_products)
+        return total + function_bytes(functions) + rounded * _rounding_bytes()
 
     def _weight(self, node: Node, layer: LayerShape) -> Footprint:
         """How the exporter stores the layer's weight."""

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -24,16 +24,19 @@ from autocomp.export.integers import (
     sums_before_norms,
 )
 from autocomp.export.packing import StoredWeight, encode, install, raise_opset
+from autocomp.graph import ATTENTION, Graph, operator_name
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
+    from torch.fx import Node as FxNode
 
     from autocomp.compress.apply import Compressed
 
 
 Array = npt.NDArray[Any]
 
-#: The widest opset that a plain file needs, the same for every file; attention as one operator came with 23.
+#: The widest opset that a plain file needs, the same for every file; attention as one operator came with 23. Weights of
+#: 2 bits need 25, where onnxruntime 1.32 has no kernel for it and computes it piece by piece.
 OPSET = 21
 ATTENTION_OPSET = 23
 
@@ -51,7 +54,9 @@ def export_onnx(compressed: Compressed, packed: bool) -> bytes:
     Raises:
         ExportError: torch.onnx cannot write an operator, or rewrote a weight that the plan stores in its own way.
     """
-    model = _float_graph(compressed)
+    in_two_bits = packed and any(weight.bits == 2 for weight in compressed.weights.values())
+    attention = compressed.numerics.attention_operator and not in_two_bits
+    model = _float_graph(compressed, attention)
     graph = model.graph
     places = {name: _take(graph, number, name) for number, name in enumerate(_stored_names(compressed), start=1)}
     sums_before_norms(graph)
@@ -115,15 +120,16 @@ def _marked(compressed: Compressed) -> GraphModule:
     return marked
 
 
-def _float_graph(compressed: Compressed) -> ModelProto:
+def _float_graph(compressed: Compressed, attention: bool) -> ModelProto:
     example = compressed.example
-    attention = compressed.numerics.attention_operator and any(
-        node.op == "scaled_dot_product_attention" for node in compressed.graph.nodes
-    )
+    marked = _marked(compressed)
+    attention = attention and any(node.op == ATTENTION for node in compressed.graph.nodes)
+    if attention:
+        _widen_masks(marked, compressed.graph)
     try:
         with _quiet(), torch.no_grad():
             program = torch.onnx.export(
-                _marked(compressed),
+                marked,
                 example.doubled(),
                 dynamo=True,
                 verbose=False,
@@ -135,6 +141,25 @@ def _float_graph(compressed: Compressed) -> ModelProto:
     if program is None:
         raise ExportError("torch.onnx gave no model for the compressed network")
     return program.model_proto
+
+
+def _widen_masks(module: GraphModule, graph: Graph) -> None:
+    """Give attention masks their full (…, queries, keys), in place: onnxruntime's operator broadcasts no queries."""
+    wide: dict[str, FxNode] = {}
+    for node in list(module.graph.nodes):
+        if node.op != "call_function" or operator_name(node) != ATTENTION or len(node.args) < 4 or node.args[3] is None:
+            continue
+        mask, query = cast("FxNode", node.args[3]), cast("FxNode", node.args[0])
+        if mask.name not in graph.by_name or graph.by_name[mask.name].shape[-2] != 1:
+            continue
+        if mask.name not in wide:
+            rank = len(graph.by_name[mask.name].shape)
+            with module.graph.inserting_before(node):
+                queries = module.graph.call_function(torch.ops.aten.sym_size.int, (query, 2))
+                sizes = [*[-1] * (rank - 2), queries, -1]
+                wide[mask.name] = module.graph.call_function(torch.ops.aten.expand.default, (mask, sizes))
+        node.replace_input_with(mask, wide[mask.name])
+    module.recompile()
 
 
 def _stored(compressed: Compressed, name: str, place: _Place) -> StoredWeight:

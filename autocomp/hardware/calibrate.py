@@ -50,8 +50,20 @@ def nchwc_block(fingerprint: Fingerprint) -> int:
     return 16 if "avx512f" in fingerprint.features else 8
 
 
+def narrow_products(fingerprint: Fingerprint) -> bool:
+    """Whether 8-bit products on such a CPU are added up in 16 bits: x86 before VNNI."""
+    features = set(fingerprint.features)
+    return "avx2" in features and not features & {"avx512_vnni", "avx_vnni"}
+
+
 def calibrate(
-    folder: Path, budget_s: float, threads: int, batch: int, block: int, seed: int = 0, progress: Progress | None = None
+    folder: Path,
+    budget_s: float,
+    threads: int,
+    batch: int,
+    here: Fingerprint,
+    seed: int = 0,
+    progress: Progress | None = None,
 ) -> Calibration:
     """Measure random compressed networks until the budget is spent, then fit.
 
@@ -59,7 +71,7 @@ def calibrate(
         folder: where ``measurements.csv`` grows, file by file; an earlier one there is continued.
         budget_s: seconds for measuring, those of an earlier, interrupted calibration not counted.
         threads, batch: of the target.
-        block: see :func:`nchwc_block`.
+        here: this machine.
         progress: called with the share done and a line of what was found.
 
     Raises:
@@ -69,21 +81,22 @@ def calibrate(
     path = folder / "measurements.csv"
     if path.exists() and (whole := _whole(text := path.read_text(encoding="utf-8"))) != text:
         path.write_text(whole, encoding="utf-8")
-    dropped = _measure(path, budget_s, threads, batch, block, seed, progress)
+    dropped = _measure(path, budget_s, threads, batch, here, seed, progress)
     networks = read_measurements(path) if path.exists() else ()
     repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
-    note = "random residual and plain conv nets under random joint plans; the whole architecture held out"
+    note = "random conv nets, gated nets, transformers and perceptrons under random joint plans; architectures held out"
     return Calibration(fit(networks, repeatability, note), networks, dropped)
 
 
 def _measure(
-    path: Path, budget_s: float, threads: int, batch: int, block: int, seed: int, progress: Progress | None
+    path: Path, budget_s: float, threads: int, batch: int, here: Fingerprint, seed: int, progress: Progress | None
 ) -> int:
     """Append measured networks to ``path`` until the budget is spent; how many never settled."""
     done = read_measurements(path) if path.exists() else ()
     start = 1 + max((int(network.name.rsplit("-", 1)[1]) for network in done), default=-1)
     # Files of one network are measured side by side, so a network is begun whole.
-    source = specimens(seed, -(-start // PLANS_PER_NETWORK) * PLANS_PER_NETWORK)
+    source = specimens(seed, -(-start // PLANS_PER_NETWORK) * PLANS_PER_NETWORK, narrow_products(here))
+    block = nchwc_block(here)
     began, count, dropped = time.monotonic(), len(done), 0
     while (spent := time.monotonic() - began) < budget_s:
         group = [next(source) for _ in range(PLANS_PER_NETWORK)]
@@ -111,9 +124,11 @@ def _time_group(group: Sequence[Specimen], threads: int, batch: int) -> dict[str
     return measure(candidates, SETTINGS)
 
 
-def _input(specimen: Specimen, batch: int) -> npt.NDArray[np.float32]:
-    shape = (batch, *specimen.input_shape[1:])
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+def _input(specimen: Specimen, batch: int) -> npt.NDArray[np.generic]:
+    example = np.repeat(specimen.example, batch, axis=0)
+    if not np.issubdtype(example.dtype, np.floating):
+        return example
+    return np.random.default_rng(0).standard_normal(example.shape).astype(np.float32)
 
 
 def _rows(specimen: Specimen, timing: Timing, threads: int, batch: int, block: int) -> Iterator[dict[str, object]]:

@@ -49,7 +49,21 @@ ELEMENTWISE = frozenset(
 )
 MOVES = frozenset(
     {
-        *("slice", "select", "pad", "constant_pad_nd", "expand", "index", "stack", "roll", "flip", "repeat", "narrow"),
+        *(
+            "slice",
+            "select",
+            "pad",
+            "constant_pad_nd",
+            "expand",
+            "index",
+            "stack",
+            "roll",
+            "flip",
+            "repeat",
+            "narrow",
+            "expand_as",
+            "zeros_like",
+        ),
         *("upsample_nearest2d", "chunk", "split", "split_with_sizes", "unbind", "index_select", "gather"),
     }
 )
@@ -59,7 +73,8 @@ KINDS = {
     **dict.fromkeys(("transpose", "permute", "t"), "transpose"),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax"), "softmax"),
     **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm"), "layer_norm"),
-    **dict.fromkeys(("sum", "amax", "amin", "cumsum"), "global_pool"),
+    **dict.fromkeys(("sum", "amax", "amin", "cumsum", "linalg_vector_norm", "norm"), "global_pool"),
+    **dict.fromkeys(("clamp_min", "clamp_max"), "activation"),
     **dict.fromkeys(("silu", "gelu"), "gelu"),
 }
 
@@ -99,6 +114,7 @@ class _Lowering:
     dynamic_layers: frozenset[str]
     integer_tables: frozenset[str]
     rounded: frozenset[str]
+    attention_operator: bool
     block: int
     kernels: list[Kernel] = field(default_factory=list)
     forms: dict[str, list[Form]] = field(default_factory=dict)
@@ -157,6 +173,7 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
         frozenset(name for name, chosen in formats.items() if chosen.dynamic),
         frozenset(node.layer for node in graph.layers if node.op == "embedding" and node.layer in formats),
         structure.rounded,
+        all(chosen.weight_bits != 2 for chosen in formats.values()),
         block,
     )
     fused: dict[str, str] = {}
@@ -287,7 +304,7 @@ def _product(state: _Lowering, node: Node) -> bool:
         state.read(source, INTEGER if quantized else FLOAT)
         state.kernels.append(replace(kernel, op="matmul_integer" if quantized else "matmul"))
         user = state.graph.sole_user(node.name)
-        if node.has_bias and not (user is not None and user.op == "gelu" and not quantized):
+        if node.has_bias and not (user is not None and user.op == "gelu"):
             state.kernels.append(
                 Kernel("add", (node.name,), in_elements=node.elements + node.outputs, out_elements=node.elements)
             )
@@ -315,14 +332,24 @@ def _lookup(state: _Lowering, node: Node) -> None:
 
 
 def _attention(state: _Lowering, node: Node) -> None:
-    """One operator: two products with a softmax between."""
+    """One operator: two products with a softmax between. A file with weights of 2 bits has them one by one."""
     for name in node.inputs:
         state.read(name, FLOAT)
-    read = sum(state.graph.by_name[name].elements for name in node.inputs)
-    tokens = abs(state.graph.by_name[node.inputs[1]].shape[-2])
-    state.kernels.append(
-        Kernel("attention", (node.name,), macs=2 * node.elements * tokens, in_elements=read, out_elements=node.elements)
-    )
+    query, key, *_ = (state.graph.by_name[name] for name in node.inputs)
+    tokens, width = abs(key.shape[-2]), abs(query.shape[-1])
+    scores = query.elements // width * tokens
+    here, out = (node.name,), node.elements
+    if state.attention_operator:
+        read = sum(state.graph.by_name[name].elements for name in node.inputs)
+        state.kernels.append(Kernel("attention", here, macs=2 * out * tokens, in_elements=read, out_elements=out))
+    else:
+        between = Kernel("elementwise", here, in_elements=scores, out_elements=scores)
+        keys = Kernel("transpose", here, in_elements=key.elements, out_elements=key.elements)
+        first = Kernel("matmul", here, scores * width, query.elements + key.elements, scores)
+        last = Kernel("matmul", here, out * tokens, scores + key.elements, out)
+        masked = [replace(between, op="add", in_elements=2 * scores)] if len(node.inputs) > 3 else []
+        # NaNs of rows that are masked altogether are looked for and replaced.
+        state.kernels += [keys, first, *masked, replace(between, op="softmax"), between, between, last]
     state.write(node, FLOAT)
 
 

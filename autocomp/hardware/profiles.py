@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autocomp.compress.quantize import Numerics
 from autocomp.errors import TargetError, did_you_mean
 from autocomp.hardware import lowering, tensorrt
-from autocomp.hardware.calibrate import nchwc_block, read_measurements
+from autocomp.hardware.calibrate import narrow_products, nchwc_block, read_measurements
 from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
 from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.latency import LatencyModel
@@ -97,21 +97,15 @@ class Profile:
         samples = [s for network in read_measurements(self.folder / "measurements.csv") for s in network.samples]
         return FittedModel.from_json(text, samples)
 
-    def _narrow_products(self) -> bool:
-        """Whether 8-bit products on this CPU are added up in 16 bits: x86 before VNNI."""
-        if self.file.runtime != "onnxruntime":
-            return False
-        features = (self.fingerprint or this_machine()).features
-        return "avx2" in features and not {"avx512_vnni", "avx_vnni"} & set(features)
-
     def target(self, threads: int, batch: int, artifact: Artifact | None, reachable: bool) -> Target:
         file = self.file
+        numerics = Numerics(**file.numerics.model_dump())
         if file.runtime == "tensorrt":
             lower = partial(tensorrt.lower, batch=batch)
         else:
-            fingerprint = self.fingerprint
-            block = nchwc_block(fingerprint if fingerprint is not None else this_machine())
-            lower = partial(lowering.lower, batch=batch, block=block)
+            machine = self.fingerprint or this_machine()
+            lower = partial(lowering.lower, batch=batch, block=nchwc_block(machine))
+            numerics = replace(numerics, narrow_products=narrow_products(machine))
         return Target(
             name=file.name,
             device=file.device,
@@ -121,7 +115,7 @@ class Profile:
             batch=batch,
             clocks=file.clocks,
             offer=_offer(file.offer, artifact or file.artifact),
-            numerics=Numerics(**file.numerics.model_dump(), narrow_products=self._narrow_products()),
+            numerics=numerics,
             model=self.model(),
             lower=lower,
             reachable=reachable,

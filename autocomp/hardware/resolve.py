@@ -12,13 +12,13 @@ from pathlib import Path
 import yaml
 
 from autocomp.errors import RequestError
-from autocomp.hardware.calibrate import Calibration, calibrate, nchwc_block
+from autocomp.hardware.calibrate import Calibration, calibrate
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.profiles import Profile, calibrated_folder, find_profile, read_profile, why_not_here
 from autocomp.hardware.target import Artifact, Target
 
 #: Seconds of measuring that a search spends on a machine that no profile holds for.
-FIRST_BUDGET_S = 75.0
+FIRST_BUDGET_S = 120.0
 
 #: Says what an unfinished calibration folder is of.
 BEGUN = "begun.json"
@@ -107,7 +107,7 @@ def calibrate_profile(
     """
     here = this_machine()
     _begin(folder, here, threads, batch)
-    result = calibrate(folder, budget_s, threads, batch, nchwc_block(here), progress=progress)
+    result = calibrate(folder, budget_s, threads, batch, here, progress=progress)
     (folder / "latency_model.json").write_text(result.model.to_json() + "\n", encoding="utf-8")
     document = like.file.model_dump(mode="json")
     document |= {

@@ -17,7 +17,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from autocomp.compress.structure import Structure
-from autocomp.graph import ADDITIONS, Graph, Node
+from autocomp.graph import ADDITIONS, ATTENTION, Graph, Node
 from autocomp.hardware.kernels import Kernel
 
 #: What an engine computes nothing for: it is removed, or (the rest of FREE) only names the same memory anew.
@@ -47,7 +47,6 @@ MOVES = frozenset(
 NORMS = frozenset({"layer_norm", "native_layer_norm", "group_norm", "instance_norm", "rms_norm"})
 SOFTMAXES = frozenset({"softmax", "_softmax", "log_softmax"})
 MATMULS = frozenset({"matmul", "bmm"})
-ATTENTION = "scaled_dot_product_attention"
 
 
 @dataclass

@@ -16,7 +16,8 @@ from sklearn.datasets import load_digits
 
 from autocomp.errors import TaskError
 from autocomp.task import Score, Split, Task
-from autocomp.tasks.digits import CLASSES, PART_SIZES, RECIPE, Accuracy, Recipe, digits, load_parts, part_indices
+from autocomp.tasks.accuracy import Accuracy
+from autocomp.tasks.digits import CLASSES, PART_SIZES, RECIPE, Recipe, digits, load_parts, part_indices
 
 TINY = Recipe(widths=(4, 8), blocks_per_stage=1, epochs=1, half_size_epochs=0)
 

@@ -14,7 +14,8 @@ import torch
 
 from autocomp.errors import RequestError, TaskError
 from autocomp.task import Metric, Predict, Score, Split, Task
-from autocomp.tasks.load import builtin_tasks, check_task, load_task
+from autocomp.tasks.listing import listed_tasks
+from autocomp.tasks.load import builtin_tasks, check_task, load, load_task, model_tasks, short_name
 
 OWN = '''\
 """A line fitted to noise-free points, scored by its mean squared error."""
@@ -67,8 +68,9 @@ def test_no_name_is_the_embedded_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
     stand_in = _task(lambda *_: Score(1.0))
 
-    def embedded(progress: Callable[[str], None] | None) -> Task:
+    def embedded(progress: Callable[[str], None] | None, data: Path | None) -> Task:
         assert progress is not None
+        assert data is None
         progress("here")
         return stand_in
 
@@ -146,15 +148,102 @@ def test_dataclasses_with_deferred_annotations_load(own: Writer) -> None:
     assert load_task(str(own(head + OWN.split('"""\n', 1)[1] + data))).name == "line"
 
 
+class TestData:
+    """The folder of data: named for a task, or for all of them by AUTOCOMP_DATA."""
+
+    TAKES = "\ndef taking(data=None):\n    from dataclasses import replace\n    return replace(task(), name=f'from {data}')\n"
+    NEEDS = "\ndef needing(data):\n    return task()\n"
+
+    @pytest.fixture(autouse=True)
+    def _unnamed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AUTOCOMP_DATA", raising=False)
+
+    def test_a_users_function_is_given_it(self, own: Writer, tmp_path: Path) -> None:
+        name = f"{own(OWN + self.TAKES)}:taking"
+        assert load(name).task.name == "from None"
+        assert load(name).data is None
+        loaded = load(name, data=tmp_path / ".")
+        assert (loaded.task.name, loaded.data) == (f"from {tmp_path}", tmp_path)
+
+    def test_the_environment_names_it_for_all(
+        self, own: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AUTOCOMP_DATA", str(tmp_path))
+        path = own(OWN + self.TAKES)
+        assert load(f"{path}:taking").data == tmp_path
+        assert load(f"{path}:task").data is None  # takes none, and was not given one for itself
+
+    def test_a_task_that_takes_none_refuses_it(self, own: Writer, tmp_path: Path) -> None:
+        with pytest.raises(TaskError, match=r"task\(\) in mytask\.py has no parameter data; leave --data out"):
+            load(str(own(OWN)), data=tmp_path)
+        with pytest.raises(TaskError, match="digits takes none; leave --data out"):
+            load("digits", data=tmp_path)
+
+    def test_a_task_that_needs_it_says_so(self, own: Writer, tmp_path: Path) -> None:
+        assert "name a folder by --data or AUTOCOMP_DATA" in _error_of(f"{own(OWN + self.NEEDS)}:needing")
+        with pytest.raises(TaskError, match="--data must name a folder"):
+            load(f"{own(OWN + self.NEEDS)}:needing", data=tmp_path / "nowhere")
+
+    @pytest.mark.parametrize("name", sorted(builtin_tasks().keys() - {"digits"}))
+    def test_missing_data_of_a_built_in_task_are_one_line(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / "inner").mkdir()
+        for data in (None, tmp_path / "inner"):
+            with pytest.raises(TaskError, match=r"--data.*AUTOCOMP_DATA") as caught:
+                load(name, data=data)
+            assert "\n" not in str(caught.value)
+
+
+class TestListing:
+    def test_all_that_has_a_name_is_listed(self) -> None:
+        names = [task.name.partition(":")[0] for task in listed_tasks()]
+        assert names == [*builtin_tasks(), *model_tasks()]
+
+    def test_whether_data_are_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AUTOCOMP_DATA", raising=False)
+        (tmp_path / "data" / "mnist").mkdir(parents=True)
+        for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte"):
+            (tmp_path / "data" / "mnist" / name).touch()
+
+        def found(data: Path | None) -> dict[str, bool | None]:
+            return {task.name: task.data_found for task in listed_tasks(data)}
+
+        assert not any(found(None).values())
+        there = found(tmp_path / "data")
+        assert there["mnist-lenet5"]
+        assert not there["cifar10-resnet20"]
+        assert there["hf:FOLDER"] is None
+        monkeypatch.setenv("AUTOCOMP_DATA", str(tmp_path / "data"))
+        assert found(None) == there
+
+
+@pytest.mark.parametrize(
+    ("name", "short"),
+    [
+        (None, "digits"),
+        ("stsb-minilm", "stsb-minilm"),
+        ("mine/my task.py:other", "my-task"),
+        ("torchvision:resnet18", "resnet18"),
+        ("torchvision:resnet18@some/weights.pth", "resnet18"),
+        ("timm:vit_tiny_patch16_224.augreg_in21k", "vit_tiny_patch16_224.augreg_in21k"),
+        ("hf:models/all-MiniLM-L6-v2/", "all-MiniLM-L6-v2"),
+    ],
+)
+def test_a_runs_name_is_the_models(name: str | None, short: str) -> None:
+    assert short_name(name) == short
+
+
 @pytest.mark.parametrize("name", ["digit", "Digits"])
 def test_a_near_match_is_named(name: str) -> None:
-    assert (
-        _error_of(name) == f"a task must be a built-in name or FILE.py[:function]; got {name!r}; did you mean digits?"
+    assert _error_of(name) == (
+        "a task must be a built-in name, FILE.py[:function], torchvision:NAME, timm:NAME or hf:FOLDER; "
+        f"got {name!r}; did you mean digits?"
     )
 
 
 def test_an_unknown_name_lists_the_known() -> None:
-    assert _error_of("imagenet").endswith("got 'imagenet'; known: digits")
+    assert _error_of("zzz").endswith(
+        "got 'zzz'; known: cifar10-resnet20, cifar10-resnet56, digits, mnist-lenet300, mnist-lenet5, stsb-minilm"
+    )
 
 
 def test_a_missing_file_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -224,6 +313,7 @@ def test_a_file_that_does_not_load_is_quoted_with_its_line(own: Writer, text: st
         ("made(calibration=[])", "calibration must hold at least one batch; it is empty"),
         ("made(evaluate=0.5)", "whose evaluate is callable; got a float"),
         ("made(metric='accuracy')", "whose metric is a Metric; got a str"),
+        ("made(dynamic_dims=1)", "whose dynamic_dims is a tuple of tuples of numbers; got a int"),
         ("made(train=5)", "whose train is a list of tuples of tensors, or None; got a int"),
     ],
 )
@@ -255,6 +345,17 @@ def _refusal_of(task: Task) -> str:
 def test_a_score_that_is_not_finite_is_refused(value: float) -> None:
     message = _refusal_of(_task(lambda *_: Score(value)))
     assert f"must score a finite number on the search split; got {value}" in message
+
+
+def test_a_model_may_return_tensors_in_a_dictionary() -> None:
+    class Nested(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> dict[str, tuple[torch.Tensor, ...]]:
+            return {"parts": (x, x + 1)}
+
+    def evaluate(predict: Predict, *_: object) -> Score:
+        return Score(float(predict(torch.ones(1, 2))["parts"][1].sum()))
+
+    assert check_task(replace(_task(evaluate), model=Nested())).value == 4.0
 
 
 def test_only_the_search_split_is_read() -> None:

@@ -125,10 +125,15 @@ def profile(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: in
     if runs < 1:
         raise RequestError(f"a profile needs at least 1 run; got {runs}")
     with tempfile.TemporaryDirectory(prefix="autocomp-profile-") as folder:
+        compiled = _compiled(model, _options(threads), Path(folder))
+        # Profiled is the compiled graph itself, every node of it named: what onnxruntime fuses has no name of its own.
+        name_nodes(compiled)
         options = _options(threads)
+        options.graph_optimization_level = _as_it_is()
+        options.add_session_config_entry("session.disable_quant_qdq", "1")  # or shared dequantizations are doubled again
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder, "profile"))
-        session, graph = _compiled(model, options, Path(folder))
+        session = _session(compiled.SerializeToString(), options)
         loaded = _loaded(session)
         try:
             for _ in range(WARMUP_RUNS + runs):
@@ -137,7 +142,7 @@ def profile(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: in
             written = session.end_profiling()
         events = _node_events(json.loads(Path(written).read_text(encoding="utf-8")))
     given = {name: (array.dtype.name, array.shape) for name, array in zip(loaded.input_names, inputs, strict=True)}
-    return join(graph, events, given)
+    return join(compiled.graph, events, given)
 
 
 def optimized_ops(model: bytes | Path) -> tuple[OptimizedNode, ...]:
@@ -147,7 +152,7 @@ def optimized_ops(model: bytes | Path) -> tuple[OptimizedNode, ...]:
         MeasurementError: onnxruntime cannot load the file.
     """
     with tempfile.TemporaryDirectory(prefix="autocomp-graph-") as folder:
-        return optimized_nodes(_compiled(model, _options(threads=1), Path(folder))[1])
+        return optimized_nodes(_compiled(model, _options(threads=1), Path(folder)).graph)
 
 
 def _options(threads: int) -> onnxruntime.SessionOptions:
@@ -194,28 +199,20 @@ def _numpy_name(tensor_type: str) -> str:
     return {"float": "float32", "double": "float64"}.get(word, word)
 
 
-def _compiled(
-    model: bytes | Path, options: onnxruntime.SessionOptions, folder: Path
-) -> tuple[onnxruntime.InferenceSession, onnx.GraphProto]:
-    """A session whose nodes all have names, and the graph that it runs."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-    from onnx.external_data_helper import load_external_data_for_model
+def _as_it_is() -> object:
+    import onnxruntime
 
-    try:
-        parsed = (
-            onnx.load_from_string(model) if isinstance(model, bytes) else onnx.load(model, load_external_data=False)
-        )
-    except (DecodeError, OSError):
-        parsed = None  # onnxruntime's own word on the file follows
-    if parsed is not None and name_nodes(parsed):
-        if isinstance(model, Path):
-            load_external_data_for_model(parsed, str(model.parent))
-        model = parsed.SerializeToString()
+    return onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+
+
+def _compiled(model: bytes | Path, options: onnxruntime.SessionOptions, folder: Path) -> onnx.ModelProto:
+    """The model that onnxruntime makes of a file on this machine, with its own operators and layouts."""
+    import onnx
+
     optimized = folder / "optimized.onnx"
     options.optimized_model_filepath = str(optimized)
-    session = _session(model, options)
-    return session, onnx.load(optimized, load_external_data=False).graph
+    _session(model, options)
+    return onnx.load(optimized, load_external_data=True)
 
 
 def _node_events(document: list[dict[str, Any]]) -> dict[str, NodeEvents]:
