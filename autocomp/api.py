@@ -150,7 +150,7 @@ class Run:
         from autocomp.compress.apply import prepare
 
         loaded = task or self._task()
-        prepared = prepare(loaded.model, loaded.example_inputs)
+        prepared = prepare(loaded.model, loaded.example_inputs, loaded.dynamic_dims)
         self._check_model(prepared)
         return prepared
 
@@ -361,6 +361,7 @@ def compress(
     example_inputs: tuple[torch.Tensor, ...],
     calibration: Sequence[tuple[torch.Tensor, ...]],
     numerics: Numerics | None = None,
+    dynamic_dims: tuple[tuple[int, ...], ...] = (),
 ) -> Compressed:
     """Apply ``plan`` to ``model``, which is left as it is; ``.model`` of the result computes what the file computes.
 
@@ -368,6 +369,7 @@ def compress(
         example_inputs: the model's positional inputs at batch 1.
         calibration: batches of positional inputs, for the ranges of quantized activations.
         numerics: the integer arithmetic of a runtime (a target has it as ``numerics``); default is onnxruntime's.
+        dynamic_dims: for each input, the dimensions besides the batch that may vary (see :class:`autocomp.Task`).
 
     Raises:
         TraceError: torch.export cannot follow the model.
@@ -376,7 +378,7 @@ def compress(
     from autocomp.compress import apply
     from autocomp.compress.quantize import DEFAULT_NUMERICS
 
-    return apply.compress(model, plan, example_inputs, calibration, numerics or DEFAULT_NUMERICS)
+    return apply.compress(model, plan, example_inputs, calibration, numerics or DEFAULT_NUMERICS, dynamic_dims)
 
 
 def _data_of(begun: Request, task: str) -> Path | None:
@@ -420,7 +422,7 @@ def predict(
 
     loaded, _ = _loaded(task, data)
     found = resolve_target(target) if isinstance(target, str) else target
-    prepared = prepare(loaded.model, loaded.example_inputs)
+    prepared = prepare(loaded.model, loaded.example_inputs, loaded.dynamic_dims)
     return found.predict(restructure(prepared.inventory, plan or Plan(), found.numerics))
 
 
@@ -436,6 +438,8 @@ def export(task: Task, plan: Plan, path: str | Path, *, target: Target | str) ->
     from autocomp.hardware.resolve import resolve_target
 
     found = resolve_target(target) if isinstance(target, str) else target
-    compressed = apply.compress(task.model, plan, task.example_inputs, task.calibration, found.numerics)
+    compressed = apply.compress(
+        task.model, plan, task.example_inputs, task.calibration, found.numerics, task.dynamic_dims
+    )
     write_whole(Path(path), export_onnx(compressed, packed=found.artifact == "onnx-packed"))
     return Path(path)

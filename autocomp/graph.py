@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -231,10 +232,11 @@ def _what_stopped(error: BaseException) -> str:
     text = str(error)
     told = [first_line(error)]
     operator = re.search(r"(?:aten|torchvision|torch\.ops)[\w.:]+", text)
-    place = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
-    own = [(file, line, name) for file, line, name in place if "/torch/" not in file]
     if operator is not None and operator[0] not in told[0]:
         told.append(f"operator {operator[0]}")
+    frames = [(frame.filename, str(frame.lineno)) for frame in traceback.extract_tb(error.__traceback__)]
+    frames += re.findall(r'File "([^"]+)", line (\d+), in \w+', text)
+    own = [(file, line) for file, line in frames if "/torch/" not in file and file != __file__]
     if own:
         told.append(f"line {own[-1][1]} of {own[-1][0].rpartition('/')[2]}")
     return ", ".join(told)

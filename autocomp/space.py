@@ -115,10 +115,10 @@ def format_for(text: str, layer: LayerInfo, activations: Sequence[Activations]) 
             wanted == "a32" or (layer.computes_integers and (wanted == "a8" or layer.kind == "linear"))
         ) and wanted in activations
         return Format(int(match["weight"]), int(match["activation"]), match["how"] == "d") if possible else None
-    order: tuple[Activations, ...] = ("a8", "d8", "a32")
-    if layer.kind == "linear" and len(layer.out_shape) > 1:
-        order = ("d8", "a8", "a32")
-    for how in order if layer.computes_integers else ("a32",):
+    order: tuple[Activations, ...] = ("a8", "a32") if layer.computes_integers else ("a32",)
+    if layer.kind == "linear":
+        order = ("d8", "a8", "a32") if len(layer.out_shape) > 1 else ("a8", "d8", "a32")
+    for how in order:
         if how in activations:
             return Format(int(match["weight"]), int(how[1:]), how[0] == "d")
     return None

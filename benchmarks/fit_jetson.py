@@ -32,7 +32,7 @@ from torch import nn
 
 from autocomp.compress.fold import fold_batch_norm
 from autocomp.compress.structure import LayerShape, Structure
-from autocomp.graph import Graph, export_program, read_graph
+from autocomp.graph import Example, Graph, export_program, read_graph
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.latency import HeldOutError
 from autocomp.hardware.roofline import Join, RooflineModel, Vector, join_times, split_op, work
@@ -83,7 +83,7 @@ def builders() -> dict[str, Callable[[int], nn.Module]]:
 
 
 def trace(model: nn.Module, shape: tuple[int, ...]) -> Graph:
-    example = (torch.zeros(1, *shape),)
+    example = Example((torch.zeros(1, *shape),))
     return read_graph(export_program(fold_batch_norm(model, example), example))
 
 

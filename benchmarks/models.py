@@ -21,6 +21,7 @@ import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -50,28 +51,26 @@ from autocomp.trial import Trial
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
-#: Library, name, side of the images. Transformers have a fixed one; convolutional nets are tried on smaller images.
-ZOO: tuple[tuple[str, str, int], ...] = (
-    *(("torchvision", name, 96) for name in ("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2")),
-    *(("torchvision", name, 96) for name in ("vgg11", "vgg16_bn", "densenet121", "squeezenet1_0", "squeezenet1_1")),
-    *(("torchvision", name, 96) for name in ("alexnet", "googlenet", "mobilenet_v2", "mobilenet_v3_small")),
-    *(("torchvision", name, 96) for name in ("mobilenet_v3_large", "shufflenet_v2_x0_5", "shufflenet_v2_x1_0")),
-    *(("torchvision", name, 96) for name in ("mnasnet0_5", "mnasnet1_0", "efficientnet_b0", "efficientnet_v2_s")),
-    *(("torchvision", name, 96) for name in ("regnet_y_400mf", "regnet_x_400mf", "convnext_tiny")),
-    ("torchvision", "inception_v3", 128),
-    *(("torchvision", name, 224) for name in ("vit_b_16", "swin_t", "swin_v2_t", "maxvit_t")),
-    *(
-        ("timm", name, 96)
-        for name in ("resnet10t", "ghostnet_100", "repvgg_a0", "convnextv2_atto", "dla34", "hrnet_w18_small")
-    ),
-    *(
-        ("timm", name, 224)
-        for name in ("vit_tiny_patch16_224", "deit_tiny_patch16_224", "mixer_s32_224", "poolformer_s12")
-    ),
-    *(
-        ("timm", name, 224)
-        for name in ("swin_tiny_patch4_window7_224", "mobilevit_xs", "levit_128s", "edgenext_xx_small")
-    ),
+#: Side of the images → library → names. Transformers have a fixed side; convolutional nets are tried on smaller images.
+NAMES: Mapping[int, Mapping[str, str]] = {
+    96: {
+        "torchvision": "squeezenet1_0 squeezenet1_1 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large mnasnet0_5 mnasnet1_0 "
+        "shufflenet_v2_x0_5 shufflenet_v2_x1_0 regnet_x_400mf regnet_y_400mf efficientnet_b0 googlenet resnet18 resnet50 "
+        "resnext50_32x4d wide_resnet50_2 vgg11 vgg11_bn alexnet densenet121 convnext_tiny efficientnet_v2_s",
+        "timm": "resnet10t ghostnet_100 convnextv2_atto repvgg_a0 dla34 hrnet_w18_small",
+    },
+    128: {"torchvision": "inception_v3"},
+    224: {
+        "timm": "vit_tiny_patch16_224 deit_tiny_patch16_224 mobilevit_xs levit_128s edgenext_xx_small poolformer_s12 "
+        "mixer_s32_224 swin_tiny_patch4_window7_224",
+        "torchvision": "vit_b_16 swin_t swin_v2_t maxvit_t",
+    },
+}
+ZOO = tuple(
+    (library, name, side)
+    for side, by_library in NAMES.items()
+    for library, names in by_library.items()
+    for name in names.split()
 )
 
 #: A file may be this far from the simulated model, in float32, and so many times further than that is from itself.
@@ -159,7 +158,7 @@ def cover(library: str, name: str, side: int) -> Coverage:
 
 
 def built(library: str, name: str, side: int) -> tuple[nn.Module, torch.Tensor]:
-    """A network with seeded random weights, its batch norms with the statistics of random images."""
+    """A network with seeded random weights, no two biases alike, its batch norms with the statistics of random images."""
     torchvision = import_torchvision()
     torch.manual_seed(0)
     if library == "torchvision":
@@ -169,6 +168,9 @@ def built(library: str, name: str, side: int) -> tuple[nn.Module, torch.Tensor]:
         import timm
 
         model = timm.create_model(name, pretrained=False)
+    for parameter in model.parameters():
+        if parameter.dim() == 1:  # fresh biases are all zero, and torch.onnx would store equal ones once
+            parameter.data += 0.01 * torch.randn(parameter.shape)
     images = torch.randn(8, 3, side, side)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -293,7 +295,7 @@ def baselines_of(task: Task) -> list[Baseline]:
     sessions = {name: load(file, 1) for name, file in files.items()}
     inputs = [tensor.numpy() for tensor in task.example_inputs]
     timings = measure(
-        {name: (lambda session=session: session.run(*inputs)) for name, session in sessions.items()},
+        {name: partial(session.run, *inputs) for name, session in sessions.items()},
         TimingSettings(max_rounds=20),
     )
     return [

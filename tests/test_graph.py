@@ -7,12 +7,12 @@ import torch
 from torch import nn
 
 from autocomp.errors import TraceError
-from autocomp.graph import BATCH, Graph, Node, export_program, graph_module, read_graph
-from tests.networks import CLASSES, NETWORKS, SIZE, images, prepared
+from autocomp.graph import BATCH, Example, Graph, Node, OutputForm, export_program, graph_module, read_graph
+from tests.networks import CLASSES, NETWORKS, SIZE, TOKENS, inputs, prepared, run_module
 
 
 def traced(model: nn.Module, network: str = "plain") -> Graph:
-    return read_graph(export_program(model.eval(), images(network, 1)))
+    return read_graph(export_program(model.eval(), Example(inputs(network, 1))))
 
 
 def test_a_residual_net_is_read_in_execution_order() -> None:
@@ -60,11 +60,11 @@ def test_users_and_tails() -> None:
 def test_the_runnable_module_has_the_names_of_the_graph(network: str) -> None:
     """nn.Sequential calls its input ``input``, a builtin, that torch.fx renames."""
     ready = prepared(network)
-    program = export_program(ready.model, ready.example_inputs)
-    module, batch = graph_module(program), images(network, 3)
+    program = export_program(ready.model, ready.example)
+    module, batch = graph_module(program), inputs(network, 3)
     names = {node.name for node in module.graph.nodes}
     assert {node.name for node in read_graph(program).nodes} <= names
-    torch.testing.assert_close(module(*batch), ready.model(*batch), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(run_module(module, batch), run_module(ready.model, batch), rtol=1e-5, atol=1e-5)
 
 
 def test_weights_that_are_no_layers_are_not_taken_for_one() -> None:
@@ -87,9 +87,63 @@ def test_several_inputs_and_outputs_are_all_named() -> None:
         def forward(self, x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
             return x + y, x - y
 
-    graph = read_graph(export_program(Two().eval(), (torch.ones(1, 4), torch.ones(1, 4))))
+    graph = read_graph(export_program(Two().eval(), Example((torch.ones(1, 4), torch.ones(1, 4)))))
     assert [node.op for node in graph.nodes] == ["input", "input", "add", "sub"]
     assert len(graph.outputs) == 2
+
+
+def test_an_embedding_and_what_it_makes_are_read() -> None:
+    graph = prepared("encoder").inventory.graph
+    ids, seen, token, place = (*graph.nodes[:2], *(node for node in graph.layers if node.op == "embedding"))
+    assert (ids.op, seen.op) == ("input", "input")
+    assert (token.layer, token.weight_shape, token.outputs) == ("token", (30, 16), 16)
+    assert token.shape == (BATCH, TOKENS, 16)  # the length varies, and is that of the example here
+    assert place.shape == (TOKENS, 16)
+    assert token.macs == 0
+    assert not graph.layers[2].is_gemm
+    assert graph.layers[-1].is_gemm
+
+
+def test_a_transposed_conv_counts_what_every_value_read_meets() -> None:
+    conv = next(node for node in prepared("decoder").inventory.graph.layers if node.op == "conv_transpose2d")
+    assert (conv.weight_shape, conv.shape, conv.outputs) == ((16, 8, 2, 2), (BATCH, 8, SIZE, SIZE), 8)
+    assert conv.macs == (SIZE // 2) ** 2 * 16 * 8 * 2 * 2
+
+
+def test_what_reads_parameters_of_no_layer_counts_them() -> None:
+    graph = prepared("vit").inventory.graph
+    places = next(node for node in graph.nodes if node.op == "add" and node.parameters)
+    assert places.parameters == 17 * 16
+    assert next(node for node in graph.nodes if node.op == "layer_norm").parameters == 2 * 16
+
+
+def test_examples_cut_in_four_are_four_batches() -> None:
+    class Windows(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.view(-1, 3, SIZE // 2, SIZE // 2).relu()
+
+    windows = traced(Windows()).nodes[-1]
+    assert windows.shape == (-4, 3, SIZE // 2, SIZE // 2)
+    assert windows.elements == 3 * SIZE**2
+
+
+def test_what_nobody_reads_is_not_in_the_graph() -> None:
+    class Asks(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x.exp()
+            return x.relu()
+
+    assert [node.op for node in traced(Asks()).nodes] == ["input", "relu"]
+
+
+def test_a_nested_output_comes_back_nested() -> None:
+    one, two = torch.ones(1), torch.zeros(2)
+    output = {"a": (one, None, 3), "b": [two]}
+    form = OutputForm.of(output)
+    assert form.filled([two, one]) == {"a": (two, None, 3), "b": [one]}
+    assert OutputForm.of(one).filled([two]) is two
+    with pytest.raises(TraceError, match="returns a dict without any"):
+        OutputForm.of({"a": 3})
 
 
 def test_an_operation_on_one_tensor_twice_reads_it_once() -> None:
@@ -105,6 +159,22 @@ def test_a_model_that_cannot_be_followed_is_refused_in_one_line() -> None:
     with pytest.raises(TraceError, match=r"torch\.export") as raised:
         traced(Branching())
     assert "\n" not in str(raised.value)
+
+
+def test_a_refusal_names_the_operator_and_the_line() -> None:
+    class Counting(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x if len(torch.nonzero(x)) > 3 else x.relu()
+
+    class Solving(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = torch.linalg.lstsq(x, x).solution
+            return result
+
+    for model, named in ((Counting(), "data-dependent"), (Solving(), r"aten\.linalg_lstsq")):
+        with pytest.raises(TraceError, match=rf"stopped at: .*{named}.*, line \d+ of test_graph\.py") as raised:
+            traced(model)
+        assert "\n" not in str(raised.value)
 
 
 def test_a_fixed_batch_is_refused() -> None:

@@ -13,14 +13,15 @@ from autocomp.plan import UNTOUCHED, WEIGHT_BITS, Format, LayerPlan, Plan, Rank,
 
 sparsities = st.builds(
     Sparsity,
-    st.sampled_from(["unstructured", "channel"]),
+    st.sampled_from(["unstructured", "channel", "head"]),
     st.floats(0, 1, exclude_min=True, exclude_max=True),
 )
+formats = st.sampled_from([Format(bits, *how) for bits in WEIGHT_BITS for how in ((8, False), (8, True), (32, False))])
 layer_plans = st.builds(
     LayerPlan,
     st.none() | sparsities,
     st.none() | st.builds(Rank, st.just("svd"), st.integers(1, 10_000)),
-    st.none() | st.builds(Format, st.sampled_from(WEIGHT_BITS)),
+    st.none() | formats,
 )
 plans = st.builds(
     Plan,
@@ -73,6 +74,8 @@ def test_a_level_counts_for_its_own_pattern_only() -> None:
     channel, single = LayerPlan(Sparsity("channel", 0.5)), LayerPlan(Sparsity("unstructured", 0.5))
     assert (channel.channel_level(), channel.unstructured_level()) == (0.5, 0.0)
     assert (single.channel_level(), single.unstructured_level()) == (0.0, 0.5)
+    head = LayerPlan(Sparsity("head", 0.5))
+    assert (head.channel_level(), head.unstructured_level()) == (0.5, 0.0)
 
 
 def test_a_layer_is_described_in_a_few_words() -> None:
@@ -93,13 +96,32 @@ def test_a_rank_outside_its_range_is_named(r: int) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "name", "integers", "calibrated"),
+    [
+        (Format(8), "w8a8", True, True),
+        (Format(8, dynamic=True), "w8d8", True, False),
+        (Format(4, 32), "w4a32", False, False),
+    ],
+)
+def test_a_format_says_how_it_computes(chosen: Format, name: str, integers: bool, calibrated: bool) -> None:
+    assert str(chosen) == name
+    assert (chosen.integer_activations, chosen.calibrated) == (integers, calibrated)
+
+
+def test_floats_are_not_rounded_dynamically() -> None:
+    with pytest.raises(PlanError, match="dynamic activations have 8 bits; got 32"):
+        Format(8, 32, dynamic=True)
+
+
 @pytest.mark.parametrize("bits", [0, 1, 3, 16, 32])
 def test_bits_that_are_not_offered_are_named(bits: int) -> None:
     with pytest.raises(PlanError, match=str(bits)) as raised:
         Format(bits)
     assert "\n" not in str(raised.value)
-    with pytest.raises(PlanError, match=str(bits)):
-        Format(8, activation_bits=bits)
+    if bits != 32:  # activations in floats
+        with pytest.raises(PlanError, match=str(bits)):
+            Format(8, activation_bits=bits)
 
 
 def test_an_unknown_method_is_named() -> None:

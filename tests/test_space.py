@@ -14,10 +14,10 @@ from autocomp.compress.structure import restructure
 from autocomp.errors import SpaceError
 from autocomp.plan import Format, Pattern, Plan, Rank, Sparsity
 from autocomp.search.sampler import uniform_indices
-from autocomp.space import SearchSpace, SpaceFile, build_space, builtin_spaces, parse_format, read_space
+from autocomp.space import Activations, SearchSpace, SpaceFile, build_space, builtin_spaces, format_for, read_space
 from tests.networks import NETWORKS, prepared
 
-ALL: tuple[Pattern, ...] = ("channel", "unstructured")
+ALL: tuple[Pattern, ...] = ("channel", "head", "unstructured")
 
 
 def space_of(
@@ -26,9 +26,10 @@ def space_of(
     weight_bits: Sequence[int] = (8, 4, 2),
     patterns: Sequence[Pattern] = ALL,
     ranks: bool = True,
+    activations: Sequence[Activations] = ("a8", "d8", "a32"),
 ) -> SearchSpace:
     file = read_space("default") if text is None else parsed(text)
-    return build_space(file, prepared(network).inventory, weight_bits, patterns, ranks)
+    return build_space(file, prepared(network).inventory, weight_bits, patterns, ranks, activations)
 
 
 def parsed(rules: str) -> SpaceFile:
@@ -73,7 +74,7 @@ def test_the_default_is_among_those_that_ship() -> None:
         ("name: x\nrules: [{layers: '*', sparsity: [{pattern: channel, level: 0}]}]", ["between 0 and 1", "got 0"]),
         ("name: x\nrules: [{layers: '*', sparsity: [{pattern: channel, level: -3}]}]", ["between 0 and 1", "-3"]),
         ("name: x\nrules: [{layers: '*', rank: [1.5]}]", ["(0, 1]", "1.5"]),
-        ("name: x\nrules: [{layers: '*', format: [int8]}]", ["written like w8a8", "int8"]),
+        ("name: x\nrules: [{layers: '*', format: [int8]}]", ["written like w8", "w8a8", "int8"]),
         ("name: x\nrules: [{layers: '*', format: [w3a8]}]", ["weight bits must be one of", "3"]),
         ("name: x\nrules: [{layers: '*', format: [w8a16]}]", ["activation bits", "16"]),
         ("name: x\nrules: {layers: '*'}", ["rules"]),
@@ -94,9 +95,44 @@ def test_an_unknown_space_names_the_near_ones() -> None:
         read_space("quantise")
 
 
-@pytest.mark.parametrize("text", ["w8a8", "w4a8", "w2a8"])
-def test_formats_are_read(text: str) -> None:
-    assert parse_format(text) == Format(int(text[1]), 8)
+EVERY: tuple[Activations, ...] = ("a8", "d8", "a32")
+
+
+@pytest.mark.parametrize("text", ["w8a8", "w4d8", "w2a32"])
+def test_a_format_that_says_all_is_what_it_says(text: str) -> None:
+    layer = prepared("encoder").inventory.by_name["layers.0.up"]
+    given_format = format_for(text, layer, EVERY)
+    assert given_format == Format(int(text[1]), int(text[3:]), text[2] == "d")
+    assert format_for(text, layer, tuple(how for how in EVERY if how != text[2:])) is None  # the target has it not
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "offered", "meant"),
+    [
+        ("residual", "0.0", EVERY, "w8a8"),
+        ("residual", "0.0", ("d8", "a32"), "w8a32"),
+        ("mlp", "0", EVERY, "w8a8"),
+        ("encoder", "layers.0.up", EVERY, "w8d8"),
+        ("encoder", "layers.0.up", ("a8", "a32"), "w8a8"),
+        ("encoder", "pool", EVERY, "w8a8"),  # one vector an example
+        ("encoder", "token", EVERY, "w8a32"),
+        ("encoder", "token", ("a8",), None),
+        ("decoder", "up", EVERY, "w8a32"),
+        ("decoder", "up", ("a8", "d8"), None),
+    ],
+)
+def test_activations_are_what_suits_the_layer_and_the_target(
+    network: str, layer: str, offered: tuple[Activations, ...], meant: str | None
+) -> None:
+    chosen = format_for("w8", prepared(network).inventory.by_name[layer], offered)
+    assert (None if chosen is None else str(chosen)) == meant
+
+
+@pytest.mark.parametrize(
+    ("network", "layer", "text"), [("residual", "0.0", "w8d8"), ("encoder", "token", "w8a8"), ("decoder", "up", "w4d8")]
+)
+def test_a_format_without_a_kernel_is_not_offered(network: str, layer: str, text: str) -> None:
+    assert format_for(text, prepared(network).inventory.by_name[layer], EVERY) is None
 
 
 def test_a_pattern_that_matches_no_layer_lists_the_layers() -> None:
@@ -129,7 +165,8 @@ def test_every_choice_of_options_is_a_plan_that_fits(network: str) -> None:
         for name, layer in plan.layers.items():
             if layer.rank is not None:
                 first, second = structure.layers[f"{name}.0"].weight_shape, structure.layers[f"{name}.1"].weight_shape
-                rows, columns = second[0], math.prod(first[1:])
+                table = inventory.by_name[name].kind == "embedding"
+                rows, columns = second[0], first[0] if table else math.prod(first[1:])
                 assert layer.rank.r * (rows + columns) < rows * columns, f"the rank of {name} saves nothing"
 
     check()
@@ -164,7 +201,7 @@ def test_coupled_layers_lose_only_what_the_rules_of_all_of_them_allow() -> None:
 
 def test_what_the_target_does_not_offer_is_not_in_the_space() -> None:
     space = space_of("residual", weight_bits=(8,), patterns=("channel",), ranks=False)
-    assert {decision.kind for decision in space.decisions} == {"channel", "format"}
+    assert {decision.kind for decision in space.decisions} == {"block", "channel", "format"}
     formats = {option for decision in space.decisions if decision.kind == "format" for option in decision.options}
     assert formats == {None, Format(8)}
     without_channels = space_of("residual", patterns=("unstructured",))
@@ -174,6 +211,29 @@ def test_what_the_target_does_not_offer_is_not_in_the_space() -> None:
 def test_a_space_of_which_the_target_offers_nothing_is_an_error() -> None:
     with pytest.raises(SpaceError, match="leaves nothing to decide"):
         space_of("residual", "[{layers: '*', rank: [0.5]}]", ranks=False)
+
+
+def test_heads_and_blocks_are_decisions_of_their_own() -> None:
+    space = space_of("encoder")
+    heads = [decision for decision in space.decisions if decision.kind == "head"]
+    assert [decision.layers[0] for decision in heads] == ["layers.0.attention.query", "layers.1.attention.query"]
+    assert heads[0].options == (None, Sparsity("head", 0.25), Sparsity("head", 0.5))
+    blocks = [decision.layers for decision in space.decisions if decision.kind == "block"]
+    assert blocks == [("layers.0.attention",), ("layers.0",), ("layers.1.attention",), ("layers.1",)]
+    assert "head" not in {decision.kind for decision in space_of("encoder", patterns=("channel",)).decisions}
+
+
+def test_a_block_is_left_out_only_where_the_rules_of_all_its_layers_say_so() -> None:
+    space = space_of("residual", "[{layers: '*', drop: true, format: [w8]}, {layers: '1.conv1', drop: false}]")
+    assert "block" not in {decision.kind for decision in space.decisions}
+
+
+def test_what_is_left_out_has_no_choices_of_its_own() -> None:
+    """So that plans that give the same file are the same plan."""
+    space = space_of("encoder")
+    alone = {"block:layers.0": 1}
+    assert space.plan(alone | {"format:layers.0.up": 1, "rank:layers.0.down": 1}) == space.plan(alone)
+    assert space.plan(alone).dropped_blocks == ("layers.0",)
 
 
 def test_later_rules_override_field_by_field() -> None:

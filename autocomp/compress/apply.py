@@ -113,7 +113,7 @@ def prepare(
     heads = find_heads(graph_module(program), graph, example.doubled())
     in_heads = {name for one in heads for name in one.group.producers}
     couplings = tuple(
-        _forbid(one, "one of its layers cannot be compressed")
+        _forbid(one, next(reasons[name] for name in one.group.producers if name in reasons))
         if reasons.keys() & {*one.group.producers}
         else _forbid(one, "they make attention heads, which go as a whole")
         if in_heads & {*one.group.producers}
@@ -182,13 +182,15 @@ def _forbid(coupling: Coupling, reason: str) -> Coupling:
 def _why_left(model: nn.Module, used: Counter[str]) -> dict[str, str]:
     """Modules with weights that are left as they are → the reason."""
     found = {}
+    shared_weights = {id(model.get_parameter(f"{name}.weight")) for name in used}
     for name, module in model.named_modules():
         if used[name] > 1:
             found[name] = "its weight is used more than once"
         elif not any(True for _ in module.parameters(recurse=False)):
             continue
         elif name not in used and type(module).forward in FORWARDS:
-            found[name] = "the model does not use it in evaluation"
+            shared = id(getattr(module, "weight", None)) in shared_weights
+            found[name] = "its weight is used more than once" if shared else "the model does not use it in evaluation"
         elif name not in used:
             found[name or "(the model itself)"] = f"{type(module).__name__} has no compression method here"
         elif type(module).forward not in FORWARDS:

@@ -112,18 +112,18 @@ def _heads(attention: Node, graph: Graph, values: Mapping[Node, object], used: C
         raise _UnclearError("its attention bias has a row a head")
     rows: dict[str, list[set[int]]] = {}
     sizes: dict[tuple[str, int, int], None] = {}
-    for source in attention.args[:3]:
-        path = _back(cast("Node", source))
+    paths = [_back(cast("Node", source)) for source in attention.args[:3]]
+    widths = [cast("tuple[int, ...]", values[path[0]])[-1] for path in paths]
+    for path, width in zip(paths, widths, strict=True):
         layer = _layer(path[0], graph, used)
-        width = cast("tuple[int, ...]", values[path[0]])[-1]
         labels = _sent(path, _labels(values[path[0]], width, -1), values)[path[-1]]
-        per_head = [set(labels[:, head].unique().tolist()) for head in range(count)]
-        if sum(map(len, per_head)) != len(set.union(*per_head)):
-            raise _UnclearError("its heads share rows")
-        for head, own in enumerate(per_head):
-            rows.setdefault(layer, [set() for _ in range(count)])[head] |= own
-        owner = torch.zeros(width, dtype=torch.long)
-        for head, own in enumerate(per_head):
+        for head in range(count):
+            rows.setdefault(layer, [set() for _ in range(count)])[head] |= {*labels[:, head].unique().tolist()}
+    for path, width in zip(paths, widths, strict=True):
+        owner = torch.full((width,), -1)
+        for head, own in enumerate(rows[_layer(path[0], graph, used)]):
+            if (owner[list(own)] >= 0).any():
+                raise _UnclearError("its heads share rows")
             owner[list(own)] = head
         sizes |= dict.fromkeys(_sizes(path, _sent(path, owner[_labels(values[path[0]], width, -1)], values), count))
     path = _forward(attention)
@@ -214,9 +214,11 @@ def _sizes(path: Sequence[Node], heads: Mapping[Node, torch.Tensor], count: int)
             continue
         given = cast("Sequence[object]", node.args[place])
         result = heads[node]
-        first = result.dim() - len(given) if operator_name_of(node) != "unflatten" else cast("int", node.args[1])
+        first = result.dim() - len(given)
+        if operator_name_of(node) == "unflatten":
+            first = cast("int", node.args[1]) % (first + 1)
         for position, size in enumerate(given):
-            dim = first + position if first >= 0 else first
+            dim = first + position
             along = result.movedim(dim, 0)
             varies = bool((along != along[:1]).any())
             if varies and size != -1:

@@ -99,9 +99,16 @@ def drop_blocks(module: GraphModule, blocks: Iterable[ResidualBlock]) -> None:
             raise CompressionError(f"the compressed model must have the addition {block.addition!r}; it has not")
         addition.replace_all_uses_with(cast("FxNode", addition.args[block.position]))
         module.graph.erase_node(addition)
-    module.graph.eliminate_dead_code()
+    # torch keeps what draws random numbers, as an attention does that might drop some; in evaluation none are drawn.
+    module.graph.eliminate_dead_code(is_impure_node=_has_effects)
     module.delete_all_unused_submodules()
     module.recompile()
+
+
+def _has_effects(node: FxNode) -> bool:
+    from torch._ops import OpOverload
+
+    return node.op in {"placeholder", "output"} or (isinstance(node.target, OpOverload) and node.target._schema.is_mutable)
 
 
 def without_blocks(graph: Graph, blocks: Iterable[ResidualBlock]) -> Graph:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 def truncated_svd(weight: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The best rank-``r`` approximation of a matrix in the Frobenius norm (Eckart & Young, 1936).
 
+    The singular vectors of the shorter side are the eigenvectors of the matrix times its transpose, which are had in a
+    fraction of the time of a full decomposition.
+
     Args:
         weight: (out, columns).
 
@@ -22,9 +25,14 @@ def truncated_svd(weight: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Ten
     """
     import torch
 
-    u, s, vt = torch.linalg.svd(weight.double(), full_matrices=False)
-    root = s[:r].sqrt()
-    return (u[:, :r] * root).to(weight.dtype), (root[:, None] * vt[:r]).to(weight.dtype)
+    if weight.shape[0] > weight.shape[1]:
+        left, right = truncated_svd(weight.T, r)
+        return right.T.contiguous(), left.T.contiguous()
+    matrix = weight.double()
+    vectors = torch.linalg.eigh(matrix @ matrix.T).eigenvectors.flip(1)[:, :r]
+    rows = vectors.T @ matrix  # the right singular vectors, each times its singular value
+    root = rows.norm(dim=1).clamp_min(torch.finfo(torch.float64).tiny).sqrt()
+    return (vectors * root).to(weight.dtype), (rows / root[:, None]).to(weight.dtype)
 
 
 def factorize(layer: torch.nn.Module, r: int) -> torch.nn.Sequential:

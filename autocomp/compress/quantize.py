@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines torch.ops.quantized_decomposed
 
-from autocomp.graph import RESHAPES, Graph
+from autocomp.graph import RESHAPES, Graph, operator_name
 from autocomp.graph import Node as GraphNode
 from autocomp.plan import Format
 
@@ -310,7 +310,7 @@ def _shared_grids(module: GraphModule, sites: Collection[str]) -> dict[str, str]
     shared: dict[str, str] = {}
     for node in module.graph.nodes:
         source = node
-        while node.name in sites and source.op == "call_function" and str(source.target).split(".")[1] in GRID_KEEPING:
+        while node.name in sites and source.op == "call_function" and operator_name(source) in GRID_KEEPING:
             source = cast("Node", source.args[0])
             if source.name in sites:
                 shared[node.name] = shared.get(source.name, source.name)

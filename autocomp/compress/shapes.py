@@ -65,7 +65,10 @@ def _joined(node: Node, old: Sequence[Shape], new: Sequence[Shape]) -> Shape:
 def _reshaped(node: Node, old: Sequence[Shape], new: Sequence[Shape]) -> Shape:
     """Dimensions that are merged or split together shrink together; of those that share, the one that was left open
     (-1), or else the last that can."""
-    sizes = node.numbers if node.op != "unflatten" else (*node.shape[: node.numbers[0]], *node.numbers[1:])
+    sizes = node.numbers
+    if node.op == "unflatten":
+        first = unflattened(node)
+        sizes = (*node.shape[:first], *node.numbers[1:], *node.shape[first + len(node.numbers) - 1 :])
     left_open = {
         place
         for place, size in enumerate(sizes if len(sizes) == len(node.shape) else ())
@@ -80,6 +83,11 @@ def _reshaped(node: Node, old: Sequence[Shape], new: Sequence[Shape]) -> Shape:
         chosen = next((place for place in outs if place in left_open), able[-1] if able else outs[-1])
         shape[chosen] = shape[chosen] * now // was
     return tuple(shape)
+
+
+def unflattened(node: Node) -> int:
+    """The first of the dimensions that an ``unflatten`` makes, counted from the front."""
+    return node.numbers[0] % (len(node.shape) - len(node.numbers) + 2)
 
 
 def _product(shape: Shape, places: Sequence[int]) -> int:

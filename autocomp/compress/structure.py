@@ -18,7 +18,7 @@ from autocomp.compress.quantize import (
     quantized_tensors,
     rounded_for_products,
 )
-from autocomp.compress.shapes import SPLITS, follow, part
+from autocomp.compress.shapes import SPLITS, follow, part, unflattened
 from autocomp.graph import CONVOLUTIONS, Graph, Node
 from autocomp.inventory import Inventory
 from autocomp.plan import Format, LayerPlan, Plan
@@ -193,7 +193,7 @@ def _count(shape: tuple[int, ...]) -> int:
 
 def _recounted(node: Node, shrunk: list[tuple[int, int]]) -> Node:
     """A view whose sizes count heads, with fewer of them."""
-    first = node.numbers[0] if node.op == "unflatten" else 0
+    first = unflattened(node) if node.op == "unflatten" else 0
     shape = list(node.shape)
     for position, amount in shrunk:
         shape[first + position] -= amount

@@ -59,9 +59,14 @@ class UnpackedAttention(nn.Module):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(batch, tokens, width) three times, or the batch second, → the same and, where asked for, the weights."""
+        """(batch, tokens, width) three times, or the batch second or none, → the same and, where asked for, the
+        weights."""
         del is_causal  # a hint that comes with the mask
-        if not self.batch_first:
+        alone = query.dim() == 2  # a sequence without a batch
+        if alone:
+            query, key, value = (x[None] for x in (query, key, value))
+            key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
+        elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = (
             linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
@@ -75,6 +80,8 @@ class UnpackedAttention(nn.Module):
             scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5
             weights = torch.softmax(scores if bias is None else scores + bias, dim=-1)
             weights = weights.mean(dim=1) if average_attn_weights else weights
+        if alone:
+            return result[0], None if weights is None else weights[0]
         return result if self.batch_first else result.transpose(0, 1), weights
 
 

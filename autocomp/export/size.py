@@ -6,15 +6,19 @@ alone (inputs, outputs, operators without weights) is taken from one real export
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 from onnx import TensorProto, helper
 
 from autocomp.compress.structure import LayerShape, Structure
 from autocomp.export.packing import Footprint, FunctionKind, Use, field_bytes, footprint, function_bytes
-from autocomp.graph import Node
+from autocomp.graph import ATTENTION, Node
+
+#: An attention that is written out, because the file's opset has no kernel for it as one operator.
+WRITTEN_OUT_BYTES = 400
 
 #: An operator without weights: only what a left-out block takes with it is counted so.
 OTHER_NODE_BYTES = 25
@@ -30,21 +34,27 @@ class SizeModel:
     fixed_bytes: int
     packed: bool
     integer_bias: bool
+    attention_operator: bool = True
 
     @staticmethod
-    def from_export(untouched: Structure, file_bytes: int, packed: bool, integer_bias: bool) -> SizeModel:
-        """From the size of the untouched network's file."""
-        model = SizeModel(0, packed, integer_bias)
-        return SizeModel(file_bytes - model.predict(untouched), packed, integer_bias)
+    def from_export(
+        untouched: Structure, file_bytes: int, packed: bool, integer_bias: bool, attention_operator: bool = True
+    ) -> SizeModel:
+        """From the size of the untouched network's file. For the last two see
+        :class:`autocomp.compress.quantize.Numerics`."""
+        model = SizeModel(0, packed, integer_bias, attention_operator)
+        return replace(model, fixed_bytes=file_bytes - model.predict(untouched))
 
     def predict(self, structure: Structure) -> int:
         """Bytes of the file of a compressed network of this structure."""
         functions: set[FunctionKind] = set()
         total = self.fixed_bytes
         rounded_at_run_time: set[str] = set()
+        two_bits = any(layer.format is not None and layer.format.weight_bits == 2 for layer in structure.layers.values())
+        attention_bytes = WRITTEN_OUT_BYTES if self.packed and self.attention_operator and two_bits else 0
         for node in structure.graph.nodes:
             if node.layer is None:
-                total += OTHER_NODE_BYTES + 4 * node.parameters
+                total += OTHER_NODE_BYTES + 4 * node.parameters + (attention_bytes if node.op == ATTENTION else 0)
                 continue
             layer = structure.layers[node.layer]
             if layer.format is not None and layer.format.dynamic:
@@ -84,7 +94,7 @@ class SizeModel:
         return bias + _layer_bytes(node.op if not node.is_gemm else "gemm", node.has_bias)
 
 
-def _node(op: str, inputs: int, outputs: int = 1, **attributes: int) -> int:
+def _node(op: str, inputs: int, outputs: int = 1, **attributes: Any) -> int:
     return field_bytes(helper.make_node(op, [NAME] * inputs, [NAME] * outputs, **attributes).ByteSize())
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import warnings
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from autocomp.export.integers import (
     sums_before_norms,
 )
 from autocomp.export.packing import StoredWeight, encode, install, raise_opset
-from autocomp.graph import ATTENTION, Graph, operator_name
+from autocomp.graph import ATTENTION, Graph, copied, operator_name
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -114,7 +113,7 @@ def _marked(compressed: Compressed) -> GraphModule:
 
     torch.onnx merges small initializers that are equal (biases of zeros, say); these must stay apart.
     """
-    marked = copy.deepcopy(compressed.model)
+    marked = copied(compressed.model)
     for number, name in enumerate(_stored_names(compressed), start=1):
         marked.get_parameter(name).data.fill_(MARK * number)
     return marked
@@ -134,7 +133,7 @@ def _float_graph(compressed: Compressed, attention: bool) -> ModelProto:
                 dynamo=True,
                 verbose=False,
                 dynamic_shapes=example.dynamic_shapes(),
-                **({"opset_version": ATTENTION_OPSET} if attention else {}),
+                opset_version=ATTENTION_OPSET if attention else None,
             )
     except Exception as error:  # torch.onnx raises whatever its passes raise
         raise ExportError(f"torch.onnx could not write the compressed model: {first_line(error)}") from error
@@ -156,7 +155,7 @@ def _widen_masks(module: GraphModule, graph: Graph) -> None:
             rank = len(graph.by_name[mask.name].shape)
             with module.graph.inserting_before(node):
                 queries = module.graph.call_function(torch.ops.aten.sym_size.int, (query, 2))
-                sizes = [*[-1] * (rank - 2), queries, -1]
+                sizes: list[Any] = [*[-1] * (rank - 2), queries, -1]
                 wide[mask.name] = module.graph.call_function(torch.ops.aten.expand.default, (mask, sizes))
         node.replace_input_with(mask, wide[mask.name])
     module.recompile()

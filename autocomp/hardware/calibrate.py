@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -124,11 +125,12 @@ def _time_group(group: Sequence[Specimen], threads: int, batch: int) -> dict[str
     return measure(candidates, SETTINGS)
 
 
-def _input(specimen: Specimen, batch: int) -> npt.NDArray[np.generic]:
+def _input(specimen: Specimen, batch: int) -> npt.NDArray[Any]:
     example = np.repeat(specimen.example, batch, axis=0)
     if not np.issubdtype(example.dtype, np.floating):
         return example
-    return np.random.default_rng(0).standard_normal(example.shape).astype(np.float32)
+    noise: npt.NDArray[np.float64] = np.asarray(np.random.default_rng(0).standard_normal(example.shape))
+    return noise.astype(np.float32)
 
 
 def _rows(specimen: Specimen, timing: Timing, threads: int, batch: int, block: int) -> Iterator[dict[str, object]]:

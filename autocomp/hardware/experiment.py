@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -25,7 +25,6 @@ from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import numpy as np
     import numpy.typing as npt
 
 #: Plans tried on one random network; tracing it costs as much as measuring.
@@ -42,7 +41,7 @@ class Specimen:
     name: str
     structure: Structure
     model: bytes
-    example: npt.NDArray[np.generic]
+    example: npt.NDArray[Any]
 
 
 class _Block(nn.Module):
@@ -120,7 +119,7 @@ class _Inverted(nn.Module):
             half = self.more // 2
             x = x[:, :, :: self.stride, :: self.stride]
             x = functional.pad(x, (0, 0, 0, 0, half, self.more - half))
-        return x + y
+        return x + y  # type: ignore[no-any-return]
 
 
 class _GatedNet(nn.Module):

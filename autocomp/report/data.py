@@ -56,7 +56,8 @@ class TargetFacts:
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """A compressible layer. ``weight_shape`` is (out, in, k…); layers of one ``group`` lose their channels together."""
+    """A compressible layer. ``weight_shape`` is (out, in, k…); layers of one ``group`` lose their channels together, and
+    those of one residual ``block`` are left out together."""
 
     name: str
     kind: str
@@ -65,6 +66,7 @@ class LayerFacts:
     macs: int
     params: int
     group: str | None
+    block: str | None = None
 
     @property
     def full_rank(self) -> int:
@@ -248,6 +250,7 @@ def _layer(entry: Fields) -> LayerFacts:
         macs=entry.integer("macs"),
         params=entry.integer("params"),
         group=None if group is None else str(group),
+        block=entry.text("block", "") or None,
     )
 
 
@@ -325,5 +328,5 @@ def _layer_row(layer: LayerFacts, plan: Plan, layers: tuple[LayerFacts, ...]) ->
         coupled=level > own.channel_level(),
         rank_share=1.0 if own.rank is None else min(1.0, own.rank.r / layer.full_rank),
         zeros=own.unstructured_level(),
-        dropped=any(layer.name == block or layer.name.startswith(f"{block}.") for block in plan.dropped_blocks),
+        dropped=layer.block in plan.dropped_blocks,
     )

@@ -188,7 +188,7 @@ def _cells(row: LayerRow) -> tuple[tuple[float, str], ...]:
     return (
         (row.channels_kept, f"{row.channels_kept:.0%} of {row.layer.weight_shape[0]}"),
         (row.rank_share, "full" if rank is None else f"{rank.r} of {row.layer.full_rank}"),
-        (1.0, "float 32") if form is None else (form.weight_bits / 32, f"{form.weight_bits} / {form.activation_bits}"),
+        (1.0, "float 32") if form is None else (form.weight_bits / 32, str(form)),
         (1.0 - row.zeros, f"{1.0 - row.zeros:.0%}"),
     )
 

@@ -137,6 +137,6 @@ def _layer(row: LayerRow) -> list[Json]:
         row.dropped,
         [row.channels_kept, f"{words.brief(100 * row.channels_kept)} % of {row.layer.weight_shape[0]}{coupled}"],
         [row.rank_share, "full" if rank is None else f"{rank.r} of {row.layer.full_rank}"],
-        [1.0, "float 32"] if form is None else [form.weight_bits / 32, f"w{form.weight_bits} a{form.activation_bits}"],
+        [1.0, "float 32"] if form is None else [form.weight_bits / 32, str(form)],
         [1.0 - row.zeros, f"{words.brief(100 * (1.0 - row.zeros))} %"],
     ]

@@ -203,7 +203,11 @@ def _begin(setup: Setup, folder: RunFolder) -> None:
 
 def layers_document(prepared: Prepared) -> list[dict[str, object]]:
     """``layers.json``: the compressible layers in execution order."""
-    return [{**asdict(layer), "prunable": layer.group is not None} for layer in prepared.inventory.layers]
+    block_of = {name: block.name for block in prepared.inventory.blocks for name in block.layers}
+    return [
+        {**asdict(layer), "prunable": layer.group is not None, "block": block_of.get(layer.name, "")}
+        for layer in prepared.inventory.layers
+    ]
 
 
 def _check_same(setup: Setup, folder: RunFolder) -> None:

@@ -13,9 +13,20 @@ from autocomp.compress.prune import kept_count
 from autocomp.compress.quantize import Numerics
 from autocomp.errors import PlanError
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
-from tests.networks import NETWORKS, compressed, images, prepared, random_plan, ready, residual, uniform_plan
+from tests.networks import (
+    NETWORKS,
+    compressed,
+    eight_bits,
+    inputs,
+    prepared,
+    random_plan,
+    ready,
+    residual,
+    run_module,
+    uniform_plan,
+)
 
-CALIBRATION = [images("residual", 16, seed=100)]
+CALIBRATION = [inputs("residual", 16, seed=100)]
 
 
 def state(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -28,7 +39,7 @@ def same_state(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> 
 
 def test_nothing_given_is_changed() -> None:
     model = residual().train()
-    before, example, calibration = state(model), images("residual", 1), copy.deepcopy(CALIBRATION)
+    before, example, calibration = state(model), inputs("residual", 1), copy.deepcopy(CALIBRATION)
     ready_net = prepare(model, example)
     folded = state(ready_net.model)
     plan = random_plan(ready_net.inventory, seed=3)
@@ -38,30 +49,31 @@ def test_nothing_given_is_changed() -> None:
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert same_state(state(ready_net.model), folded)
     assert torch.equal(calibration[0][0], CALIBRATION[0][0])
-    assert torch.equal(example[0], images("residual", 1)[0])
+    assert torch.equal(example[0], inputs("residual", 1)[0])
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_the_default_plan_computes_what_the_model_does(network: str) -> None:
-    batch = images(network, 6, seed=7)
+    batch = inputs(network, 6, seed=7)
     result = compressed(network, Plan())
-    torch.testing.assert_close(result.model(*batch), NETWORKS[network]()(*batch), rtol=1e-4, atol=1e-5)
+    expected = run_module(NETWORKS[network](), batch)
+    torch.testing.assert_close(run_module(result.model, batch), expected, rtol=1e-4, atol=1e-5)
     assert not result.weights
     assert not result.masks
     assert not result.bias_scales
 
 
-@pytest.mark.parametrize("network", ["residual", "separable"])
+@pytest.mark.parametrize("network", ["residual", "separable", "encoder", "vit"])
 def test_the_same_call_twice_gives_the_same(network: str) -> None:
-    plan, calibration = random_plan(prepared(network).inventory, seed=11), [images(network, 16)]
+    plan, calibration = random_plan(prepared(network).inventory, seed=11), [inputs(network, 16)]
     one, other = (apply(prepared(network), plan, calibration) for _ in range(2))
     assert same_state(state(one.model), state(other.model))
-    batch = images(network, 4, seed=1)
-    assert torch.equal(one.model(*batch), other.model(*batch))
+    batch = inputs(network, 4, seed=1)
+    assert torch.equal(run_module(one.model, batch), run_module(other.model, batch))
 
 
 def test_preparing_twice_gives_the_same() -> None:
-    one, other = (prepare(residual(), images("residual", 1)) for _ in range(2))
+    one, other = (prepare(residual(), inputs("residual", 1)) for _ in range(2))
     assert one.inventory.groups == other.inventory.groups
     assert same_state(state(one.model), state(other.model))
 
@@ -71,17 +83,15 @@ def test_preparing_twice_gives_the_same() -> None:
 def test_random_joint_plans_run_at_any_batch(network: str, seed: int) -> None:
     result = compressed(network, random_plan(prepared(network).inventory, seed))
     for batch in (1, 7):
-        output = result.model(*images(network, batch))
+        output = run_module(result.model, inputs(network, batch))
         assert output.shape[0] == batch
         assert output.isfinite().all()
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_gentle_plans_stay_close(network: str) -> None:
-    batch = images(network, 32, seed=5)
-    exact, rounded = (
-        compressed(network, plan).model(*batch) for plan in (Plan(), uniform_plan(network, format=Format(8)))
-    )
+    batch = inputs(network, 32, seed=5)
+    exact, rounded = (run_module(compressed(network, plan).model, batch) for plan in (Plan(), eight_bits(network)))
     assert 0 < float((exact - rounded).norm() / exact.norm()) < 0.1
 
 
@@ -139,9 +149,9 @@ def test_a_channel_without_weights_keeps_its_bias(switched_off: float) -> None:
     with torch.no_grad():
         norm.weight[:4] = switched_off
         norm.bias[:4] = 1.0
-    batch = images("residual", 32, seed=5)
+    batch = inputs("residual", 32, seed=5)
     plan = Plan({"1.conv1": LayerPlan(format=Format(8))})
-    exact, rounded = (compress(model, one, images("residual", 1), CALIBRATION).model for one in (Plan(), plan))
+    exact, rounded = (compress(model, one, inputs("residual", 1), CALIBRATION).model for one in (Plan(), plan))
     torch.testing.assert_close(rounded.get_parameter("1.conv1.bias")[:4], torch.ones(4), rtol=1e-3, atol=0.0)
     assert float((exact(*batch) - rounded(*batch)).norm() / exact(*batch).norm()) < 0.05
 
@@ -155,15 +165,37 @@ def test_float_biases_stay_as_they_are() -> None:
         assert torch.equal(result.model.get_parameter(bias), prepared("residual").model.get_parameter(bias))
 
 
+@pytest.mark.parametrize("network", ["encoder", "tied"])
+def test_a_sequence_may_have_any_length(network: str) -> None:
+    result = compressed(network, random_plan(prepared(network).inventory, seed=5))
+    for tokens in (2, 3, 11):
+        batch = tuple(torch.cat([x, x], dim=1)[:, :tokens] for x in inputs(network, 3))
+        assert run_module(result.model, batch).isfinite().all()
+
+
+def test_an_output_keeps_its_form() -> None:
+    """What a file gives as a plain list comes back nested as the model gives it."""
+    model, batch = NETWORKS["decoder"](), inputs("decoder", 3)
+    with torch.no_grad():
+        expected = model(*batch)
+    form = prepared("decoder").outputs
+    again = form.filled([expected["mask"], expected["rest"][1][0]])
+    assert isinstance(again, dict)
+    assert torch.equal(again["mask"], expected["mask"])
+    nothing, (score,) = again["rest"]
+    assert nothing is None
+    assert torch.equal(score, expected["rest"][1][0])
+
+
 def test_a_plan_for_another_model_is_refused() -> None:
     with pytest.raises(PlanError, match="'features'"):
-        apply(prepared("mlp"), Plan({"features": LayerPlan(format=Format(8))}), [images("mlp", 4)])
+        apply(prepared("mlp"), Plan({"features": LayerPlan(format=Format(8))}), [inputs("mlp", 4)])
 
 
 def test_gradients_need_not_be_on() -> None:
     plan = random_plan(prepared("residual").inventory, seed=2)
     with torch.no_grad():
-        ready_net = prepare(residual(), images("residual", 1))
+        ready_net = prepare(residual(), inputs("residual", 1))
         result = apply(ready_net, plan, CALIBRATION)
     assert ready_net.inventory.groups == prepared("residual").inventory.groups
     assert same_state(state(result.model), state(apply(ready_net, plan, CALIBRATION).model))
@@ -188,5 +220,5 @@ class Twice(nn.Module):
 
 @pytest.mark.parametrize("shared", ["conv", "norm"])
 def test_what_is_used_twice_is_not_folded(shared: str) -> None:
-    model, batch = ready(Twice(shared), seed=0), images("residual", 4)
-    torch.testing.assert_close(prepare(model, images("residual", 1)).model(*batch), model(*batch), rtol=1e-4, atol=1e-5)
+    model, batch = ready(Twice(shared), seed=0), inputs("residual", 4)
+    torch.testing.assert_close(prepare(model, inputs("residual", 1)).model(*batch), model(*batch), rtol=1e-4, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Physically pruned = masked, on channel sets that find_groups has not tried itself."""
+"""Physically pruned = masked, on channel sets that find_couplings has not tried itself."""
 
 from __future__ import annotations
 
@@ -10,62 +10,77 @@ import torch
 from torch import nn
 
 from autocomp.compress.apply import apply
-from autocomp.compress.channels import choose_channels, find_groups, mask, prune
+from autocomp.compress.channels import Coupling, choose_units, find_couplings, mask, prune
 from autocomp.errors import PlanError
-from autocomp.inventory import ChannelGroup
 from autocomp.plan import LayerPlan, Plan, Sparsity
-from tests.networks import NETWORKS, images, option_a, prepared, ready
+from tests.networks import NETWORKS, inputs, prepared, ready, run_module
+
+LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
 
 
-def prunable(network: str) -> list[ChannelGroup]:
-    return [group for group in prepared(network).inventory.groups if group.prunable]
+def prunable(network: str) -> list[Coupling]:
+    return [one for one in prepared(network).couplings if one.group.prunable]
 
 
-def channel_set(group: ChannelGroup, chance: random.Random) -> list[int]:
-    return chance.sample(range(group.width), chance.randint(1, group.width - 1))
+def some_units(coupling: Coupling, chance: random.Random) -> list[int]:
+    return chance.sample(range(coupling.group.width), chance.randint(1, coupling.group.width - 1))
 
 
 def assert_same(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
 
 
+def outputs_of(layer: nn.Module) -> int:
+    weight = layer.get_parameter("weight")
+    if isinstance(layer, nn.ConvTranspose2d):
+        return weight.shape[1] * layer.groups
+    return weight.shape[1] if isinstance(layer, nn.Embedding) else len(weight)
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("network", NETWORKS)
 def test_pruned_equals_masked(network: str, seed: int) -> None:
-    ready_net, chance, batch = prepared(network), random.Random(seed), images(network, 4, seed=50 + seed)
-    for group in prunable(network):
-        channels = channel_set(group, chance)
-        masked = mask(ready_net.model, ready_net.example_inputs, group, channels)
-        pruned = prune(ready_net.model, ready_net.example_inputs, [(group, channels)])
-        assert_same(pruned(*batch), masked(*batch))
+    model, chance, batch = prepared(network).model, random.Random(seed), inputs(network, 4, seed=50 + seed)
+    for coupling in prunable(network):
+        units = some_units(coupling, chance)
+        masked, pruned = mask(model, [(coupling, units)]), prune(model, [(coupling, units)])
+        assert_same(run_module(pruned, batch), run_module(masked, batch))
+        group = coupling.group
         for name in group.producers:
-            assert len(pruned.get_submodule(name).weight) == group.width - len(channels)  # type: ignore[arg-type]
+            assert outputs_of(pruned.get_submodule(name)) == (group.width - len(units)) * group.unit
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_groups_pruned_together_equal_groups_masked_one_after_the_other(network: str) -> None:
-    ready_net, chance, batch = prepared(network), random.Random(9), images(network, 4, seed=60)
-    cut = [(group, channel_set(group, chance)) for group in prunable(network)]
-    masked = ready_net.model
-    for group, channels in cut:
-        masked = mask(masked, ready_net.example_inputs, group, channels)
-    assert_same(prune(ready_net.model, ready_net.example_inputs, cut)(*batch), masked(*batch))
+    model, chance, batch = prepared(network).model, random.Random(9), inputs(network, 4, seed=60)
+    cuts = [(coupling, some_units(coupling, chance)) for coupling in prunable(network)]
+    masked = model
+    for cut in cuts:
+        masked = mask(masked, [cut])
+    assert_same(run_module(prune(model, cuts), batch), run_module(masked, batch))
 
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_masking_leaves_no_trace_of_a_channel(network: str) -> None:
     """The mask is the yardstick, so it is held against the definition: the producers' channels are zero."""
-    ready_net = prepared(network)
-    for group in prunable(network):
-        masked = mask(ready_net.model, ready_net.example_inputs, group, [0, group.width - 1])
+    model = prepared(network).model
+    for coupling in prunable(network):
+        group = coupling.group
+        masked = mask(model, [(coupling, [0, group.width - 1])])
         for name in group.producers:
-            layer = masked.get_submodule(name)
-            assert isinstance(layer, (nn.Conv2d, nn.Linear))
-            assert not layer.weight[[0, -1]].any()
-            assert layer.bias is None or not layer.bias[[0, -1]].any()
-            whole = ready_net.model.get_submodule(name).get_parameter("weight")
+            layer, whole = masked.get_submodule(name), model.get_submodule(name).get_parameter("weight")
+            own = next(one for one in coupling.slices if one.path == name and one.side == "out")
+            gone = [*own.indices[0], *own.indices[-1]]
+            stay = [index for index in range(outputs_of(layer)) if index not in gone]
+            weight, whole = (
+                w.transpose(0, 1) if isinstance(layer, (nn.ConvTranspose2d, nn.Embedding)) else w
+                for w in (layer.get_parameter("weight"), whole)
+            )
+            assert not weight[gone].any()
+            bias = getattr(layer, "bias", None)
+            assert bias is None or not bias[gone].any()
             if name not in group.consumers:
-                assert torch.equal(layer.weight[1:-1], whole[1:-1])
+                assert torch.equal(weight[stay], whole[stay])
 
 
 def test_groups_of_the_residual_net() -> None:
@@ -91,53 +106,95 @@ def test_the_inside_of_an_option_a_block_is_free_and_the_shortcut_forbidden() ->
     assert "pruned network" in outer.reason
     plan = Plan({name: LayerPlan(Sparsity("channel", 0.5)) for name in outer.producers})
     with pytest.raises(PlanError, match=r"'0\.0'") as raised:
-        apply(prepared("option_a"), plan, [images("option_a", 2)])
+        apply(prepared("option_a"), plan, [inputs("option_a", 2)])
     assert outer.reason in str(raised.value)
 
 
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", sorted({*NETWORKS} - {"tied"}))
 def test_the_models_output_is_forbidden(network: str) -> None:
-    last = prepared(network).inventory.groups[-1]
+    last = prepared(network).couplings[-1].group
     assert last.name == prepared(network).inventory.layers[-1].name
     assert last.reason == "they are the model's output"
+
+
+def test_a_weight_that_is_two_layers_is_left_whole() -> None:
+    inventory = prepared("tied").inventory
+    assert dict(inventory.skipped)["token"] == dict(inventory.skipped)["head"] == "its weight is used more than once"
+    assert not any(group.prunable for group in inventory.groups if {"token", "head"} & {*group.producers})
+
+
+def test_what_a_norm_reads_stays_and_what_a_block_has_inside_is_free() -> None:
+    groups = {group.name: group for group in prepared("encoder").inventory.groups if group.pattern == "channel"}
+    assert "normalizes over them" in (groups["token"].reason or "")
+    assert groups["layers.0.up"].consumers == {"layers.0.down": 1}
+    assert groups["layers.0.up"].prunable
+
+
+def test_a_dense_block_is_cut_across_its_norms() -> None:
+    coupling = next(one for one in prunable("dense") if one.group.name == "1.conv")
+    norms = {one.path: one.indices[0] for one in coupling.slices if one.side == "own"}
+    assert norms == {"2.norm": (12,), "3.norm": (12,), "4": (12,)}
+    assert set(coupling.group.consumers) == {"2.conv", "3.conv", "6.linear"}
+
+
+def test_a_transposed_convolution_is_a_layer_like_others() -> None:
+    groups = {group.name: group for group in prepared("decoder").inventory.groups}
+    assert groups["up"].prunable
+    assert groups["up"].consumers == {"last": 1}
+    assert groups["inner"].consumers == {"up": 1, "score": 1}
 
 
 @pytest.mark.parametrize("slopes", [1, 8])
 def test_a_rectifier_with_weights_does_not_stand_in_the_way(slopes: int) -> None:
     layers = nn.Conv2d(3, 8, 3, padding=1), nn.PReLU(slopes), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(216, 4)
     model = ready(nn.Sequential(*layers), seed=0)
-    groups = find_groups(model, images("plain", 1), ["0", "2", "4"])
-    assert [group.prunable for group in groups] == [True, True, False]
+    found = find_couplings(model, inputs("plain", 1), ["0", "2", "4"])
+    assert [one.group.prunable for one in found] == [True, True, False]
 
 
-def test_grouped_convs_are_forbidden_with_a_reason() -> None:
+def test_a_grouped_conv_loses_a_channel_in_each_of_its_groups() -> None:
     layers = nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 12, 3, groups=4), nn.Flatten(), nn.Linear(192, 4)
-    groups = find_groups(ready(nn.Sequential(*layers), seed=0), images("plain", 1), ["0", "2", "4"])
-    assert not any(group.prunable for group in groups)
-    assert all(group.reason and "\n" not in group.reason for group in groups)
+    model = ready(nn.Sequential(*layers), seed=0)
+    before, inside, _ = find_couplings(model, inputs("plain", 1), ["0", "2", "4"])
+    assert (before.group.width, before.group.unit, before.group.prunable) == (2, 4, True)
+    assert (inside.group.width, inside.group.unit, inside.group.prunable) == (3, 4, True)
+    pruned = prune(model, [(before, [1]), (inside, [0])])
+    assert pruned.get_parameter("0.weight").shape == (4, 3, 3, 3)
+    assert pruned.get_parameter("2.weight").shape == (8, 1, 3, 3)
+    assert pruned.get_parameter("4.weight").shape == (4, 128)
+
+
+def test_channels_that_meet_two_group_counts_are_forbidden_with_a_reason() -> None:
+    layers = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 1, groups=4), nn.Conv2d(8, 2, 1)
+    found = find_couplings(ready(nn.Sequential(*layers), seed=0), inputs("plain", 1), ["0", "1", "2", "3"])
+    between = next(one.group for one in found if one.group.name == "1")
+    assert not between.prunable
+    assert between.reason == "convolutions of different group counts share them"
 
 
 def test_finding_and_pruning_leave_the_model_as_it_is() -> None:
-    model = option_a()
-    before = copy.deepcopy(model.state_dict())
-    names = [name for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    group = next(one for one in find_groups(model, images("option_a", 1), names) if one.prunable)
-    prune(model, images("option_a", 1), [(group, [0])])
-    mask(model, images("option_a", 1), group, [0])
-    choose_channels(model, images("option_a", 1), group, 3)
-    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    for network in NETWORKS:
+        model = NETWORKS[network]()
+        before = copy.deepcopy(model.state_dict())
+        names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
+        coupling = next((one for one in find_couplings(model, inputs(network, 1), names) if one.group.prunable), None)
+        if coupling is not None:
+            prune(model, [(coupling, [0])])
+            mask(model, [(coupling, [0])])
+            choose_units(model, coupling, 3)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("kept", [1, 5, 11])
 def test_channels_of_least_magnitude_go(kept: int) -> None:
-    ready_net = prepared("residual")
-    group = next(one for one in ready_net.inventory.groups if one.name == "1.conv1")
-    small = sorted(random.Random(kept).sample(range(group.width), group.width - kept))
-    model = copy.deepcopy(ready_net.model)
+    coupling = next(one for one in prunable("residual") if one.group.name == "1.conv1")
+    width = coupling.group.width
+    small = sorted(random.Random(kept).sample(range(width), width - kept))
+    model = copy.deepcopy(prepared("residual").model)
     with torch.no_grad():
         model.get_submodule("1.conv1").get_parameter("weight")[small] *= 1e-3
         model.get_submodule("1.conv2").get_parameter("weight")[:, small] *= 1e-3
-    assert choose_channels(model, ready_net.example_inputs, group, kept) == small
+    assert choose_units(model, coupling, kept) == small
 
 
 def test_equal_channels_go_in_order() -> None:
@@ -145,6 +202,5 @@ def test_equal_channels_go_in_order() -> None:
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.fill_(0.5)
-    example = (torch.zeros(1, 4),)
-    group = find_groups(model, example, ["0", "2"])[0]
-    assert choose_channels(model, example, group, 4) == [0, 1]
+    coupling = find_couplings(model, (torch.zeros(1, 4),), ["0", "2"])[0]
+    assert choose_units(model, coupling, 4) == [0, 1]

@@ -24,7 +24,7 @@ from autocomp.compress.quantize import (
 )
 from autocomp.graph import BATCH, Graph, Node, export_program, graph_module
 from autocomp.plan import WEIGHT_BITS, Format
-from tests.networks import images, prepared
+from tests.networks import inputs, prepared
 
 seeds = st.integers(0, 2**20)
 
@@ -185,16 +185,16 @@ def chain(*ops: str) -> Graph:
 
 def test_a_quantized_conv_reads_and_writes_rounded_tensors() -> None:
     graph = chain("conv2d", "relu", "conv2d", "relu", "conv2d")
-    assert quantized_tensors(graph, ["b"]) == ("relu1", "relu3")
-    assert quantized_tensors(graph, ["a"]) == ("x", "relu1")
-    assert quantized_tensors(graph, ["c"]) == ("relu3", "conv2d4")
-    assert quantized_tensors(graph, []) == ()
+    assert quantized_tensors(graph, {"b": Format(8)}) == ("relu1", "relu3")
+    assert quantized_tensors(graph, {"a": Format(8)}) == ("x", "relu1")
+    assert quantized_tensors(graph, {"c": Format(8)}) == ("relu3", "conv2d4")
+    assert quantized_tensors(graph, {}) == ()
 
 
 def test_a_quantized_linear_writes_floats_unless_an_activation_is_behind_it() -> None:
-    assert quantized_tensors(chain("linear", "linear"), ["a"]) == ("x",)
-    assert quantized_tensors(chain("linear", "relu", "linear"), ["a"]) == ("x", "relu1")
-    assert quantized_tensors(chain("linear", "relu", "linear"), ["b"]) == ("relu1",)
+    assert quantized_tensors(chain("linear", "linear"), {"a": Format(8)}) == ("x",)
+    assert quantized_tensors(chain("linear", "relu", "linear"), {"a": Format(8)}) == ("x", "relu1")
+    assert quantized_tensors(chain("linear", "relu", "linear"), {"b": Format(8)}) == ("relu1",)
 
 
 def test_a_conv_whose_result_is_read_twice_is_rounded_before_its_activation() -> None:
@@ -207,7 +207,7 @@ def test_a_conv_whose_result_is_read_twice_is_rounded_before_its_activation() ->
         ),
         ("sum",),
     )
-    assert quantized_tensors(fork, ["a"]) == ("x", "conv")
+    assert quantized_tensors(fork, {"a": Format(8)}) == ("x", "conv")
 
 
 def test_a_layer_between_quantized_ones_is_quantized_as_well() -> None:
@@ -246,9 +246,9 @@ def test_completing_twice_changes_nothing_more() -> None:
 @pytest.mark.parametrize("symmetric", [False, True])
 def test_calibration_puts_a_quantizer_behind_every_site(symmetric: bool) -> None:
     net = prepared("residual")
-    module = graph_module(export_program(net.model, net.example_inputs))
-    sites = quantized_tensors(net.inventory.graph, [layer.name for layer in net.inventory.layers])
-    batch = images("residual", 16)
+    module = graph_module(export_program(net.model, net.example))
+    sites = quantized_tensors(net.inventory.graph, {layer.name: Format(8) for layer in net.inventory.layers})
+    batch = inputs("residual", 16)
     numerics = Numerics(symmetric_activations=symmetric)
     quantizers = calibrate_activations(module, sites, [batch], numerics)
     assert tuple(quantizers) == sites
@@ -263,9 +263,9 @@ def test_calibration_puts_a_quantizer_behind_every_site(symmetric: bool) -> None
 def test_what_only_moves_values_keeps_their_grid() -> None:
     """A grid of its own behind a pool or a flatten would cost a conversion and gain nothing."""
     net = prepared("plain")
-    module = graph_module(export_program(net.model, net.example_inputs))
-    sites = quantized_tensors(net.inventory.graph, [layer.name for layer in net.inventory.layers])
-    quantizers = calibrate_activations(module, sites, [images("plain", 16)], Numerics())
+    module = graph_module(export_program(net.model, net.example))
+    sites = quantized_tensors(net.inventory.graph, {layer.name: Format(8) for layer in net.inventory.layers})
+    quantizers = calibrate_activations(module, sites, [inputs("plain", 16)], Numerics())
     grids = {name: (one.scale, one.zero_point) for name, one in quantizers.items()}
     assert grids["max_pool2d"] == grids["relu_1"]
     assert grids["flatten"] == grids["relu_2"]

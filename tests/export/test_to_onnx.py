@@ -8,12 +8,25 @@ import torch
 from torch import nn
 
 from autocomp.compress.apply import Compressed, apply, prepare
+from autocomp.compress.quantize import DEFAULT_NUMERICS
 from autocomp.errors import ExportError
 from autocomp.export.to_onnx import export_onnx
-from autocomp.graph import export_program, graph_module
+from autocomp.graph import Example, export_program, graph_module
 from autocomp.hardware.runtimes.onnxruntime import load, optimized_ops
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
-from tests.networks import compressed, exported, images, prepared, random_plan, ready, uniform_plan
+from tests.networks import (
+    NETWORKS,
+    compressed,
+    exported,
+    inputs,
+    numerics_here,
+    prepared,
+    random_plan,
+    ready,
+    run_file,
+    run_module,
+    uniform_plan,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -30,25 +43,36 @@ def thin(network: str, level: float) -> Plan:
     return uniform_plan(network, sparsity=Sparsity("unstructured", level))
 
 
+def sequences_at_run_time(bits: int) -> Plan:
+    """Dynamic integers in all linears over sequences, weights alone in the embeddings, calibrated ones elsewhere."""
+    return Plan(
+        {
+            layer.name: LayerPlan(
+                format=Format(bits, 32)
+                if layer.kind == "embedding"
+                else Format(bits, dynamic=layer.kind == "linear" and len(layer.out_shape) > 1)
+            )
+            for layer in prepared("encoder").inventory.layers
+        }
+    )
+
+
 CASES: dict[str, tuple[str, Plan]] = {
     "int8": ("residual", uniform_plan("residual", format=Format(8))),
     "2 bits": ("plain", uniform_plan("plain", format=Format(2))),
     "sparse": ("plain", thin("plain", 0.8)),
-    "joint residual": ("residual", joint("residual", 0)),
-    "joint plain": ("plain", joint("plain", 1)),
-    "joint option A": ("option_a", joint("option_a", 2)),
-    "joint separable": ("separable", joint("separable", 3)),
-    "joint linears": ("mlp", joint("mlp", 4)),
+    "weights only": ("vit", uniform_plan("vit", format=Format(4, 32))),
+    "at run time": ("encoder", sequences_at_run_time(8)),
+    "at run time in 4 bits": ("encoder", sequences_at_run_time(4)),
+    **{f"joint {network}": (network, joint(network, seed)) for seed, network in enumerate(NETWORKS)},
 }
 
 
 def outputs(case: str, packed: bool, batch: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """The simulated model's and the file's, for the same inputs."""
     network, plan = CASES[case]
-    inputs = images(network, batch, seed)
-    with torch.no_grad():
-        simulated = compressed(network, plan).model(*inputs)
-    return simulated, load(exported(network, plan, packed), threads=1).predict(*inputs)
+    given = inputs(network, batch, seed)
+    return run_module(compressed(network, plan).model, given), run_file(exported(network, plan, packed), given)
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
@@ -59,7 +83,6 @@ def test_the_file_computes_what_the_simulated_model_does(case: str, packed: bool
     rounded = bool(compressed(*CASES[case]).weights)
     assert (actual - simulated).abs().max() <= (STEPS * step if rounded else 1e-4 * simulated.abs().max())
     assert (actual - simulated).abs().mean() <= 0.2 * step
-    assert (actual.argmax(dim=1) == simulated.argmax(dim=1)).float().mean() >= 0.95
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -67,16 +90,40 @@ def test_packed_equals_plain_bit_for_bit(case: str) -> None:
     assert torch.equal(outputs(case, packed=True, batch=16)[1], outputs(case, packed=False, batch=16)[1])
 
 
-@pytest.mark.parametrize("case", ["int8", "joint option A"])
+@pytest.mark.parametrize("case", ["int8", "joint option_a", "weights only"])
 def test_examples_do_not_depend_on_the_batch_they_come_in(case: str) -> None:
     network, plan = CASES[case]
-    model = load(exported(network, plan, True), threads=1)
-    assert model.input_shapes[0][0] is None
-    (batch,) = images(network, 7, seed=2)
-    whole = model.predict(batch)
+    file = exported(network, plan, True)
+    assert load(file, threads=1).input_shapes[0][0] is None
+    (batch,) = inputs(network, 7, seed=2)
+    whole = run_file(file, (batch,))
     assert whole.shape[0] == 7
-    single = torch.cat([model.predict(example[None]) for example in batch])
+    single = torch.cat([run_file(file, (example[None],)) for example in batch])
     torch.testing.assert_close(single, whole, rtol=1e-4, atol=float(STEPS * (whole.max() - whole.min()) / 255))
+
+
+@pytest.mark.parametrize("network", ["encoder", "tied"])
+def test_a_file_takes_sequences_of_any_length(network: str) -> None:
+    plan = CASES[f"joint {network}"][1]
+    file = exported(network, plan, True)
+    assert all(shape == (None, None) for shape in load(file, threads=1).input_shapes)
+    for tokens in (2, 5, 11):
+        batch = tuple(torch.cat([x, x], dim=1)[:, :tokens] for x in inputs(network, 9, seed=3))
+        simulated = run_module(compressed(network, plan).model, batch)
+        step = (simulated.max() - simulated.min()) / 255
+        assert (run_file(file, batch) - simulated).abs().max() <= STEPS * step
+
+
+def test_a_nested_output_is_a_list_in_the_file_and_nested_again() -> None:
+    network, plan = CASES["joint decoder"]
+    given = inputs(network, 3)
+    file = load(exported(network, plan, True), threads=1)
+    tensors = [torch.from_numpy(array) for array in file.outputs(*(x.numpy() for x in given))]
+    again, expected = prepared(network).outputs.filled(tensors), compressed(network, plan).model(*given)
+    assert isinstance(again, dict)
+    assert again["mask"].shape == expected["mask"].shape
+    assert again["rest"][0] is None
+    assert again["rest"][1][0].shape == expected["rest"][1][0].shape
 
 
 @pytest.mark.parametrize("case", ["2 bits", "sparse"])
@@ -132,9 +179,9 @@ def test_equal_parameters_are_kept_apart() -> None:
             weight = model.get_submodule("2").get_parameter("weight")
             model.get_submodule(str(position)).get_parameter("weight").copy_(weight)
     formats = {"2": LayerPlan(format=Format(2)), "4": LayerPlan(Sparsity("unstructured", 0.5))}
-    batch = images("plain", 16, seed=1)
-    result = apply(prepare(model, images("plain", 1)), Plan(formats), [batch])
-    actual, simulated = load(export_onnx(result, packed=True), threads=1).predict(*batch), result.model(*batch)
+    batch = inputs("plain", 16, seed=1)
+    result = apply(prepare(model, inputs("plain", 1)), Plan(formats), [batch], numerics_here())
+    actual, simulated = run_file(export_onnx(result, packed=True), batch), run_module(result.model, batch)
     assert (actual - simulated).abs().max() <= STEPS * (simulated.max() - simulated.min()) / 255
 
 
@@ -150,9 +197,10 @@ def test_an_operator_that_onnx_does_not_have_is_an_error_in_one_line() -> None:
             result: torch.Tensor = torch.linalg.eigvals(x).abs()
             return result
 
-    program = export_program(Inverse().eval(), (torch.ones(1, 3, 3),))
+    example = Example((torch.ones(1, 3, 3),))
+    program = export_program(Inverse().eval(), example)
     graph = prepared("mlp").inventory.graph
-    model = Compressed(Plan(), graph_module(program), graph, (torch.ones(1, 3, 3),), {}, {}, {})
+    model = Compressed(Plan(), graph_module(program), graph, example, {}, {}, {}, {}, DEFAULT_NUMERICS)
     with pytest.raises(ExportError) as raised:
         export_onnx(model, packed=False)
     assert "\n" not in str(raised.value)

@@ -130,7 +130,9 @@ def profile(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: in
         name_nodes(compiled)
         options = _options(threads)
         options.graph_optimization_level = _as_it_is()
-        options.add_session_config_entry("session.disable_quant_qdq", "1")  # or shared dequantizations are doubled again
+        options.add_session_config_entry(
+            "session.disable_quant_qdq", "1"
+        )  # or shared dequantizations are doubled again
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder, "profile"))
         session = _session(compiled.SerializeToString(), options)
