@@ -309,7 +309,7 @@ class _Sizes:
                 yield from self.numbers(argument)
             elif isinstance(argument, int) and not isinstance(argument, bool):
                 yield argument
-            elif hasattr(argument, "meta") and not _is_tensor(argument) and "val" in argument.meta:
+            elif hasattr(argument, "meta") and "val" in argument.meta and not _is_tensor(cast("FxNode", argument)):
                 value = argument.meta["val"]
                 if isinstance(value, int) or hasattr(value, "node"):
                     yield self.size(value)

@@ -279,7 +279,8 @@ def build_space(
             decisions.append(_decision("rank", (layer.name,), _rank_options(layer, rule.rank or ())))
         formats = [format_for(text, layer, activations) for text in rule.format or ()]
         offered = [f for f in formats if f is not None and f.weight_bits in weight_bits]
-        decisions.append(_decision("format", (layer.name,), sorted(offered, key=lambda f: -f.weight_bits)))
+        offered.sort(key=lambda f: -f.weight_bits)
+        decisions.append(_decision("format", (layer.name,), offered))
     open_ones = tuple(decision for decision in decisions if len(decision.options) > 1)
     if not open_ones:
         raise SpaceError(f"search space {file.name!r} leaves nothing to decide for this model on this target")

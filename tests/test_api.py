@@ -241,9 +241,9 @@ def test_a_file_is_written_and_computes_what_the_model_computes(tmp_path: Path) 
     task = small_task.task()
     path = autocomp.export(task, PLAN, tmp_path / "model.onnx", target=made_target())
     simulated = autocomp.compress(task.model, PLAN, task.example_inputs, task.calibration).model
-    (batch,) = task.calibration
-    computed = load(path, 1).predict(*batch)
-    np.testing.assert_allclose(computed.numpy(), simulated(*batch).detach().numpy(), atol=0.05)
+    ((batch,),) = task.calibration
+    (computed,) = load(path, 1).outputs(batch.numpy())
+    np.testing.assert_allclose(computed, simulated(batch).detach().numpy(), atol=0.05)
 
 
 def test_a_prediction_falls_with_the_plan() -> None:

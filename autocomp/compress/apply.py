@@ -321,7 +321,8 @@ def _quantize(
 
 
 def _reads_rounded(node: Node, formats: Mapping[str, Format]) -> bool:
-    return node.layer in formats and formats[node.layer].calibrated
+    chosen = formats.get(node.layer or "")
+    return chosen is not None and chosen.calibrated
 
 
 def _round_biases(

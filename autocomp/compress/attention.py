@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -118,7 +118,7 @@ def _heads(attention: Node, graph: Graph, values: Mapping[Node, object], used: C
         layer = _layer(path[0], graph, used)
         labels = _sent(path, _labels(values[path[0]], width, -1), values)[path[-1]]
         for head in range(count):
-            rows.setdefault(layer, [set() for _ in range(count)])[head] |= {*labels[:, head].unique().tolist()}
+            rows.setdefault(layer, [set() for _ in range(count)])[head] |= {*labels[:, head].flatten().tolist()}
     for path, width in zip(paths, widths, strict=True):
         owner = torch.full((width,), -1)
         for head, own in enumerate(rows[_layer(path[0], graph, used)]):
@@ -138,11 +138,11 @@ def _heads(attention: Node, graph: Graph, values: Mapping[Node, object], used: C
     units = {len(own) for table in rows.values() for own in table}
     if len(units) > 1 or len({len(own) for own in columns}) > 1:
         raise _UnclearError("its heads are of different sizes")
-    names = tuple(node.layer for node in graph.layers if node.layer in rows)
+    names = tuple(node.layer for node in graph.layers if node.layer is not None and node.layer in rows)
     group = ChannelGroup(
-        name=cast("str", names[0]),
+        name=names[0],
         width=count,
-        producers=cast("tuple[str, ...]", names),
+        producers=names,
         consumers={consumer: len(columns[0])},
         unit=units.pop(),
         pattern="head",
@@ -196,11 +196,11 @@ def _sent(path: Sequence[Node], start: torch.Tensor, values: Mapping[Node, objec
     """What the nodes of a path give when its first one gives ``start``."""
     found: dict[Node, torch.Tensor] = {path[0]: start}
     for node in path[1:]:
-        arguments = torch.fx.map_arg(node.args, lambda n: found[n] if n in found else values[n])
+        given = cast("Any", torch.fx.map_arg(node.args, lambda n: cast("Any", found.get(n, values[n]))))
         try:
             # How the attention's own result lies in memory is the kernel's business: a view of it may be a copy here.
-            move = torch.reshape if operator_name_of(node) in {"view", "_unsafe_view"} else node.target
-            found[node] = cast("torch.Tensor", move(*arguments, **node.kwargs))  # type: ignore[operator]
+            move: Any = torch.reshape if operator_name_of(node) in {"view", "_unsafe_view"} else node.target
+            found[node] = move(*given, **node.kwargs)
         except (RuntimeError, TypeError, IndexError) as error:
             raise _UnclearError(f"heads cannot be sent through {node.name}: {first_line(error)[:80]}") from error
     return found

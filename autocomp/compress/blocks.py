@@ -108,7 +108,9 @@ def drop_blocks(module: GraphModule, blocks: Iterable[ResidualBlock]) -> None:
 def _has_effects(node: FxNode) -> bool:
     from torch._ops import OpOverload
 
-    return node.op in {"placeholder", "output"} or (isinstance(node.target, OpOverload) and node.target._schema.is_mutable)
+    return node.op in {"placeholder", "output"} or (
+        isinstance(node.target, OpOverload) and node.target._schema.is_mutable
+    )
 
 
 def without_blocks(graph: Graph, blocks: Iterable[ResidualBlock]) -> Graph:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from autocomp.graph import RESHAPES, Node
 
@@ -99,7 +100,8 @@ def _aligned(left: Shape, right: Shape) -> list[tuple[list[int], list[int]]]:
     runs: list[tuple[list[int], list[int]]] = []
     i = j = 0
     while i < len(left) or j < len(right):
-        ins, outs = [], []
+        ins: list[int] = []
+        outs: list[int] = []
         a = b = 1
         while True:
             if a <= b and i < len(left) and (a < b or not ins or not outs or abs(left[i]) == 1):
@@ -124,14 +126,15 @@ def part(node: Node, split: Node, old: Shape, new: Shape) -> Shape:
     if split.op == "unbind":
         dim = (split.numbers[0] if split.numbers else 0) % len(new)
         return (*new[:dim], *new[dim + 1 :])
-    dim = (split.numbers[1] if len(split.numbers) > 1 else 0) % len(new)
-    shape = list(new)
-    if split.op == "split_with_sizes":
+    numbers, shape = split.numbers, list(new)
+    if len(numbers) > 2 and sum(numbers[:-1]) == old[numbers[-1] % len(old)]:  # a size for every part, then where
+        dim = numbers[-1] % len(new)
         shape[dim] = node.shape[dim]
-    else:
-        parts = split.numbers[0] if split.op == "chunk" else math.ceil(old[dim] / split.numbers[0])
-        size = math.ceil(new[dim] / parts)
-        shape[dim] = min(size, new[dim] - index * size)
+        return tuple(shape)
+    dim = (numbers[1] if len(numbers) > 1 else 0) % len(new)
+    parts = numbers[0] if split.op == "chunk" else math.ceil(old[dim] / numbers[0])
+    size = math.ceil(new[dim] / parts)
+    shape[dim] = min(size, new[dim] - index * size)
     return tuple(shape)
 
 
@@ -169,7 +172,8 @@ def _selected(node: Node, old: Sequence[Shape], new: Sequence[Shape]) -> Shape:
 def _product_of_matrices(node: Node, old: Sequence[Shape], new: Sequence[Shape]) -> Shape:
     if len(new) < 2 or min(len(new[0]), len(new[1])) < 2:
         return _elementwise(node, old, new)
-    return (*_elementwise(node, [s[:-2] for s in old], [s[:-2] for s in new])[:-2], new[0][-2], new[1][-1])
+    batches = _elementwise(replace(node, shape=node.shape[:-2]), [s[:-2] for s in old], [s[:-2] for s in new])
+    return (*batches, new[0][-2], new[1][-1])
 
 
 def _attention(node: Node, old: Sequence[Shape], new: Sequence[Shape]) -> Shape:

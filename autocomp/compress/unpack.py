@@ -69,7 +69,7 @@ class UnpackedAttention(nn.Module):
         elif not self.batch_first:
             query, key, value = (x.transpose(0, 1) for x in (query, key, value))
         q, k, v = (
-            linear(x).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
+            torch.unflatten(linear(x), -1, (-1, self.head_dim)).transpose(1, 2)
             for linear, x in ((self.query, query), (self.key, key), (self.value, value))
         )
         bias = _additive(attn_mask, key_padding_mask, q)
@@ -92,7 +92,7 @@ def _additive(
     bias = None
     if attn_mask is not None:
         bias = _float(attn_mask, q)
-        bias = bias.unflatten(0, (q.shape[0], -1)) if bias.dim() == 3 else bias
+        bias = torch.unflatten(bias, 0, (q.shape[0], -1)) if bias.dim() == 3 else bias
     if key_padding_mask is not None:
         padding = _float(key_padding_mask, q)[:, None, None, :]
         bias = padding if bias is None else bias + padding

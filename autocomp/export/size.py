@@ -50,7 +50,9 @@ class SizeModel:
         functions: set[FunctionKind] = set()
         total = self.fixed_bytes
         rounded_at_run_time: set[str] = set()
-        two_bits = any(layer.format is not None and layer.format.weight_bits == 2 for layer in structure.layers.values())
+        two_bits = any(
+            layer.format is not None and layer.format.weight_bits == 2 for layer in structure.layers.values()
+        )
         attention_bytes = WRITTEN_OUT_BYTES if self.packed and self.attention_operator and two_bits else 0
         for node in structure.graph.nodes:
             if node.layer is None:

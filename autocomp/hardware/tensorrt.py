@@ -138,7 +138,9 @@ def _pass_on(engine: _Engine, node: Node) -> None:
 def _lower_one(engine: _Engine, node: Node) -> set[str]:
     """Append the kernel of ``node``; the names of the later nodes that it computes as well."""
     op = _plain(node.op)
-    if node.layer is not None and node.op != "embedding":
+    if node.op == "embedding":  # rows are looked up, not the whole table read
+        return _alone(engine, node, "copy", "fp16")
+    if node.layer is not None:
         return _weighted(engine, node)
     if op in POINTWISE:
         return _pointwise(engine, node)
@@ -175,7 +177,9 @@ def _alone(engine: _Engine, node: Node, family: str, precision: str | None, macs
     # What only moves data reads no more than it writes: a part of a split is not the whole.
     read = node.elements if family == "copy" else sum(engine.elements(name) for name in sources)
     op = family if precision is None else f"{family}_{precision}"
-    engine.kernels.append(Kernel(op, (node.name,), macs=macs, in_elements=read, out_elements=node.elements))
+    engine.kernels.append(
+        Kernel(op, (node.layer or node.name,), macs=macs, in_elements=read, out_elements=node.elements)
+    )
     engine.write(node.name, precision or "fp16")
     return set()
 

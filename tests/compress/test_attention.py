@@ -126,24 +126,27 @@ class Attending(nn.Module):
         result: torch.Tensor = self.out(self.mix(self, x))
         return result
 
+    def parts(self, x: torch.Tensor, heads: int = 4) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        return self.split(self.query(x), heads), self.split(self.key(x), heads), self.split(self.value(x), heads)
+
     def split(self, x: torch.Tensor, heads: int = 4) -> torch.Tensor:
-        return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+        return torch.unflatten(x, -1, (heads, -1)).transpose(1, 2)
 
 
 def together(x: torch.Tensor) -> torch.Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def attend(*parts: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    return functional.scaled_dot_product_attention(*parts, attn_mask=bias)
+def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+    return functional.scaled_dot_product_attention(q, k, v, bias)
 
 
 def one_head(net: Attending, x: torch.Tensor) -> torch.Tensor:
-    return together(attend(*(net.split(one(x), 1) for one in (net.query, net.key, net.value))))
+    return together(attend(*net.parts(x, 1)))
 
 
 def bias_a_head(net: Attending, x: torch.Tensor) -> torch.Tensor:
-    return together(attend(*(net.split(one(x)) for one in (net.query, net.key, net.value)), bias=net.bias))
+    return together(attend(*net.parts(x), net.bias))
 
 
 def keys_for_all(net: Attending, x: torch.Tensor) -> torch.Tensor:
@@ -158,7 +161,7 @@ def rotated(net: Attending, x: torch.Tensor) -> torch.Tensor:
 
 
 def read_twice(net: Attending, x: torch.Tensor) -> torch.Tensor:
-    mixed = together(attend(*(net.split(one(x)) for one in (net.query, net.key, net.value))))
+    mixed = together(attend(*net.parts(x)))
     return mixed + mixed.flip(-1)
 
 
@@ -169,7 +172,8 @@ def no_linear(net: Attending, x: torch.Tensor) -> torch.Tensor:
 def crossed(net: Attending, x: torch.Tensor) -> torch.Tensor:
     """The first half of a linear's rows are queries, the second values, in which the heads stand the other way."""
     first, second = net.query(x).chunk(2, dim=-1)
-    return torch.cat([together(attend(*[net.split(first)] * 2, net.split(second).flip(1)))] * 2, dim=-1)
+    mixed = together(attend(net.split(first), net.split(first), net.split(second).flip(1)))
+    return torch.cat([mixed, mixed], dim=-1)
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,13 @@ def test_masking_leaves_no_trace_of_a_channel(network: str) -> None:
         group = coupling.group
         masked = mask(model, [(coupling, [0, group.width - 1])])
         for name in group.producers:
-            layer, whole = masked.get_submodule(name), model.get_submodule(name).get_parameter("weight")
+            layer = masked.get_submodule(name)
             own = next(one for one in coupling.slices if one.path == name and one.side == "out")
             gone = [*own.indices[0], *own.indices[-1]]
             stay = [index for index in range(outputs_of(layer)) if index not in gone]
             weight, whole = (
                 w.transpose(0, 1) if isinstance(layer, (nn.ConvTranspose2d, nn.Embedding)) else w
-                for w in (layer.get_parameter("weight"), whole)
+                for w in (layer.get_parameter("weight"), model.get_submodule(name).get_parameter("weight"))
             )
             assert not weight[gone].any()
             bias = getattr(layer, "bias", None)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -13,8 +15,8 @@ from tests.networks import inputs, prepared, ready
 WIDTH, HEADS, QUERIES, KEYS = 12, 3, 4, 5
 
 
-def packed(**settings: object) -> nn.MultiheadAttention:
-    attention = nn.MultiheadAttention(WIDTH, HEADS, **settings)  # type: ignore[arg-type]
+def packed(**settings: Any) -> nn.MultiheadAttention:
+    attention = nn.MultiheadAttention(WIDTH, HEADS, **settings)
     return ready(attention, seed=1)  # type: ignore[return-value]
 
 
@@ -43,7 +45,7 @@ MASKS: dict[str, dict[str, torch.Tensor]] = {
 }
 
 
-def assert_same(one: nn.Module, other: nn.Module, given: tuple[torch.Tensor, ...], **called: object) -> None:
+def assert_same(one: nn.Module, other: nn.Module, given: tuple[torch.Tensor, ...], **called: Any) -> None:
     with torch.no_grad():
         expected, actual = one(*given, **called), other(*given, **called)
     torch.testing.assert_close(actual[0], expected[0], rtol=1e-4, atol=1e-5)
@@ -57,9 +59,8 @@ def assert_same(one: nn.Module, other: nn.Module, given: tuple[torch.Tensor, ...
 def test_masks_and_the_place_of_the_batch(mask: str, batch_first: bool) -> None:
     attention = packed(batch_first=batch_first)
     for need_weights in (True, False):
-        assert_same(
-            *(attention, UnpackedAttention(attention), three(batch_first)), need_weights=need_weights, **MASKS[mask]
-        )
+        called: dict[str, Any] = {"need_weights": need_weights, **MASKS[mask]}
+        assert_same(attention, UnpackedAttention(attention), three(batch_first), **called)
 
 
 @pytest.mark.parametrize("settings", [{"bias": False}, {"kdim": 7}, {"kdim": 7, "vdim": 9}])

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -131,22 +130,12 @@ def test_a_loaded_file_computes_what_it_says(tmp_path: Path) -> None:
         np.testing.assert_allclose(y, x @ weights(6, 4), rtol=1e-5, atol=1e-6)
 
 
-def test_predict_answers_in_kind() -> None:
-    model = load(linear_file(), threads=1)
-    x = weights(5, 6, seed=1)
-    from_torch = model.predict(torch.from_numpy(x).requires_grad_())
-    from_numpy = model.predict(x)
-    assert isinstance(from_torch, torch.Tensor)
-    assert isinstance(from_numpy, np.ndarray)
-    np.testing.assert_array_equal(from_torch.numpy(), from_numpy)
-
-
 @settings(max_examples=25, deadline=None)
 @given(fixed=st.integers(1, 5), count=st.integers(1, 11))
 def test_a_fixed_batch_is_fed_in_pieces(fixed: int, count: int) -> None:
     x = weights(count, 6, seed=count)
     np.testing.assert_allclose(
-        load(linear_file(fixed), threads=1).predict(x), load(linear_file(), threads=1).predict(x), rtol=1e-5, atol=1e-6
+        load(linear_file(fixed), threads=1).outputs(x)[0], load(linear_file(), threads=1).outputs(x)[0], 1e-5, 1e-6
     )
 
 
@@ -155,7 +144,7 @@ def test_several_inputs_go_by_the_files_order() -> None:
     model = load(build([node], {"left": [2, 3], "right": [2, 3]}, {}), threads=1)
     left, right = example_arrays(model)
     assert not np.array_equal(left, right)
-    np.testing.assert_array_equal(model.predict(left, right), left - right)
+    np.testing.assert_array_equal(model.outputs(left, right)[0], left - right)
 
 
 def test_example_arrays_are_seeded_and_take_the_batch() -> None:

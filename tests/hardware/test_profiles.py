@@ -37,15 +37,15 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fingerprint:
 
 
 @pytest.fixture
-def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, float, int, int, int]]:
+def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, float, int, int]]:
     """Measuring takes its time, and is tested of its own: here it finds what the shipped profile has."""
     shipped = find_profile("cpu")
-    made: list[tuple[Path, float, int, int, int]] = []
+    made: list[tuple[Path, float, int, int]] = []
 
     def calibrate(
-        folder: Path, budget_s: float, threads: int, batch: int, block: int, progress: object = None
+        folder: Path, budget_s: float, threads: int, batch: int, here: Fingerprint, progress: object = None
     ) -> Calibration:
-        made.append((folder, budget_s, threads, batch, block))
+        made.append((folder, budget_s, threads, batch))
         folder.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(shipped.folder / "measurements.csv", folder / "measurements.csv")
         model = shipped.model()
@@ -113,17 +113,20 @@ def test_a_plain_file_is_offered_only_what_is_faster() -> None:
     target = find_profile("cpu").target(1, 1, "onnx", reachable=False)
     assert target.artifact == "onnx"
     assert target.offer.weight_bits == (8,)
-    assert target.offer.patterns == ("channel",)
+    assert target.offer.patterns == ("channel", "head")
     packed = find_profile("cpu").target(1, 1, "onnx-packed", reachable=False)
     assert set(packed.offer.weight_bits) == {8, 4, 2}
-    assert set(packed.offer.patterns) == {"channel", "unstructured"}
+    assert set(packed.offer.patterns) == {"channel", "head", "unstructured"}
+    assert "a32" in packed.offer.activations
+    assert "a32" not in target.offer.activations
     assert machine.architecture
 
 
 def test_a_profile_that_holds_here_is_used_as_it_is(
-    monkeypatch: pytest.MonkeyPatch, calibrations: list[tuple[Path, float, int, int, int]]
+    monkeypatch: pytest.MonkeyPatch, calibrations: list[tuple[Path, float, int, int]], tmp_path: Path
 ) -> None:
     monkeypatch.setattr(profiles, "this_machine", lambda: fingerprint_of("cpu"))
+    monkeypatch.setenv("AUTOCOMP_CACHE", str(tmp_path))  # this machine may have been calibrated before
     said: list[str] = []
     target = resolve_target("cpu", tell=said.append)
     assert target.reachable
@@ -133,7 +136,7 @@ def test_a_profile_that_holds_here_is_used_as_it_is(
 
 
 def test_another_machine_is_calibrated_once_and_kept(
-    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int, int]], tmp_path: Path
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], tmp_path: Path
 ) -> None:
     said: list[str] = []
     target = resolve_target("cpu", tell=said.append)
@@ -144,7 +147,7 @@ def test_another_machine_is_calibrated_once_and_kept(
     assert "CPU Motorola 68000" in line  # what differs
     assert f"without {', '.join(fingerprint_of('cpu').features)}" in line
     assert "calibrating this machine first" in line
-    ((folder, budget_s, threads, batch, _),) = calibrations
+    ((folder, budget_s, threads, batch),) = calibrations
     assert folder.is_relative_to(tmp_path / "cache")
     assert str(folder) in line
     assert (budget_s, threads, batch) == (resolve.FIRST_BUDGET_S, 1, 1)
@@ -169,7 +172,7 @@ def test_another_machine_is_calibrated_once_and_kept(
 
 
 def test_other_threads_or_batches_are_calibrated_of_their_own(
-    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int, int]]
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]]
 ) -> None:
     said: list[str] = []
     one, two = (resolve_target("cpu", threads, batch, tell=said.append) for threads, batch in ((2, 1), (1, 4)))
@@ -180,7 +183,7 @@ def test_other_threads_or_batches_are_calibrated_of_their_own(
 
 
 def test_an_interrupted_calibration_is_not_taken_for_a_finished_one(
-    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int, int]], monkeypatch: pytest.MonkeyPatch
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(resolve, "_readme", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))

@@ -42,6 +42,7 @@ def layer_entries() -> list[dict[str, object]]:
                 "name": name, "kind": "linear" if linear else "conv2d", "weight_shape": shape,
                 "in_shape": [1, shape[1]], "out_shape": [1, shape[0]], "macs": 640 if linear else 9 * width**2 * 256,
                 "params": 650 if linear else 9 * width**2, "group": group, "prunable": not linear, "reason": "",
+                "block": "" if linear or index == 0 else name.partition(".")[0],
             }
         )  # fmt: skip
     return entries

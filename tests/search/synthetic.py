@@ -49,7 +49,7 @@ def one_option_space() -> SearchSpace:
 
 
 def request(sampler: SamplerName = "auto", trials: int = 40, seed: int = 0, **limits: float) -> Request:
-    return Request("paper", "paper", "paper", sampler, "onnx-packed", 1, 1, seed, trials, **limits)
+    return Request("paper", "paper", "paper", sampler, "onnx-packed", 1, 1, seed, trials, **limits)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ Stock settings, so that what is measured here is what a user of the file gets; o
 
 from __future__ import annotations
 
+import contextlib
 import json
 import tempfile
 from collections.abc import Sequence
@@ -210,11 +211,16 @@ def _as_it_is() -> object:
 def _compiled(model: bytes | Path, options: onnxruntime.SessionOptions, folder: Path) -> onnx.ModelProto:
     """The model that onnxruntime makes of a file on this machine, with its own operators and layouts."""
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
+    if isinstance(model, Path):
+        # With the weights that lie beside it: the compiled file lies elsewhere.
+        with contextlib.suppress(DecodeError, OSError):  # onnxruntime's own word on the file follows
+            model = onnx.load(model).SerializeToString()
     optimized = folder / "optimized.onnx"
     options.optimized_model_filepath = str(optimized)
     _session(model, options)
-    return onnx.load(optimized, load_external_data=True)
+    return onnx.load(optimized)
 
 
 def _node_events(document: list[dict[str, Any]]) -> dict[str, NodeEvents]:
