@@ -67,7 +67,8 @@ class UnpackedAttention(nn.Module):
             query, key, value = (x[None] for x in (query, key, value))
             key_padding_mask = None if key_padding_mask is None else key_padding_mask[None]
         elif not self.batch_first:
-            query, key, value = (x.transpose(0, 1) for x in (query, key, value))
+            turned = {id(x): x.transpose(0, 1) for x in (query, key, value)}  # mostly they are one tensor, turned once
+            query, key, value = (turned[id(x)] for x in (query, key, value))
         q, k, v = (
             torch.unflatten(linear(x), -1, (-1, self.head_dim)).transpose(1, 2)
             for linear, x in ((self.query, query), (self.key, key), (self.value, value))

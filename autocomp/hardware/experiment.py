@@ -9,7 +9,7 @@ calibration goes on where it stopped.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 #: Plans tried on one random network; tracing it costs as much as measuring.
 PLANS_PER_NETWORK = 4
 
-#: Networks of these families take turns.
-FAMILIES = ("conv", "encoder", "conv", "gated", "encoder", "conv", "perceptron", "gated")
+#: Families of networks take turns, and so do their kinds, so that a short calibration has seen every kernel as well.
+FAMILIES = ("conv", "encoder", "gated", "perceptron", "conv", "encoder")
+CONV_KINDS = ("residual", "dense", "plain")
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,16 @@ class _Block(nn.Module):
 
 
 class _Net(nn.Module):
-    def __init__(self, rng: random.Random, channels: int) -> None:
+    def __init__(self, rng: random.Random, channels: int, kind: str) -> None:
         super().__init__()
         width = 4 * rng.randint(2, 16)
         self.stem = nn.Conv2d(channels, width, 3, rng.choice((1, 1, 2)), 1)
         blocks: list[nn.Module] = []
-        kind = rng.choice(("residual", "residual", "plain", "dense"))
-        pool = rng.random() < 0.5
+        pool = kind == "plain" or rng.random() < 0.5
         for place in range(rng.randint(2, 5)):
             wider = min(192, max(8, round(width * rng.choice((1, 1, 1.5, 2)) / 4) * 4))
             middle = min(192, max(8, round(wider * rng.choice((0.5, 0.75, 1, 1)) / 4) * 4))
-            stride = 2 if place and rng.random() < 0.4 else 1
+            stride = 2 if place == 1 or (place and rng.random() < 0.3) else 1
             wider = max(wider, width + 8) if kind == "dense" else wider
             blocks.append(_Block(width, middle, wider, stride, rng.choice((1, 3, 3, 3)), kind, pool))
             width = wider
@@ -123,11 +123,11 @@ class _Inverted(nn.Module):
 
 
 class _GatedNet(nn.Module):
-    def __init__(self, rng: random.Random, channels: int) -> None:
+    def __init__(self, rng: random.Random, channels: int, turn: int) -> None:
         super().__init__()
         width = 8 * rng.randint(2, 5)
-        act = rng.choice((nn.ReLU6, nn.Hardswish, nn.SiLU))
-        gate = rng.random() < 0.6
+        act = (nn.Hardswish, nn.SiLU, nn.ReLU6)[turn % 3]
+        gate = turn % 2 == 0
         self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1), act())
         blocks = []
         for place in range(rng.randint(2, 4)):
@@ -211,7 +211,8 @@ def _network(seed: int, number: int) -> Prepared:
     side = rng.choice((8, 12, 16, 24, 32))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(rng.randrange(2**31))
-        family = FAMILIES[number % len(FAMILIES)]
+        turn, place = divmod(number, len(FAMILIES))
+        family = FAMILIES[place]
         if family == "encoder":
             encoder = _Encoder(rng)
             ids = torch.randint(0, 500, (1, rng.choice((8, 16, 32, 64, 128))))
@@ -219,13 +220,14 @@ def _network(seed: int, number: int) -> Prepared:
         if family == "perceptron":
             net = _perceptron(rng)
             return prepare(net.eval(), (torch.zeros(1, net.get_parameter("0.weight").shape[1]),))
-        conv = _Net(rng, channels) if family == "conv" else _GatedNet(rng, channels)
+        kind = CONV_KINDS[(FAMILIES.count("conv") * turn + FAMILIES[:place].count("conv") + 2) % len(CONV_KINDS)]
+        conv = _Net(rng, channels, kind) if family == "conv" else _GatedNet(rng, channels, turn)
         return prepare(conv.eval(), (torch.zeros(1, channels, side, side),))
 
 
 def _specimen(prepared: Prepared, seed: int, number: int, numerics: Numerics) -> Specimen:
     rng = random.Random(f"{seed}/plan/{number}")
-    plan = random_plan(prepared, rng)
+    plan = random_plan(prepared, rng, number % PLANS_PER_NETWORK)
     example = prepared.example.inputs[0]
     generator = torch.Generator().manual_seed(number)
     noise = torch.randn(4, *example.shape[1:], generator=generator) if example.is_floating_point() else example
@@ -233,14 +235,19 @@ def _specimen(prepared: Prepared, seed: int, number: int, numerics: Numerics) ->
     return Specimen(
         f"random-{seed}-{number}",
         restructure(prepared.inventory, plan, numerics),
-        export_onnx(compressed, packed=False),
+        export_onnx(compressed, packed=any(chosen.weight_bits == 2 for chosen in compressed.formats.values())),
         example.numpy(),
     )
 
 
-def random_plan(prepared: Prepared, rng: random.Random) -> Plan:
-    """A joint plan: mostly one format for the whole network, as plans that pay have, with exceptions per layer."""
-    usual = rng.choice((None, Format(8), Format(8)))
+def random_plan(prepared: Prepared, rng: random.Random, turn: int) -> Plan:
+    """A joint plan: mostly one format for the whole network, as plans that pay have, with exceptions per layer.
+
+    Args:
+        turn: the first plan of a network is in floats, the next two in integers, on calibrated grids and on those of
+            the moment; the last is any of these, and has a layer of 2 bits, whose file computes attention in parts.
+    """
+    usual = (None, Format(8), Format(8), rng.choice((None, Format(8))))[turn]
     exception = rng.choice((0.0, 0.1, 0.3))
     pruned = rng.choice((0.0, 0.3, 0.7))
     split = rng.choice((0.0, 0.2, 0.5))
@@ -256,8 +263,7 @@ def random_plan(prepared: Prepared, rng: random.Random) -> Plan:
         if (level := levels[group.name, group.pattern]) and group.kept(level) < group.width
         for name in group.producers
     }
-    # Integers rounded at run time are the rule where a network works on sequences.
-    dynamic = rng.random() < 0.7
+    dynamic = (False, False, True, rng.random() < 0.7)[turn]
     layers = {}
     for layer in prepared.inventory.layers:
         largest = layer.largest_paying_rank
@@ -272,4 +278,7 @@ def random_plan(prepared: Prepared, rng: random.Random) -> Plan:
             rank=Rank("svd", rng.randint(max(1, largest // 4), largest)) if ranked else None,
             format=chosen,
         )
+    if turn == PLANS_PER_NETWORK - 1:
+        first = prepared.inventory.layers[0].name
+        layers[first] = replace(layers[first], format=Format(2, 32))
     return Plan(layers)

@@ -10,9 +10,10 @@ from autocomp.compress.structure import restructure
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.lowering import lower
+from autocomp.hardware.observed import kind_of
 from autocomp.hardware.runtimes.onnxruntime import optimized_ops
-from autocomp.plan import Format, Plan
-from tests.networks import exported, prepared, random_plan, uniform_plan
+from autocomp.plan import Format, LayerPlan, Plan
+from tests.networks import NETWORKS, exported, prepared, random_plan, uniform_plan
 
 pytestmark = pytest.mark.slow
 
@@ -35,6 +36,10 @@ KERNELS = {
     ("", "Gemm"): "gemm",
     ("com.microsoft", "FusedGemm"): "gemm",
     ("com.microsoft", "QGemm"): "qgemm",
+    ("com.microsoft", "DynamicQuantizeMatMul"): "dynamic_matmul",
+    ("com.microsoft", "MatMulIntegerToFloat"): "matmul_integer",
+    ("", "DynamicQuantizeLinear"): "dynamic_quantize",
+    ("", "MatMul"): "matmul",
     ("", "Relu"): "activation",
     ("", "Clip"): "activation",
     ("", "ReduceMean"): "global_pool",
@@ -44,7 +49,9 @@ KERNELS = {
     ("", "MaxPool"): "pool",
 }
 
-WEIGHTED = ("conv_nchwc", "conv", "qlinear_conv", "gemm", "qgemm")
+CONVOLUTIONS = ("conv_nchwc", "conv", "qlinear_conv", "conv_transpose")
+PRODUCTS = ("gemm", "qgemm", "matmul", "matmul_integer", "dynamic_matmul")
+WEIGHTED = (*CONVOLUTIONS, *PRODUCTS)
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +96,27 @@ def test_mixed_plans_are_foreseen_but_for_a_little_glue(network: str, seed: int,
     assert apart <= sum(expected[op] for op in glue) / 4 + 3
 
 
+def sequences_at_run_time(network: str) -> Plan:
+    """w8d8 in all linears."""
+    layers = prepared(network).inventory.layers
+    return Plan({one.name: LayerPlan(format=Format(8, dynamic=True)) for one in layers if one.kind == "linear"})
+
+
+@pytest.mark.parametrize("plan", ["untouched", "at run time", "weights alone"])
+@pytest.mark.parametrize("network", ["encoder", "vit", "packed", "tied", "two_inputs", "decoder", "grouped", "dense"])
+def test_products_attention_and_tables_are_foreseen(network: str, plan: str, block: int) -> None:
+    given = {
+        "untouched": Plan(),
+        "at run time": sequences_at_run_time(network),
+        "weights alone": uniform_plan(network, format=Format(4, 32)),
+    }[plan]
+    kinds = [kind_of(node.op, node.domain) or node.op for node in optimized_ops(exported(network, given, False))]
+    expected = Counter("conv_nchwc" if kind == "BatchNormalization" else kind for kind in kinds)
+    actual = Counter(kernel.op for kernel in foreseen(network, given, block))
+    told = (*WEIGHTED, "attention", "dynamic_quantize", "layer_norm")
+    assert {op: actual[op] for op in told} == {op: expected[op] for op in told}
+
+
 def test_every_layer_has_one_kernel_and_all_its_work(block: int) -> None:
     for seed in range(10):
         structure = restructure(prepared("residual").inventory, random_plan(prepared("residual").inventory, seed))
@@ -108,7 +136,7 @@ def test_a_batch_multiplies_the_work_and_not_the_weights(block: int) -> None:
 
 @pytest.mark.parametrize("width", [8, 16])
 def test_every_network_can_be_lowered_for_either_block(width: int) -> None:
-    for network in ("plain", "residual", "option_a", "separable", "mlp"):
+    for network in NETWORKS:
         inventory = prepared(network).inventory
         for seed in range(10):
             kernels = lower(restructure(inventory, random_plan(inventory, seed)), 1, width)
