@@ -200,12 +200,13 @@ def specimens(seed: int, start: int, narrow_products: bool = False) -> Iterator[
     numerics = Numerics(narrow_products=narrow_products)
     while True:
         if prepared is None or number % PLANS_PER_NETWORK == 0:
-            prepared = _network(seed, number // PLANS_PER_NETWORK)
+            prepared = network(seed, number // PLANS_PER_NETWORK)
         yield _specimen(prepared, seed, number, numerics)
         number += 1
 
 
-def _network(seed: int, number: int) -> Prepared:
+def network(seed: int, number: int) -> Prepared:
+    """The random network of that number."""
     rng = random.Random(f"{seed}/network/{number}")
     channels = rng.choice((1, 3))
     side = rng.choice((8, 12, 16, 24, 32))

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 from autocomp.compress.structure import Structure
-from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Graph, Node
+from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Node
 from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.layouts import BLOCKED, FLOAT, INTEGER, INTEGER_LAST, Form, Lowering
 
 #: What a runtime computes nothing for; the parts of a split are written by the split.
 FREE = COPIES | {"input", "getitem", "to", "_assert_tensor_metadata"}
@@ -82,80 +83,6 @@ KINDS = {
 ALIGNMENT = 4
 
 
-@dataclass(frozen=True)
-class Form:
-    """How a tensor lies in memory: float or 8-bit; ``nchw``, ``nchwc`` or ``nhwc``."""
-
-    quantized: bool
-    layout: str
-
-
-FLOAT = Form(False, "nchw")
-BLOCKED = Form(False, "nchwc")
-INTEGER = Form(True, "nchw")
-INTEGER_LAST = Form(True, "nhwc")
-
-#: A conversion goes along this line, one kernel a step.
-_LINE = (BLOCKED, FLOAT, INTEGER, INTEGER_LAST)
-_STEPS = {
-    (BLOCKED, FLOAT): "reorder_output",
-    (FLOAT, BLOCKED): "reorder_input",
-    (FLOAT, INTEGER): "quantize",
-    (INTEGER, FLOAT): "dequantize",
-    (INTEGER, INTEGER_LAST): "transpose",
-    (INTEGER_LAST, INTEGER): "transpose",
-}
-
-
-@dataclass
-class _Lowering:
-    graph: Graph
-    quantized_layers: frozenset[str]
-    dynamic_layers: frozenset[str]
-    integer_tables: frozenset[str]
-    rounded: frozenset[str]
-    attention_operator: bool
-    block: int
-    kernels: list[Kernel] = field(default_factory=list)
-    forms: dict[str, list[Form]] = field(default_factory=dict)
-    #: Tensor → the float conv kernel that wrote it, as a position in ``kernels``: an addition may still be fused there.
-    conv_at: dict[str, int] = field(default_factory=dict)
-    rounded_at_run_time: set[str] = field(default_factory=set)
-
-    def read(self, name: str, wanted: Form) -> None:
-        """Make tensor ``name`` available in a form, by the conversions that this takes."""
-        have = self.forms[name]
-        if wanted in have:
-            return
-        start = min(have, key=lambda form: abs(_LINE.index(form) - _LINE.index(wanted)))
-        here, goal = _LINE.index(start), _LINE.index(wanted)
-        step = 1 if goal > here else -1
-        elements = self.graph.by_name[name].elements
-        flat = len(self.graph.by_name[name].shape) <= 2
-        for position in range(here, goal, step):
-            before, after = _LINE[position], _LINE[position + step]
-            op = _STEPS[before, after]
-            if not (flat and op == "transpose"):
-                self.kernels.append(Kernel(op, (name,), in_elements=elements, out_elements=elements))
-            have.append(after)
-
-    def detour(self, name: str) -> None:
-        """What onnxruntime does to an integer tensor in front of a float addition whose result is rounded: its
-        transpose optimizer tries to move the transposition behind the addition, and leaves it between two conversions.
-        """
-        elements = self.graph.by_name[name].elements
-        for op in ("dequantize", "transpose", "quantize", "dequantize"):
-            self.kernels.append(Kernel(op, (name,), in_elements=elements, out_elements=elements))
-        self.forms[name].append(FLOAT)
-
-    def write(self, node: Node, form: Form) -> None:
-        self.forms[node.name] = [form]
-
-    def any_float(self, name: str) -> Form:
-        """The float form of a tensor that is nearest at hand."""
-        return BLOCKED if BLOCKED in self.forms[name] and FLOAT not in self.forms[name] else FLOAT
-
-
 def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
     """The kernel calls of one inference with onnxruntime on a CPU, in order.
 
@@ -167,7 +94,7 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
     """
     graph = structure.graph
     formats = {name: layer.format for name, layer in structure.layers.items() if layer.format is not None}
-    state = _Lowering(
+    state = Lowering(
         graph,
         frozenset(structure.integer_layers),
         frozenset(name for name, chosen in formats.items() if chosen.dynamic),
@@ -197,7 +124,7 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
     return tuple(kernel.batched(batch) for kernel in state.kernels)
 
 
-def _one(state: _Lowering, node: Node, tail: Node) -> bool:
+def _one(state: Lowering, node: Node, tail: Node) -> bool:
     """Lower one node; whether the activation behind it is folded in."""
     if node.op == "conv2d":
         return _conv(state, node, tail)
@@ -229,7 +156,7 @@ def _weighted(node: Node, op: str) -> Kernel:
     )
 
 
-def _conv(state: _Lowering, node: Node, tail: Node) -> bool:
+def _conv(state: Lowering, node: Node, tail: Node) -> bool:
     source = node.inputs[0]
     read = state.graph.by_name[source].elements
     if node.layer in state.quantized_layers:
@@ -272,7 +199,7 @@ def _padded(kernel: Kernel, node: Node, block: int, reads_blocks: bool) -> Kerne
     )
 
 
-def _linear(state: _Lowering, node: Node, tail: Node) -> bool:
+def _linear(state: Lowering, node: Node, tail: Node) -> bool:
     source = node.inputs[0]
     read = state.graph.by_name[source].elements
     if node.layer in state.quantized_layers:
@@ -287,7 +214,7 @@ def _linear(state: _Lowering, node: Node, tail: Node) -> bool:
     return True
 
 
-def _product(state: _Lowering, node: Node) -> bool:
+def _product(state: Lowering, node: Node) -> bool:
     """A linear over sequences: ``MatMul`` and an addition, which integer products rounded at run time take in."""
     source = node.inputs[0]
     read = state.graph.by_name[source].elements
@@ -312,14 +239,14 @@ def _product(state: _Lowering, node: Node) -> bool:
     return False
 
 
-def _transposed_conv(state: _Lowering, node: Node) -> None:
+def _transposed_conv(state: Lowering, node: Node) -> None:
     state.read(node.inputs[0], FLOAT)
     read = state.graph.by_name[node.inputs[0]].elements
     state.kernels.append(replace(_weighted(node, "conv_transpose"), in_elements=read))
     state.write(node, FLOAT)
 
 
-def _lookup(state: _Lowering, node: Node) -> None:
+def _lookup(state: Lowering, node: Node) -> None:
     """An embedding; one of integers also looks its scales up and multiplies."""
     rows = node.elements // max(1, node.outputs)
     table = Kernel("move", (node.layer or node.name,), in_elements=node.elements, out_elements=node.elements)
@@ -331,7 +258,7 @@ def _lookup(state: _Lowering, node: Node) -> None:
     state.write(node, FLOAT)
 
 
-def _attention(state: _Lowering, node: Node) -> None:
+def _attention(state: Lowering, node: Node) -> None:
     """One operator: two products with a softmax between. A file with weights of 2 bits has them one by one."""
     for name in node.inputs:
         state.read(name, FLOAT)
@@ -353,7 +280,7 @@ def _attention(state: _Lowering, node: Node) -> None:
     state.write(node, FLOAT)
 
 
-def _norm_in_blocks(state: _Lowering, node: Node) -> None:
+def _norm_in_blocks(state: Lowering, node: Node) -> None:
     """A batch norm that was not folded is computed as a convolution of one weight a channel."""
     source = node.inputs[0]
     state.read(source, BLOCKED if len(node.shape) == 4 else FLOAT)
@@ -372,7 +299,7 @@ def _norm_in_blocks(state: _Lowering, node: Node) -> None:
     state.write(node, BLOCKED if len(node.shape) == 4 else FLOAT)
 
 
-def _add(state: _Lowering, node: Node, tail: Node) -> bool:
+def _add(state: Lowering, node: Node, tail: Node) -> bool:
     """An integer addition, one that is fused into a float conv before it, or one of its own."""
     read = sum(state.graph.by_name[name].elements for name in node.inputs)
     alone = Kernel("add", (node.name,), in_elements=read, out_elements=node.elements)
@@ -404,7 +331,7 @@ def _add(state: _Lowering, node: Node, tail: Node) -> bool:
     return tail.name in state.rounded
 
 
-def _other(state: _Lowering, node: Node) -> bool:
+def _other(state: Lowering, node: Node) -> bool:
     if not node.inputs:  # made from nothing, a constant: folded
         state.write(node, FLOAT)
         return False
@@ -445,12 +372,12 @@ def _other(state: _Lowering, node: Node) -> bool:
     return False
 
 
-def _behind_blocked_conv(state: _Lowering, source: str) -> bool:
+def _behind_blocked_conv(state: Lowering, source: str) -> bool:
     node = state.graph.by_name[source]
     return node.op == "conv2d" and state.forms[source] == [BLOCKED] and state.graph.sole_user(source) is not None
 
 
-def _pool_form(state: _Lowering, node: Node) -> Form:
+def _pool_form(state: Lowering, node: Node) -> Form:
     """A maximum commutes with rounding: onnxruntime takes it in integers where its input or its result is rounded.
     In floats, only whole blocks of channels are pooled as blocks."""
     have = state.forms[node.inputs[0]]
@@ -462,7 +389,7 @@ def _pool_form(state: _Lowering, node: Node) -> Form:
     return state.any_float(node.inputs[0]) if node.shape[1] % state.block == 0 else FLOAT
 
 
-_OWN: dict[str, Callable[[_Lowering, Node], None]] = {
+_OWN: dict[str, Callable[[Lowering, Node], None]] = {
     "conv_transpose2d": _transposed_conv,
     "embedding": _lookup,
     "scaled_dot_product_attention": _attention,

@@ -17,16 +17,14 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocomp.errors import TaskError
 from autocomp.places import cache_folder
-from autocomp.task import Metric, Task
-from autocomp.tasks.accuracy import Accuracy
+from autocomp.task import Task
 from autocomp.tasks.data import data_folder, find, read_images
-from autocomp.tasks.images import CALIBRATION_BATCH, Batches, Labelled, Norm, Recipe, held_out, mixed, training
+from autocomp.tasks.images import Labelled, Norm, Recipe, held_out, image_task, training
 from autocomp.tasks.trained import tensors_hash, trained_net
 from autocomp.tasks.weights import read_weights
 
@@ -141,16 +139,7 @@ def resnet_task(
     minutes = max(1, round(depth / 6))  # measured with AVX2, on one core
     duration = f"{recipe.epochs} epochs of fine-tuning, some {minutes} minutes each on one core"
     net = trained_net(name, training(recipe, parts.train, partial(copy.deepcopy, start), duration), facts, cache, tell)
-    calibration, _ = parts.calibration.tensors()
-    return Task(
-        name=name,
-        model=net,
-        example_inputs=(calibration[:1].clone(),),
-        calibration=[(inputs,) for inputs in torch.split(calibration, CALIBRATION_BATCH)],
-        train=Batches(parts.train, recipe.batch),
-        evaluate=Accuracy(search=parts.search.tensors(), test=mixed(test).tensors()),
-        metric=Metric("CIFAR-10 (JPEG) accuracy", "maximize", "%"),
-    )
+    return image_task(name, net, parts, test, recipe, "CIFAR-10 (JPEG) accuracy")
 
 
 def checkpoint_net(depth: int, path: Path) -> ResNet:

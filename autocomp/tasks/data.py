@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from autocomp.errors import TaskError, first_line
+from autocomp.run import write_whole
 from autocomp.tasks.image_folder import ImageFolder, open_image_folder
 
 Progress = Callable[[str], None]
@@ -93,7 +94,9 @@ def read_images(root: Path, cache: Path, tell: Progress) -> Images:
     if pixels is None:
         pixels = _decoded(folder, tell)
         with suppress(OSError):
-            _keep(pixels, kept)
+            packed = io.BytesIO()
+            np.savez(packed, pixels=pixels)
+            write_whole(kept, packed.getvalue())
     return Images(torch.from_numpy(pixels), torch.tensor(folder.targets), folder.classes)
 
 
@@ -171,16 +174,3 @@ def _kept_pixels(path: Path, count: int) -> np.ndarray | None:
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile):
         return None
     return pixels if pixels.dtype == np.uint8 and pixels.ndim == 4 and len(pixels) == count else None
-
-
-def _keep(pixels: np.ndarray, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            np.savez(file, pixels=pixels)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(file.name)
-            raise

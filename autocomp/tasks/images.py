@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from autocomp.task import Metric, Task
+from autocomp.tasks.accuracy import Accuracy
 from autocomp.tasks.examples import stratified_order
 from autocomp.tasks.trained import Training
 
@@ -114,6 +116,20 @@ def held_out(images: Labelled, search: int = SEARCH_EXAMPLES, seed: int = 0) -> 
     search = min(search, len(images) // 2)
     train = ordered[search:]
     return Parts(train=train, search=ordered[:search], calibration=train[:CALIBRATION_EXAMPLES])
+
+
+def image_task(name: str, net: nn.Module, parts: Parts, test: Labelled, recipe: Recipe, metric: str) -> Task:
+    """A trained net and its images as a task, scored in percent; ``test`` in a stratified order of its own."""
+    calibration, _ = parts.calibration.tensors()
+    return Task(
+        name=name,
+        model=net,
+        example_inputs=(calibration[:1].clone(),),
+        calibration=[(inputs,) for inputs in torch.split(calibration, CALIBRATION_BATCH)],
+        train=Batches(parts.train, recipe.batch),
+        evaluate=Accuracy(search=parts.search.tensors(), test=mixed(test).tensors()),
+        metric=Metric(metric, "maximize", "%"),
+    )
 
 
 def training(recipe: Recipe, images: Labelled, fresh: Callable[[], nn.Module], duration: str) -> Training:

@@ -10,16 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from autocomp.errors import TaskError
 from autocomp.places import cache_folder
-from autocomp.task import Metric, Task
-from autocomp.tasks.accuracy import Accuracy
+from autocomp.task import Task
 from autocomp.tasks.data import data_folder, find, read_idx
-from autocomp.tasks.images import CALIBRATION_BATCH, Batches, Labelled, Norm, Recipe, held_out, mixed, training
+from autocomp.tasks.images import Labelled, Norm, Recipe, held_out, image_task, training
 from autocomp.tasks.trained import structure, tensors_hash, trained_net
 
 Progress = Callable[[str], None]
@@ -113,16 +111,7 @@ def lenet_task(
     )
     duration = f"{recipe.epochs} epochs, a minute or two"
     net = trained_net(name, training(recipe, parts.train, make, duration), facts, cache, progress or _silent)
-    calibration, _ = parts.calibration.tensors()
-    return Task(
-        name=name,
-        model=net,
-        example_inputs=(calibration[:1].clone(),),
-        calibration=[(inputs,) for inputs in torch.split(calibration, CALIBRATION_BATCH)],
-        train=Batches(parts.train, recipe.batch),
-        evaluate=Accuracy(search=parts.search.tensors(), test=mixed(test).tensors()),
-        metric=Metric("accuracy", "maximize", "%"),
-    )
+    return image_task(name, net, parts, test, recipe, "accuracy")
 
 
 def read_part(folder: Path | None, part: str) -> Labelled:

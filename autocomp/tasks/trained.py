@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import io
 import json
 import os
 import pickle
-import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
 from autocomp.errors import TaskError
+from autocomp.run import write_whole
 
 Progress = Callable[[str], None]
 
@@ -207,19 +208,10 @@ def _weights(net: nn.Module) -> dict[str, Tensor]:
 
 
 def _save(state: dict[str, Any], path: Path) -> None:
-    """Writes beside ``path`` and renames, so that a killed run leaves no half a file under the real name.
-
-    With the tensors goes their digest: torch does not check the sums in its own files.
-    """
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.stem, suffix=".tmp", delete=False) as file:
-        try:
-            torch.save(state | {"sha256": tensors_hash(state)}, file)
-            file.close()
-            os.replace(file.name, path)
-        except BaseException:
-            with suppress(OSError):
-                os.unlink(file.name)
-            raise
+    """With the tensors goes their digest: torch does not check the sums in its own files."""
+    saved = io.BytesIO()
+    torch.save(state | {"sha256": tensors_hash(state)}, saved)
+    write_whole(path, saved.getvalue())
 
 
 def _load(path: Path) -> dict[str, Any] | None:

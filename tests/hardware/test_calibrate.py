@@ -42,9 +42,7 @@ def run(patched: pytest.MonkeyPatch, folder: Path, networks: int) -> tuple[Calib
     clock = itertools.count()
     with patched.context() as patch:
         patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
-        found = calibrate(
-            folder, networks + 0.5, 1, 1, nchwc_block(this_machine()), progress=lambda share, note: notes.append(note)
-        )
+        found = calibrate(folder, networks + 0.5, 1, 1, this_machine(), progress=lambda share, note: notes.append(note))
     return found, notes
 
 
@@ -129,3 +127,25 @@ def test_specimens_are_the_same_from_wherever_they_are_begun(calibrated: tuple[P
     assert specimen.name == measured.name
     lowered = lower(specimen.structure, 1, nchwc_block(this_machine()))
     assert [kernel.features() for kernel in lowered] == [kernel.features() for kernel in measured.kernels]
+
+
+def test_the_first_networks_have_every_kind_of_kernel_between_them() -> None:
+    """So that a short calibration prices convolutional nets and transformers alike."""
+    import random
+
+    from autocomp.compress.structure import restructure
+    from autocomp.hardware.experiment import FAMILIES, network, random_plan
+    from autocomp.hardware.lowering import lower
+
+    kinds: set[str] = set()
+    for number in range(len(FAMILIES) + 1):
+        prepared = network(0, number)
+        for turn in range(PLANS_PER_NETWORK):
+            plan = random_plan(prepared, random.Random(turn), turn)
+            kinds |= {kernel.op for kernel in lower(restructure(prepared.inventory, plan), 1, 8)}
+    assert kinds >= {
+        *("conv_nchwc", "conv", "qlinear_conv", "reorder_input", "reorder_output", "pool", "global_pool", "cat"),
+        *("quantize", "dequantize", "transpose", "add", "activation", "elementwise", "move", "reshape"),
+        *("gemm", "qgemm", "matmul", "matmul_integer", "dynamic_matmul", "dynamic_quantize"),
+        *("attention", "softmax", "layer_norm", "gelu"),
+    }
