@@ -5,7 +5,9 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as functional
 from torch import nn
@@ -477,6 +479,11 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = CONVOLUTIONAL | {
 }
 #: What may vary in size besides the batch.
 DYNAMIC_DIMS: dict[str, tuple[tuple[int, ...], ...]] = {"encoder": ((1,), (1,)), "tied": ((1,),)}
+
+
+def seeds(count: int) -> list[Any]:
+    """Seeds for a parametrized test: the first in the quick tests, all in the full ones."""
+    return [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, count))]
 
 
 def inputs(network: str, count: int, seed: int = 0) -> tuple[torch.Tensor, ...]:

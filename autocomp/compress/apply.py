@@ -118,7 +118,7 @@ def prepare(
         else _forbid(one, "they make attention heads, which go as a whole")
         if in_heads & {*one.group.producers}
         else one
-        for one in find_couplings(folded, example_inputs, list(used))
+        for one in find_couplings(folded, example_inputs, list(used), graph)
     )
     with torch.no_grad():
         outputs = OutputForm.of(folded(*example_inputs))

@@ -9,13 +9,15 @@ computes with the same channels masked.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from autocomp.errors import CompressionError, first_line
-from autocomp.graph import ModuleT, copied
+from autocomp.graph import ACTIVATIONS, COPIES, Graph, ModuleT, copied
+from autocomp.graph import Node as GraphNode
 from autocomp.inventory import ChannelGroup
 
 if TYPE_CHECKING:
@@ -26,6 +28,14 @@ if TYPE_CHECKING:
 TRIAL_SHARES = (0.25, 0.5)
 
 Side = Literal["out", "in", "own"]
+
+#: Operations that give every channel what they make of that channel alone.
+PER_CHANNEL = (
+    ACTIVATIONS
+    | COPIES
+    | {"hardswish", "hardswish_", "hardsigmoid", "sigmoid", "silu", "silu_", "gelu", "tanh", "elu", "leaky_relu"}
+    | {"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d"}
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,10 @@ Item = TypeVar("Item")
 
 
 def find_couplings(
-    model: torch.nn.Module, example_inputs: tuple[torch.Tensor, ...], order: Sequence[str]
+    model: torch.nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    order: Sequence[str],
+    traced: Graph | None = None,
 ) -> tuple[Coupling, ...]:
     """The channel groups of a model, each checked on random channel sets; those that fail carry the reason.
 
@@ -64,6 +77,8 @@ def find_couplings(
         model: in eval mode, batch norms folded; left as it is.
         example_inputs: positional inputs, batch first.
         order: the compressible layers' paths in execution order.
+        traced: the model's graph. Where Torch-Pruning cannot follow the model, the layers are tried whose channels go
+            straight to the next ones.
     """
     from torch import nn
 
@@ -71,12 +86,20 @@ def find_couplings(
     paths: dict[int, str] = {id(module): path for path, module in work.named_modules()}
     paths |= {id(parameter): path for path, parameter in work.named_parameters()}
     try:
-        graph = _dependency_graph(work, example_inputs)
-        roots = [nn.Conv2d, nn.ConvTranspose2d, nn.Linear]
-        groups = list(graph.get_all_groups(root_module_types=roots))
+        with warnings.catch_warnings():
+            # Where it gives up on a channel count, it goes on for hours and finds nothing.
+            warnings.filterwarnings("error", "Maximum recursive depth")
+            graph = _dependency_graph(work, example_inputs)
+            roots = [nn.Conv2d, nn.ConvTranspose2d, nn.Linear]
+            groups = list(graph.get_all_groups(root_module_types=roots))
     except Exception as error:  # noqa: BLE001  Torch-Pruning raises whatever the graph makes it stumble over
         reason = f"Torch-Pruning cannot follow the model ({first_line(error)[:120]})"
-        return tuple(Coupling(ChannelGroup(name, 0, (name,), {}, reason), ()) for name in order)
+        straight = list(_straight_chains(traced)) if traced is not None else []
+        known = {name for one in straight for name in one.group.producers}
+        others = [Coupling(ChannelGroup(name, 0, (name,), {}, reason), ()) for name in order if name not in known]
+        return _checked(
+            sorted([*straight, *others], key=lambda one: order.index(one.group.name)), model, example_inputs
+        )
     found: dict[str, Coupling] = {}
     for members in groups:
         coupling = _coupling(members, paths, order)
@@ -84,6 +107,45 @@ def find_couplings(
             found.setdefault(coupling.group.name, coupling)
     ordered = sorted(found.values(), key=lambda coupling: order.index(coupling.group.name))
     return _checked(ordered, model, example_inputs)
+
+
+def _straight_chains(graph: Graph) -> Iterator[Coupling]:
+    """The layers whose channels nothing joins, splits or adds to others on the way to the layers that read them."""
+    depthwise = {node.layer for node in graph.layers if node.groups > 1}
+    for start in graph.layers:
+        if start.op in {"conv2d", "linear"} and start.layer not in depthwise:
+            members = _chain(graph, start)
+            if members is not None:
+                rows = tuple((channel,) for channel in range(start.outputs))
+                producers = tuple(dict.fromkeys(path for path, side in members if side == "out"))
+                consumers = {path: 1 for path, side in members if side == "in"}
+                reason = None if start.outputs > 1 else "it has a single channel"
+                group = ChannelGroup(producers[0], start.outputs, producers, consumers, reason)
+                yield Coupling(group, tuple(Slice(path, side, rows) for path, side in members))
+
+
+def _chain(graph: Graph, start: GraphNode) -> list[tuple[str, Side]] | None:
+    """What loses a channel with ``start``; None where that is not to be seen at once."""
+    members: list[tuple[str, Side]] = [(start.layer or "", "out")]
+    waiting = [start]
+    while waiting:
+        node = waiting.pop()
+        if node.name in graph.outputs:
+            return None
+        for user in graph.users[node.name]:
+            vectors = len(user.shape) == 2 and user.shape[1] == start.outputs
+            if user.layer is None:
+                if user.parameters or len(user.inputs) > 1 or not (user.op in PER_CHANNEL or vectors):
+                    return None
+                waiting.append(user)
+            elif user.op == "conv2d" and user.groups == user.outputs == start.outputs:
+                members.append((user.layer, "out"))
+                waiting.append(user)
+            elif user.groups == 1 and (user.op == start.op or (user.op == "linear" and len(node.shape) == 2)):
+                members.append((user.layer, "in"))
+            else:
+                return None
+    return members if len(members) > 1 else None
 
 
 def _coupling(members: tp.Group, paths: Mapping[int, str], order: Sequence[str]) -> Coupling | None:

@@ -23,6 +23,7 @@ from tests.networks import (
     ready,
     residual,
     run_module,
+    seeds,
     uniform_plan,
 )
 
@@ -78,7 +79,7 @@ def test_preparing_twice_gives_the_same() -> None:
     assert same_state(state(one.model), state(other.model))
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 @pytest.mark.parametrize("network", NETWORKS)
 def test_random_joint_plans_run_at_any_batch(network: str, seed: int) -> None:
     result = compressed(network, random_plan(prepared(network).inventory, seed))

@@ -15,7 +15,7 @@ from autocomp.compress.attention import Heads, choose_heads, cut_heads, mask_hea
 from autocomp.errors import CompressionError
 from autocomp.graph import copied, export_program, graph_module
 from autocomp.plan import LayerPlan, Plan, Rank, Sparsity
-from tests.networks import TOKENS, WORDS, SelfAttention, compressed, inputs, prepared, ready, run_module
+from tests.networks import TOKENS, WORDS, SelfAttention, compressed, inputs, prepared, ready, run_module, seeds
 
 NETWORKS = ("encoder", "vit", "packed", "tied")
 
@@ -50,7 +50,7 @@ def test_a_fused_linear_holds_a_head_in_three_places() -> None:
     assert [each for _, _, each in first.group.sizes] == [1, 4]  # heads, and the width of all of them
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 @pytest.mark.parametrize("network", NETWORKS)
 def test_cut_heads_equal_masked_heads(network: str, seed: int) -> None:
     chance, batch = random.Random(seed), inputs(network, 3, seed=70 + seed)

@@ -45,6 +45,7 @@ def test_dropping_a_block_equals_zeroing_its_branch(network: str) -> None:
         assert not left & {*block.layers}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("network", WITH_BLOCKS)
 def test_any_of_the_blocks_may_go_together(network: str) -> None:
     blocks = [block.name for block in prepared(network).inventory.blocks]

@@ -9,11 +9,12 @@ import pytest
 import torch
 from torch import nn
 
+from autocomp.compress import channels
 from autocomp.compress.apply import apply
 from autocomp.compress.channels import Coupling, choose_units, find_couplings, mask, prune
 from autocomp.errors import PlanError
 from autocomp.plan import LayerPlan, Plan, Sparsity
-from tests.networks import NETWORKS, inputs, prepared, ready, run_module
+from tests.networks import NETWORKS, inputs, prepared, ready, run_module, seeds
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
 
@@ -37,7 +38,7 @@ def outputs_of(layer: nn.Module) -> int:
     return weight.shape[1] if isinstance(layer, nn.Embedding) else len(weight)
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", seeds(3))
 @pytest.mark.parametrize("network", NETWORKS)
 def test_pruned_equals_masked(network: str, seed: int) -> None:
     model, chance, batch = prepared(network).model, random.Random(seed), inputs(network, 4, seed=50 + seed)
@@ -142,6 +143,28 @@ def test_a_transposed_convolution_is_a_layer_like_others() -> None:
     assert groups["up"].prunable
     assert groups["up"].consumers == {"last": 1}
     assert groups["inner"].consumers == {"up": 1, "score": 1}
+
+
+@pytest.mark.parametrize("network", ["plain", "residual", "mlp", "separable", "shuffle", "inception", "encoder"])
+def test_what_goes_straight_on_is_found_without_torch_pruning(network: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stops at some channel shuffles; the insides of such a network's blocks are free all the same."""
+
+    def stop(*_: object) -> None:
+        raise ZeroDivisionError("integer division or modulo by zero")
+
+    net = prepared(network)
+    order = list(dict.fromkeys(node.layer for node in net.inventory.graph.layers if node.layer is not None))
+    monkeypatch.setattr(channels, "_dependency_graph", stop)
+    found = {
+        one.group.name: one.group for one in find_couplings(net.model, net.example.inputs, order, net.inventory.graph)
+    }
+    assert {name for group in found.values() for name in group.producers} == {*order}
+    known = {one.group.name: one.group for one in net.couplings}
+    free = [group for group in found.values() if group.prunable]
+    assert free
+    for group in free:
+        assert (group.producers, dict(group.consumers)) == (known[group.name].producers, known[group.name].consumers)
+    assert all("cannot follow" in (group.reason or "") for group in found.values() if not group.prunable)
 
 
 @pytest.mark.parametrize("slopes", [1, 8])

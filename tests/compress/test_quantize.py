@@ -9,9 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from autocomp.compress.apply import apply
 from autocomp.compress.prune import magnitude_mask
 from autocomp.compress.quantize import (
     ActivationQuantizer,
+    DynamicQuantizer,
     Numerics,
     QuantizedWeight,
     RangeObserver,
@@ -20,11 +22,12 @@ from autocomp.compress.quantize import (
     level_range,
     quantize_weight,
     quantized_tensors,
+    rounded_for_products,
     with_larger_steps,
 )
 from autocomp.graph import BATCH, Graph, Node, export_program, graph_module
-from autocomp.plan import WEIGHT_BITS, Format
-from tests.networks import inputs, prepared
+from autocomp.plan import WEIGHT_BITS, Format, LayerPlan, Plan
+from tests.networks import compressed, inputs, prepared
 
 seeds = st.integers(0, 2**20)
 
@@ -54,6 +57,22 @@ def test_levels_lie_in_the_range_of_their_bits(seed: int, bits: int, size: float
 def test_eight_bits_are_symmetric_and_narrow_ones_use_every_level() -> None:
     assert [level_range(bits) for bits in (8, 4, 2)] == [(-127, 127), (-8, 7), (-2, 1)]
     assert set(quantize_weight(normal(4, 400), 4).levels.flatten().tolist()) == set(range(-8, 8))
+
+
+def test_narrow_products_fit_in_pairs_into_sixteen_bits() -> None:
+    for bits in WEIGHT_BITS:
+        low, high = level_range(bits, narrow_products=True)
+        assert 2 * 255 * high < 2**15
+        assert 2 * 255 * low >= -(2**15)
+    levels = quantize_weight(normal(6, 3, 3, 3), 8, narrow_products=True).levels
+    assert int(levels.abs().max()) == 64
+
+
+def test_only_integer_products_are_narrow() -> None:
+    plan = Plan({"0": LayerPlan(format=Format(8)), "3": LayerPlan(format=Format(8, 32))})
+    result = apply(prepared("mlp"), plan, [inputs("mlp", 8)], Numerics(narrow_products=True))
+    largest = {name: int(stored.levels.abs().max()) for name, stored in result.weights.items()}
+    assert largest == {"0.weight": 64, "3.weight": 127}
 
 
 @settings(max_examples=40, deadline=None)
@@ -195,6 +214,29 @@ def test_a_quantized_linear_writes_floats_unless_an_activation_is_behind_it() ->
     assert quantized_tensors(chain("linear", "linear"), {"a": Format(8)}) == ("x",)
     assert quantized_tensors(chain("linear", "relu", "linear"), {"a": Format(8)}) == ("x", "relu1")
     assert quantized_tensors(chain("linear", "relu", "linear"), {"b": Format(8)}) == ("relu1",)
+
+
+def test_floats_and_what_is_rounded_at_run_time_have_no_calibrated_grid() -> None:
+    graph = chain("conv2d", "relu", "conv2d", "relu", "linear")
+    assert quantized_tensors(graph, {"a": Format(4, 32), "c": Format(8, dynamic=True)}) == ()
+
+
+def test_what_a_product_reads_rounded_is_rounded_for_it_alone() -> None:
+    """What goes by on the residual path keeps its outliers."""
+    x, first = Node("x", "input", (), (BATCH, 5, 8)), Node("first", "linear", ("x",), (BATCH, 5, 8), "a", (8, 8))
+    graph = Graph((x, first, Node("sum", "add", ("x", "first"), (BATCH, 5, 8))), ("sum",))
+    formats = {"a": Format(8)}
+    assert quantized_tensors(graph, formats) == ()
+    assert rounded_for_products(graph, formats) == ("x",)
+    assert rounded_for_products(graph, {"a": Format(8, dynamic=True)}) == ()
+
+
+def test_a_dynamic_quantizer_is_shared_by_all_that_read_a_tensor() -> None:
+    names = [f"layers.0.attention.{name}" for name in ("query", "key", "value", "out")]
+    plan = Plan({name: LayerPlan(format=Format(8, dynamic=True)) for name in names})
+    result = compressed("encoder", plan)
+    assert sum(isinstance(module, DynamicQuantizer) for module in result.model.modules()) == 2
+    assert all(result.formats[name].dynamic for name in names)
 
 
 def test_a_conv_whose_result_is_read_twice_is_rounded_before_its_activation() -> None:

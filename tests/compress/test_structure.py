@@ -13,7 +13,7 @@ from autocomp.compress.structure import restructure
 from autocomp.errors import PlanError
 from autocomp.graph import Graph
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
-from tests.networks import NETWORKS, compressed, inputs, prepared, random_plan, ready
+from tests.networks import NETWORKS, compressed, inputs, prepared, random_plan, ready, seeds
 
 
 def facts(graph: Graph) -> list[tuple[object, ...]]:
@@ -30,7 +30,7 @@ def facts(graph: Graph) -> list[tuple[object, ...]]:
     return [*rows, tuple(position[name] for name in graph.outputs)]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 @pytest.mark.parametrize("network", NETWORKS)
 def test_random_plans_have_the_structure_that_is_built(network: str, seed: int) -> None:
     plan = random_plan(prepared(network).inventory, seed)

@@ -22,6 +22,8 @@ from autocomp.hardware.runtimes.onnxruntime import load, optimized_ops
 from autocomp.plan import Format, LayerPlan, Plan
 from tests.networks import exported, numerics_here, prepared, ready, run_file, run_module
 
+SLOWER = [pytest.param(bits, marks=pytest.mark.slow) for bits in (4, 2)]
+
 
 def file_of(nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto], width: int) -> bytes:
     """A file from float ``x`` of (rows, width) to ``y``."""
@@ -136,7 +138,7 @@ class Sequence(nn.Module):
 
 
 @pytest.mark.parametrize("tokens", [(), (5,)], ids=["vectors", "sequences"])
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("bits", [8, *SLOWER])
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
 def test_the_compiled_graph_computes_in_integers(tokens: tuple[int, ...], bits: int, packed: bool) -> None:
     """Whatever torch.onnx writes a linear as, onnxruntime is left with its own fused kernels, and no weight is unpacked
@@ -157,7 +159,7 @@ def test_the_compiled_graph_computes_in_integers(tokens: tuple[int, ...], bits: 
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("bits", [8, *SLOWER])
 def test_weights_alone_are_floats_once_the_file_is_loaded(bits: int, packed: bool) -> None:
     chosen = Format(bits, 32)
     example = (torch.randn(1, 5, 12, generator=torch.Generator().manual_seed(0)),)
@@ -168,7 +170,7 @@ def test_weights_alone_are_floats_once_the_file_is_loaded(bits: int, packed: boo
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("bits", [8, *SLOWER])
 def test_a_table_stays_integers_in_the_compiled_graph(bits: int, packed: bool) -> None:
     class Table(nn.Module):
         def __init__(self) -> None:
