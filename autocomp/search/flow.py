@@ -64,7 +64,8 @@ def set_up(request: Request, task: Task, target: Target) -> Setup:
     untouched = export_onnx(apply(prepared, Plan(), task.calibration, target.numerics), packed)
     structure = restructure(prepared.inventory, Plan(), target.numerics)
     target.predict(structure)  # a kernel that the latency model does not know should not wait for the first trial
-    sizes = SizeModel.from_export(structure, len(untouched), packed, target.numerics.integer_bias)
+    numerics = target.numerics
+    sizes = SizeModel.from_export(structure, len(untouched), packed, numerics.integer_bias, numerics.attention_operator)
     return Setup(request, Workbench(task, prepared, target, sizes), space, baseline)
 
 
