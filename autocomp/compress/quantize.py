@@ -36,16 +36,15 @@ class Numerics:
     ``symmetric_activations``: int8 with zero point 0 (what TensorRT takes) instead of uint8 with a zero point (what
     onnxruntime's x86 kernels are fastest with). ``integer_bias``: the bias is an int32 in the accumulator
     (onnxruntime), not a float (TensorRT). ``rounded_outputs``: an integer convolution writes integers only
-    (onnxruntime), so that its result is rounded even in front of a float operation. ``dynamic_linears``: it has integer
-    products whose activations are rounded at run time. ``attention_operator``: attention is one operator of the file
-    (ONNX opset 23). ``narrow_products``: products of two pairs of 8-bit numbers are added up in 16 bits, which saturate
-    (x86 without VNNI), so that 8-bit weights keep to half their levels.
+    (onnxruntime), so that its result is rounded even in front of a float operation. ``attention_operator``:
+    attention is one operator of the file (ONNX opset 23). ``narrow_products``: products of two
+    pairs of 8-bit numbers are added up in 16 bits, which saturate (x86 without VNNI), so that 8-bit weights keep to half
+    their levels.
     """
 
     symmetric_activations: bool = False
     integer_bias: bool = True
     rounded_outputs: bool = True
-    dynamic_linears: bool = True
     attention_operator: bool = True
     narrow_products: bool = False
 

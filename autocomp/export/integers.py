@@ -64,10 +64,10 @@ def integer_lookup(node: NodeProto, weight: str, scale: str) -> list[NodeProto]:
 def sums_before_norms(graph: GraphProto) -> None:
     """Write additions that a ``LayerNormalization`` reads as ``Sum``: the same value, and onnxruntime then leaves out a
     fusion whose kernel takes five times as long as its two parts (measured: 294 µs against 55 at 128 × 384)."""
-    made = {name for tensor in graph.initializer for name in [tensor.name]}
+    constant = {tensor.name for tensor in graph.initializer}
     read = {node.input[0] for node in graph.node if node.op_type == "LayerNormalization"}
     for node in graph.node:
-        if node.op_type == "Add" and node.output[0] in read and not made & {*node.input}:
+        if node.op_type == "Add" and node.output[0] in read and not constant & {*node.input}:
             node.op_type = "Sum"
 
 

@@ -45,7 +45,6 @@ class _NumericsFile(_Strict):
     symmetric_activations: bool
     integer_bias: bool
     rounded_outputs: bool
-    dynamic_linears: bool
     attention_operator: bool
 
 
