@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
+from autocomp.compress.agreement import flat_output
 from autocomp.compress.apply import Compressed, Prepared, apply, prepare
-from autocomp.compress.channels import flat_output
 from autocomp.compress.quantize import Numerics
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.fingerprint import this_machine

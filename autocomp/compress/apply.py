@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from autocomp.compress.agreement import failing
 from autocomp.compress.attention import Heads, choose_heads, cut_heads, find_heads
 from autocomp.compress.blocks import drop_blocks, find_blocks
-from autocomp.compress.channels import Coupling, choose_units, failing, find_couplings, prune
+from autocomp.compress.channels import Coupling, choose_units, prune
+from autocomp.compress.couplings import find_couplings
 from autocomp.compress.factorize import factorize
 from autocomp.compress.fold import fold_batch_norm
 from autocomp.compress.prune import magnitude_mask

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
-from autocomp.compress.channels import failing, flat_output, shake
+from autocomp.compress.agreement import failing, flat_output, shake
 from autocomp.errors import CompressionError, first_line
 from autocomp.graph import ATTENTION, Graph, copied, operator_name
 from autocomp.inventory import ChannelGroup

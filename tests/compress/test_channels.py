@@ -9,9 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from autocomp.compress import channels
+from autocomp.compress import couplings
 from autocomp.compress.apply import apply
-from autocomp.compress.channels import Coupling, choose_units, find_couplings, mask, prune
+from autocomp.compress.channels import Coupling, choose_units, mask, prune
+from autocomp.compress.couplings import find_couplings
 from autocomp.errors import PlanError
 from autocomp.plan import LayerPlan, Plan, Sparsity
 from tests.networks import NETWORKS, inputs, prepared, ready, run_module, seeds
@@ -154,7 +155,7 @@ def test_what_goes_straight_on_is_found_without_torch_pruning(network: str, monk
 
     net = prepared(network)
     order = list(dict.fromkeys(node.layer for node in net.inventory.graph.layers if node.layer is not None))
-    monkeypatch.setattr(channels, "_dependency_graph", stop)
+    monkeypatch.setattr(couplings, "_dependency_graph", stop)
     found = {
         one.group.name: one.group for one in find_couplings(net.model, net.example.inputs, order, net.inventory.graph)
     }

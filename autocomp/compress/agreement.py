@@ -1,0 +1,61 @@
+"""What is cut out of a network must compute what the whole network computes with the same units masked. Nothing is
+believed to be cuttable before that was tried."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
+
+from autocomp.graph import ModuleT, copied
+
+if TYPE_CHECKING:
+    import torch
+
+Item = TypeVar("Item")
+
+
+def shake(model: ModuleT) -> ModuleT:
+    """A copy of ``model`` with noise on every parameter, for trials of what is coupled: a layer of zeros (a fresh head,
+    the last norm of a residual branch) would hide what goes wrong before it."""
+    import torch
+
+    shaken = copied(model).requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in shaken.parameters():
+        if parameter.is_floating_point():
+            size = max(0.02, 0.1 * float(parameter.square().mean().sqrt()))
+            parameter.data = parameter.data + size * torch.randn(parameter.shape, generator=generator)
+    return shaken
+
+
+def failing(items: Sequence[Item], why_not: Callable[[Sequence[Item]], str | None]) -> dict[int, str]:
+    """``id`` of an item → why it fails. Items are tried together; where that fails, by halves.
+
+    Args:
+        why_not: why some items fail together; None where they do not.
+    """
+    reason = why_not(items) if items else None
+    if reason is None:
+        return {}
+    if len(items) == 1:
+        return {id(items[0]): reason}
+    middle = len(items) // 2
+    found = failing(items[:middle], why_not) | failing(items[middle:], why_not)
+    rest = [item for item in items if id(item) not in found]
+    if rest and (reason := why_not(rest)) is not None:
+        found |= dict.fromkeys(map(id, rest), reason)  # right alone, wrong together
+    return found
+
+
+def flat_output(output: object) -> torch.Tensor:
+    """All tensors of a model's output in one vector per example."""
+    import torch
+
+    return torch.cat([leaf.flatten(1).float() for leaf in output_tensors(output)], dim=1)
+
+
+def output_tensors(output: object) -> list[torch.Tensor]:
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    return [leaf for leaf in tree_leaves(output) if isinstance(leaf, torch.Tensor)]
