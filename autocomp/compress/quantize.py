@@ -274,7 +274,7 @@ def _on_a_grid(graph: Graph, rounded: Iterable[str]) -> set[str]:
     """The tensors that hold rounded values, or nothing but values that are about to be rounded: onnxruntime moves the
     rounding across operations that only move values."""
     found = set(rounded)
-    movers = [node for node in graph.nodes if node.op in GRID_KEEPING]
+    movers = [node for node in graph.nodes if node.op in GRID_KEEPING and node.inputs]
     for node in movers:
         if node.inputs[0] in found:
             found.add(node.name)
