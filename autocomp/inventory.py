@@ -26,7 +26,8 @@ class LayerInfo:
     ``name`` is its ``named_modules()`` path, ``kind`` ``conv2d``, ``conv_transpose2d``, ``linear`` or ``embedding``.
     Shapes are those of the weight and of one example's input and output; ``macs`` are for one example. ``group`` names
     the channel group that its output channels belong to, None where they are not coupled to anything that may be
-    pruned; ``reason`` then says why. ``groups`` are those of a grouped convolution.
+    pruned; ``reason`` then says why. ``groups`` are those of a grouped convolution. ``called`` tells a module that the
+    model calls from one whose weight it computes with by itself, where no two modules can take its place.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LayerInfo:
     group: str | None
     reason: str | None = None
     groups: int = 1
+    called: bool = True
 
     @property
     def matrix_shape(self) -> tuple[int, int]:
@@ -53,8 +55,8 @@ class LayerInfo:
     @property
     def largest_paying_rank(self) -> int:
         """The largest rank at which two factors hold fewer weights than the matrix; 0 where none does, or where the
-        layer is a grouped or transposed convolution, which is no single matrix."""
-        if self.kind not in RANKED_KINDS or self.groups > 1:
+        layer is a grouped or transposed convolution, which is no single matrix, or is not called."""
+        if self.kind not in RANKED_KINDS or self.groups > 1 or not self.called:
             return 0
         rows, columns = self.matrix_shape
         return math.ceil(rows * columns / (rows + columns)) - 1
@@ -159,7 +161,7 @@ class Inventory:
             if layer_plan.rank is not None:
                 if layer.largest_paying_rank == 0:
                     raise PlanError(
-                        f"no rank of {name!r} saves weights (it is small, grouped or transposed); "
+                        f"no rank of {name!r} saves weights (it is small, grouped, transposed or not called as a module); "
                         f"got {layer_plan.rank.r}"
                     )
                 largest = min(layer.matrix_shape)

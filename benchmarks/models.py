@@ -30,7 +30,7 @@ import torch
 from torch import nn
 
 import autocomp
-from autocomp.compress.agreement import flat_output
+from autocomp.compress.agreement import flat_output, shake
 from autocomp.compress.apply import Compressed, Prepared, apply, prepare
 from autocomp.compress.attention import cut_heads, mask_heads
 from autocomp.compress.channels import mask, prune
@@ -166,7 +166,9 @@ def cover(library: str, name: str, side: int) -> Coverage:
 
 
 def built(library: str, name: str, side: int) -> tuple[nn.Module, torch.Tensor]:
-    """A network with seeded random weights, no two biases alike, its batch norms with the statistics of random images."""
+    """A network with seeded random weights, its batch norms with the statistics of random images. No weights are left
+    at zero or next to it, as the last layer of a fresh network or of its branches often is: they would hide the rest.
+    """
     torchvision = import_torchvision()
     torch.manual_seed(0)
     if library == "torchvision":
@@ -176,9 +178,7 @@ def built(library: str, name: str, side: int) -> tuple[nn.Module, torch.Tensor]:
         import timm
 
         model = timm.create_model(name, pretrained=False)
-    for parameter in model.parameters():
-        if parameter.dim() == 1:  # fresh biases are all zero, and torch.onnx would store equal ones once
-            parameter.data += 0.01 * torch.randn(parameter.shape)
+    model = shake(model)
     images = torch.randn(8, 3, side, side)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):

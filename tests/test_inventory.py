@@ -195,3 +195,21 @@ def test_plans_that_fit_are_let_through(network: str) -> None:
     inventory = prepared(network).inventory
     for seed in range(20):
         inventory.check(random_plan(inventory, seed))
+
+
+class Functional(nn.Module):
+    """Computes with a linear's weight without calling it, as torchvision's Swin does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(nn.functional.linear(x, self.inner.weight, self.inner.bias)))  # type: ignore[no-any-return]
+
+
+def test_no_rank_is_offered_where_the_model_computes_with_a_weight_by_itself() -> None:
+    inventory = prepare(Functional().eval(), (torch.zeros(1, 16),)).inventory
+    assert {layer.name: layer.largest_paying_rank for layer in inventory.layers} == {"inner": 0, "last": 7}
+    with pytest.raises(PlanError, match="not called as a module"):
+        inventory.check(Plan({"inner": LayerPlan(rank=Rank("svd", 4))}))

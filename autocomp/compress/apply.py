@@ -133,11 +133,32 @@ def _with_groups(prepared: Prepared, order: Sequence[str], reasons: Mapping[str,
     channels = tuple(one.group for one in prepared.couplings)
     heads = tuple(one.group for one in prepared.heads)
     known = tuple(group for group in heads if group.producers)
-    layers = tuple(layer for layer in layers_of(prepared.inventory.graph, channels) if layer.name in order)
+    called = _called(prepared.model, prepared.example.inputs)
+    layers = tuple(
+        replace(layer, called=layer.name in called)
+        for layer in layers_of(prepared.inventory.graph, channels)
+        if layer.name in order
+    )
     skipped = (*reasons.items(), *((group.name, f"its heads stay: {group.reason}") for group in heads if group.reason))
     blocks = tuple(block for block in prepared.inventory.blocks if not reasons.keys() & {*block.layers})
     inventory = Inventory(layers, (*channels, *known), skipped, prepared.inventory.graph, blocks)
     return replace(prepared, inventory=inventory)
+
+
+def _called(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> set[str]:
+    """The modules that the model calls; some take a linear's weight and compute with it themselves."""
+    called: set[str] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
 
 
 def _with_sound_shapes(prepared: Prepared) -> Prepared:

@@ -14,18 +14,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autocomp.hardware.experiment import PLANS_PER_NETWORK, Specimen, specimens
+from autocomp.hardware.experiment import FILES_PER_NETWORK, Specimen, specimens
 from autocomp.hardware.fingerprint import Fingerprint
 from autocomp.hardware.fit import MeasuredNetwork, fit
 from autocomp.hardware.fitted import FittedModel, KernelSample
 from autocomp.hardware.kernels import Kernel
-from autocomp.hardware.lowering import lower
 from autocomp.hardware.observed import samples_of
 from autocomp.hardware.runtimes.onnxruntime import load, profile
 from autocomp.hardware.timing import Timing, TimingSettings, measure
 
-#: Rows of ``measurements.csv``: a file's latency, a kernel that lowering sees in it, a node that the profiler timed.
-FILE, KERNEL, NODE = "file", "kernel", "node"
+#: Rows of ``measurements.csv``: a file's latency, and a kernel in it that the profiler timed.
+FILE, NODE = "file", "node"
 KERNEL_FIELDS = tuple(field.name for field in fields(Kernel) if field.name != "sources")
 COLUMNS = ("network", "row", *KERNEL_FIELDS, "time_us", "spread", "reference_us")
 
@@ -85,7 +84,7 @@ def calibrate(
     dropped = _measure(path, budget_s, threads, batch, here, seed, progress)
     networks = read_measurements(path) if path.exists() else ()
     repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
-    note = "random conv nets, gated nets, transformers and perceptrons under random joint plans; architectures held out"
+    note = "random nets (residual, plain, dense, inverted residuals, transformers, perceptrons); architectures held out"
     return Calibration(fit(networks, repeatability, note), networks, dropped)
 
 
@@ -96,17 +95,16 @@ def _measure(
     done = read_measurements(path) if path.exists() else ()
     start = 1 + max((int(network.name.rsplit("-", 1)[1]) for network in done), default=-1)
     # Files of one network are measured side by side, so a network is begun whole.
-    source = specimens(seed, -(-start // PLANS_PER_NETWORK) * PLANS_PER_NETWORK, narrow_products(here))
-    block = nchwc_block(here)
+    source = specimens(seed, -(-start // FILES_PER_NETWORK) * FILES_PER_NETWORK, narrow_products(here))
     began, count, dropped = time.monotonic(), len(done), 0
     while (spent := time.monotonic() - began) < budget_s:
-        group = [next(source) for _ in range(PLANS_PER_NETWORK)]
+        group = [next(source) for _ in range(FILES_PER_NETWORK)]
         timings = _time_group(group, threads, batch)
         rows: list[dict[str, object]] = []
         for specimen in group:
             timing = timings[specimen.name]
             if timing.settled:
-                rows.extend(_rows(specimen, timing, threads, batch, block))
+                rows.extend(_rows(specimen, timing, threads, batch))
                 count += 1
             else:
                 dropped += 1
@@ -133,7 +131,7 @@ def _input(specimen: Specimen, batch: int) -> npt.NDArray[Any]:
     return noise.astype(np.float32)
 
 
-def _rows(specimen: Specimen, timing: Timing, threads: int, batch: int, block: int) -> Iterator[dict[str, object]]:
+def _rows(specimen: Specimen, timing: Timing, threads: int, batch: int) -> Iterator[dict[str, object]]:
     yield {
         "network": specimen.name,
         "row": FILE,
@@ -141,8 +139,6 @@ def _rows(specimen: Specimen, timing: Timing, threads: int, batch: int, block: i
         "spread": f"{timing.spread:.4f}",
         "reference_us": f"{timing.reference_ms * 1e3:.3f}",
     }
-    for kernel in lower(specimen.structure, batch, block):
-        yield {"network": specimen.name, "row": KERNEL, **_kernel_cells(kernel)}
     for sample in samples_of(profile(specimen.model, [_input(specimen, batch)], threads, PROFILE_RUNS)):
         time_us = f"{sample.time_us:.3f}"
         yield {"network": specimen.name, "row": NODE, **_kernel_cells(sample.kernel), "time_us": time_us}
@@ -174,26 +170,23 @@ def _whole(text: str) -> str:
 
 def read_measurements(path: Path) -> tuple[MeasuredNetwork, ...]:
     """The networks in a ``measurements.csv``. One that an interruption cut short is left out."""
-    found: dict[str, tuple[float, float, list[Kernel], list[KernelSample]]] = {}
+    found: dict[str, tuple[float, float, list[KernelSample]]] = {}
     for row in csv.DictReader(io.StringIO(_whole(path.read_text(encoding="utf-8")))):
-        name = row["network"]
         if row["row"] == FILE:
-            found[name] = (float(row["time_us"]) / 1e3, float(row["spread"]), [], [])
-        elif row["row"] == KERNEL:
-            found[name][2].append(_kernel(row))
+            found[row["network"]] = (float(row["time_us"]) / 1e3, float(row["spread"]), [])
         else:
-            found[name][3].append(KernelSample(_kernel(row), float(row["time_us"])))
+            found[row["network"]][2].append(KernelSample(_kernel(row), float(row["time_us"])))
     return tuple(
-        MeasuredNetwork(name, _architecture(name), tuple(kernels), latency_ms, spread, tuple(samples))
-        for name, (latency_ms, spread, kernels, samples) in found.items()
-        if kernels and samples
+        MeasuredNetwork(name, _architecture(name), latency_ms, spread, tuple(samples))
+        for name, (latency_ms, spread, samples) in found.items()
+        if samples
     )
 
 
 def _architecture(name: str) -> str:
     """The random network that a specimen is a plan of."""
     stem, _, number = name.rpartition("-")
-    return f"{stem}/{int(number) // PLANS_PER_NETWORK}"
+    return f"{stem}/{int(number) // FILES_PER_NETWORK}"
 
 
 def _kernel(row: dict[str, str]) -> Kernel:

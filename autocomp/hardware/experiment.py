@@ -1,192 +1,82 @@
-"""The networks that a CPU is calibrated on: random small nets under random plans, as exported files.
+"""The networks that a CPU is calibrated on: random nets, written as files in the form that compressed networks have.
 
 Their shapes lie where compressed layers live: widths that are no powers of two, split ranks, integer layers between
-float ones. They are of four families, in turn: convolutional nets (plain, residual, dense), nets of inverted residual
-blocks with gates, small transformers, and multi-layer perceptrons. One number names a network, so that an interrupted
-calibration goes on where it stopped.
+float ones. They are of five families, in turn. One number names a network, so that an interrupted calibration goes on
+where it stopped. Files of one network differ in their formats, and in a fresh draw of ranks.
 """
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
 
-import torch
-from torch import nn
-from torch.nn import functional
+import numpy as np
+import numpy.typing as npt
 
-from autocomp.compress.apply import Prepared, apply, prepare
-from autocomp.compress.quantize import Numerics
-from autocomp.compress.structure import Structure, restructure
-from autocomp.export.to_onnx import export_onnx
-from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
+from autocomp.hardware.graph_writer import GraphWriter, Value
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+#: Files of one network, measured side by side.
+FILES_PER_NETWORK = 4
 
-    import numpy.typing as npt
+#: Families of networks take turns, so that a short calibration has seen every kernel as well.
+FAMILIES = ("residual", "encoder", "inverted", "plain", "encoder", "dense", "perceptron")
 
-#: Plans tried on one random network; tracing it costs as much as measuring.
-PLANS_PER_NETWORK = 4
-
-#: Families of networks take turns, and so do their kinds, so that a short calibration has seen every kernel as well.
-FAMILIES = ("conv", "encoder", "gated", "perceptron", "conv", "encoder")
-CONV_KINDS = ("residual", "dense", "plain")
+#: Multiplications of a network: small ones are calls and conversions, large ones arithmetic and memory.
+LEAST_MACS, MOST_MACS = 5e5, 1.5e8
 
 
 @dataclass(frozen=True)
 class Specimen:
-    """A file to be measured, with the structure that lowering sees and an input of batch 1."""
+    """A file to be measured, with an input of batch 1. Files of one ``architecture`` share their shapes."""
 
     name: str
-    structure: Structure
+    architecture: str
     model: bytes
     example: npt.NDArray[Any]
 
 
-class _Block(nn.Module):
-    """Two convs; a shortcut is added to them (``residual``), joined to them (``dense``) or absent (``plain``)."""
+@dataclass
+class _Build:
+    """A network being written: what it is written with, the random numbers of its shapes, and of its file's formats.
 
-    def __init__(self, inputs: int, middle: int, outputs: int, stride: int, kernel: int, kind: str, pool: bool) -> None:
-        super().__init__()
-        self.pool = nn.MaxPool2d(2) if pool and stride == 2 else nn.Identity()
-        stride = 1 if pool else stride
-        joined = outputs - inputs if kind == "dense" else outputs
-        self.conv1 = nn.Conv2d(inputs, middle, kernel, stride, kernel // 2)
-        self.conv2 = nn.Conv2d(middle, joined, 3, 1, 1)
-        same = stride == 1 and (inputs == outputs or kind == "dense")
-        self.shortcut = nn.Identity() if same else nn.Conv2d(inputs, inputs if kind == "dense" else outputs, 1, stride)
-        self.kind = kind
+    ``integers`` is the share of layers with 8 bits, ``split`` of those of truncated rank.
+    """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.pool(x)
-        y = self.conv2(torch.relu(self.conv1(x)))
-        if self.kind == "dense":
-            return torch.cat([self.shortcut(x), torch.relu(y)], dim=1)
-        return torch.relu(y + self.shortcut(x)) if self.kind == "residual" else torch.relu(y)
+    writer: GraphWriter
+    shapes: random.Random
+    formats: random.Random
+    integers: float
+    dynamic: float
+    split: float
 
+    def is_integer(self) -> bool:
+        return self.formats.random() < self.integers
 
-class _Net(nn.Module):
-    def __init__(self, rng: random.Random, channels: int, kind: str) -> None:
-        super().__init__()
-        width = 4 * rng.randint(2, 16)
-        self.stem = nn.Conv2d(channels, width, 3, rng.choice((1, 1, 2)), 1)
-        blocks: list[nn.Module] = []
-        pool = kind == "plain" or rng.random() < 0.5
-        for place in range(rng.randint(2, 5)):
-            wider = min(192, max(8, round(width * rng.choice((1, 1, 1.5, 2)) / 4) * 4))
-            middle = min(192, max(8, round(wider * rng.choice((0.5, 0.75, 1, 1)) / 4) * 4))
-            stride = 2 if place == 1 or (place and rng.random() < 0.3) else 1
-            wider = max(wider, width + 8) if kind == "dense" else wider
-            blocks.append(_Block(width, middle, wider, stride, rng.choice((1, 3, 3, 3)), kind, pool))
-            width = wider
-        self.blocks = nn.Sequential(*blocks)
-        self.pool = nn.AdaptiveAvgPool2d(1)
-        hidden = rng.choice((0, 0, 64, 256))
-        self.head = nn.Sequential(nn.Linear(width, hidden), nn.ReLU()) if hidden else nn.Identity()
-        self.last = nn.Linear(hidden or width, rng.choice((10, 100)))
+    def conv(self, x: Value, outputs: int, kernel: int, stride: int = 1, activation: str | None = None) -> Value:
+        """A convolution, or the two of a truncated rank."""
+        inputs, integers = x.shape[0], self.is_integer()
+        pays = math.floor(inputs * outputs * kernel**2 / (inputs * kernel**2 + outputs))
+        if pays < 4 or self.formats.random() >= self.split:
+            return self.writer.conv(x, outputs, kernel, stride, integers=integers, activation=activation)
+        middle = self.writer.conv(x, self.formats.randint(max(1, pays // 4), pays), kernel, stride, integers=integers)
+        return self.writer.conv(middle, outputs, 1, integers=integers, activation=activation)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.blocks(torch.relu(self.stem(x)))
-        return self.last(self.head(self.pool(y).flatten(1)))  # type: ignore[no-any-return]
+    def product(self, x: Value, outputs: int, bias: bool = True) -> Value:
+        """A linear over a sequence, or the two of a truncated rank."""
+        how = "float"
+        if self.is_integer():
+            how = "dynamic" if self.formats.random() < self.dynamic else "calibrated"
+        pays = math.floor(x.shape[1] * outputs / (x.shape[1] + outputs))
+        if pays < 4 or self.formats.random() >= self.split:
+            return self.writer.product(x, outputs, how, bias)
+        middle = self.writer.product(x, self.formats.randint(max(1, pays // 4), pays), how, bias=False)
+        return self.writer.product(middle, outputs, how, bias)
 
-
-class _Inverted(nn.Module):
-    """A 1×1 conv, a depthwise one, a gate computed from the mean (squeeze and excitation) or none, a 1×1 conv; the
-    shortcut of option A (He et al., 2016) where the shape changes."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int, wider: int, act: type[nn.Module], gate: bool) -> None:
-        super().__init__()
-        self.expand = nn.Conv2d(inputs, wider, 1)
-        self.depthwise = nn.Conv2d(wider, wider, 3, stride, 1, groups=wider)
-        self.act = act()
-        self.gate = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1),
-            nn.Conv2d(wider, wider // 4, 1),
-            nn.ReLU(),
-            nn.Conv2d(wider // 4, wider, 1),
-            nn.Sigmoid(),
-        )
-        self.gated = gate
-        self.project = nn.Conv2d(wider, outputs, 1)
-        self.stride, self.more = stride, outputs - inputs
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.act(self.depthwise(self.act(self.expand(x))))
-        y = self.project(y * self.gate(y) if self.gated else y)
-        if self.stride > 1 or self.more:
-            half = self.more // 2
-            x = x[:, :, :: self.stride, :: self.stride]
-            x = functional.pad(x, (0, 0, 0, 0, half, self.more - half))
-        return x + y  # type: ignore[no-any-return]
-
-
-class _GatedNet(nn.Module):
-    def __init__(self, rng: random.Random, channels: int, turn: int) -> None:
-        super().__init__()
-        width = 8 * rng.randint(2, 5)
-        act = (nn.Hardswish, nn.SiLU, nn.ReLU6)[turn % 3]
-        gate = turn % 2 == 0
-        self.stem = nn.Sequential(nn.Conv2d(channels, width, 3, 2, 1), act())
-        blocks = []
-        for place in range(rng.randint(2, 4)):
-            outputs = width + 8 * rng.choice((0, 0, 1, 2))
-            stride = 2 if place and rng.random() < 0.4 else 1
-            blocks.append(_Inverted(width, outputs, stride, width * rng.choice((2, 3, 4)), act, gate))
-            width = outputs
-        self.blocks = nn.Sequential(*blocks)
-        self.last = nn.Linear(width, 10)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.blocks(self.stem(x)).mean(dim=(2, 3)))  # type: ignore[no-any-return]
-
-
-class _Encoder(nn.Module):
-    """Embeddings, and transformer layers that normalize before or behind."""
-
-    def __init__(self, rng: random.Random) -> None:
-        super().__init__()
-        self.heads = rng.choice((2, 4, 6, 8))
-        width = self.heads * rng.choice((16, 32, 64))
-        inner = width * rng.choice((2, 3, 4))
-        self.table, self.first = nn.Embedding(rng.choice((500, 5000)), width), rng.random() < 0.5
-        self.layers = nn.ModuleList()
-        for _ in range(rng.randint(1, 3)):
-            names = ("query", "key", "value", "out")
-            linears = {name: nn.Linear(width, width) for name in names}
-            linears |= {"wide": nn.Linear(width, inner), "narrow": nn.Linear(inner, width)}
-            self.layers.append(nn.ModuleDict({**linears, "norm1": nn.LayerNorm(width), "norm2": nn.LayerNorm(width)}))
-        self.last = nn.Linear(width, 10)
-
-    def forward(self, ids: torch.Tensor) -> torch.Tensor:
-        x = self.table(ids)
-        for layer in self.layers:
-            x = self._sublayer(x, layer, "norm1", self._attend)
-            x = self._sublayer(x, layer, "norm2", self._feed)
-        return self.last(x.mean(dim=1))  # type: ignore[no-any-return]
-
-    def _sublayer(
-        self, x: torch.Tensor, layer: nn.Module, norm: str, part: Callable[..., torch.Tensor]
-    ) -> torch.Tensor:
-        normed = layer.get_submodule(norm)
-        result: torch.Tensor = x + part(normed(x), layer) if self.first else normed(x + part(x, layer))
-        return result
-
-    def _attend(self, x: torch.Tensor, layer: nn.ModuleDict) -> torch.Tensor:
-        q, k, v = (layer[name](x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for name in ("query", "key", "value"))
-        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        return layer["out"](mixed)  # type: ignore[no-any-return]
-
-    def _feed(self, x: torch.Tensor, layer: nn.ModuleDict) -> torch.Tensor:
-        return layer["narrow"](functional.gelu(layer["wide"](x)))  # type: ignore[no-any-return]
-
-
-def _perceptron(rng: random.Random) -> nn.Module:
-    """Three linears over plain vectors."""
-    inputs, first, second = rng.choice((64, 300, 784)), 4 * rng.randint(16, 150), 4 * rng.randint(8, 75)
-    layers = nn.Linear(inputs, first), nn.ReLU(), nn.Linear(first, second), nn.ReLU(), nn.Linear(second, 10)
-    return nn.Sequential(*layers)
+    def linear(self, x: Value, outputs: int, relu: bool = False) -> Value:
+        return self.writer.linear(x, outputs, self.is_integer(), relu)
 
 
 def specimens(seed: int, start: int, narrow_products: bool = False) -> Iterator[Specimen]:
@@ -196,90 +86,204 @@ def specimens(seed: int, start: int, narrow_products: bool = False) -> Iterator[
         narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
     """
     number = start
-    prepared: Prepared | None = None
-    numerics = Numerics(narrow_products=narrow_products)
     while True:
-        if prepared is None or number % PLANS_PER_NETWORK == 0:
-            prepared = network(seed, number // PLANS_PER_NETWORK)
-        yield _specimen(prepared, seed, number, numerics)
+        yield _specimen(seed, number, narrow_products)
         number += 1
 
 
-def network(seed: int, number: int) -> Prepared:
-    """The random network of that number."""
-    rng = random.Random(f"{seed}/network/{number}")
-    channels = rng.choice((1, 3))
-    side = rng.choice((8, 12, 16, 24, 32))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(rng.randrange(2**31))
-        turn, place = divmod(number, len(FAMILIES))
-        family = FAMILIES[place]
-        if family == "encoder":
-            encoder = _Encoder(rng)
-            ids = torch.randint(0, 500, (1, rng.choice((8, 16, 32, 64, 128))))
-            return prepare(encoder.eval(), (ids,), ((1,),))
-        if family == "perceptron":
-            net = _perceptron(rng)
-            return prepare(net.eval(), (torch.zeros(1, net.get_parameter("0.weight").shape[1]),))
-        kind = CONV_KINDS[(FAMILIES.count("conv") * turn + FAMILIES[:place].count("conv") + 2) % len(CONV_KINDS)]
-        conv = _Net(rng, channels, kind) if family == "conv" else _GatedNet(rng, channels, turn)
-        return prepare(conv.eval(), (torch.zeros(1, channels, side, side),))
+def _specimen(seed: int, number: int, narrow_products: bool) -> Specimen:
+    network, turn = divmod(number, FILES_PER_NETWORK)
+    shapes, formats = random.Random(f"{seed}/network/{network}"), random.Random(f"{seed}/file/{number}")
+    # The first file of a network is in floats, the next two in integers, the last a mixture.
+    integers = (0.0, 1.0 - formats.choice((0.0, 0.1, 0.3)), 1.0 - formats.choice((0.0, 0.1, 0.3)), 0.5)[turn]
+    build = _Build(
+        GraphWriter(number, narrow_products),
+        shapes,
+        formats,
+        integers,
+        dynamic=(0.0, 0.0, 1.0, 0.7)[turn],
+        split=formats.choice((0.0, 0.2, 0.5)),
+    )
+    family = FAMILIES[network % len(FAMILIES)]
+    result, example = _encoder(build) if family == "encoder" else _FAMILIES[family](build)
+    return Specimen(f"random-{seed}-{number}", f"random-{seed}/{network}", build.writer.finish(result), example)
 
 
-def _specimen(prepared: Prepared, seed: int, number: int, numerics: Numerics) -> Specimen:
-    rng = random.Random(f"{seed}/plan/{number}")
-    plan = random_plan(prepared, rng, number % PLANS_PER_NETWORK)
-    example = prepared.example.inputs[0]
-    generator = torch.Generator().manual_seed(number)
-    noise = torch.randn(4, *example.shape[1:], generator=generator) if example.is_floating_point() else example
-    compressed = apply(prepared, plan, [(noise,)], numerics)
-    return Specimen(
-        f"random-{seed}-{number}",
-        restructure(prepared.inventory, plan, numerics),
-        export_onnx(compressed, packed=any(chosen.weight_bits == 2 for chosen in compressed.formats.values())),
-        example.numpy(),
+def _width(rng: random.Random, least: int, most: int, multiple: int = 4) -> int:
+    """A width, evenly drawn on a logarithmic scale; a multiple of 4 or 8 mostly, but pruned layers have any."""
+    value = math.exp(rng.uniform(math.log(least), math.log(most)))
+    step = rng.choice((1, multiple, multiple, 2 * multiple))
+    return max(least, round(value / step) * step)
+
+
+def _image(build: _Build) -> tuple[Value, npt.NDArray[Any], float]:
+    """An input image, and how many multiplications the network should make of it."""
+    rng = build.shapes
+    channels, side = rng.choice((1, 3, 3)), rng.choice((8, 14, 16, 20, 28, 32, 32, 48, 56, 64, 96))
+    example = np.random.default_rng(0).standard_normal((1, channels, side, side)).astype(np.float32)
+    return (
+        build.writer.input((channels, side, side)),
+        example,
+        math.exp(rng.uniform(*map(math.log, (LEAST_MACS, MOST_MACS)))),
     )
 
 
-def random_plan(prepared: Prepared, rng: random.Random, turn: int) -> Plan:
-    """A joint plan: mostly one format for the whole network, as plans that pay have, with exceptions per layer.
+def _stem(build: _Build, x: Value, macs: float, layers: int) -> tuple[Value, int]:
+    """The first convolution, and the width at which ``layers`` 3×3 convolutions take so many multiplications."""
+    rng = build.shapes
+    large = x.shape[1] > 40
+    kernel, stride = (rng.choice((3, 5, 7)), 2) if large else (3, rng.choice((1, 1, 2)))
+    pixels = (x.shape[1] // (stride * (2 if large else 1))) ** 2
+    width = math.sqrt(macs / (9 * max(1, pixels) * layers))
+    width = max(8, min(256, round(width / 4) * 4))
+    y = build.conv(x, max(8, min(64, width)), kernel, stride, rng.choice(("Relu", "HardSwish", "Relu")))
+    return (build.writer.pool(y, "MaxPool", 3, 2) if large else y), width
 
-    Args:
-        turn: the first plan of a network is in floats, the next two in integers, on calibrated grids and on those of
-            the moment; the last is any of these, and has a layer of 2 bits, whose file computes attention in parts.
-    """
-    usual = (None, Format(8), Format(8), rng.choice((None, Format(8))))[turn]
-    exception = rng.choice((0.0, 0.1, 0.3))
-    pruned = rng.choice((0.0, 0.3, 0.7))
-    split = rng.choice((0.0, 0.2, 0.5))
-    levels = {
-        (group.name, group.pattern): rng.choice((0.125, 0.25, 0.5, 0.75))
-        if group.prunable and rng.random() < pruned
-        else 0.0
-        for group in prepared.inventory.groups
-    }
-    sparsity = {
-        name: Sparsity(group.pattern, level)
-        for group in prepared.inventory.groups
-        if (level := levels[group.name, group.pattern]) and group.kept(level) < group.width
-        for name in group.producers
-    }
-    dynamic = (False, False, True, rng.random() < 0.7)[turn]
-    layers = {}
-    for layer in prepared.inventory.layers:
-        largest = layer.largest_paying_rank
-        ranked = largest >= 2 and rng.random() < split
-        chosen = rng.choice((None, Format(8))) if rng.random() < exception else usual
-        if chosen is not None and not layer.computes_integers:
-            chosen = Format(8, 32)
-        elif chosen is not None and layer.kind == "linear" and len(layer.out_shape) > 1 and dynamic:
-            chosen = Format(8, 8, dynamic=True)
-        layers[layer.name] = LayerPlan(
-            sparsity=sparsity.get(layer.name),
-            rank=Rank("svd", rng.randint(max(1, largest // 4), largest)) if ranked else None,
-            format=chosen,
-        )
-    if turn == PLANS_PER_NETWORK - 1:
-        first = prepared.inventory.layers[0].name
-        layers[first] = replace(layers[first], format=Format(2, 32))
-    return Plan(layers)
+
+def _head(build: _Build, x: Value) -> Value:
+    """From channels to classes."""
+    rng, writer = build.shapes, build.writer
+    x = writer.pooled_vector(x) if rng.random() < 0.5 else writer.mean(x, (2, 3))
+    if rng.random() < 0.4:
+        x = build.linear(x, _width(rng, 32, 512), relu=True)
+    return build.linear(x, rng.choice((10, 100, 1000)))
+
+
+def _wider(rng: random.Random, width: int) -> int:
+    """The next stage's width."""
+    return max(8, min(384, round(width * rng.choice((1, 1.25, 1.5, 2)))))
+
+
+def _strides(rng: random.Random, side: int, blocks: int) -> list[int]:
+    """Of every block; an image never falls below 4 pixels a side."""
+    strides = []
+    for place in range(blocks):
+        stride = 2 if place and side >= 8 and rng.random() < 0.4 else 1
+        side //= stride
+        strides.append(stride)
+    return strides
+
+
+def _residual(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
+    """Basic and bottleneck blocks; some pruned within; shortcuts by a 1×1 convolution or option A."""
+    rng, writer = build.shapes, build.writer
+    x, example, macs = _image(build)
+    blocks = rng.randint(2, 6)
+    y, width = _stem(build, x, macs, 2 * blocks)
+    bottleneck, option_a = rng.random() < 0.3, rng.random() < 0.3
+    for stride in _strides(rng, y.shape[1], blocks):
+        outputs = y.shape[0] if stride == 1 and rng.random() < 0.8 else _wider(rng, max(width, y.shape[0]))
+        middle = _width(rng, 8, max(9, outputs))
+        inner = build.conv(y, middle, 1 if bottleneck else 3, 1 if bottleneck else stride, "Relu")
+        if bottleneck:
+            inner = build.conv(inner, middle, 3, stride, "Relu")
+        inner = build.conv(inner, outputs, 1 if bottleneck else 3)
+        if stride == 1 and outputs == y.shape[0]:
+            short = y
+        else:
+            short = writer.shifted(y, outputs, stride) if option_a else build.conv(y, outputs, 1, stride)
+        y = writer.add(inner, short, relu=True)
+    return _head(build, y), example
+
+
+def _plain(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
+    """Convolutions and pooling in a row, sometimes up again."""
+    rng, writer = build.shapes, build.writer
+    x, example, macs = _image(build)
+    layers = rng.randint(3, 8)
+    y, width = _stem(build, x, macs, layers)
+    for stride in _strides(rng, y.shape[1], layers):
+        if stride == 2 and rng.random() < 0.6:
+            y = writer.pool(y, rng.choice(("MaxPool", "MaxPool", "AveragePool")), *rng.choice(((2, 2), (3, 2), (2, 2))))
+            stride = 1
+        width = _width(rng, max(8, width // 2), 2 * width)
+        y = build.conv(y, min(384, width), rng.choice((1, 3, 3, 3, 5)), stride, "Relu")
+    if rng.random() < 0.5:
+        y = writer.activation(writer.transposed_conv(y, _width(rng, 8, 64)), "Relu")
+    return _head(build, y), example
+
+
+def _dense(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
+    """Blocks whose outputs are joined to their inputs, and branches joined to each other."""
+    rng, writer = build.shapes, build.writer
+    x, example, macs = _image(build)
+    blocks = rng.randint(3, 8)
+    y, width = _stem(build, x, macs, blocks)
+    growth = max(8, min(64, width // 2))
+    branches = rng.random() < 0.3
+    for stride in _strides(rng, y.shape[1], blocks):
+        if stride == 2:
+            y = writer.pool(build.conv(y, max(8, y.shape[0] // 2), 1, 1, "Relu"), "AveragePool", 2, 2)
+        if branches:
+            y = writer.joined(build.conv(y, growth, 1, 1, "Relu"), build.conv(y, growth, 3, 1, "Relu"))
+        else:
+            inner = build.conv(y, 2 * growth, 1, 1, "Relu") if rng.random() < 0.5 else y
+            y = writer.joined(y, build.conv(inner, growth, 3, 1, "Relu"))
+    return _head(build, y), example
+
+
+def _inverted(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
+    """Inverted residual blocks: 1×1, depthwise or grouped, a gate or none, 1×1."""
+    rng, writer = build.shapes, build.writer
+    x, example, macs = _image(build)
+    blocks = rng.randint(2, 5)
+    y, width = _stem(build, x, macs, 3 * blocks)
+    act, gate, groups = rng.choice(("HardSwish", "Silu", "Clip", "Relu")), rng.random() < 0.5, rng.random() < 0.2
+    for stride in _strides(rng, y.shape[1], blocks):
+        outputs = y.shape[0] if stride == 1 and rng.random() < 0.7 else _width(rng, 8, max(9, min(192, 2 * width)))
+        wide = 8 * max(1, round(y.shape[0] * rng.choice((2, 3, 4, 6)) / 8))
+        inner = build.conv(y, wide, 1, 1, act)
+        per_group = wide if not groups else wide // 8
+        kernel, integers = rng.choice((3, 3, 5)), build.is_integer()
+        inner = writer.conv(inner, wide, kernel, stride, per_group, integers, act)
+        if gate:
+            inner = writer.gated(inner, max(4, wide // 4), build.is_integer())
+        inner = build.conv(inner, outputs, 1)
+        y = writer.add(y, inner) if stride == 1 and outputs == y.shape[0] else inner
+    return _head(build, y), example
+
+
+def _encoder(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
+    """Embeddings, and transformer layers that normalize before or behind; heads and widths as pruning leaves them."""
+    rng, writer = build.shapes, build.writer
+    heads, size = rng.choice((2, 3, 4, 6, 8, 12)), rng.choice((16, 32, 32, 64))
+    width = heads * size
+    tokens = rng.choice((8, 16, 32, 64, 128, 197))
+    ids = writer.input((tokens,), integers=True)
+    rows = rng.choice((500, 5000))
+    x = writer.embedding(ids, rows, width, build.is_integer())
+    first, whole = rng.random() < 0.5, build.formats.random() < 0.75
+    for _ in range(rng.randint(1, 3)):
+        kept, inner = rng.randint(max(1, heads // 3), heads), _width(rng, width, 4 * width)
+        y = writer.norm(x) if first else x
+        q, k, v = (build.product(y, kept * size) for _ in range(3))
+        y = build.product(writer.attention(q, k, v, kept, whole), width)
+        x = writer.add(x, y, before_norm=True)
+        x = x if first else writer.norm(x)
+        y = writer.norm(x) if first else x
+        y = build.product(writer.activation(build.product(y, inner), "Gelu"), width)
+        x = writer.add(x, y, before_norm=True)
+        x = x if first else writer.norm(x)
+    example = np.random.default_rng(0).integers(0, rows, (1, tokens))
+    return build.linear(writer.mean(x, (1,)), 10), example
+
+
+def _perceptron(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
+    """Linears over plain vectors."""
+    rng = build.shapes
+    inputs = rng.choice((64, 300, 784, 1536))
+    example = np.random.default_rng(0).standard_normal((1, inputs)).astype(np.float32)
+    x = build.writer.input((inputs,))
+    for _ in range(rng.randint(2, 5)):
+        x = build.linear(x, _width(rng, 32, 2048), relu=True)
+    return build.linear(x, 10), example
+
+
+_FAMILIES: dict[str, Callable[[_Build], tuple[Value, npt.NDArray[Any]]]] = {
+    "residual": _residual,
+    "plain": _plain,
+    "dense": _dense,
+    "inverted": _inverted,
+    "encoder": _encoder,
+    "perceptron": _perceptron,
+}

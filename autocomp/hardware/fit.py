@@ -1,4 +1,9 @@
-"""Fits the two stages of :mod:`autocomp.hardware.fitted` to a calibration's measurements."""
+"""From a calibration's measurements to a :class:`autocomp.hardware.fitted.FittedModel`.
+
+The profiler distorts: it costs a microsecond or two a kernel, rounds down to whole ones, and may have looked at a
+disturbed moment. The file's own latency, timed without it, does not; so a file's kernels are scaled until they sum up
+to it.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +16,11 @@ import numpy as np
 
 from autocomp.errors import MeasurementError
 from autocomp.hardware.fitted import (
-    GROUP_NAMES,
+    FASTEST_US,
     FittedModel,
     Hyperparameters,
     KernelSample,
     OpModel,
-    group_of,
     samples_by_op,
     trend,
 )
@@ -27,23 +31,30 @@ from autocomp.hardware.latency import HeldOutError
 FOLDS = 4
 #: Fewer networks than this fit nothing.
 FEWEST_NETWORKS = 8
+#: Kinds of kernels with fewer samples stay unknown.
+FEWEST_SAMPLES = 3
 #: Samples that hyperparameters are searched on; the model itself is conditioned on all.
-SEARCH_SAMPLES = 200
+SEARCH_SAMPLES = 300
+#: A profile that says so many times more than the file takes was disturbed.
+DISTURBED = 1.15
 
 
 @dataclass(frozen=True)
 class MeasuredNetwork:
-    """A file that was measured: its kernels as lowering says, its latency, and what the profiler said of its nodes.
+    """A file that was measured: its latency, and the kernels in it as the profiler timed them.
 
     Files of one ``architecture`` differ by their plan only.
     """
 
     name: str
     architecture: str
-    kernels: tuple[Kernel, ...]
     latency_ms: float
     spread: float
     samples: tuple[KernelSample, ...]
+
+    @property
+    def kernels(self) -> tuple[Kernel, ...]:
+        return tuple(sample.kernel for sample in self.samples)
 
 
 def fit(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) -> FittedModel:
@@ -97,11 +108,53 @@ def _held_out(networks: Sequence[MeasuredNetwork], repeatability: float, note: s
 
 
 def _fit(networks: Sequence[MeasuredNetwork], repeatability: float) -> FittedModel:
-    by_op = samples_by_op([sample for network in networks for sample in network.samples])
-    ops = {op: OpModel(_hyperparameters(samples), tuple(samples)) for op, samples in by_op.items() if len(samples) >= 3}
-    plain = FittedModel(ops, dict.fromkeys(GROUP_NAMES, 1.0), 0.0, 0.0, None, repeatability)
-    factors, per_kernel_us, per_call_us = _factors(plain, networks)
-    return replace(plain, factors=factors, per_kernel_us=per_kernel_us, per_call_us=per_call_us)
+    per_call_us, samples = samples_in_context(networks)
+    ops = {
+        op: OpModel(_hyperparameters(samples), tuple(samples))
+        for op, samples in samples_by_op(samples).items()
+        if len(samples) >= FEWEST_SAMPLES
+    }
+    return FittedModel(ops, per_call_us, None, repeatability)
+
+
+def samples_in_context(networks: Sequence[MeasuredNetwork]) -> tuple[float, list[KernelSample]]:
+    """Microseconds that a call costs, and the kernels with times that, together with it, sum up to the files' own."""
+    per_call_us, per_kernel_us = _overheads(networks)
+    return per_call_us, [sample for network in networks for sample in _scaled(network, per_call_us, per_kernel_us)]
+
+
+def _overheads(networks: Sequence[MeasuredNetwork]) -> tuple[float, float]:
+    """Microseconds that a call costs, and every kernel, beyond what the profiler says: non-negative least squares on
+    relative errors, over the files whose profile was not disturbed."""
+    from scipy.optimize import nnls
+
+    rows = []
+    for network in networks:
+        latency_us, profiled_us = network.latency_ms * 1e3, _profiled_us(network)
+        if profiled_us < DISTURBED * latency_us:
+            rows.append([1.0 / latency_us, len(network.samples) / latency_us, profiled_us / latency_us])
+    if not rows:
+        raise MeasurementError(
+            f"a latency model needs profiles that agree with the timings; none of {len(networks)} does; "
+            "calibrate on a quieter machine"
+        )
+    (per_call_us, per_kernel_us, _), _ = nnls(np.array(rows), np.ones(len(rows)))
+    return float(per_call_us), float(per_kernel_us)
+
+
+def _scaled(network: MeasuredNetwork, per_call_us: float, per_kernel_us: float) -> list[KernelSample]:
+    """A file's kernels, in the proportions that the profiler saw."""
+    overhead_us = per_call_us + per_kernel_us * len(network.samples)
+    left_us = max(network.latency_ms * 1e3 - overhead_us, 0.1 * network.latency_ms * 1e3)
+    scale = left_us / _profiled_us(network)
+    return [
+        KernelSample(sample.kernel, max(FASTEST_US, scale * sample.time_us + per_kernel_us))
+        for sample in network.samples
+    ]
+
+
+def _profiled_us(network: MeasuredNetwork) -> float:
+    return math.fsum(sample.time_us for sample in network.samples)
 
 
 def _hyperparameters(samples: Sequence[KernelSample]) -> Hyperparameters:
@@ -145,32 +198,3 @@ def _work_us(samples: Sequence[KernelSample]) -> tuple[float, ...]:
     weights = times**-0.75
     solution, _ = nnls(work / scale * weights[:, None], times * weights)
     return tuple((solution / scale).tolist())
-
-
-def _factors(model: FittedModel, networks: Sequence[MeasuredNetwork]) -> tuple[dict[str, float], float, float]:
-    """Non-negative least squares on relative errors: group factors, microseconds a kernel, microseconds a call."""
-    from scipy.optimize import nnls
-
-    rows, targets = [], []
-    for network in networks:
-        if any(kernel.op not in model.ops for kernel in network.kernels):
-            continue
-        latency_us = network.latency_ms * 1e3
-        sums = dict.fromkeys(GROUP_NAMES, 0.0)
-        for share in model.predict(network.kernels).kernels:
-            sums[group_of(share.kernel.op)] += share.latency_ms * 1e3
-        rows.append(
-            [*(sums[name] / latency_us for name in GROUP_NAMES), len(network.kernels) / latency_us, 1.0 / latency_us]
-        )
-        targets.append(1.0)
-    if not rows:
-        raise MeasurementError(
-            "no measured network has only kernels that occur often enough to fit; give a larger --budget"
-        )
-    # A light pull towards factor 1 decides what the data leave open (a group that hardly occurs).
-    pull = 0.05 * np.eye(len(GROUP_NAMES), len(GROUP_NAMES) + 2)
-    a = np.vstack([np.array(rows), pull])
-    b = np.concatenate([np.array(targets), 0.05 * np.ones(len(GROUP_NAMES))])
-    solution, _ = nnls(a, b)
-    per_kernel_us, per_call_us = solution[-2:].tolist()
-    return dict(zip(GROUP_NAMES, solution[:-2].tolist(), strict=True)), per_kernel_us, per_call_us

@@ -1,14 +1,12 @@
-"""A latency model fitted to measurements of this machine's CPU.
+"""A latency model fitted to measurements of this machine's CPU: the sum of its kernels' times, and what a call costs.
 
-Two stages. Every kind of kernel has a trend, a non-negative sum of the work that it does (values moved, multiplications
-of whole vector blocks, patches copied, …), so that it extrapolates as physics does; and a Gaussian process over what
-the trend leaves, in logarithms. Both are fitted to single kernels that onnxruntime's profiler timed in real files. A
-profiler distorts (it costs some microseconds a kernel, and kernels overlap memory traffic), so a second stage fits
-whole files: latency = Σ over groups of kernels of a non-negative factor times the group's sum, plus a constant for
-every kernel and every call.
+Every kind of kernel has a trend, a non-negative sum of the work that it does (values moved, multiplications of whole
+vector blocks, patches copied, …), so that it extrapolates as physics does; and a Gaussian process over what the trend
+leaves, in logarithms. What they learn from are single kernels that the runtime's profiler timed in real files, their
+times brought to what the whole file takes without the profiler (:mod:`autocomp.hardware.fit`).
 
-The process is Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), algorithm 2.1; the two stages
-follow nn-Meter (Zhang et al., MobiSys 2021), which sums kernels, with the fit that it leaves out.
+The process is Rasmussen & Williams, "Gaussian Processes for Machine Learning" (2006), algorithm 2.1; the sum of kernels
+is nn-Meter's (Zhang et al., MobiSys 2021).
 """
 
 from __future__ import annotations
@@ -29,34 +27,27 @@ from autocomp.trial import Source
 
 Vector = npt.NDArray[np.float64]
 
-#: Kernels whose times the second stage corrects together.
-GROUPS: Mapping[str, tuple[str, ...]] = {
-    "float_conv": ("conv_nchwc", "conv"),
-    "integer_conv": ("qlinear_conv",),
-    "linear": ("gemm", "qgemm", "matmul"),
-    "integer_linear": ("matmul_integer", "dynamic_matmul"),
-    "attention": ("attention",),
-}
-OTHER = "other"
-GROUP_NAMES = (*GROUPS, OTHER)
-
 #: No kernel is quicker than this.
 FASTEST_US = 0.2
 
 #: A Gaussian process is cubic in its samples; more than this many say nothing new.
-MAX_SAMPLES = 600
-
-
-def group_of(op: str) -> str:
-    return next((name for name, ops in GROUPS.items() if op in ops), OTHER)
+MAX_SAMPLES = 800
+#: The profiler counts in whole microseconds.
+CLOCK_US = 0.4
 
 
 @dataclass(frozen=True)
 class KernelSample:
-    """One kernel that was timed inside a file, the profiler's own cost taken off."""
+    """One kernel that was timed inside a file; ``count`` of the same shape were, and the time is their mean."""
 
     kernel: Kernel
     time_us: float
+    count: int = 1
+
+    @property
+    def clock_variance(self) -> float:
+        """Of the log time, from the coarseness of the profiler's clock."""
+        return (CLOCK_US / self.time_us) ** 2 / self.count
 
 
 @dataclass(frozen=True)
@@ -83,7 +74,8 @@ class OpModel:
         kernels = [sample.kernel for sample in self.samples]
         x: Vector = np.array([kernel.features() for kernel in kernels])
         rest = np.log([sample.time_us for sample in self.samples]) - trend(kernels, self.hyperparameters.work_us)
-        covariance = self._covariance(x, x) + self.hyperparameters.noise * np.eye(len(x))
+        noise = [self.hyperparameters.noise / sample.count + sample.clock_variance for sample in self.samples]
+        covariance = self._covariance(x, x) + np.diag(noise)
         inverse: Vector = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
         return x, inverse @ rest, inverse
 
@@ -112,11 +104,9 @@ def trend(kernels: Sequence[Kernel], work_us: Sequence[float]) -> Vector:
 
 @dataclass(frozen=True)
 class FittedModel:
-    """Kernel models, and the factors that make files of them: one per group, one per kernel, one per call."""
+    """Kernel models, and the microseconds that a call costs besides its kernels."""
 
     ops: Mapping[str, OpModel]
-    factors: Mapping[str, float]
-    per_kernel_us: float
     per_call_us: float
     held_out: HeldOutError | None
     repeatability: float
@@ -157,7 +147,7 @@ class FittedModel:
             places.setdefault(kernel.op, []).append(place)
         for op, chosen in places.items():
             mean, std = self.ops[op].predict([kernels[place] for place in chosen])
-            times[chosen] = self.factors[group_of(op)] * np.exp(mean) + self.per_kernel_us
+            times[chosen] = np.exp(mean)
             stds[chosen] = std
         return times, stds
 
@@ -167,8 +157,6 @@ class FittedModel:
             {
                 "model": "fitted",
                 "hyperparameters": {op: asdict(model.hyperparameters) for op, model in sorted(self.ops.items())},
-                "factors": dict(self.factors),
-                "per_kernel_us": self.per_kernel_us,
                 "per_call_us": self.per_call_us,
                 "held_out": None if self.held_out is None else asdict(self.held_out),
                 "repeatability": self.repeatability,
@@ -178,7 +166,8 @@ class FittedModel:
 
     @staticmethod
     def from_json(text: str, samples: Sequence[KernelSample]) -> FittedModel:
-        """The model written by :meth:`to_json`, conditioned on its samples again."""
+        """The model written by :meth:`to_json`, conditioned again on its samples: those of
+        :func:`autocomp.hardware.fit.samples_in_context`."""
         document = json.loads(text)
         by_op = samples_by_op(samples)
         ops = {
@@ -193,8 +182,6 @@ class FittedModel:
         held_out = document["held_out"]
         return FittedModel(
             ops,
-            document["factors"],
-            document["per_kernel_us"],
             document["per_call_us"],
             None if held_out is None else HeldOutError(**held_out),
             document["repeatability"],
@@ -202,8 +189,12 @@ class FittedModel:
 
 
 def samples_by_op(samples: Sequence[KernelSample]) -> dict[str, list[KernelSample]]:
-    """Kind of kernel → at most :data:`MAX_SAMPLES` of its samples, evenly taken."""
-    found: dict[str, list[KernelSample]] = {}
+    """Kind of kernel → its samples, those of one shape as one; at most :data:`MAX_SAMPLES` of them, evenly taken."""
+    shapes: dict[tuple[object, ...], list[KernelSample]] = {}
     for sample in samples:
-        found.setdefault(sample.kernel.op, []).append(sample)
+        shapes.setdefault((sample.kernel.op, *sample.kernel.work(), *sample.kernel.features()), []).append(sample)
+    found: dict[str, list[KernelSample]] = {}
+    for same in shapes.values():
+        mean = math.exp(math.fsum(math.log(one.time_us) for one in same) / len(same))
+        found.setdefault(same[0].kernel.op, []).append(KernelSample(same[0].kernel, mean, len(same)))
     return {op: many[:: max(1, math.ceil(len(many) / MAX_SAMPLES))] for op, many in found.items()}

@@ -11,7 +11,9 @@ class Kernel:
     """One kernel call for a whole batch.
 
     ``op`` is the runtime's kind of kernel (``conv_nchwc``, ``qlinear_conv``, ``quantize``, …), ``sources`` the layers
-    (or graph nodes, where no layer is behind it) that it computes. Elements count values, not bytes.
+    (or graph nodes, where no layer is behind it) that it computes. Elements count values, not bytes. ``inner`` is the
+    length of the runs that it works on, where its time depends on that: a row that is normalized, the channels of what
+    is transposed, the columns of a product of two tensors, the width of an attention head.
     """
 
     op: str
@@ -24,6 +26,7 @@ class Kernel:
     stride: int = 1
     groups: int = 1
     fused_add: bool = False
+    inner: int = 1
 
     def batched(self, batch: int) -> Kernel:
         """The same kernel for ``batch`` times the examples; weights do not multiply."""
@@ -75,6 +78,7 @@ class Kernel:
             math.log(self.kernel_area),
             math.log(self.stride),
             math.log(self.groups),
+            math.log(max(self.inner, 1)),
             float(self.fused_add),
             _waste(columns, WIDE),
             _waste(columns, NARROW),
@@ -114,6 +118,7 @@ FEATURES = (
     "log_kernel_area",
     "log_stride",
     "log_groups",
+    "log_inner",
     "fused_add",
     "columns_waste_wide",
     "columns_waste_narrow",

@@ -28,8 +28,8 @@ _STEPS = {
     (FLOAT, BLOCKED): "reorder_input",
     (FLOAT, INTEGER): "quantize",
     (INTEGER, FLOAT): "dequantize",
-    (INTEGER, INTEGER_LAST): "transpose",
-    (INTEGER_LAST, INTEGER): "transpose",
+    (INTEGER, INTEGER_LAST): "transpose_integer",
+    (INTEGER_LAST, INTEGER): "transpose_integer",
 }
 
 
@@ -63,21 +63,24 @@ class Lowering:
         here, goal = _LINE.index(start), _LINE.index(wanted)
         step = 1 if goal > here else -1
         elements = self.graph.by_name[name].elements
-        flat = len(self.graph.by_name[name].shape) <= 2
+        shape = self.graph.by_name[name].shape
+        flat, channels = len(shape) <= 2, shape[1] if len(shape) > 1 else 1
         for position in range(here, goal, step):
             before, after = _LINE[position], _LINE[position + step]
             op = _STEPS[before, after]
-            if not (flat and op == "transpose"):
-                self.kernels.append(Kernel(op, (name,), in_elements=elements, out_elements=elements))
+            if not (flat and op == "transpose_integer"):
+                inner = channels if op == "transpose_integer" else 1
+                self.kernels.append(Kernel(op, (name,), in_elements=elements, out_elements=elements, inner=inner))
             have.append(after)
 
     def detour(self, name: str) -> None:
         """What onnxruntime does to an integer tensor in front of a float addition whose result is rounded: its
         transpose optimizer tries to move the transposition behind the addition, and leaves it between two conversions.
         """
-        elements = self.graph.by_name[name].elements
+        node = self.graph.by_name[name]
         for op in ("dequantize", "transpose", "quantize", "dequantize"):
-            self.kernels.append(Kernel(op, (name,), in_elements=elements, out_elements=elements))
+            inner = node.shape[-1] if op == "transpose" else 1
+            self.kernels.append(Kernel(op, (name,), in_elements=node.elements, out_elements=node.elements, inner=inner))
         self.forms[name].append(FLOAT)
 
     def write(self, node: Node, form: Form) -> None:

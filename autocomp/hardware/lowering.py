@@ -79,6 +79,9 @@ KINDS = {
     **dict.fromkeys(("silu", "gelu"), "gelu"),
 }
 
+#: Kernels whose time depends on how long the rows are.
+ROW_BY_ROW = {"transpose", "softmax", "layer_norm"}
+
 #: A blocked conv needs a multiple of this many input channels.
 ALIGNMENT = 4
 
@@ -229,6 +232,10 @@ def _product(state: Lowering, node: Node) -> bool:
     else:
         quantized = node.layer in state.quantized_layers
         state.read(source, INTEGER if quantized else FLOAT)
+        if quantized and not node.has_bias and _only_rounded(state, node):
+            state.kernels.append(replace(kernel, op="qlinear_matmul"))
+            state.write(node, INTEGER)
+            return False
         state.kernels.append(replace(kernel, op="matmul_integer" if quantized else "matmul"))
         user = state.graph.sole_user(node.name)
         if node.has_bias and not (user is not None and user.op == "gelu"):
@@ -237,6 +244,12 @@ def _product(state: Lowering, node: Node) -> bool:
             )
     state.write(node, FLOAT)
     return False
+
+
+def _only_rounded(state: Lowering, node: Node) -> bool:
+    """Whether all that reads a product are products that round it, on one calibrated grid."""
+    users = state.graph.users[node.name]
+    return bool(users) and all(user.op == "linear" and user.layer in state.quantized_layers for user in users)
 
 
 def _transposed_conv(state: Lowering, node: Node) -> None:
@@ -268,15 +281,17 @@ def _attention(state: Lowering, node: Node) -> None:
     here, out = (node.name,), node.elements
     if state.attention_operator:
         read = sum(state.graph.by_name[name].elements for name in node.inputs)
-        state.kernels.append(Kernel("attention", here, macs=2 * out * tokens, in_elements=read, out_elements=out))
+        state.kernels.append(
+            Kernel("attention", here, macs=2 * out * tokens, in_elements=read, out_elements=out, inner=width)
+        )
     else:
         between = Kernel("elementwise", here, in_elements=scores, out_elements=scores)
-        keys = Kernel("transpose", here, in_elements=key.elements, out_elements=key.elements)
-        first = Kernel("matmul", here, scores * width, query.elements + key.elements, scores)
-        last = Kernel("matmul", here, out * tokens, scores + key.elements, out)
+        keys = Kernel("transpose", here, in_elements=key.elements, out_elements=key.elements, inner=tokens)
+        first = Kernel("matmul", here, scores * width, query.elements + key.elements, scores, inner=tokens)
+        last = Kernel("matmul", here, out * tokens, scores + key.elements, out, inner=width)
         masked = [replace(between, op="add", in_elements=2 * scores)] if len(node.inputs) > 3 else []
         # NaNs of rows that are masked altogether are looked for and replaced.
-        state.kernels += [keys, first, *masked, replace(between, op="softmax"), between, between, last]
+        state.kernels += [keys, first, *masked, replace(between, op="softmax", inner=tokens), between, between, last]
     state.write(node, FLOAT)
 
 
@@ -348,7 +363,11 @@ def _other(state: Lowering, node: Node) -> bool:
     elif node.op in ACTIVATIONS or node.op in WINDOW_POOLS:
         form = _pool_form(state, node) if node.op in WINDOW_POOLS else state.any_float(source)
         state.read(source, form)
-        state.kernels.append(replace(kernel, op="activation" if node.op in ACTIVATIONS else "pool"))
+        if node.op in WINDOW_POOLS:
+            op = "pool_integer" if form.quantized else "pool_nchwc" if form == BLOCKED else "pool"
+            stride = max(1, round(math.sqrt(read / max(1, node.elements))))
+            kernel = replace(kernel, op=op, kernel_area=math.prod(node.numbers[:2]), stride=stride)
+        state.kernels.append(kernel if node.op in WINDOW_POOLS else replace(kernel, op="activation"))
         state.write(node, form)
     elif node.op in GLOBAL_POOLS:
         state.read(source, FLOAT)
@@ -360,9 +379,10 @@ def _other(state: Lowering, node: Node) -> bool:
         plain = node.op.removesuffix("_")
         if plain in {"matmul", "bmm"}:
             inner = abs(state.graph.by_name[node.inputs[0]].shape[-1])
-            kernel = replace(kernel, op="matmul", macs=node.elements * inner)
+            kernel = replace(kernel, op="matmul", macs=node.elements * inner, inner=abs(node.shape[-1]))
         else:
-            kernel = replace(kernel, op=KINDS.get(plain, node.op))
+            op = KINDS.get(plain, node.op)
+            kernel = replace(kernel, op=op, inner=abs(node.shape[-1]) if op in ROW_BY_ROW and node.shape else 1)
         # What only moves data reads no more than it writes; the parts of a split are nodes of their own.
         if kernel.op == "move":
             moved = node.elements if node.shape else read

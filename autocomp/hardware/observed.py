@@ -25,14 +25,14 @@ KINDS = {
     "Transpose": "transpose",
     "ReorderInput": "reorder_input",
     "ReorderOutput": "reorder_output",
-    "MaxPool": "pool",
-    "AveragePool": "pool",
+    **dict.fromkeys(("MaxPool", "AveragePool", "NhwcMaxPool", "GlobalMaxPool"), "pool"),
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2"), "global_pool"),
     "GlobalAveragePool": "global_pool",
     "Sum": "add",
     "MatMul": "matmul",
     "FusedMatMul": "matmul",
     "MatMulIntegerToFloat": "matmul_integer",
+    "QLinearMatMul": "qlinear_matmul",
     "DynamicQuantizeMatMul": "dynamic_matmul",
     "DynamicQuantizeLinear": "dynamic_quantize",
     "Attention": "attention",
@@ -51,37 +51,57 @@ KINDS = {
     "Flatten": "reshape",
 }
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
-_LINEAR = {"gemm", "qgemm", "matmul", "matmul_integer", "dynamic_matmul"}
+ROW_BY_ROW = {"layer_norm", "softmax", "transpose"}
+POOLS = {"pool", "pool_nchwc", "pool_integer"}
+_LINEAR = {"gemm", "qgemm", "matmul", "matmul_integer", "qlinear_matmul", "dynamic_matmul"}
 _WITH_WEIGHTS = {"conv", "conv_nchwc", "qlinear_conv", "conv_transpose"} | _LINEAR
 
 
-def kind_of(op: str, domain: str) -> str | None:
-    """Lowering's name for an operator of a compiled graph; None for one that lowering never predicts."""
-    if op == "Conv" and domain == _BLOCKED_DOMAIN:
-        return "conv_nchwc"
-    return KINDS.get(op)
+def kind_of(op: str, domain: str, dtype: str = "float32") -> str | None:
+    """Lowering's name for an operator of a compiled graph; None for one that lowering never predicts.
+
+    Args:
+        dtype: of what it reads; pooling and transposing 8 bits are kernels of their own.
+    """
+    if domain == _BLOCKED_DOMAIN and op in {"Conv", "MaxPool", "AveragePool", "GlobalAveragePool"}:
+        return {"Conv": "conv_nchwc", "GlobalAveragePool": "global_pool"}.get(op, "pool_nchwc")
+    kind = KINDS.get(op)
+    if kind in {"pool", "transpose"} and dtype in {"uint8", "int8"}:
+        return f"{kind}_integer"
+    return kind
 
 
 def kernel_of(node: NodeTime) -> Kernel | None:
     """The kernel behind a profiled node; None where lowering has no such kernel."""
-    kind = kind_of(node.op, node.domain)
+    kind = kind_of(node.op, node.domain, node.dtype)
     if kind is None or not node.output_shapes or not node.input_shapes:
         return None
-    out_elements = math.prod(node.output_shapes[0])
+    out_elements, last = math.prod(node.output_shapes[0]), (1, *node.output_shapes[0])[-1]
     if kind == "move":
         moved = sum(math.prod(shape) for shape in node.output_shapes)
         return Kernel(kind, (node.name,), in_elements=moved, out_elements=moved)
     if kind == "attention":
         read, tokens = sum(math.prod(shape) for shape in node.input_shapes), node.input_shapes[1][-2]
         macs = 2 * out_elements * tokens
-        return Kernel(kind, (node.name,), macs=macs, in_elements=read, out_elements=out_elements)
+        return Kernel(kind, (node.name,), macs=macs, in_elements=read, out_elements=out_elements, inner=last)
     if kind == "matmul" and node.weight_shape is None:
-        read, inner = sum(math.prod(shape) for shape in node.input_shapes), node.input_shapes[0][-1]
-        return Kernel(kind, (node.name,), macs=out_elements * inner, in_elements=read, out_elements=out_elements)
+        read, depth = sum(math.prod(shape) for shape in node.input_shapes), node.input_shapes[0][-1]
+        macs = out_elements * depth
+        return Kernel(kind, (node.name,), macs=macs, in_elements=read, out_elements=out_elements, inner=last)
     if kind not in _WITH_WEIGHTS:
         moving = node.input_shapes[: 2 if kind in {"add", "elementwise"} else 1]
         read = 2 * out_elements if kind == "qlinear_add" else sum(math.prod(shape) for shape in moving)
-        return Kernel(kind, (node.name,), in_elements=read, out_elements=out_elements)
+        area, stride = (math.prod(node.kernel), node.strides[0]) if kind in POOLS and node.kernel else (1, 1)
+        inner = last if kind in ROW_BY_ROW else _channels(node) if kind == "transpose_integer" else 1
+        return Kernel(
+            kind,
+            (node.name,),
+            in_elements=read,
+            out_elements=out_elements,
+            kernel_area=area,
+            stride=stride,
+            inner=inner,
+        )
     if node.weight_shape is None:
         return None
     weights = math.prod(node.weight_shape)
@@ -101,6 +121,14 @@ def kernel_of(node: NodeTime) -> Kernel | None:
         groups=node.group,
         fused_add=node.fused_add,
     )
+
+
+def _channels(node: NodeTime) -> int:
+    """Of an image that is turned from channels first to channels last, or back; where the layout of what is turned is
+    known, both shapes are told channels first."""
+    before, after = node.input_shapes[0], node.output_shapes[0]
+    first = len(before) == len(after) == 4 and after in (before, (before[0], before[2], before[3], before[1]))
+    return before[1] if first else before[-1]
 
 
 def samples_of(nodes: tuple[NodeTime, ...]) -> tuple[KernelSample, ...]:

@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from autocomp.errors import MeasurementError
 from autocomp.hardware import calibrate as module
 from autocomp.hardware import fit as fitting
-from autocomp.hardware.calibrate import Calibration, calibrate, nchwc_block, read_measurements
-from autocomp.hardware.experiment import PLANS_PER_NETWORK
+from autocomp.hardware.calibrate import Calibration, calibrate, read_measurements
+from autocomp.hardware.experiment import FAMILIES, FILES_PER_NETWORK, specimens
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.latency import HeldOutError
+from autocomp.hardware.observed import kernel_of
+from autocomp.hardware.runtimes.onnxruntime import load, profile
 from autocomp.hardware.timing import TimingSettings
 
 pytestmark = pytest.mark.slow
@@ -30,7 +33,7 @@ def patched() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SETTINGS", ANYTHING)
         patch.setattr(module, "PROFILE_RUNS", 2)
-        patch.setattr(fitting, "FEWEST_NETWORKS", PLANS_PER_NETWORK)
+        patch.setattr(fitting, "FEWEST_NETWORKS", FILES_PER_NETWORK)
         # One network is too few to hold some out; test_fit.py holds the error to account.
         patch.setattr(fitting, "_held_out", lambda networks, _, note: HeldOutError(0.1, 0.1, 1, 1, len(networks), note))
         yield patch
@@ -57,7 +60,7 @@ def calibrated(patched: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 def test_the_measurements_read_back(calibrated: tuple[Path, Calibration]) -> None:
     folder, found = calibrated
     assert read_measurements(folder / "measurements.csv") == found.networks
-    assert [network.name for network in found.networks] == [f"random-0-{n}" for n in range(PLANS_PER_NETWORK)]
+    assert [network.name for network in found.networks] == [f"random-0-{n}" for n in range(FILES_PER_NETWORK)]
     assert found.dropped == 0
     for network in found.networks:
         assert network.latency_ms > 0
@@ -86,7 +89,7 @@ def test_an_existing_one_is_continued_and_a_torn_network_left_out(
     again, _ = run(patched, tmp_path / "cpu", 1)
     names = [network.name for network in again.networks]
     assert again.networks[: len(kept)] == kept
-    assert len(names) == len(set(names)) == len(kept) + PLANS_PER_NETWORK
+    assert len(names) == len(set(names)) == len(kept) + FILES_PER_NETWORK
     assert read_measurements(path) == again.networks
 
 
@@ -99,7 +102,6 @@ def test_a_file_cut_anywhere_reads(calibrated: tuple[Path, Calibration], tmp_pat
     found = read_measurements(path)
     places = {network.name: network for network in whole.networks}
     for network in found:
-        assert network.kernels == places[network.name].kernels
         assert set(network.samples) <= set(places[network.name].samples)
 
 
@@ -118,34 +120,37 @@ def test_no_time_for_measuring_is_an_error(patched: pytest.MonkeyPatch, tmp_path
 
 
 def test_specimens_are_the_same_from_wherever_they_are_begun(calibrated: tuple[Path, Calibration]) -> None:
-    from autocomp.hardware.experiment import specimens
-    from autocomp.hardware.lowering import lower
-
     _, found = calibrated
-    specimen = next(specimens(0, PLANS_PER_NETWORK - 1))
-    measured = found.networks[PLANS_PER_NETWORK - 1]
-    assert specimen.name == measured.name
-    lowered = lower(specimen.structure, 1, nchwc_block(this_machine()))
-    assert [kernel.features() for kernel in lowered] == [kernel.features() for kernel in measured.kernels]
+    last = FILES_PER_NETWORK - 1
+    one, other = next(specimens(0, last)), next(itertools.islice(specimens(0, 0), last, None))
+    assert one.name == other.name == found.networks[last].name
+    assert one.model == other.model
 
 
 def test_the_first_networks_have_every_kind_of_kernel_between_them() -> None:
     """So that a short calibration prices convolutional nets and transformers alike."""
-    import random
-
-    from autocomp.compress.structure import restructure
-    from autocomp.hardware.experiment import FAMILIES, network, random_plan
-    from autocomp.hardware.lowering import lower
-
-    kinds: set[str] = set()
-    for number in range(len(FAMILIES) + 1):
-        prepared = network(0, number)
-        for turn in range(PLANS_PER_NETWORK):
-            plan = random_plan(prepared, random.Random(turn), turn)
-            kinds |= {kernel.op for kernel in lower(restructure(prepared.inventory, plan), 1, 8)}
-    assert kinds >= {
-        *("conv_nchwc", "conv", "qlinear_conv", "reorder_input", "reorder_output", "pool", "global_pool", "cat"),
-        *("quantize", "dequantize", "transpose", "add", "activation", "elementwise", "move", "reshape"),
-        *("gemm", "qgemm", "matmul", "matmul_integer", "dynamic_matmul", "dynamic_quantize"),
+    found = {
+        kernel.op
+        for specimen in itertools.islice(specimens(0, 0), FILES_PER_NETWORK * 2 * len(FAMILIES))
+        for node in profile(specimen.model, [specimen.example], 1, 1)
+        if (kernel := kernel_of(node)) is not None
+    }
+    assert found >= {
+        *("conv_nchwc", "conv", "qlinear_conv", "conv_transpose", "reorder_input", "reorder_output"),
+        *("pool", "pool_nchwc", "pool_integer", "global_pool", "cat", "quantize", "dequantize"),
+        *("transpose", "transpose_integer", "add", "qlinear_add", "activation", "elementwise", "move", "reshape"),
+        *("gemm", "qgemm", "matmul", "matmul_integer", "qlinear_matmul", "dynamic_matmul", "dynamic_quantize"),
         *("attention", "softmax", "layer_norm", "gelu"),
     }
+
+
+@pytest.mark.parametrize("number", range(len(FAMILIES)))
+def test_files_of_a_network_differ_and_none_computes_nonsense(number: int) -> None:
+    group = list(itertools.islice(specimens(0, FILES_PER_NETWORK * number), FILES_PER_NETWORK))
+    assert len({one.architecture for one in group}) == 1
+    assert len({one.model for one in group}) == FILES_PER_NETWORK
+    for one in group:
+        (result,) = load(one.model, 1).outputs(np.repeat(one.example, 3, axis=0))
+        assert result.shape[0] == 3
+        assert np.isfinite(result).all()
+        assert np.abs(result).max() > 0

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from autocomp.errors import MeasurementError, UncoveredKernelError
-from autocomp.hardware.fit import FEWEST_NETWORKS, MeasuredNetwork, fit
+from autocomp.hardware.fit import FEWEST_NETWORKS, MeasuredNetwork, fit, samples_in_context
 from autocomp.hardware.fitted import FittedModel, KernelSample
 from autocomp.hardware.kernels import Kernel
 
@@ -56,7 +56,7 @@ def network(seed: int) -> MeasuredNetwork:
     )
     total_us = CALL_US + sum(map(time_us, kernels))
     samples = tuple(KernelSample(kernel, time_us(kernel) * chance.uniform(0.99, 1.01)) for kernel in kernels)
-    return MeasuredNetwork(f"made-up-{seed}", f"architecture-{seed}", tuple(kernels), total_us / 1e3, 0.01, samples)
+    return MeasuredNetwork(f"made-up-{seed}", f"architecture-{seed}", total_us / 1e3, 0.01, samples)
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def test_the_error_bar_grows_away_from_what_was_measured(model: FittedModel) -> 
 
 
 def test_json_and_the_samples_give_the_same_predictions(model: FittedModel, networks: list[MeasuredNetwork]) -> None:
-    samples = [sample for one in networks for sample in one.samples]
+    _, samples = samples_in_context(networks)
     text = model.to_json()
     again = FittedModel.from_json(text, samples)
     assert again.held_out == model.held_out
@@ -138,7 +138,7 @@ def test_too_few_networks_fit_nothing(networks: list[MeasuredNetwork]) -> None:
 def test_held_out_networks_of_other_kernels_are_no_error_of_nothing(networks: list[MeasuredNetwork]) -> None:
     """Their error cannot be found, and a model that does not know its error is none."""
     mixed = [
-        replace(network, kernels=(*network.kernels, Kernel(f"einsum{place}", ("attention",))))
+        replace(network, samples=(*network.samples, KernelSample(Kernel(f"einsum{place}", ("attention",)), 1.0)))
         for place, network in enumerate(networks[:8])
     ]
     with pytest.raises(MeasurementError, match="larger --budget"):

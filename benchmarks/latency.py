@@ -1,0 +1,261 @@
+"""How well latency is predicted for compressed networks of architectures that no calibration has seen.
+
+    python benchmarks/latency.py write                      random plans of seven architectures, as files
+    python benchmarks/latency.py time SITTING [CONFIG ...]  their latencies; two sittings at least ten minutes apart
+    python benchmarks/latency.py score                      predictions held against them
+
+A CONFIG is threads and batch, like t1b1. What is written lies under results/latency/; the tables and the plot go to
+results/reference/latency_*. Truth is the mean of both sittings, where they agree within 3 %; files that do not are
+counted, and scored apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copyreg
+import csv
+import pickle
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import nn
+
+from autocomp.compress.apply import Prepared, apply, prepare
+from autocomp.compress.quantize import Numerics
+from autocomp.compress.structure import Structure, restructure
+from autocomp.export.to_onnx import export_onnx
+from autocomp.hardware.calibrate import narrow_products
+from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.runtimes.onnxruntime import load
+from autocomp.hardware.timing import TimingSettings, measure
+from autocomp.inventory import Inventory
+from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
+from autocomp.tasks.cifar10 import ResNet
+from autocomp.tasks.zoo import import_torchvision
+
+ROOT = Path(__file__).resolve().parents[1]
+WORK = ROOT / "results" / "latency"
+REFERENCE = ROOT / "results" / "reference"
+
+PLANS = 30
+CONFIGS = {"t1b1": (1, 1), "t2b1": (2, 1), "t1b8": (1, 8), "t2b8": (2, 8)}
+#: Two sittings agree where they differ by less than this.
+AGREEMENT = 0.03
+SETTINGS = TimingSettings(repeats=30, max_rounds=14)
+
+
+class Plain(nn.Module):
+    """Eight convolutions in a row, as VGG has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        inputs = 3
+        for width in (32, 64, 0, 128, 128, 0, 256, 256, 0, 256, 256):
+            if width == 0:
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(inputs, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()]
+                inputs = width
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
+        )
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.head(self.features(images))  # type: ignore[no-any-return]
+
+
+class Sentences(nn.Module):
+    """BERT's encoder, four layers of width 256."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        import_torchvision()
+        from transformers import BertConfig, BertModel
+
+        sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1024}
+        self.bert = BertModel(BertConfig(**sizes, vocab_size=3000), add_pooling_layer=False)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.bert(input_ids=ids, attention_mask=mask).last_hidden_state.mean(dim=1)  # type: ignore[no-any-return]
+
+
+def images(side: int) -> tuple[torch.Tensor, ...]:
+    return (torch.randn(1, 3, side, side),)
+
+
+def mobilenet() -> nn.Module:
+    return import_torchvision().models.mobilenet_v2(weights=None)  # type: ignore[no-any-return]
+
+
+def gated() -> nn.Module:
+    return import_torchvision().models.mobilenet_v3_small(weights=None)  # type: ignore[no-any-return]
+
+
+def dense() -> nn.Module:
+    import_torchvision()
+    from torchvision.models import DenseNet
+
+    return DenseNet(growth_rate=16, block_config=(4, 6, 6), num_init_features=32, num_classes=10)  # type: ignore[no-any-return]
+
+
+def vision_transformer() -> nn.Module:
+    import timm
+
+    return timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=96)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network with random weights, and its inputs at batch 1."""
+
+    make: Callable[[], nn.Module]
+    inputs: Callable[[], tuple[torch.Tensor, ...]]
+    dynamic_dims: tuple[tuple[int, ...], ...] = ()
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "plain": Architecture(Plain, partial(images, 32)),
+    "residual": Architecture(partial(ResNet, 20), partial(images, 32)),
+    "depthwise": Architecture(mobilenet, partial(images, 96)),
+    "gated": Architecture(gated, partial(images, 128)),
+    "dense": Architecture(dense, partial(images, 64)),
+    "sentences": Architecture(
+        Sentences, lambda: (torch.randint(1, 3000, (1, 64)), torch.ones(1, 64, dtype=torch.long)), ((1,), (1,))
+    ),
+    "vision-transformer": Architecture(vision_transformer, partial(images, 96)),
+}
+
+
+def prepared_network(name: str) -> Prepared:
+    architecture = ARCHITECTURES[name]
+    torch.manual_seed(0)
+    model, inputs = architecture.make().eval(), architecture.inputs()
+    for parameter in model.parameters():
+        if parameter.dim() == 1:
+            parameter.data += 0.01 * torch.randn(parameter.shape)
+    return prepare(model, inputs, architecture.dynamic_dims)
+
+
+def random_plan(inventory: Inventory, seed: str) -> Plan:
+    """A joint plan, as searches propose them: mostly one format for the whole network, with exceptions per layer;
+    channels and heads cut in some groups, ranks in some layers."""
+    rng = random.Random(seed)
+    usual = rng.choice((None, Format(8), Format(8), Format(4)))
+    exception, pruned, split = rng.choice((0.0, 0.1, 0.3)), rng.choice((0.0, 0.3, 0.7)), rng.choice((0.0, 0.2, 0.5))
+    dynamic = rng.random() < 0.7
+    sparsity = {
+        name: Sparsity(group.pattern, level)
+        for group in inventory.groups
+        if group.prunable and rng.random() < pruned
+        for level in [rng.choice((0.125, 0.25, 0.5, 0.75))]
+        if group.kept(level) < group.width
+        for name in group.producers
+    }
+    layers = {}
+    for layer in inventory.layers:
+        chosen = rng.choice((None, Format(8))) if rng.random() < exception else usual
+        if chosen is not None and not layer.computes_integers:
+            chosen = Format(chosen.weight_bits, 32)
+        elif chosen is not None and layer.kind == "linear" and len(layer.out_shape) > 1 and dynamic:
+            chosen = replace(chosen, dynamic=True)
+        largest = layer.largest_paying_rank
+        ranked = largest >= 2 and rng.random() < split
+        rank = Rank("svd", rng.randint(max(1, largest // 4), largest)) if ranked else None
+        layers[layer.name] = LayerPlan(sparsity.get(layer.name), rank, chosen)
+    dropped = tuple(block.name for block in inventory.blocks if rng.random() < rng.choice((0.0, 0.1)))
+    return Plan(layers, dropped)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file, the structure it was written from, and its inputs at batch 1."""
+
+    name: str
+    architecture: str
+    structure: Structure
+    inputs: tuple[np.ndarray, ...]
+
+    @property
+    def path(self) -> Path:
+        return WORK / f"{self.name}.onnx"
+
+
+# Plans and structures keep their mappings read-only, which pickle does not know.
+def read_only(mapping: dict[object, object]) -> Mapping[object, object]:
+    return MappingProxyType(mapping)
+
+
+copyreg.pickle(MappingProxyType, lambda mapping: (read_only, (dict(mapping),)))
+
+
+def write(names: Sequence[str], plans: int) -> None:
+    WORK.mkdir(parents=True, exist_ok=True)
+    numerics = Numerics(narrow_products=narrow_products(this_machine()))
+    for name in names:
+        prepared = prepared_network(name)
+        inputs = prepared.example.inputs
+        generator = torch.Generator().manual_seed(0)
+        batch = tuple(
+            torch.randn(4, *x.shape[1:], generator=generator) if x.is_floating_point() else x.repeat(4, 1)
+            for x in inputs
+        )
+        written = []
+        for number in range(plans):
+            plan = Plan() if number == 0 else random_plan(prepared.inventory, f"{name}/{number}")
+            file = export_onnx(apply(prepared, plan, [batch], numerics), packed=True)
+            structure = restructure(prepared.inventory, plan, numerics)
+            written.append(Written(f"{name}-{number}", name, structure, tuple(x.numpy() for x in inputs)))
+            written[-1].path.write_bytes(file)
+            print(written[-1].name, len(file), flush=True)
+        (WORK / f"{name}.pickle").write_bytes(pickle.dumps(written))
+
+
+def files(names: Sequence[str]) -> Iterator[Written]:
+    for name in names:
+        yield from pickle.loads((WORK / f"{name}.pickle").read_bytes())
+
+
+def time_files(sitting: int, configs: Sequence[str], names: Sequence[str]) -> None:
+    path = WORK / f"sitting-{sitting}.csv"
+    for config in configs:
+        threads, batch = CONFIGS[config]
+        for name in names:
+            candidates = {}
+            for one in files([name]):
+                session = load(one.path.read_bytes(), threads)
+                inputs = [np.repeat(x, batch, axis=0) for x in one.inputs]
+                candidates[one.name] = partial(session.run, *inputs)
+            timings = measure(candidates, SETTINGS)
+            with path.open("a", newline="", encoding="utf-8") as file:
+                writer = csv.writer(file, lineterminator="\n")
+                for label, timing in timings.items():
+                    row = asdict(timing)
+                    writer.writerow([config, name, label, *row.values(), round(time.time())])
+            settled = sum(timing.settled for timing in timings.values())
+            print(config, name, f"{settled} of {len(timings)} settled", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("write", "time", "score"))
+    parser.add_argument("rest", nargs="*", help="for time: the sitting's number, and configurations")
+    parser.add_argument("--architectures", nargs="*", default=list(ARCHITECTURES))
+    parser.add_argument("--plans", type=int, default=PLANS)
+    asked = parser.parse_args()
+    if asked.what == "write":
+        write(asked.architectures, asked.plans)
+    elif asked.what == "time":
+        time_files(int(asked.rest[0]), asked.rest[1:] or list(CONFIGS), asked.architectures)
+
+
+if __name__ == "__main__":
+    main()
