@@ -42,12 +42,14 @@ class Specimen:
 class _Build:
     """A network being written: what it is written with, the random numbers of its shapes, and of its file's formats.
 
-    ``integers`` is the share of layers with 8 bits, ``split`` of those of truncated rank.
+    ``turn`` counts the networks of its family before it; ``integers`` is the share of layers with 8 bits, ``split`` of
+    those of truncated rank.
     """
 
     writer: GraphWriter
     shapes: random.Random
     formats: random.Random
+    turn: int
     integers: float
     dynamic: float
     split: float
@@ -100,6 +102,7 @@ def _specimen(seed: int, number: int, narrow_products: bool) -> Specimen:
         GraphWriter(number, narrow_products),
         shapes,
         formats,
+        network // len(FAMILIES),
         integers,
         dynamic=(0.0, 0.0, 1.0, 0.7)[turn],
         split=formats.choice((0.0, 0.2, 0.5)),
@@ -198,7 +201,7 @@ def _plain(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
             stride = 1
         width = _width(rng, max(8, width // 2), 2 * width)
         y = build.conv(y, min(384, width), rng.choice((1, 3, 3, 3, 5)), stride, "Relu")
-    if rng.random() < 0.5:
+    if build.turn % 2 == 0:
         y = writer.activation(writer.transposed_conv(y, _width(rng, 8, 64)), "Relu")
     return _head(build, y), example
 
@@ -228,7 +231,7 @@ def _inverted(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
     x, example, macs = _image(build)
     blocks = rng.randint(2, 5)
     y, width = _stem(build, x, macs, 3 * blocks)
-    act, gate, groups = rng.choice(("HardSwish", "Silu", "Clip", "Relu")), rng.random() < 0.5, rng.random() < 0.2
+    act, gate, groups = ("HardSwish", "Silu", "Clip", "Relu")[build.turn % 4], build.turn % 2 == 0, rng.random() < 0.2
     for stride in _strides(rng, y.shape[1], blocks):
         outputs = y.shape[0] if stride == 1 and rng.random() < 0.7 else _width(rng, 8, max(9, min(192, 2 * width)))
         wide = 8 * max(1, round(y.shape[0] * rng.choice((2, 3, 4, 6)) / 8))
