@@ -402,28 +402,54 @@ def _loaded(task: Task | str | None, data: str | Path | None, watcher: Watcher =
 
 
 def predict(
-    task: Task | str | None = None,
+    task: Task | str | Path | None = None,
     plan: Plan | None = None,
     *,
     target: Target | str,
     data: str | Path | None = None,
+    input_shapes: Sequence[tuple[int, ...]] = (),
 ) -> Prediction:
-    """The latency of a task's model under a plan (default: untouched) on a target, kernel by kernel.
+    """The latency of a task's model under a plan (default: untouched), or of an ONNX file, kernel by kernel.
+
+    A file's kernels are those of the graph that onnxruntime compiles of it on this machine.
 
     Args:
+        task: a task, or the path of an ``.onnx`` file.
         data: the folder of the task's data, see :func:`search`.
+        input_shapes: of one example of each of a file's inputs, where the file leaves dimensions open.
 
     Raises:
         UncoveredKernelError: the latency model does not know a kernel; names the layers.
+        RequestError: a file for a target that is not onnxruntime on this machine, or with a plan.
+        MeasurementError: onnxruntime cannot load the file.
     """
     from autocomp.compress.apply import prepare
     from autocomp.compress.structure import restructure
     from autocomp.hardware.resolve import resolve_target
 
-    loaded, _ = _loaded(task, data)
     found = resolve_target(target) if isinstance(target, str) else target
+    if isinstance(task, (str, Path)) and str(task).endswith(".onnx"):
+        if plan is not None:
+            raise RequestError(f"a plan is for a model, and {task} is a file already; leave the plan out")
+        return _predict_file(Path(task), found, input_shapes)
+    loaded, _ = _loaded(None if task is None else task if isinstance(task, Task) else str(task), data)
     prepared = prepare(loaded.model, loaded.example_inputs, loaded.dynamic_dims)
     return found.predict(restructure(prepared.inventory, plan or Plan(), found.numerics))
+
+
+def _predict_file(path: Path, target: Target, input_shapes: Sequence[tuple[int, ...]]) -> Prediction:
+    from autocomp.hardware.observed import file_kernels
+    from autocomp.hardware.runtimes.onnxruntime import example_arrays, load, profile
+
+    if not (target.reachable and target.runtime == "onnxruntime"):
+        raise RequestError(
+            f"a file's kernels are read off onnxruntime's compiled graph on this machine; {target.name} runs "
+            f"{target.runtime}; give a task, or --target cpu"
+        )
+    if not path.is_file():
+        raise RequestError(f"an ONNX file must exist; got {path}")
+    inputs = example_arrays(load(path, target.threads), target.batch, shapes=input_shapes)
+    return target.model.predict(file_kernels(profile(path, inputs, target.threads, runs=1)))
 
 
 def export(task: Task, plan: Plan, path: str | Path, *, target: Target | str) -> Path:

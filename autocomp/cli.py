@@ -98,6 +98,13 @@ def _seconds(text: str | None) -> float | None:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
+def _shape(text: str) -> tuple[int, ...]:
+    """``3x224x224`` → (3, 224, 224)."""
+    if re.fullmatch(r"[1-9]\d*(x[1-9]\d*)*", text) is None:
+        raise RequestError(f"a shape is written like 3x224x224, the batch left out; got {text!r}")
+    return tuple(int(size) for size in text.split("x"))
+
+
 @app.command()
 def search(
     target: TargetOption,
@@ -227,20 +234,28 @@ def calibrate(
 
 @app.command()
 def predict(
-    model: Annotated[str | None, typer.Argument(metavar="TASK", help="A task. Default: the embedded digits.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Argument(metavar="MODEL.onnx|TASK", help="An ONNX file, or a task. Default: the embedded digits."),
+    ] = None,
     target: Annotated[str, typer.Option("--target", help="A device; see `autocomp targets`.")] = "cpu",
     data: DataOption = None,
+    input_shape: Annotated[
+        list[str] | None,
+        typer.Option(help="One example's shape, like 3x224x224; for each input of a file with open dimensions."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict the latency of a task's untouched model, kernel by kernel."""
+    """Predict the latency of an ONNX file, or of a task's untouched model, kernel by kernel."""
     from autocomp.api import predict as predict_latency
     from autocomp.hardware.resolve import resolve_target
     from autocomp.progress import Progress, prediction_table
     from autocomp.watch import calibrating
 
+    shapes = [_shape(text) for text in input_shape or ()]
     with Progress() as progress:
         found = resolve_target(target, tell=progress.say, progress=calibrating(progress))
-        prediction = predict_latency(model, target=found, data=data)
+        prediction = predict_latency(model, target=found, data=data, input_shapes=shapes)
     if as_json:
         _print_json(
             {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from autocomp.hardware.fitted import FASTEST_US, KernelSample
 from autocomp.hardware.kernels import Kernel
@@ -48,7 +49,7 @@ KINDS = {
     "Concat": "cat",
     "QLinearConcat": "cat",
     "Reshape": "reshape",
-    "Flatten": "reshape",
+    **dict.fromkeys(("Flatten", "Shape", "Size", "Identity"), "reshape"),
 }
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
 ROW_BY_ROW = {"layer_norm", "softmax", "transpose"}
@@ -120,6 +121,16 @@ def kernel_of(node: NodeTime) -> Kernel | None:
         stride=node.strides[0] if node.strides else 1,
         groups=node.group,
         fused_add=node.fused_add,
+    )
+
+
+def file_kernels(nodes: Iterable[NodeTime]) -> tuple[Kernel, ...]:
+    """The kernels of a compiled graph; one that lowering never predicts keeps the runtime's name, so that a latency
+    model can say that it does not know it."""
+    return tuple(
+        kernel_of(node) or Kernel(f"{node.domain}.{node.op}".lstrip("."), (node.name,))
+        for node in nodes
+        if node.output_shapes
     )
 
 

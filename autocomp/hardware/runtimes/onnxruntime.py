@@ -91,20 +91,36 @@ def load(model: bytes | Path, threads: int) -> LoadedModel:
     return _loaded(_session(model, _options(threads)))
 
 
-def example_arrays(model: LoadedModel, batch: int = 1, seed: int = 0) -> tuple[Array, ...]:
+def example_arrays(
+    model: LoadedModel, batch: int = 1, seed: int = 0, shapes: Sequence[tuple[int, ...]] = ()
+) -> tuple[Array, ...]:
     """Inputs of the right shapes and dtypes: floats are standard normal, everything else zero (a valid index anywhere).
 
+    Args:
+        shapes: of one example of each input, in the file's order, batch left out; default: as the file says.
+
     Raises:
-        MeasurementError: the file leaves a dimension other than the first open.
+        RequestError: shapes are given that are not the file's.
+        MeasurementError: the file leaves a dimension other than the first open, and no shapes are given.
     """
     generator = np.random.default_rng(seed)
     arrays = []
-    for name, shape, dtype in zip(model.input_names, model.input_shapes, model.input_dtypes, strict=True):
-        if None in shape[1:]:
+    if shapes and len(shapes) != len(model.input_names):
+        raise RequestError(
+            f"the file takes {len(model.input_names)} inputs; got {len(shapes)} shapes; give one for each"
+        )
+    for place, (name, shape, dtype) in enumerate(
+        zip(model.input_names, model.input_shapes, model.input_dtypes, strict=True)
+    ):
+        given = shapes[place] if shapes else shape[1:]
+        if len(given) != len(shape) - 1 or any(b not in (None, a) for a, b in zip(given, shape[1:], strict=False)):
+            raise RequestError(f"input {name!r} is {shape} with the batch first; got {given} for one example")
+        if None in given:
             raise MeasurementError(
-                f"example inputs need every dimension but the first fixed; input {name!r} has {shape}; give the inputs"
+                f"example inputs need every dimension but the first fixed; input {name!r} has {shape}; "
+                "give an example's shape"
             )
-        sizes = [batch if size is None else size for size in shape]
+        sizes = [batch if shape[0] is None else shape[0], *(size for size in given if size is not None)]
         if np.issubdtype(np.dtype(dtype), np.floating):
             arrays.append(generator.standard_normal(sizes).astype(dtype))
         else:
