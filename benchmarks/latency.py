@@ -33,8 +33,12 @@ from autocomp.compress.structure import Structure, restructure
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.calibrate import narrow_products
 from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.latency import LatencyModel
+from autocomp.hardware.resolve import resolve_target
 from autocomp.hardware.runtimes.onnxruntime import load
 from autocomp.hardware.timing import TimingSettings, measure
+from autocomp.hardware.warm import MeasuredFile, WarmModel
 from autocomp.inventory import Inventory
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 from autocomp.tasks.cifar10 import ResNet
@@ -48,6 +52,8 @@ PLANS = 30
 CONFIGS = {"t1b1": (1, 1), "t2b1": (2, 1), "t1b8": (1, 8), "t2b8": (2, 8)}
 #: Two sittings agree where they differ by less than this.
 AGREEMENT = 0.03
+#: Files of a network that its model is corrected with.
+WARM_FILES = 30
 SETTINGS = TimingSettings(repeats=30, max_rounds=14)
 
 
@@ -244,6 +250,140 @@ def time_files(sitting: int, configs: Sequence[str], names: Sequence[str]) -> No
             print(config, name, f"{settled} of {len(timings)} settled", flush=True)
 
 
+@dataclass(frozen=True)
+class Truth:
+    """What a file was measured to take in both sittings (ms)."""
+
+    first_ms: float
+    second_ms: float
+
+    @property
+    def agrees(self) -> bool:
+        return abs(self.first_ms / self.second_ms - 1) <= AGREEMENT
+
+    @property
+    def latency_ms(self) -> float:
+        return (self.first_ms + self.second_ms) / 2
+
+
+@dataclass(frozen=True)
+class Line:
+    """How one way of predicting did on the files of one configuration."""
+
+    config: str
+    files: str
+    method: str
+    count: int
+    within_5: float
+    within_10: float
+    mean_error: float
+    signed_error: float
+    spearman: float
+
+
+def truths(config: str) -> Mapping[str, Truth]:
+    """File → its latencies; the last timing of a sitting counts."""
+    sittings = []
+    for sitting in (1, 2):
+        with (WORK / f"sitting-{sitting}.csv").open(encoding="utf-8") as file:
+            sittings.append({row[2]: float(row[3]) for row in csv.reader(file) if row[0] == config})
+    return {name: Truth(sittings[0][name], sittings[1][name]) for name in sittings[0] if name in sittings[1]}
+
+
+def line(config: str, which: str, method: str, predicted: Sequence[float], true: Sequence[float]) -> Line:
+    from scipy.stats import spearmanr
+
+    errors = np.array(predicted) / np.array(true) - 1
+    return Line(
+        config,
+        which,
+        method,
+        len(errors),
+        round(float((np.abs(errors) <= 0.05).mean()), 4),
+        round(float((np.abs(errors) <= 0.10).mean()), 4),
+        round(float(np.abs(errors).mean()), 4),
+        round(float(errors.mean()), 4),
+        round(float(spearmanr(predicted, true).statistic), 4),
+    )
+
+
+def bit_operations(structure: Structure) -> float:
+    """Multiplications, each times the bits of both factors."""
+    total = 0.0
+    for node in structure.graph.layers:
+        chosen = structure.layers[node.layer or ""].format
+        eight = chosen is not None and chosen.integer_activations
+        total += node.macs * (8 * 8 if eight else 32 * 32)
+    return total
+
+
+def scaled(values: Sequence[float], true: Sequence[float]) -> list[float]:
+    """A quantity that is no time, given the one factor that suits these files best."""
+    factor = float(np.median(np.array(true) / np.array(values)))
+    return [factor * value for value in values]
+
+
+def score(names: Sequence[str], configs: Sequence[str]) -> None:
+    lines: list[Line] = []
+    for config in configs:
+        threads, batch = CONFIGS[config]
+        target = resolve_target("cpu", threads, batch, tell=print)
+        known = truths(config)
+        written = [one for one in files(names) if one.name in known]
+        kernels = {one.name: target.lower(one.structure) for one in written}
+        cold = {name: target.model.predict(each).latency_ms for name, each in kernels.items()}
+        warm = warmed(written, kernels, known, target.model)
+        for which in ("judged", "all"):
+            chosen = [one for one in written if which == "all" or known[one.name].agrees]
+            true = [known[one.name].latency_ms for one in chosen]
+            add = partial(line, config, which)
+            lines += [
+                add("cold", [cold[one.name] for one in chosen], true),
+                add("MACs", scaled([float(one.structure.macs) for one in chosen], true), true),
+                add("bit operations", scaled([bit_operations(one.structure) for one in chosen], true), true),
+                add(
+                    "second sitting",
+                    [known[one.name].second_ms for one in chosen],
+                    [known[one.name].first_ms for one in chosen],
+                ),
+            ]
+            some = [one for one in chosen if one.name in warm]
+            lines.append(add("warm", [warm[one.name] for one in some], [known[one.name].latency_ms for one in some]))
+            if which == "judged":
+                for name in names:
+                    part = [one for one in chosen if one.architecture == name]
+                    if len(part) > 2:
+                        true = [known[one.name].latency_ms for one in part]
+                        lines.append(line(config, name, "cold", [cold[one.name] for one in part], true))
+                        part = [one for one in part if one.name in warm]
+                        true = [known[one.name].latency_ms for one in part]
+                        lines.append(line(config, name, "warm", [warm[one.name] for one in part], true))
+    for each in lines:
+        print(each)
+    with (REFERENCE / "latency_onnxruntime.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(asdict(lines[0])), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(each) for each in lines)
+
+
+def warmed(
+    written: Sequence[Written],
+    kernels: Mapping[str, tuple[Kernel, ...]],
+    known: Mapping[str, Truth],
+    model: LatencyModel,
+) -> dict[str, float]:
+    """Predictions by models corrected with up to 30 files of the same network (its first sitting), for the others."""
+    found = {}
+    for name in dict.fromkeys(one.architecture for one in written):
+        mine = [one for one in written if one.architecture == name]
+        random.Random(name).shuffle(mine)
+        count = min(WARM_FILES, len(mine) // 2)
+        seen = tuple(MeasuredFile(kernels[one.name], known[one.name].first_ms) for one in mine[:count])
+        corrected = WarmModel(model, seen)
+        found |= {one.name: corrected.predict(kernels[one.name]).latency_ms for one in mine[count:]}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("write", "time", "score"))
@@ -255,6 +395,8 @@ def main() -> None:
         write(asked.architectures, asked.plans)
     elif asked.what == "time":
         time_files(int(asked.rest[0]), asked.rest[1:] or list(CONFIGS), asked.architectures)
+    else:
+        score(asked.architectures, asked.rest or list(CONFIGS))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from tests import small_task
 #: All that lowering knows.
 OPS = frozenset(
     {"conv_nchwc", "conv", "qlinear_conv", "gemm", "qgemm", "add", "qlinear_add", "activation", "quantize"}
-    | {"dequantize", "transpose", "reorder_input", "reorder_output", "pool", "global_pool", "reshape"}
+    | {"dequantize", "transpose", "transpose_integer", "reorder_input", "reorder_output", "reshape"}
+    | {"pool", "pool_nchwc", "pool_integer", "global_pool"}
 )
 HELD_OUT = HeldOutError(0.05, 0.04, 0.9, 1.0, 12, "made up")
 REQUEST = Request(

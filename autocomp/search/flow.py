@@ -24,6 +24,7 @@ from autocomp.search.evaluate import Workbench
 from autocomp.search.study import Limits, open_study, read_study, read_trials, run_trials
 from autocomp.search.tables import BASELINE, VERIFIED, front_trials, verifications, write_tables
 from autocomp.search.verify import Exported, export_and_score, time_files, verification
+from autocomp.search.warm_start import warmed_up
 from autocomp.space import SearchSpace, build_space, read_space
 from autocomp.task import Direction, Metric, Score, Task
 from autocomp.tasks.load import check_task
@@ -82,7 +83,15 @@ def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> l
     folder.check_free(resume)
     with folder.working():
         _begin(setup, folder)
-        bench, request = setup.bench, setup.request
+        request = setup.request
+        bench = warmed_up(
+            setup.bench,
+            setup.space,
+            request.trials,
+            request.seed,
+            folder,
+            lambda done, of, what: watcher.step(what, done, of),
+        )
         study = open_study(folder.journal, bench.task.metric.direction)
         run_trials(
             study,

@@ -1,0 +1,103 @@
+"""The latency model corrected for the network at hand, before the first trial: some of the search's own plans are
+exported and timed. Every timing is an event of the run; a resumed run replays them, so that its predictions are those
+of the undisturbed one."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+
+from autocomp.export.to_onnx import export_onnx
+from autocomp.hardware.timing import Timing
+from autocomp.hardware.warm import MeasuredFile, WarmModel
+from autocomp.plan import Plan
+from autocomp.run import RunFolder
+from autocomp.search.evaluate import Workbench
+from autocomp.search.sampler import uniform_indices
+from autocomp.search.verify import time_files
+from autocomp.space import SearchSpace
+
+#: The event of one timing.
+WARMED = "warm-start"
+#: At most so many files are measured, and at most one for so many trials: warming up must not outweigh the search.
+MOST_FILES, TRIALS_PER_FILE = 30, 3
+
+Progress = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True)
+class _Warmed:
+    """What was measured of one file, ``of`` so many."""
+
+    plan_hash: str
+    latency_ms: float
+    latency_spread: float
+    settled: bool
+    of: int
+
+
+def file_count(trials: int) -> int:
+    """The files that a search of so many trials is warmed up with."""
+    return min(MOST_FILES, trials // TRIALS_PER_FILE)
+
+
+def warm_plans(space: SearchSpace, count: int, seed: int) -> tuple[Plan, ...]:
+    """Different plans that a search is likely to meet: the untouched one, uniform ones, and mixtures of two of these,
+    as crossover makes them; fewer where the space has fewer."""
+    chance = random.Random(f"{seed}/warm-start")
+    uniform = list(itertools.islice(uniform_indices(space), max(2, count)))
+    indices = uniform[: (count + 1) // 2]
+    for _ in range(4 * count):
+        one, other = chance.choice(uniform), chance.choice(uniform)
+        indices.append({name: chance.choice((one, other))[name] for name in one})
+    return tuple(itertools.islice(dict.fromkeys(space.plan(each) for each in indices), count))
+
+
+def warmed_up(
+    bench: Workbench, space: SearchSpace, trials: int, seed: int, folder: RunFolder, progress: Progress
+) -> Workbench:
+    """The workbench with its target's latency model corrected; as it is where the target is out of reach.
+
+    Raises:
+        ExportError: a file cannot be written.
+        MeasurementError: the runtime refuses one.
+    """
+    if not bench.target.reachable:
+        return bench
+    known = _measured(folder)
+    # Once begun, the files are what they are: a resumed search may ask for more trials.
+    count = next(iter(known.values())).of if known else file_count(trials)
+    plans = warm_plans(space, count, seed)
+    missing = [plan for plan in plans if plan.hash not in known]
+    for plan, timing in _time(bench, missing, progress) if missing else ():
+        one = _Warmed(plan.hash, timing.latency_ms, timing.spread, timing.settled, count)
+        folder.append_event({"event": WARMED, **asdict(one)})
+        known[plan.hash] = one
+    files = tuple(
+        MeasuredFile(bench.target.lower(bench.structure(plan)), known[plan.hash].latency_ms)
+        for plan in plans
+        if known[plan.hash].settled
+    )
+    return replace(bench, target=replace(bench.target, model=WarmModel(bench.target.model, files)))
+
+
+def _time(bench: Workbench, plans: Sequence[Plan], progress: Progress) -> list[tuple[Plan, Timing]]:
+    """Where a warm start is interrupted, the plans not yet timed are timed by the run that resumes it."""
+    models = {}
+    for place, plan in enumerate(plans):
+        progress(place, len(plans), "exporting files to time")
+        models[place] = export_onnx(bench.compress(plan), packed=bench.target.artifact == "onnx-packed")
+    timings = time_files(bench, models, progress)
+    return [(plans[place], timing) for place, timing in timings.items()]
+
+
+def _measured(folder: RunFolder) -> dict[str, _Warmed]:
+    """Plan → its timing."""
+    found = {}
+    for event in folder.events():
+        if event["event"] == WARMED:
+            one = _Warmed(**{field.name: event[field.name] for field in fields(_Warmed)})  # type: ignore[arg-type]
+            found[one.plan_hash] = one
+    return found

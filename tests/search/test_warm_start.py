@@ -1,0 +1,107 @@
+"""A search corrects the latency model by its own files first, once, and replays what it measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autocomp.hardware.timing import Timing
+from autocomp.hardware.warm import WarmModel
+from autocomp.run import RunFolder
+from autocomp.search import warm_start
+from autocomp.search.evaluate import Workbench
+from autocomp.search.flow import Setup
+from autocomp.search.warm_start import file_count, warm_plans, warmed_up
+from tests.targets import made_target, small_setup
+
+pytestmark = pytest.mark.slow
+
+
+class Clock:
+    """In the place of timing: file number n of a sitting takes n + 1 ms; the fourth never settles."""
+
+    def __init__(self) -> None:
+        self.sittings: list[int] = []
+
+    def __call__(self, bench: Workbench, models: Mapping[int, bytes], progress: object) -> dict[int, Timing]:
+        assert all(models.values())
+        self.sittings.append(len(models))
+        return {number: Timing(number + 1.0, 0.01, number != 3, 3, 0.05) for number in models}
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(warm_start, "time_files", made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def setup() -> Setup:
+    made = small_setup()
+    return replace(made, bench=replace(made.bench, target=replace(made_target(), reachable=True)))
+
+
+def warm(setup: Setup, folder: RunFolder, trials: int) -> Workbench:
+    folder.path.mkdir(exist_ok=True)
+    return warmed_up(setup.bench, setup.space, trials, 3, folder, lambda *_: None)
+
+
+def model_of(bench: Workbench) -> WarmModel:
+    assert isinstance(bench.target.model, WarmModel)
+    return bench.target.model
+
+
+def test_plans_are_different_seeded_and_begin_with_the_untouched_one(setup: Setup) -> None:
+    plans = warm_plans(setup.space, 12, 3)
+    assert len({plan.hash for plan in plans}) == 12
+    assert plans == warm_plans(setup.space, 12, 3)
+    assert plans != warm_plans(setup.space, 12, 4)
+    assert plans[0] == setup.space.plan({})
+    assert len(warm_plans(setup.space, 0, 3)) == 0
+
+
+def test_a_search_measures_a_file_for_three_trials_and_no_more_than_thirty() -> None:
+    assert [file_count(trials) for trials in (1, 12, 90, 5000)] == [0, 4, 30, 30]
+
+
+def test_what_settled_corrects_the_model_and_every_timing_is_an_event(
+    setup: Setup, clock: Clock, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    model = model_of(warm(setup, folder, 15))
+    assert clock.sittings == [5]
+    assert [one.latency_ms for one in model.measured] == [1.0, 2.0, 3.0, 5.0]
+    assert [event["event"] for event in folder.events()] == ["warm-start"] * 5
+    kernels = model.measured[0].kernels
+    base = setup.bench.target.model
+    assert abs(model.predict(kernels).latency_ms - 1) < abs(base.predict(kernels).latency_ms - 1)
+
+
+def test_a_resumed_run_replays_it_whatever_it_asks_for_now(setup: Setup, clock: Clock, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    first = model_of(warm(setup, folder, 15))
+    again = model_of(warm(setup, folder, 300))
+    assert clock.sittings == [5]
+    assert again.measured == first.measured
+
+
+def test_an_interrupted_one_measures_the_rest(setup: Setup, clock: Clock, tmp_path: Path) -> None:
+    whole, torn = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "torn")
+    warm(setup, whole, 15)
+    torn.path.mkdir()
+    for event in list(whole.events())[:2]:
+        torn.append_event(event)
+    model = model_of(warm(setup, torn, 15))
+    assert clock.sittings == [5, 3]
+    assert [one.latency_ms for one in model.measured] == [1.0, 2.0, 1.0, 2.0, 3.0]
+    assert len(list(torn.events())) == 5
+
+
+def test_a_target_out_of_reach_is_left_as_it_is(setup: Setup, clock: Clock, tmp_path: Path) -> None:
+    bench = replace(setup.bench, target=made_target())
+    assert warmed_up(bench, setup.space, 30, 3, RunFolder(tmp_path), lambda *_: None) is bench
+    assert clock.sittings == []
