@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from functools import cache
 
 from autocomp.graph import Graph, Node
 from autocomp.hardware.kernels import Kernel
@@ -17,12 +19,12 @@ class Form:
 
 
 FLOAT = Form(False, "nchw")
+FLOAT_LAST = Form(False, "nhwc")
 BLOCKED = Form(False, "nchwc")
 INTEGER = Form(True, "nchw")
 INTEGER_LAST = Form(True, "nhwc")
 
-#: A conversion goes along this line, one kernel a step.
-_LINE = (BLOCKED, FLOAT, INTEGER, INTEGER_LAST)
+#: The conversions that there are, one kernel each. Where two ways are as long, the first one listed is gone.
 _STEPS = {
     (BLOCKED, FLOAT): "reorder_output",
     (FLOAT, BLOCKED): "reorder_input",
@@ -30,7 +32,21 @@ _STEPS = {
     (INTEGER, FLOAT): "dequantize",
     (INTEGER, INTEGER_LAST): "transpose_integer",
     (INTEGER_LAST, INTEGER): "transpose_integer",
+    (INTEGER_LAST, FLOAT_LAST): "dequantize",
+    (FLOAT_LAST, INTEGER_LAST): "quantize",
+    (FLOAT_LAST, FLOAT): "transpose",
 }
+
+
+@cache
+def _way(have: tuple[Form, ...], wanted: Form) -> tuple[tuple[Form, str], ...]:
+    """The shortest way from one of some forms to another: the forms on it, each with the kernel that makes it."""
+    ways: list[tuple[Form, tuple[tuple[Form, str], ...]]] = [(form, ()) for form in have]
+    for form, way in ways:  # grows as it is gone through: breadth first
+        if form == wanted:
+            return way
+        ways += [(after, (*way, (after, op))) for (before, after), op in _STEPS.items() if before == form]
+    raise AssertionError("every form can be reached")
 
 
 @dataclass
@@ -56,22 +72,22 @@ class Lowering:
 
     def read(self, name: str, wanted: Form) -> None:
         """Make tensor ``name`` available in a form, by the conversions that this takes."""
-        have = self.forms[name]
-        if wanted in have:
-            return
-        start = min(have, key=lambda form: abs(_LINE.index(form) - _LINE.index(wanted)))
-        here, goal = _LINE.index(start), _LINE.index(wanted)
-        step = 1 if goal > here else -1
         elements = self.graph.by_name[name].elements
         shape = self.graph.by_name[name].shape
         flat, channels = len(shape) <= 2, shape[1] if len(shape) > 1 else 1
-        for position in range(here, goal, step):
-            before, after = _LINE[position], _LINE[position + step]
-            op = _STEPS[before, after]
-            if not (flat and op == "transpose_integer"):
-                inner = channels if op == "transpose_integer" else 1
-                self.kernels.append(Kernel(op, (name,), in_elements=elements, out_elements=elements, inner=inner))
-            have.append(after)
+        padded = math.ceil(channels / self.block) * self.block * elements // channels
+        for form, op in _way(tuple(self.forms[name]), wanted):
+            if not (flat and op.startswith("transpose")):
+                self.kernels.append(
+                    Kernel(
+                        op,
+                        (name,),
+                        in_elements=padded if op == "reorder_output" else elements,
+                        out_elements=padded if op == "reorder_input" else elements,
+                        inner=channels if op.startswith("transpose") else 1,
+                    )
+                )
+            self.forms[name].append(form)
 
     def detour(self, name: str) -> None:
         """What onnxruntime does to an integer tensor in front of a float addition whose result is rounded: its
@@ -82,6 +98,11 @@ class Lowering:
             inner = node.shape[-1] if op == "transpose" else 1
             self.kernels.append(Kernel(op, (name,), in_elements=node.elements, out_elements=node.elements, inner=inner))
         self.forms[name].append(FLOAT)
+
+    def born(self, name: str, form: Form) -> bool:
+        """Whether a tensor was written in a form, and not only brought into it for some reader: onnxruntime's layout
+        optimizer carries on only with what was."""
+        return self.forms[name][0] == form
 
     def write(self, node: Node, form: Form) -> None:
         self.forms[node.name] = [form]

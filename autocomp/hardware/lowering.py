@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from autocomp.compress.structure import Structure
-from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Node
+from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Graph, Node
 from autocomp.hardware.kernels import Kernel
-from autocomp.hardware.layouts import BLOCKED, FLOAT, INTEGER, INTEGER_LAST, Form, Lowering
+from autocomp.hardware.layouts import BLOCKED, FLOAT, FLOAT_LAST, INTEGER, INTEGER_LAST, Form, Lowering
 
 #: What a runtime computes nothing for; the parts of a split are written by the split.
 FREE = COPIES | {"input", "getitem", "to", "_assert_tensor_metadata"}
@@ -79,6 +79,8 @@ KINDS = {
     **dict.fromkeys(("silu", "gelu"), "gelu"),
 }
 
+PADS = {"pad", "constant_pad_nd"}
+
 #: Kernels whose time depends on how long the rows are.
 ROW_BY_ROW = {"transpose", "softmax", "layer_norm"}
 
@@ -113,7 +115,7 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
             if fused[node.name] in state.conv_at:
                 state.conv_at[node.name] = state.conv_at[fused[node.name]]
             continue
-        if node.op in FREE:
+        if node.op in FREE or _is_whole_slice(graph, node):
             if node.inputs:
                 state.forms[node.name] = state.forms[node.inputs[0]]
             else:
@@ -125,6 +127,11 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
     for name in graph.outputs:
         state.read(name, FLOAT)
     return tuple(kernel.batched(batch) for kernel in state.kernels)
+
+
+def _is_whole_slice(graph: Graph, node: Node) -> bool:
+    """A slice along some axis of all of it, as ``x[:, :, ::2]`` has two."""
+    return node.op == "slice" and len(node.inputs) == 1 and graph.by_name[node.inputs[0]].shape == node.shape
 
 
 def _one(state: Lowering, node: Node, tail: Node) -> bool:
@@ -326,7 +333,7 @@ def _add(state: Lowering, node: Node, tail: Node) -> bool:
         state.kernels.append(replace(alone, op="qlinear_add"))
         state.write(node, form)
         return True
-    if all(BLOCKED in state.forms[name] for name in node.inputs):
+    if all(state.born(name, BLOCKED) for name in node.inputs):
         for name in node.inputs:
             if name in state.conv_at:
                 position = state.conv_at[name]
@@ -336,6 +343,20 @@ def _add(state: Lowering, node: Node, tail: Node) -> bool:
         state.kernels.append(alone)
         state.write(node, BLOCKED)
         return False
+    for name in node.inputs:
+        if name in state.conv_at and state.born(name, FLOAT) and tail is not node:
+            for other in node.inputs:
+                state.read(other, FLOAT)
+            position = state.conv_at[name]
+            state.kernels[position] = replace(state.kernels[position], fused_add=True)
+            state.write(node, FLOAT)
+            return True
+    if any(state.born(name, FLOAT_LAST) for name in node.inputs):
+        for name in node.inputs:
+            state.read(name, FLOAT_LAST if INTEGER_LAST in state.forms[name] else FLOAT)
+        state.kernels.append(alone)
+        state.write(node, FLOAT_LAST)
+        return tail.name in state.rounded
     for name in node.inputs:
         if tail.name in state.rounded and FLOAT not in state.forms[name] and INTEGER_LAST in state.forms[name]:
             state.detour(name)
@@ -358,6 +379,13 @@ def _other(state: Lowering, node: Node) -> bool:
         state.read(source, form)
         state.kernels.append(replace(kernel, op="reshape"))
         state.write(node, form)
+    elif node.op == "slice" and state.forms[source][0].quantized:  # which commutes with rounding
+        state.kernels.append(replace(kernel, op="move", in_elements=node.elements, out_elements=node.elements))
+        state.write(node, state.forms[source][0])
+    elif node.op in PADS and state.born(source, INTEGER_LAST):
+        state.read(source, FLOAT_LAST)
+        state.kernels.append(replace(kernel, op="move", in_elements=node.elements, out_elements=node.elements))
+        state.write(node, FLOAT_LAST)
     elif node.op in BLOCKED_ACTIVATIONS and _behind_blocked_conv(state, source):
         state.forms[node.name] = state.forms[source]
     elif node.op in ACTIVATIONS or node.op in WINDOW_POOLS:
