@@ -207,20 +207,23 @@ def _plain(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
 
 
 def _dense(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
-    """Blocks whose outputs are joined to their inputs, and branches joined to each other."""
+    """Blocks whose outputs are joined to their inputs, and branches joined to each other, of all channels or of half
+    of them each."""
     rng, writer = build.shapes, build.writer
     x, example, macs = _image(build)
     blocks = rng.randint(3, 8)
     y, width = _stem(build, x, macs, blocks)
     growth = max(8, min(64, width // 2))
-    branches = rng.random() < 0.3
+    branches = build.turn % 3 == 0
     for stride in _strides(rng, y.shape[1], blocks):
         if stride == 2:
             y = writer.pool(build.conv(y, max(8, y.shape[0] // 2), 1, 1, "Relu"), "AveragePool", 2, 2)
         if branches:
-            y = writer.joined(build.conv(y, growth, 1, 1, "Relu"), build.conv(y, growth, 3, 1, "Relu"))
+            a, b = writer.halves(y) if y.shape[0] % 2 == 0 and build.turn % 2 == 0 else (y, y)
+            y = writer.joined(build.conv(a, growth, 1, 1, "Relu"), build.conv(b, growth, 3, 1, "Relu"))
         else:
-            inner = build.conv(y, 2 * growth, 1, 1, "Relu") if rng.random() < 0.5 else y
+            inner = writer.activation(writer.batch_norm(y), "Relu") if build.turn % 2 else y
+            inner = build.conv(inner, 2 * growth, 1, 1, "Relu") if rng.random() < 0.5 else inner
             y = writer.joined(y, build.conv(inner, growth, 3, 1, "Relu"))
     return _head(build, y), example
 
@@ -231,7 +234,7 @@ def _inverted(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
     x, example, macs = _image(build)
     blocks = rng.randint(2, 5)
     y, width = _stem(build, x, macs, 3 * blocks)
-    act, gate, groups = ("HardSwish", "Silu", "Clip", "Relu")[build.turn % 4], build.turn % 2 == 0, rng.random() < 0.2
+    act, gate, groups = ("HardSwish", "Silu", "Clip", "Relu")[build.turn % 4], build.turn % 2 == 0, build.turn % 3 == 1
     for stride in _strides(rng, y.shape[1], blocks):
         outputs = y.shape[0] if stride == 1 and rng.random() < 0.7 else _width(rng, 8, max(9, min(192, 2 * width)))
         wide = 8 * max(1, round(y.shape[0] * rng.choice((2, 3, 4, 6)) / 8))

@@ -35,6 +35,8 @@ FEWEST_NETWORKS = 8
 FEWEST_SAMPLES = 3
 #: Samples that hyperparameters are searched on; the model itself is conditioned on all.
 SEARCH_SAMPLES = 300
+#: In a file of so many, one kernel at least does next to nothing.
+MANY_KERNELS = 20
 #: A profile that says so many times more than the file takes was disturbed.
 DISTURBED = 1.15
 
@@ -119,8 +121,21 @@ def _fit(networks: Sequence[MeasuredNetwork], repeatability: float) -> FittedMod
 
 def samples_in_context(networks: Sequence[MeasuredNetwork]) -> tuple[float, list[KernelSample]]:
     """Microseconds that a call costs, and the kernels with times that, together with it, sum up to the files' own."""
-    per_call_us, per_kernel_us = _overheads(networks)
-    return per_call_us, [sample for network in networks for sample in _scaled(network, per_call_us, per_kernel_us)]
+    own_us = _profilers_own_us(networks)
+    clean = [_without(network, own_us) for network in networks]
+    per_call_us, per_kernel_us = _overheads(clean)
+    return per_call_us, [sample for network in clean for sample in _scaled(network, per_call_us, per_kernel_us)]
+
+
+def _profilers_own_us(networks: Sequence[MeasuredNetwork]) -> float:
+    """What the profiler adds to every node: the quickest node of a file of many did next to nothing itself."""
+    quickest = [min(s.time_us for s in one.samples) for one in networks if len(one.samples) >= MANY_KERNELS]
+    return float(np.median(quickest)) if quickest else 0.0
+
+
+def _without(network: MeasuredNetwork, own_us: float) -> MeasuredNetwork:
+    samples = [replace(sample, time_us=max(FASTEST_US, sample.time_us - own_us)) for sample in network.samples]
+    return replace(network, samples=tuple(samples))
 
 
 def _overheads(networks: Sequence[MeasuredNetwork]) -> tuple[float, float]:
@@ -148,8 +163,7 @@ def _scaled(network: MeasuredNetwork, per_call_us: float, per_kernel_us: float) 
     left_us = max(network.latency_ms * 1e3 - overhead_us, 0.1 * network.latency_ms * 1e3)
     scale = left_us / _profiled_us(network)
     return [
-        KernelSample(sample.kernel, max(FASTEST_US, scale * sample.time_us + per_kernel_us))
-        for sample in network.samples
+        replace(sample, time_us=max(FASTEST_US, scale * sample.time_us + per_kernel_us)) for sample in network.samples
     ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -232,8 +232,15 @@ class GraphWriter:
 
     def pooled_vector(self, x: Value) -> Value:
         """The mean of each channel, as a vector."""
-        name = self.node("GlobalAveragePool", [x.name])
+        name = self.node("ReduceMean", [x.name, self.constant(np.array([2, 3]))], keepdims=1)
         return Value(self.node("Flatten", [name], axis=1), x.shape[:1], x.low)
+
+    def halves(self, x: Value) -> tuple[Value, Value]:
+        """The first and the second half of the channels (their number is even)."""
+        half = x.shape[0] // 2
+        name = self.node("Split", [x.name], outputs=2, axis=1, num_outputs=2)
+        first = Value(name, (half, *x.shape[1:]), x.low)
+        return first, replace(first, name=f"{name}.1")
 
     def shifted(self, x: Value, outputs: int, stride: int) -> Value:
         """The shortcut of option A (He et al., 2016): every ``stride``-th pixel, and channels of zeros on both sides."""
@@ -258,6 +265,12 @@ class GraphWriter:
         """Layer norm over the last axis."""
         parts = [self.constant(np.ones(x.shape[-1], np.float32)), self.constant(np.zeros(x.shape[-1], np.float32))]
         return Value(self.node("LayerNormalization", [x.name, *parts], axis=-1), x.shape)
+
+    def batch_norm(self, x: Value) -> Value:
+        """One that stands before its layer, and so is not folded into one."""
+        ones, zeros = np.ones(x.shape[0], np.float32), np.zeros(x.shape[0], np.float32)
+        parts = [self.constant(array) for array in (ones, zeros, zeros, ones)]
+        return Value(self.node("BatchNormalization", [x.name, *parts]), x.shape)
 
     def attention(self, query: Value, key: Value, value: Value, heads: int, whole: bool) -> Value:
         """Scaled dot-product attention of (tokens, heads · width) each.

@@ -53,7 +53,7 @@ class Kernel:
         """What a kernel does, in counts that its time should be a non-negative sum of; see :data:`WORK`."""
         moved = float(self.in_elements + self.out_elements)
         if self.macs == 0:
-            return (1.0, moved, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+            return (1.0, moved, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, float(self.out_elements * self.kernel_area))
         rows, columns, depth = self.gemm_shape
         per_position = depth / self.kernel_area
         return (
@@ -65,6 +65,7 @@ class Kernel:
             rows * (round(columns) % NARROW),
             rows * (round(columns) % WIDE // NARROW),
             rows * depth if _waste(per_position, NARROW) > 0 else 0.0,
+            0.0,
         )
 
     def features(self) -> tuple[float, ...]:
@@ -84,6 +85,13 @@ class Kernel:
             _waste(columns, NARROW),
             _waste(depth / self.kernel_area, NARROW),
         )
+
+
+def convolution(op: str, groups: int, inputs_per_group: int) -> str:
+    """The kind of a convolution: depthwise and grouped ones are other kernels than ``op``."""
+    if groups == 1:
+        return op
+    return f"{op}_depthwise" if inputs_per_group == 1 else f"{op}_grouped"
 
 
 #: Vector kernels compute whole groups of this many output channels, and pack this many inputs together.
@@ -109,6 +117,7 @@ WORK = (
     "single_columns",
     "narrow_columns",
     "copied_unaligned",
+    "windows_read",
 )
 FEATURES = (
     "log_rows",

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from autocomp.compress.structure import Structure
 from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Graph, Node
-from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.kernels import Kernel, convolution
 from autocomp.hardware.layouts import BLOCKED, FLOAT, FLOAT_LAST, INTEGER, INTEGER_LAST, Form, Lowering
 
 #: What a runtime computes nothing for; the parts of a split are written by the split.
@@ -32,11 +32,6 @@ ELEMENTWISE = frozenset(
             "mul",
             "sub",
             "div",
-            "pow",
-            "sqrt",
-            "rsqrt",
-            "exp",
-            "log",
             "neg",
             "abs",
             "maximum",
@@ -45,44 +40,30 @@ ELEMENTWISE = frozenset(
             "rsub",
         ),
         *("masked_fill", "eq", "ne", "ge", "gt", "le", "lt", "logical_not", "__and__", "leaky_relu", "elu", "softplus"),
-        *("hardswish", "hardsigmoid", "sigmoid", "tanh", "prelu", "bitwise_not"),
-    }
-)
-MOVES = frozenset(
-    {
-        *(
-            "slice",
-            "select",
-            "pad",
-            "constant_pad_nd",
-            "expand",
-            "index",
-            "stack",
-            "roll",
-            "flip",
-            "repeat",
-            "narrow",
-            "expand_as",
-            "zeros_like",
-        ),
-        *("upsample_nearest2d", "chunk", "split", "split_with_sizes", "unbind", "index_select", "gather"),
+        *("hardswish", "hardsigmoid", "prelu", "bitwise_not"),
     }
 )
 KINDS = {
     **dict.fromkeys(ELEMENTWISE, "elementwise"),
-    **dict.fromkeys(MOVES, "move"),
+    **dict.fromkeys(("sigmoid", "tanh", "exp", "log", "pow", "sqrt", "rsqrt"), "transcendental"),
+    **dict.fromkeys(("slice", "select", "narrow"), "slice"),
+    **dict.fromkeys(("pad", "constant_pad_nd"), "pad"),
+    **dict.fromkeys(("index", "index_select", "gather"), "gather"),
+    **dict.fromkeys(("expand", "expand_as", "repeat", "stack", "roll", "flip", "zeros_like"), "move"),
+    **dict.fromkeys(("chunk", "split", "split_with_sizes", "unbind", "upsample_nearest2d"), "move"),
     **dict.fromkeys(("transpose", "permute", "t"), "transpose"),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax"), "softmax"),
     **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm"), "layer_norm"),
-    **dict.fromkeys(("sum", "amax", "amin", "cumsum", "linalg_vector_norm", "norm"), "global_pool"),
+    **dict.fromkeys(("sum", "amax", "amin", "cumsum", "linalg_vector_norm", "norm"), "reduce"),
     **dict.fromkeys(("clamp_min", "clamp_max"), "activation"),
-    **dict.fromkeys(("silu", "gelu"), "gelu"),
+    "silu": "quick_gelu",
 }
+MOVES = {"move", "slice", "pad", "gather"}
 
 PADS = {"pad", "constant_pad_nd"}
 
 #: Kernels whose time depends on how long the rows are.
-ROW_BY_ROW = {"transpose", "softmax", "layer_norm"}
+ROW_BY_ROW = {"transpose", "softmax", "layer_norm", "reduce"}
 
 #: A blocked conv needs a multiple of this many input channels.
 ALIGNMENT = 4
@@ -147,6 +128,8 @@ def _one(state: Lowering, node: Node, tail: Node) -> bool:
     if node.op in _OWN:
         _OWN[node.op](state, node)
         return False
+    if node.op == "batch_norm":
+        return _batch_norm(state, node)
     if node.op in ADDITIONS and len(node.inputs) == 2:
         return _add(state, node, tail)
     return _other(state, node)
@@ -171,7 +154,8 @@ def _conv(state: Lowering, node: Node, tail: Node) -> bool:
     read = state.graph.by_name[source].elements
     if node.layer in state.quantized_layers:
         state.read(source, INTEGER_LAST)
-        state.kernels.append(replace(_weighted(node, "qlinear_conv"), in_elements=read))
+        op = convolution("qlinear_conv", node.groups, node.weight_shape[1])
+        state.kernels.append(replace(_weighted(node, op), in_elements=read))
         state.write(node, INTEGER_LAST)
         return True
     channels = node.weight_shape[1] * node.groups
@@ -183,7 +167,8 @@ def _conv(state: Lowering, node: Node, tail: Node) -> bool:
         per_group = outputs // node.groups
         whole = all(size % block == 0 for size in (outputs, node.weight_shape[1], per_group))
         blocked = outputs % ALIGNMENT == 0 if depthwise else whole
-    kernel = replace(_weighted(node, "conv_nchwc" if blocked else "conv"), in_elements=read)
+    op = convolution("conv_nchwc" if blocked else "conv", node.groups, node.weight_shape[1])
+    kernel = replace(_weighted(node, op), in_elements=read)
     reads_blocks = blocked and (channels >= block or node.groups > 1)
     state.read(source, BLOCKED if reads_blocks else FLOAT)
     state.kernels.append(_padded(kernel, node, block, reads_blocks) if blocked else kernel)
@@ -262,14 +247,15 @@ def _only_rounded(state: Lowering, node: Node) -> bool:
 def _transposed_conv(state: Lowering, node: Node) -> None:
     state.read(node.inputs[0], FLOAT)
     read = state.graph.by_name[node.inputs[0]].elements
-    state.kernels.append(replace(_weighted(node, "conv_transpose"), in_elements=read))
+    op = convolution("conv_transpose", node.groups, node.weight_shape[1])
+    state.kernels.append(replace(_weighted(node, op), in_elements=read))
     state.write(node, FLOAT)
 
 
 def _lookup(state: Lowering, node: Node) -> None:
     """An embedding; one of integers also looks its scales up and multiplies."""
     rows = node.elements // max(1, node.outputs)
-    table = Kernel("move", (node.layer or node.name,), in_elements=node.elements, out_elements=node.elements)
+    table = Kernel("gather", (node.layer or node.name,), in_elements=node.elements, out_elements=node.elements)
     state.kernels.append(table)
     if node.layer in state.integer_tables:
         state.kernels.append(replace(table, in_elements=rows, out_elements=rows))
@@ -302,23 +288,43 @@ def _attention(state: Lowering, node: Node) -> None:
     state.write(node, FLOAT)
 
 
-def _norm_in_blocks(state: Lowering, node: Node) -> None:
-    """A batch norm that was not folded is computed as a convolution of one weight a channel."""
-    source = node.inputs[0]
-    state.read(source, BLOCKED if len(node.shape) == 4 else FLOAT)
-    channels = node.shape[1]
-    state.kernels.append(
-        Kernel(
-            "conv_nchwc" if len(node.shape) == 4 else "elementwise",
+def _batch_norm(state: Lowering, node: Node) -> bool:
+    """One that was not folded. What lies in blocks is normalized by a convolution of one weight a channel."""
+    source, channels = node.inputs[0], node.shape[1]
+    if state.born(source, BLOCKED):
+        kernel = Kernel(
+            convolution("conv_nchwc", channels, 1),
             (node.name,),
-            macs=node.elements if len(node.shape) == 4 else 0,
+            macs=node.elements,
             in_elements=node.elements,
             out_elements=node.elements,
             weight_elements=channels,
             groups=channels,
         )
-    )
-    state.write(node, BLOCKED if len(node.shape) == 4 else FLOAT)
+        state.kernels.append(kernel)
+        state.write(node, BLOCKED)
+        return True
+    state.read(source, FLOAT)
+    state.kernels.append(Kernel("batch_norm", (node.name,), in_elements=node.elements, out_elements=node.elements))
+    state.write(node, FLOAT)
+    return False
+
+
+def _cat(state: Lowering, node: Node) -> None:
+    """Joined as blocks where all are whole blocks, in integers where all are and the result is, else in floats."""
+    names, form, op = node.inputs, FLOAT, "cat"
+    shapes = [state.graph.by_name[name].shape for name in names]
+    if all(
+        state.born(name, BLOCKED) and shape[1] % state.block == 0 for name, shape in zip(names, shapes, strict=True)
+    ):
+        form = BLOCKED
+    elif node.name in state.rounded and all(state.forms[name][0].quantized for name in names):
+        form = INTEGER_LAST if all(INTEGER_LAST in state.forms[name] for name in names) else INTEGER
+        op = "cat_integer"
+    for name in names:
+        state.read(name, form)
+    state.kernels.append(Kernel(op, (node.name,), in_elements=node.elements, out_elements=node.elements))
+    state.write(node, form)
 
 
 def _add(state: Lowering, node: Node, tail: Node) -> bool:
@@ -380,11 +386,11 @@ def _other(state: Lowering, node: Node) -> bool:
         state.kernels.append(replace(kernel, op="reshape"))
         state.write(node, form)
     elif node.op == "slice" and state.forms[source][0].quantized:  # which commutes with rounding
-        state.kernels.append(replace(kernel, op="move", in_elements=node.elements, out_elements=node.elements))
+        state.kernels.append(replace(kernel, op="slice", in_elements=node.elements, out_elements=node.elements))
         state.write(node, state.forms[source][0])
     elif node.op in PADS and state.born(source, INTEGER_LAST):
         state.read(source, FLOAT_LAST)
-        state.kernels.append(replace(kernel, op="move", in_elements=node.elements, out_elements=node.elements))
+        state.kernels.append(replace(kernel, op="pad", in_elements=node.elements, out_elements=node.elements))
         state.write(node, FLOAT_LAST)
     elif node.op in BLOCKED_ACTIVATIONS and _behind_blocked_conv(state, source):
         state.forms[node.name] = state.forms[source]
@@ -399,7 +405,9 @@ def _other(state: Lowering, node: Node) -> bool:
         state.write(node, form)
     elif node.op in GLOBAL_POOLS:
         state.read(source, FLOAT)
-        state.kernels.append(replace(kernel, op="global_pool"))
+        images = len(state.graph.by_name[source].shape) == 4
+        inner = 1 if images or not node.shape else abs(node.shape[-1])
+        state.kernels.append(replace(kernel, op="global_pool" if images else "reduce", inner=inner))
         state.write(node, FLOAT)
     else:
         for name in node.inputs:
@@ -412,7 +420,7 @@ def _other(state: Lowering, node: Node) -> bool:
             op = KINDS.get(plain, node.op)
             kernel = replace(kernel, op=op, inner=abs(node.shape[-1]) if op in ROW_BY_ROW and node.shape else 1)
         # What only moves data reads no more than it writes; the parts of a split are nodes of their own.
-        if kernel.op == "move":
+        if kernel.op in MOVES:
             moved = node.elements if node.shape else read
             kernel = replace(kernel, in_elements=moved, out_elements=moved)
         state.kernels.append(kernel)
@@ -441,5 +449,6 @@ _OWN: dict[str, Callable[[Lowering, Node], None]] = {
     "conv_transpose2d": _transposed_conv,
     "embedding": _lookup,
     "scaled_dot_product_attention": _attention,
-    "batch_norm": _norm_in_blocks,
+    "cat": _cat,
+    "concat": _cat,
 }

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from autocomp.hardware.fitted import FASTEST_US, KernelSample
-from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.kernels import Kernel, convolution
 from autocomp.hardware.runtimes.profiled import NodeTime
 
 #: onnxruntime's operators → lowering's kinds of kernel. Blocked convolutions are told apart by their domain.
@@ -27,8 +27,7 @@ KINDS = {
     "ReorderInput": "reorder_input",
     "ReorderOutput": "reorder_output",
     **dict.fromkeys(("MaxPool", "AveragePool", "NhwcMaxPool", "GlobalMaxPool"), "pool"),
-    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2"), "global_pool"),
-    "GlobalAveragePool": "global_pool",
+    **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "GlobalAveragePool"), "reduce"),
     "Sum": "add",
     "MatMul": "matmul",
     "FusedMatMul": "matmul",
@@ -38,21 +37,27 @@ KINDS = {
     "DynamicQuantizeLinear": "dynamic_quantize",
     "Attention": "attention",
     "LayerNormalization": "layer_norm",
+    "BatchNormalization": "batch_norm",
     "Softmax": "softmax",
     "Gelu": "gelu",
     "BiasGelu": "gelu",
-    "QuickGelu": "gelu",
+    "QuickGelu": "quick_gelu",
     "ConvTranspose": "conv_transpose",
-    **dict.fromkeys(("Mul", "Sub", "Div", "Pow", "Sqrt", "Sigmoid", "Tanh", "HardSwish", "HardSigmoid"), "elementwise"),
-    **dict.fromkeys(("Where", "Cast", "Exp", "LeakyRelu", "PRelu", "Equal", "Not", "And", "IsNaN"), "elementwise"),
-    **dict.fromkeys(("Slice", "Pad", "Gather", "Split", "Expand", "Squeeze", "Unsqueeze", "GatherND"), "move"),
+    **dict.fromkeys(("Mul", "Sub", "Div", "HardSwish", "HardSigmoid", "Where", "Cast", "LeakyRelu"), "elementwise"),
+    **dict.fromkeys(("PRelu", "Equal", "Not", "And", "IsNaN", "Max", "Min", "Abs", "Neg"), "elementwise"),
+    **dict.fromkeys(("Sigmoid", "Tanh", "Exp", "Log", "Pow", "Sqrt", "Erf"), "transcendental"),
+    "Slice": "slice",
+    "Pad": "pad",
+    **dict.fromkeys(("Gather", "GatherND", "GatherElements"), "gather"),
+    **dict.fromkeys(("Split", "Expand"), "move"),
     "Concat": "cat",
-    "QLinearConcat": "cat",
+    "QLinearConcat": "cat_integer",
     "Reshape": "reshape",
-    **dict.fromkeys(("Flatten", "Shape", "Size", "Identity"), "reshape"),
+    **dict.fromkeys(("Flatten", "Shape", "Size", "Identity", "Squeeze", "Unsqueeze"), "reshape"),
 }
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
-ROW_BY_ROW = {"layer_norm", "softmax", "transpose"}
+MOVES = {"move", "slice", "pad", "gather"}
+ROW_BY_ROW = {"layer_norm", "softmax", "transpose", "reduce"}
 POOLS = {"pool", "pool_nchwc", "pool_integer"}
 _LINEAR = {"gemm", "qgemm", "matmul", "matmul_integer", "qlinear_matmul", "dynamic_matmul"}
 _WITH_WEIGHTS = {"conv", "conv_nchwc", "qlinear_conv", "conv_transpose"} | _LINEAR
@@ -65,7 +70,7 @@ def kind_of(op: str, domain: str, dtype: str = "float32") -> str | None:
         dtype: of what it reads; pooling and transposing 8 bits are kernels of their own.
     """
     if domain == _BLOCKED_DOMAIN and op in {"Conv", "MaxPool", "AveragePool", "GlobalAveragePool"}:
-        return {"Conv": "conv_nchwc", "GlobalAveragePool": "global_pool"}.get(op, "pool_nchwc")
+        return {"Conv": "conv_nchwc", "GlobalAveragePool": "reduce"}.get(op, "pool_nchwc")
     kind = KINDS.get(op)
     if kind in {"pool", "transpose"} and dtype in {"uint8", "int8"}:
         return f"{kind}_integer"
@@ -78,7 +83,7 @@ def kernel_of(node: NodeTime) -> Kernel | None:
     if kind is None or not node.output_shapes or not node.input_shapes:
         return None
     out_elements, last = math.prod(node.output_shapes[0]), (1, *node.output_shapes[0])[-1]
-    if kind == "move":
+    if kind in MOVES:
         moved = sum(math.prod(shape) for shape in node.output_shapes)
         return Kernel(kind, (node.name,), in_elements=moved, out_elements=moved)
     if kind == "attention":
@@ -91,8 +96,12 @@ def kernel_of(node: NodeTime) -> Kernel | None:
         return Kernel(kind, (node.name,), macs=macs, in_elements=read, out_elements=out_elements, inner=last)
     if kind not in _WITH_WEIGHTS:
         moving = node.input_shapes[: 2 if kind in {"add", "elementwise"} else 1]
-        read = 2 * out_elements if kind == "qlinear_add" else sum(math.prod(shape) for shape in moving)
+        read = sum(math.prod(shape) for shape in moving)
+        if kind in {"qlinear_add", "cat", "cat_integer"}:
+            read = out_elements * (2 if kind == "qlinear_add" else 1)
         area, stride = (math.prod(node.kernel), node.strides[0]) if kind in POOLS and node.kernel else (1, 1)
+        if kind == "reduce" and len(node.input_shapes[0]) == 4:
+            kind = "global_pool"
         inner = last if kind in ROW_BY_ROW else _channels(node) if kind == "transpose_integer" else 1
         return Kernel(
             kind,
@@ -109,7 +118,9 @@ def kernel_of(node: NodeTime) -> Kernel | None:
     if kind in _LINEAR:
         macs = math.prod(node.output_shapes[0][:-1]) * weights
     else:
-        macs = out_elements * math.prod(node.weight_shape[1:])
+        counted = math.prod(node.input_shapes[0]) if kind == "conv_transpose" else out_elements
+        macs = counted * math.prod(node.weight_shape[1:])
+        kind = convolution(kind, node.group, node.weight_shape[1])
     return Kernel(
         kind,
         (node.name,),
@@ -142,16 +153,8 @@ def _channels(node: NodeTime) -> int:
     return before[1] if first else before[-1]
 
 
-def samples_of(nodes: tuple[NodeTime, ...]) -> tuple[KernelSample, ...]:
-    """The kernels of a profiled file with their times.
-
-    The profiler adds a constant to every node; the quickest node of a file did next to nothing, so its time is taken
-    for that constant.
-    """
-    own_cost_us = min((node.time_us for node in nodes), default=0.0)
-    found = []
-    for node in nodes:
-        kernel = kernel_of(node)
-        if kernel is not None:
-            found.append(KernelSample(kernel, max(FASTEST_US, node.time_us - own_cost_us)))
-    return tuple(found)
+def samples_of(nodes: Iterable[NodeTime]) -> tuple[KernelSample, ...]:
+    """The kernels of a profiled file with their times, the profiler's own cost included."""
+    return tuple(
+        KernelSample(kernel, max(FASTEST_US, node.time_us)) for node in nodes if (kernel := kernel_of(node)) is not None
+    )

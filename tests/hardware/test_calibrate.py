@@ -137,10 +137,22 @@ def test_the_first_networks_have_every_kind_of_kernel_between_them() -> None:
     }
     assert found >= {
         *("conv_nchwc", "conv", "qlinear_conv", "conv_transpose", "reorder_input", "reorder_output"),
-        *("pool", "pool_nchwc", "pool_integer", "global_pool", "cat", "quantize", "dequantize"),
-        *("transpose", "transpose_integer", "add", "qlinear_add", "activation", "elementwise", "move", "reshape"),
+        *("conv_nchwc_depthwise", "qlinear_conv_depthwise", "qlinear_conv_grouped"),
+        *(
+            "pool",
+            "pool_nchwc",
+            "pool_integer",
+            "global_pool",
+            "reduce",
+            "cat",
+            "cat_integer",
+            "quantize",
+            "dequantize",
+        ),
+        *("transpose", "transpose_integer", "add", "qlinear_add", "activation", "elementwise", "transcendental"),
+        *("move", "slice", "pad", "gather", "reshape"),
         *("gemm", "qgemm", "matmul", "matmul_integer", "qlinear_matmul", "dynamic_matmul", "dynamic_quantize"),
-        *("attention", "softmax", "layer_norm", "gelu"),
+        *("attention", "softmax", "layer_norm", "batch_norm", "gelu", "quick_gelu"),
     }
 
 

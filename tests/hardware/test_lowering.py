@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -10,46 +11,18 @@ from autocomp.compress.structure import restructure
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.lowering import lower
-from autocomp.hardware.observed import kind_of
-from autocomp.hardware.runtimes.onnxruntime import optimized_ops
+from autocomp.hardware.observed import file_kernels
+from autocomp.hardware.runtimes.onnxruntime import profile
 from autocomp.plan import Format, LayerPlan, Plan
-from tests.networks import NETWORKS, exported, prepared, random_plan, uniform_plan
+from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, uniform_plan
 
 pytestmark = pytest.mark.slow
 
-#: onnxruntime's operators → kernels. Constants are folded before, so that no other operator may be left.
-KERNELS = {
-    ("com.microsoft.nchwc", "Conv"): "conv_nchwc",
-    ("com.microsoft.nchwc", "MaxPool"): "pool",
-    ("com.microsoft", "NhwcMaxPool"): "pool",
-    ("com.microsoft.nchwc", "ReorderInput"): "reorder_input",
-    ("com.microsoft.nchwc", "ReorderOutput"): "reorder_output",
-    ("", "Conv"): "conv",
-    ("com.microsoft", "FusedConv"): "conv",
-    ("", "QLinearConv"): "qlinear_conv",
-    ("com.microsoft", "QLinearConv"): "qlinear_conv",
-    ("com.microsoft", "QLinearAdd"): "qlinear_add",
-    ("", "Add"): "add",
-    ("", "QuantizeLinear"): "quantize",
-    ("", "DequantizeLinear"): "dequantize",
-    ("", "Transpose"): "transpose",
-    ("", "Gemm"): "gemm",
-    ("com.microsoft", "FusedGemm"): "gemm",
-    ("com.microsoft", "QGemm"): "qgemm",
-    ("com.microsoft", "DynamicQuantizeMatMul"): "dynamic_matmul",
-    ("com.microsoft", "MatMulIntegerToFloat"): "matmul_integer",
-    ("", "DynamicQuantizeLinear"): "dynamic_quantize",
-    ("", "MatMul"): "matmul",
-    ("", "Relu"): "activation",
-    ("", "Clip"): "activation",
-    ("", "ReduceMean"): "global_pool",
-    ("", "GlobalAveragePool"): "global_pool",
-    ("", "Reshape"): "reshape",
-    ("", "Flatten"): "reshape",
-    ("", "MaxPool"): "pool",
-}
-
-CONVOLUTIONS = ("conv_nchwc", "conv", "qlinear_conv", "conv_transpose")
+CONVOLUTIONS = tuple(
+    f"{op}{kind}"
+    for op in ("conv_nchwc", "conv", "qlinear_conv", "conv_transpose")
+    for kind in ("", "_depthwise", "_grouped")
+)
 PRODUCTS = ("gemm", "qgemm", "matmul", "matmul_integer", "qlinear_matmul", "dynamic_matmul")
 WEIGHTED = (*CONVOLUTIONS, *PRODUCTS)
 
@@ -68,22 +41,26 @@ def foreseen(network: str, plan: Plan, block: int) -> tuple[Kernel, ...]:
     return lower(restructure(prepared(network).inventory, plan), batch=1, block=block)
 
 
-def compiled(network: str, plan: Plan) -> Counter[str]:
-    return Counter(KERNELS[node.domain, node.op] for node in optimized_ops(exported(network, plan, False)))
+def compiled(network: str, plan: Plan) -> tuple[Kernel, ...]:
+    """The kernels of the graph that onnxruntime makes of the plan's file."""
+    arrays = [tensor.numpy() for tensor in inputs(network, 1)]
+    return file_kernels(profile(exported(network, plan, False), arrays, threads=1, runs=1))
 
 
-def kinds(kernels: tuple[Kernel, ...]) -> Counter[str]:
-    """Pooling and transposing as the one operator that the compiled graph calls them, whatever they do it to."""
-    return Counter(
-        kernel.op.partition("_")[0] if kernel.op.startswith(("pool", "transpose")) else kernel.op for kernel in kernels
-    )
+def facts(kernels: tuple[Kernel, ...]) -> Counter[Kernel]:
+    """Kernels but for what they are called after."""
+    return Counter(replace(kernel, sources=()) for kernel in kernels)
+
+
+def weighted(kernels: tuple[Kernel, ...]) -> Counter[Kernel]:
+    return facts(tuple(kernel for kernel in kernels if kernel.op in WEIGHTED))
 
 
 @pytest.mark.parametrize("plan", ["untouched", "int8"])
 @pytest.mark.parametrize("network", ["residual", "plain", "separable", "mlp"])
 def test_uniform_plans_are_foreseen_exactly(network: str, plan: str, block: int) -> None:
     given = Plan() if plan == "untouched" else uniform_plan(network, format=Format(8))
-    assert kinds(foreseen(network, given, block)) == compiled(network, given)
+    assert facts(foreseen(network, given, block)) == facts(compiled(network, given))
 
 
 @pytest.mark.parametrize(
@@ -96,11 +73,11 @@ def test_uniform_plans_are_foreseen_exactly(network: str, plan: str, block: int)
 )
 def test_mixed_plans_are_foreseen_but_for_a_little_glue(network: str, seed: int, block: int) -> None:
     plan = random_plan(prepared(network).inventory, seed)
-    expected, actual = compiled(network, plan), kinds(foreseen(network, plan, block))
-    assert {op: actual[op] for op in WEIGHTED} == {op: expected[op] for op in WEIGHTED}
-    glue = [op for op in expected | actual if op not in WEIGHTED]
-    apart = sum(abs(expected[op] - actual[op]) for op in glue)
-    assert apart <= sum(expected[op] for op in glue) / 4 + 3
+    expected, actual = compiled(network, plan), foreseen(network, plan, block)
+    assert weighted(actual) == weighted(expected)
+    glue = facts(expected) - weighted(expected)
+    apart = (facts(actual) - facts(expected)) + (facts(expected) - facts(actual))
+    assert apart.total() <= glue.total() / 4 + 3
 
 
 def sequences_at_run_time(network: str) -> Plan:
@@ -117,11 +94,12 @@ def test_products_attention_and_tables_are_foreseen(network: str, plan: str, blo
         "at run time": sequences_at_run_time(network),
         "weights alone": uniform_plan(network, format=Format(4, 32)),
     }[plan]
-    kinds = [kind_of(node.op, node.domain) or node.op for node in optimized_ops(exported(network, given, False))]
-    expected = Counter("conv_nchwc" if kind == "BatchNormalization" else kind for kind in kinds)
-    actual = Counter(kernel.op for kernel in foreseen(network, given, block))
+    expected, actual = compiled(network, given), foreseen(network, given, block)
     told = (*WEIGHTED, "attention", "dynamic_quantize", "layer_norm")
-    assert {op: actual[op] for op in told} == {op: expected[op] for op in told}
+    assert weighted(actual) == weighted(expected)
+    assert {op: sum(k.op == op for k in actual) for op in told} == {
+        op: sum(k.op == op for k in expected) for op in told
+    }
 
 
 def test_every_layer_has_one_kernel_and_all_its_work(block: int) -> None:
