@@ -76,6 +76,7 @@ class Lowering:
         shape = self.graph.by_name[name].shape
         flat, channels = len(shape) <= 2, shape[1] if len(shape) > 1 else 1
         padded = math.ceil(channels / self.block) * self.block * elements // channels
+        kept = True
         for form, op in _way(tuple(self.forms[name]), wanted):
             if not (flat and op.startswith("transpose")):
                 self.kernels.append(
@@ -87,7 +88,10 @@ class Lowering:
                         inner=channels if op.startswith("transpose") else 1,
                     )
                 )
-            self.forms[name].append(form)
+            # onnxruntime gives every reader of a rounded tensor a dequantization of its own.
+            kept = kept and op != "dequantize"
+            if kept:
+                self.forms[name].append(form)
 
     def detour(self, name: str) -> None:
         """What onnxruntime does to an integer tensor in front of a float addition whose result is rounded: its

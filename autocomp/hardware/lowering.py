@@ -18,7 +18,7 @@ from autocomp.hardware.kernels import Kernel, convolution
 from autocomp.hardware.layouts import BLOCKED, FLOAT, FLOAT_LAST, INTEGER, INTEGER_LAST, Form, Lowering
 
 #: What a runtime computes nothing for; the parts of a split are written by the split.
-FREE = COPIES | {"input", "getitem", "to", "_assert_tensor_metadata"}
+FREE = COPIES | {"input", "getitem", "to", "_assert_tensor_metadata", "new_ones", "new_zeros", "new_full"}
 
 GLOBAL_POOLS = frozenset({"adaptive_avg_pool2d", "mean"})
 WINDOW_POOLS = frozenset({"max_pool2d", "avg_pool2d"})
@@ -96,7 +96,7 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
             if fused[node.name] in state.conv_at:
                 state.conv_at[node.name] = state.conv_at[fused[node.name]]
             continue
-        if node.op in FREE or _is_whole_slice(graph, node):
+        if node.op in FREE or _changes_nothing(graph, node):
             if node.inputs:
                 state.forms[node.name] = state.forms[node.inputs[0]]
             else:
@@ -110,9 +110,13 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
     return tuple(kernel.batched(batch) for kernel in state.kernels)
 
 
-def _is_whole_slice(graph: Graph, node: Node) -> bool:
-    """A slice along some axis of all of it, as ``x[:, :, ::2]`` has two."""
-    return node.op == "slice" and len(node.inputs) == 1 and graph.by_name[node.inputs[0]].shape == node.shape
+def _changes_nothing(graph: Graph, node: Node) -> bool:
+    """A slice along some axis of all of it, as ``x[:, :, ::2]`` has two, and one tensor joined to no other."""
+    return (
+        node.op in {"slice", "cat", "concat"}
+        and len(node.inputs) == 1
+        and graph.by_name[node.inputs[0]].shape == node.shape
+    )
 
 
 def _one(state: Lowering, node: Node, tail: Node) -> bool:
@@ -350,7 +354,7 @@ def _add(state: Lowering, node: Node, tail: Node) -> bool:
         state.write(node, BLOCKED)
         return False
     for name in node.inputs:
-        if name in state.conv_at and state.born(name, FLOAT) and tail is not node:
+        if name in state.conv_at and state.born(name, FLOAT):
             for other in node.inputs:
                 state.read(other, FLOAT)
             position = state.conv_at[name]
@@ -394,6 +398,9 @@ def _other(state: Lowering, node: Node) -> bool:
         state.write(node, FLOAT_LAST)
     elif node.op in BLOCKED_ACTIVATIONS and _behind_blocked_conv(state, source):
         state.forms[node.name] = state.forms[source]
+    elif node.op in ACTIVATIONS and node.name in state.rounded:
+        # In front of a rounding whose lowest level is zero it does nothing: onnxruntime takes it out.
+        state.forms[node.name] = state.forms[source]
     elif node.op in ACTIVATIONS or node.op in WINDOW_POOLS:
         form = _pool_form(state, node) if node.op in WINDOW_POOLS else state.any_float(source)
         state.read(source, form)
@@ -412,7 +419,7 @@ def _other(state: Lowering, node: Node) -> bool:
     else:
         for name in node.inputs:
             state.read(name, FLOAT)
-        plain = node.op.removesuffix("_")
+        plain = node.op if node.op.startswith("__") else node.op.removesuffix("_")
         if plain in {"matmul", "bmm"}:
             inner = abs(state.graph.by_name[node.inputs[0]].shape[-1])
             kernel = replace(kernel, op="matmul", macs=node.elements * inner, inner=abs(node.shape[-1]))
@@ -442,7 +449,7 @@ def _pool_form(state: Lowering, node: Node) -> Form:
             return INTEGER_LAST
         if INTEGER in have or node.name in state.rounded:
             return INTEGER
-    return state.any_float(node.inputs[0]) if node.shape[1] % state.block == 0 else FLOAT
+    return BLOCKED if node.shape[1] % state.block == 0 else FLOAT
 
 
 _OWN: dict[str, Callable[[Lowering, Node], None]] = {
