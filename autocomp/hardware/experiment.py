@@ -234,14 +234,16 @@ def _inverted(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
     x, example, macs = _image(build)
     blocks = rng.randint(2, 5)
     y, width = _stem(build, x, macs, 3 * blocks)
-    act, gate, groups = ("HardSwish", "Silu", "Clip", "Relu")[build.turn % 4], build.turn % 2 == 0, build.turn % 3 == 1
-    for stride in _strides(rng, y.shape[1], blocks):
+    act, gate, grouped = ("HardSwish", "Silu", "Clip", "Relu")[build.turn % 4], build.turn % 2 == 0, build.turn % 3 == 1
+    for place, stride in enumerate(_strides(rng, y.shape[1], blocks)):
         outputs = y.shape[0] if stride == 1 and rng.random() < 0.7 else _width(rng, 8, max(9, min(192, 2 * width)))
         wide = 8 * max(1, round(y.shape[0] * rng.choice((2, 3, 4, 6)) / 8))
+        if (build.turn + place) % 2 == 0:  # no whole vector blocks, as pruning leaves them
+            wide -= 4 if grouped else rng.choice((1, 2, 3))
+        groups = wide if not grouped else 4 if wide % 8 else wide // 8
         inner = build.conv(y, wide, 1, 1, act)
-        per_group = wide if not groups else wide // 8
         kernel, integers = rng.choice((3, 3, 5)), build.is_integer()
-        inner = writer.conv(inner, wide, kernel, stride, per_group, integers, act)
+        inner = writer.conv(inner, wide, kernel, stride, groups, integers, act)
         if gate:
             inner = writer.gated(inner, max(4, wide // 4), build.is_integer())
         inner = build.conv(inner, outputs, 1)

@@ -137,7 +137,8 @@ def test_the_first_networks_have_every_kind_of_kernel_between_them() -> None:
     }
     assert found >= {
         *("conv_nchwc", "conv", "qlinear_conv", "conv_transpose", "reorder_input", "reorder_output"),
-        *("conv_nchwc_depthwise", "qlinear_conv_depthwise", "qlinear_conv_grouped"),
+        *("conv_nchwc_depthwise", "conv_depthwise", "qlinear_conv_depthwise"),
+        *("conv_grouped", "qlinear_conv_grouped"),
         *(
             "pool",
             "pool_nchwc",
