@@ -253,6 +253,38 @@ def test_a_prediction_falls_with_the_plan() -> None:
     assert {source for share in untouched.kernels for source in share.kernel.sources} >= {"stem", "conv1", "conv2"}
 
 
+def test_a_file_is_predicted_by_the_kernels_of_its_compiled_graph(tmp_path: Path) -> None:
+    task, target = small_task.task(), replace(made_target(), reachable=True)
+    path = autocomp.export(task, PLAN, tmp_path / "model.onnx", target=target)
+    foreseen, found = autocomp.predict(task, PLAN, target=target), autocomp.predict(path, target=target)
+    assert found.latency_ms == pytest.approx(foreseen.latency_ms, rel=0.25)
+    assert len(found.kernels) > 5
+    shape = tuple(task.example_inputs[0].shape[1:])
+    assert autocomp.predict(path, target=target, input_shapes=[shape]).latency_ms == found.latency_ms
+
+
+@pytest.mark.parametrize(
+    ("name", "reachable", "message"),
+    [("model.onnx", False, "on this machine"), ("nothing.onnx", True, "must exist; got")],
+)
+def test_a_file_that_cannot_be_predicted_is_refused(tmp_path: Path, name: str, reachable: bool, message: str) -> None:
+    target = replace(made_target(), reachable=reachable)
+    autocomp.export(small_task.task(), PLAN, tmp_path / "model.onnx", target=target)
+    with pytest.raises(RequestError, match=message):
+        autocomp.predict(tmp_path / name, target=target)
+
+
+def test_a_file_takes_no_plan_and_only_its_own_shapes(tmp_path: Path) -> None:
+    target = replace(made_target(), reachable=True)
+    path = autocomp.export(small_task.task(), PLAN, tmp_path / "model.onnx", target=target)
+    with pytest.raises(RequestError, match="leave the plan out"):
+        autocomp.predict(path, PLAN, target=target)
+    with pytest.raises(RequestError, match="for one example"):
+        autocomp.predict(path, target=target, input_shapes=[(1, 2)])
+    with pytest.raises(RequestError, match="one for each"):
+        autocomp.predict(path, target=target, input_shapes=[(1, 2), (3,)])
+
+
 def test_a_kernel_that_the_target_does_not_know_names_the_layers() -> None:
     with pytest.raises(UncoveredKernelError) as caught:
         autocomp.predict(small_task.task(), target=made_target(frozenset({"conv_nchwc"})))

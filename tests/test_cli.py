@@ -243,6 +243,8 @@ class TestRefused:
             (("report", "nowhere"), "nowhere"),
             (("calibrate", "jetson"), "use cpu"),
             (("calibrate", "cpu", "--budget", "long"), "got 'long'"),
+            (("predict", "model.onnx", "--input-shape", "3,32"), "got '3,32'"),
+            (("predict", "model.onnx", "--target", "jetson"), "give a task"),
         ],
     )
     def test_other_mistakes(self, arguments: tuple[str, ...], named: str) -> None:
