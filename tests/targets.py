@@ -23,7 +23,7 @@ from tests import small_task
 OPS = frozenset(
     {"conv_nchwc", "conv", "qlinear_conv", "gemm", "qgemm", "add", "qlinear_add", "activation", "quantize"}
     | {"dequantize", "transpose", "transpose_integer", "reorder_input", "reorder_output", "reshape"}
-    | {"pool", "pool_nchwc", "pool_integer", "global_pool"}
+    | {"pool", "pool_nchwc", "pool_integer", "pool_nhwc", "global_pool", "global_pool_nhwc"}
 )
 HELD_OUT = HeldOutError(0.05, 0.04, 0.9, 1.0, 12, "made up")
 REQUEST = Request(

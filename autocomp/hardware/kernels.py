@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 
@@ -13,7 +14,9 @@ class Kernel:
     ``op`` is the runtime's kind of kernel (``conv_nchwc``, ``qlinear_conv``, ``quantize``, …), ``sources`` the layers
     (or graph nodes, where no layer is behind it) that it computes. Elements count values, not bytes. ``inner`` is the
     length of the runs that it works on, where its time depends on that: a row that is normalized, the channels of what
-    is transposed, the columns of a product of two tensors, the width of an attention head.
+    is transposed, the columns of a product of two tensors, the width of an attention head. ``footprint_bytes`` of a
+    kernel with weights are those of all weights of the network: what does not fit in a cache is read from further away
+    in every inference (see :func:`in_company`).
     """
 
     op: str
@@ -27,6 +30,13 @@ class Kernel:
     groups: int = 1
     fused_add: bool = False
     inner: int = 1
+    footprint_bytes: int = 0
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of what its weights take in memory."""
+        integers = self.op.startswith("q") or self.op in {"matmul_integer", "dynamic_matmul"}
+        return self.weight_elements * (1 if integers else 4)
 
     def batched(self, batch: int) -> Kernel:
         """The same kernel for ``batch`` times the examples; weights do not multiply."""
@@ -81,6 +91,7 @@ class Kernel:
             math.log(self.groups),
             math.log(max(self.inner, 1)),
             float(self.fused_add),
+            math.log(max(self.footprint_bytes, SMALLEST_CACHE)),
             _waste(columns, WIDE),
             _waste(columns, NARROW),
             _waste(depth / self.kernel_area, NARROW),
@@ -92,6 +103,24 @@ def convolution(op: str, groups: int, inputs_per_group: int) -> str:
     if groups == 1:
         return op
     return f"{op}_depthwise" if inputs_per_group == 1 else f"{op}_grouped"
+
+
+#: Weights of fewer bytes in all are at hand whatever they are.
+SMALLEST_CACHE = 2**16
+
+
+def in_company(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
+    """The kernels of one network, each with the footprint of all."""
+    found = tuple(kernels)
+    total = sum(kernel.weight_bytes for kernel in found)
+    return tuple(replace(kernel, footprint_bytes=total) if kernel.weight_elements else kernel for kernel in found)
+
+
+def spread(op: str, in_elements: int, out_elements: int) -> str:
+    """The kind of an operation on two tensors: one that gives each value of a small tensor to many of a large one is
+    another kernel than ``op``."""
+    small = op in {"add", "elementwise"} and out_elements < in_elements < 2 * out_elements
+    return f"{op}_broadcast" if small else op
 
 
 #: Vector kernels compute whole groups of this many output channels, and pack this many inputs together.
@@ -129,6 +158,7 @@ FEATURES = (
     "log_groups",
     "log_inner",
     "fused_add",
+    "log_footprint",
     "columns_waste_wide",
     "columns_waste_narrow",
     "channels_waste_narrow",

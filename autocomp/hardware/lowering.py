@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from autocomp.compress.structure import Structure
 from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Graph, Node
-from autocomp.hardware.kernels import Kernel, convolution
+from autocomp.hardware.kernels import Kernel, convolution, in_company, spread
 from autocomp.hardware.layouts import BLOCKED, FLOAT, FLOAT_LAST, INTEGER, INTEGER_LAST, Form, Lowering
 
 #: What a runtime computes nothing for; the parts of a split are written by the split.
@@ -107,7 +107,7 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
             fused[tail.name] = node.name
     for name in graph.outputs:
         state.read(name, FLOAT)
-    return tuple(kernel.batched(batch) for kernel in state.kernels)
+    return in_company(kernel.batched(batch) for kernel in state.kernels)
 
 
 def _changes_nothing(graph: Graph, node: Node) -> bool:
@@ -236,7 +236,12 @@ def _product(state: Lowering, node: Node) -> bool:
         user = state.graph.sole_user(node.name)
         if node.has_bias and not (user is not None and user.op == "gelu"):
             state.kernels.append(
-                Kernel("add", (node.name,), in_elements=node.elements + node.outputs, out_elements=node.elements)
+                Kernel(
+                    spread("add", node.elements + node.outputs, node.elements),
+                    (node.name,),
+                    in_elements=node.elements + node.outputs,
+                    out_elements=node.elements,
+                )
             )
     state.write(node, FLOAT)
     return False
@@ -264,7 +269,11 @@ def _lookup(state: Lowering, node: Node) -> None:
     if node.layer in state.integer_tables:
         state.kernels.append(replace(table, in_elements=rows, out_elements=rows))
         state.kernels.append(replace(table, op="elementwise"))
-        state.kernels.append(replace(table, op="elementwise", in_elements=node.elements + rows))
+        state.kernels.append(
+            replace(
+                table, op=spread("elementwise", node.elements + rows, node.elements), in_elements=node.elements + rows
+            )
+        )
     state.write(node, FLOAT)
 
 
@@ -334,7 +343,7 @@ def _cat(state: Lowering, node: Node) -> None:
 def _add(state: Lowering, node: Node, tail: Node) -> bool:
     """An integer addition, one that is fused into a float conv before it, or one of its own."""
     read = sum(state.graph.by_name[name].elements for name in node.inputs)
-    alone = Kernel("add", (node.name,), in_elements=read, out_elements=node.elements)
+    alone = Kernel(spread("add", read, node.elements), (node.name,), in_elements=read, out_elements=node.elements)
     if tail.name in state.rounded and all(name in state.rounded for name in node.inputs):
         last = all(INTEGER_LAST in state.forms[name] for name in node.inputs)
         form = INTEGER_LAST if last else INTEGER
@@ -405,17 +414,21 @@ def _other(state: Lowering, node: Node) -> bool:
         form = _pool_form(state, node) if node.op in WINDOW_POOLS else state.any_float(source)
         state.read(source, form)
         if node.op in WINDOW_POOLS:
-            op = "pool_integer" if form.quantized else "pool_nchwc" if form == BLOCKED else "pool"
+            op = {INTEGER_LAST: "pool_nhwc", INTEGER: "pool_integer", BLOCKED: "pool_nchwc"}.get(form, "pool")
             stride = max(1, round(math.sqrt(read / max(1, node.elements))))
             kernel = replace(kernel, op=op, kernel_area=math.prod(node.numbers[:2]), stride=stride)
         state.kernels.append(kernel if node.op in WINDOW_POOLS else replace(kernel, op="activation"))
         state.write(node, form)
     elif node.op in GLOBAL_POOLS:
-        state.read(source, FLOAT)
         images = len(state.graph.by_name[source].shape) == 4
         inner = 1 if images or not node.shape else abs(node.shape[-1])
-        state.kernels.append(replace(kernel, op="global_pool" if images else "reduce", inner=inner))
-        state.write(node, FLOAT)
+        # Where an integer convolution reads the means, too, onnxruntime leaves the channels last.
+        readers = {user.layer for user in state.graph.users[node.name] if user.op == "conv2d"}
+        last = images and state.forms[source][0] == INTEGER_LAST and bool(readers & state.quantized_layers)
+        state.read(source, FLOAT_LAST if last else FLOAT)
+        op = "global_pool_nhwc" if last else "global_pool" if images else "reduce"
+        state.kernels.append(replace(kernel, op=op, inner=inner))
+        state.write(node, FLOAT_LAST if last else FLOAT)
     else:
         for name in node.inputs:
             state.read(name, FLOAT)
@@ -425,7 +438,8 @@ def _other(state: Lowering, node: Node) -> bool:
             kernel = replace(kernel, op="matmul", macs=node.elements * inner, inner=abs(node.shape[-1]))
         else:
             op = KINDS.get(plain, node.op)
-            kernel = replace(kernel, op=op, inner=abs(node.shape[-1]) if op in ROW_BY_ROW and node.shape else 1)
+            inner = abs(node.shape[-1]) if op in ROW_BY_ROW and node.shape else 1
+            kernel = replace(kernel, op=spread(op, read, node.elements), inner=inner)
         # What only moves data reads no more than it writes; the parts of a split are nodes of their own.
         if kernel.op in MOVES:
             moved = node.elements if node.shape else read

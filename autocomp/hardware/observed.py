@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from autocomp.hardware.fitted import FASTEST_US, KernelSample
-from autocomp.hardware.kernels import Kernel, convolution
+from autocomp.hardware.kernels import Kernel, convolution, in_company, spread
 from autocomp.hardware.runtimes.profiled import NodeTime
 
 #: onnxruntime's operators → lowering's kinds of kernel. Blocked convolutions are told apart by their domain.
@@ -26,7 +26,8 @@ KINDS = {
     "Transpose": "transpose",
     "ReorderInput": "reorder_input",
     "ReorderOutput": "reorder_output",
-    **dict.fromkeys(("MaxPool", "AveragePool", "NhwcMaxPool", "GlobalMaxPool"), "pool"),
+    **dict.fromkeys(("MaxPool", "AveragePool", "GlobalMaxPool"), "pool"),
+    "NhwcMaxPool": "pool_nhwc",
     **dict.fromkeys(("ReduceMean", "ReduceSum", "ReduceMax", "ReduceL2", "GlobalAveragePool"), "reduce"),
     "Sum": "add",
     "MatMul": "matmul",
@@ -59,7 +60,7 @@ KINDS = {
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
 MOVES = {"move", "slice", "pad", "gather"}
 ROW_BY_ROW = {"layer_norm", "softmax", "transpose", "reduce"}
-POOLS = {"pool", "pool_nchwc", "pool_integer"}
+POOLS = {"pool", "pool_nchwc", "pool_nhwc", "pool_integer"}
 _LINEAR = {"gemm", "qgemm", "matmul", "matmul_integer", "qlinear_matmul", "dynamic_matmul"}
 _WITH_WEIGHTS = {"conv", "conv_nchwc", "qlinear_conv", "conv_transpose"} | _LINEAR
 
@@ -100,9 +101,10 @@ def kernel_of(node: NodeTime) -> Kernel | None:
         read = sum(math.prod(shape) for shape in moving)
         if kind in {"qlinear_add", "cat", "cat_integer"}:
             read = out_elements * (2 if kind == "qlinear_add" else 1)
+        kind = spread(kind, read, out_elements)
         area, stride = (math.prod(node.kernel), node.strides[0]) if kind in POOLS and node.kernel else (1, 1)
         if kind == "reduce" and len(node.input_shapes[0]) == 4:
-            kind = "global_pool"
+            kind = "global_pool_nhwc" if node.input_layout == "nhwc" else "global_pool"
         inner = last if kind in ROW_BY_ROW else _channels(node) if kind == "transpose_integer" else 1
         return Kernel(
             kind,
@@ -139,7 +141,7 @@ def kernel_of(node: NodeTime) -> Kernel | None:
 def file_kernels(nodes: Iterable[NodeTime]) -> tuple[Kernel, ...]:
     """The kernels of a compiled graph; one that lowering never predicts keeps the runtime's name, so that a latency
     model can say that it does not know it."""
-    return tuple(
+    return in_company(
         kernel_of(node) or Kernel(f"{node.domain}.{node.op}".lstrip("."), (node.name,))
         for node in nodes
         if node.output_shapes
@@ -156,6 +158,8 @@ def _channels(node: NodeTime) -> int:
 
 def samples_of(nodes: Iterable[NodeTime]) -> tuple[KernelSample, ...]:
     """The kernels of a profiled file with their times, the profiler's own cost included."""
+    known = [(kernel, node.time_us) for node in nodes if (kernel := kernel_of(node)) is not None]
+    kernels = in_company(kernel for kernel, _ in known)
     return tuple(
-        KernelSample(kernel, max(FASTEST_US, node.time_us)) for node in nodes if (kernel := kernel_of(node)) is not None
+        KernelSample(kernel, max(FASTEST_US, time_us)) for kernel, (_, time_us) in zip(kernels, known, strict=True)
     )

@@ -45,7 +45,8 @@ class OptimizedNode:
 class NodeTime:
     """One node of the compiled graph, with what its kernel's time depends on.
 
-    All shapes are in NCHW order; ``layout`` says how the kernel's result truly lies in memory. ``nchwc`` (channels in
+    All shapes are in NCHW order; ``layout`` says how the kernel's result truly lies in memory, ``input_layout`` what it
+    reads first. ``nchwc`` (channels in
     blocks) has its channels padded to whole blocks, and so have the shapes. ``input_shapes`` counts every input that
     is there, initializers too. ``weight_shape`` is (out, in / group, kernel…) for convolutions and (in, out) for
     matrix products, however the weight is stored; None where there is no constant weight. ``dtype`` is that of the
@@ -57,6 +58,7 @@ class NodeTime:
     name: str
     dtype: str
     layout: Layout
+    input_layout: Layout
     input_shapes: tuple[Shape, ...]
     output_shapes: tuple[Shape, ...]
     weight_shape: Shape | None
@@ -230,6 +232,7 @@ def _node_time(
         name=node.name,
         dtype=next((tensors[name].dtype for name in [*moving, *present, *node.output] if name in tensors), ""),
         layout=next((layouts[name] for name in node.output if name in layouts), "nchw"),
+        input_layout=next((layouts[name] for name in moving[:1] if name in layouts), "nchw"),
         input_shapes=tuple(shape(name) for name in present),
         output_shapes=tuple(shape(name) for name in node.output if name in tensors),
         weight_shape=weight_shape,
