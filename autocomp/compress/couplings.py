@@ -11,8 +11,10 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from autocomp.compress.agreement import failing, flat_output, output_tensors, shake
 from autocomp.compress.channels import Coupling, Side, Slice, depthwise, mask, prune
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
 
 #: Random channel sets that every group must survive, and the share of channels cut in each.
 TRIAL_SHARES = (0.25, 0.5)
+
+#: A group that reaches more places, or has more indices in all of them, is not followed.
+MOST_DEPENDENCIES, MOST_INDICES = 4000, 4_000_000
 
 #: Operations that give every channel what they make of that channel alone.
 PER_CHANNEL = (
@@ -58,7 +63,7 @@ def find_couplings(
     paths: dict[int, str] = {id(module): path for path, module in work.named_modules()}
     paths |= {id(parameter): path for path, parameter in work.named_parameters()}
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _bounded_groups():
             # Where it gives up on a channel count, it goes on for hours and finds nothing.
             warnings.filterwarnings("error", "Maximum recursive depth")
             graph = _dependency_graph(work, example_inputs)
@@ -79,6 +84,25 @@ def find_couplings(
             found.setdefault(coupling.group.name, coupling)
     ordered = sorted(found.values(), key=lambda coupling: order.index(coupling.group.name))
     return _checked(ordered, model, example_inputs)
+
+
+@contextmanager
+def _bounded_groups() -> Iterator[None]:
+    """Stops Torch-Pruning at a group that grows without end: where channels are rearranged again and again (windows of
+    attention), it follows every arrangement, quadratically and for tens of gigabytes."""
+    from torch_pruning.dependency import graph
+
+    class Bounded(graph.Group):  # type: ignore[misc]
+        indices = 0
+
+        def add_dep(self, dep: object, idxs: Sequence[object]) -> None:
+            self.indices += len(idxs)
+            if len(self) >= MOST_DEPENDENCIES or self.indices > MOST_INDICES:
+                raise CompressionError(f"a group of channels reaches further than {len(self)} places")
+            super().add_dep(dep, idxs)
+
+    with mock.patch.object(graph, "Group", Bounded):
+        yield
 
 
 def _straight_chains(graph: Graph) -> Iterator[Coupling]:

@@ -168,6 +168,16 @@ def test_what_goes_straight_on_is_found_without_torch_pruning(network: str, monk
     assert all("cannot follow" in (group.reason or "") for group in found.values() if not group.prunable)
 
 
+def test_a_group_that_grows_without_end_is_not_followed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch-Pruning would take tens of gigabytes for some windowed transformers."""
+    net = prepared("residual")
+    order = [layer.name for layer in net.inventory.layers]
+    monkeypatch.setattr(couplings, "MOST_DEPENDENCIES", 4)
+    found = find_couplings(net.model, net.example.inputs, order, net.inventory.graph)
+    assert any("reaches further than 4 places" in (one.group.reason or "") for one in found)
+    assert any(one.group.prunable for one in found)
+
+
 @pytest.mark.parametrize("slopes", [1, 8])
 def test_a_rectifier_with_weights_does_not_stand_in_the_way(slopes: int) -> None:
     layers = nn.Conv2d(3, 8, 3, padding=1), nn.PReLU(slopes), nn.Conv2d(8, 6, 3), nn.Flatten(), nn.Linear(216, 4)
