@@ -3,6 +3,7 @@
     python benchmarks/latency.py write                      random plans of seven architectures, as files
     python benchmarks/latency.py time SITTING [CONFIG ...]  their latencies; two sittings at least ten minutes apart
     python benchmarks/latency.py score                      predictions held against them
+    python benchmarks/latency.py lowering                   kernels foreseen for plans held against the compiled graphs
 
 A CONFIG is threads and batch, like t1b1. What is written lies under results/latency/; the tables and the plot go to
 results/reference/latency_*. Truth is the mean of both sittings, where they agree within 3 %; files that do not are
@@ -17,6 +18,7 @@ import csv
 import pickle
 import random
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -31,12 +33,14 @@ from autocomp.compress.apply import Prepared, apply, prepare
 from autocomp.compress.quantize import Numerics
 from autocomp.compress.structure import Structure, restructure
 from autocomp.export.to_onnx import export_onnx
-from autocomp.hardware.calibrate import narrow_products
+from autocomp.hardware.calibrate import narrow_products, nchwc_block
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.latency import LatencyModel
+from autocomp.hardware.lowering import lower
+from autocomp.hardware.observed import file_kernels
 from autocomp.hardware.resolve import resolve_target
-from autocomp.hardware.runtimes.onnxruntime import load
+from autocomp.hardware.runtimes.onnxruntime import load, profile
 from autocomp.hardware.timing import TimingSettings, measure
 from autocomp.hardware.warm import MeasuredFile, WarmModel
 from autocomp.inventory import Inventory
@@ -87,8 +91,10 @@ class Sentences(nn.Module):
         import_torchvision()
         from transformers import BertConfig, BertModel
 
-        sizes = {"hidden_size": 256, "num_hidden_layers": 4, "num_attention_heads": 8, "intermediate_size": 1024}
-        self.bert = BertModel(BertConfig(**sizes, vocab_size=3000), add_pooling_layer=False)
+        config = BertConfig(
+            hidden_size=256, num_hidden_layers=4, num_attention_heads=8, intermediate_size=1024, vocab_size=3000
+        )
+        self.bert = BertModel(config, add_pooling_layer=False)
 
     def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         return self.bert(input_ids=ids, attention_mask=mask).last_hidden_state.mean(dim=1)  # type: ignore[no-any-return]
@@ -116,7 +122,7 @@ def dense() -> nn.Module:
 def vision_transformer() -> nn.Module:
     import timm
 
-    return timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=96)  # type: ignore[no-any-return]
+    return timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=96)
 
 
 @dataclass(frozen=True)
@@ -196,7 +202,7 @@ class Written:
 
 
 # Plans and structures keep their mappings read-only, which pickle does not know.
-def read_only(mapping: dict[object, object]) -> Mapping[object, object]:
+def read_only(mapping: dict[object, object]) -> MappingProxyType[object, object]:
     return MappingProxyType(mapping)
 
 
@@ -360,10 +366,7 @@ def score(names: Sequence[str], configs: Sequence[str]) -> None:
                         lines.append(line(config, name, "warm", [warm[one.name] for one in part], true))
     for each in lines:
         print(each)
-    with (REFERENCE / "latency_onnxruntime.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(asdict(lines[0])), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(each) for each in lines)
+    write_rows(REFERENCE / "latency_onnxruntime.csv", [asdict(each) for each in lines])
 
 
 def warmed(
@@ -373,7 +376,7 @@ def warmed(
     model: LatencyModel,
 ) -> dict[str, float]:
     """Predictions by models corrected with up to 30 files of the same network (its first sitting), for the others."""
-    found = {}
+    found: dict[str, float] = {}
     for name in dict.fromkeys(one.architecture for one in written):
         mine = [one for one in written if one.architecture == name]
         random.Random(name).shuffle(mine)
@@ -384,9 +387,52 @@ def warmed(
     return found
 
 
+@dataclass(frozen=True)
+class Foreseen:
+    """How many of the kernels that onnxruntime compiles for an architecture's files were foreseen, every number of them
+    right, how many were foreseen that it does not have, and in how many files all is right."""
+
+    architecture: str
+    files: int
+    kernels: int
+    foreseen: int
+    too_many: int
+    whole_files: int
+
+
+def lowering(names: Sequence[str]) -> None:
+    here = this_machine()
+    rows = []
+    for name in names:
+        row = Foreseen(name, 0, 0, 0, 0, 0)
+        for one in files([name]):
+            found = lower(one.structure, 1, nchwc_block(here))
+            nodes = profile(one.path.read_bytes(), [*one.inputs], threads=1, runs=1)
+            expected = Counter(replace(kernel, sources=()) for kernel in file_kernels(nodes))
+            actual = Counter(replace(kernel, sources=()) for kernel in found)
+            row = Foreseen(
+                name,
+                row.files + 1,
+                row.kernels + expected.total(),
+                row.foreseen + (expected & actual).total(),
+                row.too_many + (actual - expected).total(),
+                row.whole_files + (expected == actual),
+            )
+        print(row, flush=True)
+        rows.append(asdict(row))
+    write_rows(REFERENCE / "latency_lowering.csv", rows)
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("write", "time", "score"))
+    parser.add_argument("what", choices=("write", "time", "score", "lowering"))
     parser.add_argument("rest", nargs="*", help="for time: the sitting's number, and configurations")
     parser.add_argument("--architectures", nargs="*", default=list(ARCHITECTURES))
     parser.add_argument("--plans", type=int, default=PLANS)
@@ -395,6 +441,8 @@ def main() -> None:
         write(asked.architectures, asked.plans)
     elif asked.what == "time":
         time_files(int(asked.rest[0]), asked.rest[1:] or list(CONFIGS), asked.architectures)
+    elif asked.what == "lowering":
+        lowering(asked.architectures)
     else:
         score(asked.architectures, asked.rest or list(CONFIGS))
 
