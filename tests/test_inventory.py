@@ -213,3 +213,21 @@ def test_no_rank_is_offered_where_the_model_computes_with_a_weight_by_itself() -
     assert {layer.name: layer.largest_paying_rank for layer in inventory.layers} == {"inner": 0, "last": 7}
     with pytest.raises(PlanError, match="not called as a module"):
         inventory.check(Plan({"inner": LayerPlan(rank=Rank("svd", 4))}))
+
+
+class Biased(nn.Module):
+    """Computes a bias from a table of its own, as Swin V2 does with relative positions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.arange(8.0))
+        self.bias, self.last = nn.Linear(8, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(x + self.bias(self.get_buffer("table")))  # type: ignore[no-any-return]
+
+
+def test_a_layer_that_the_input_does_not_reach_is_left_with_a_reason() -> None:
+    inventory = prepare(Biased().eval(), (torch.zeros(1, 16),)).inventory
+    assert [layer.name for layer in inventory.layers] == ["last"]
+    assert "constants alone" in dict(inventory.skipped)["bias"]

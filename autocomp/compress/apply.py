@@ -110,7 +110,9 @@ def prepare(
     program = export_program(folded, example)
     graph = read_graph(program)
     used = Counter(node.layer for node in graph.layers if node.layer is not None)
-    reasons = _why_left(folded, used)
+    reasons = _why_left(folded, used) | dict.fromkeys(
+        _of_constants(graph), "it computes with constants alone, and is folded when the file is written"
+    )
     order = [name for name in used if name not in reasons]
     heads = find_heads(graph_module(program), graph, example.doubled())
     in_heads = {name for one in heads for name in one.group.producers}
@@ -200,6 +202,15 @@ def _facts(node: Node) -> tuple[object, ...]:
 
 def _forbid(coupling: Coupling, reason: str) -> Coupling:
     return replace(coupling, group=replace(coupling.group, reason=reason))
+
+
+def _of_constants(graph: Graph) -> set[str]:
+    """The layers, but for tables, that nothing given to the model reaches."""
+    reached: set[str] = set()
+    for node in graph.nodes:
+        if node.op == "input" or not reached.isdisjoint(node.inputs):
+            reached.add(node.name)
+    return {node.layer for node in graph.layers if node.layer and node.op != "embedding" and node.name not in reached}
 
 
 def _why_left(model: nn.Module, used: Counter[str]) -> dict[str, str]:

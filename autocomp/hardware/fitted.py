@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -91,7 +91,7 @@ class OpModel:
         x, weights, inverse = self._fit
         near = self._covariance(np.array([kernel.features() for kernel in kernels]), x)
         mean: Vector = trend(kernels, self.hyperparameters.work_us) + near @ weights
-        variance = self.hyperparameters.signal - np.einsum("ij,jk,ik->i", near, inverse, near)
+        variance = self.hyperparameters.signal - ((near @ inverse) * near).sum(axis=1)
         return mean, np.sqrt(np.maximum(variance, 0.0))
 
 
@@ -141,15 +141,23 @@ class FittedModel:
         return Prediction(total_us / 1e3, std_us / 1e3, self.source, shares)
 
     def _kernel_times(self, kernels: Sequence[Kernel]) -> tuple[Vector, Vector]:
-        times, stds = np.zeros(len(kernels)), np.zeros(len(kernels))
-        places: dict[str, list[int]] = {}
-        for place, kernel in enumerate(kernels):
-            places.setdefault(kernel.op, []).append(place)
-        for op, chosen in places.items():
-            mean, std = self.ops[op].predict([kernels[place] for place in chosen])
-            times[chosen] = np.exp(mean)
-            stds[chosen] = std
+        """Microseconds, and the standard deviation of their logarithm. Plans of one network have most kernels in
+        common, so what was predicted once is remembered."""
+        known = self._known
+        shapes = [replace(kernel, sources=()) for kernel in kernels]
+        new: dict[str, list[Kernel]] = {}
+        for shape in dict.fromkeys(shapes):
+            if shape not in known:
+                new.setdefault(shape.op, []).append(shape)
+        for op, some in new.items():
+            mean, std = self.ops[op].predict(some)
+            known.update(zip(some, zip(np.exp(mean).tolist(), std.tolist(), strict=True), strict=True))
+        times, stds = np.array([known[shape] for shape in shapes]).reshape(-1, 2).T
         return times, stds
+
+    @cached_property
+    def _known(self) -> dict[Kernel, tuple[float, float]]:
+        return {}
 
     def to_json(self) -> str:
         """Everything but the samples, which stand in the profile's measurements."""

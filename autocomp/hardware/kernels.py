@@ -110,9 +110,10 @@ SMALLEST_CACHE = 2**16
 
 
 def in_company(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
-    """The kernels of one network, each with the footprint of all."""
+    """The kernels of one network, each with the footprint of all, to the nearest quarter of an octave."""
     found = tuple(kernels)
     total = sum(kernel.weight_bytes for kernel in found)
+    total = round(2 ** (round(4 * math.log2(total)) / 4)) if total else 0
     return tuple(replace(kernel, footprint_bytes=total) if kernel.weight_elements else kernel for kernel in found)
 
 

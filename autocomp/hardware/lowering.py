@@ -372,8 +372,8 @@ def _add(state: Lowering, node: Node, tail: Node) -> bool:
             return True
     if any(state.born(name, FLOAT_LAST) for name in node.inputs):
         for name in node.inputs:
-            last = {FLOAT_LAST, INTEGER_LAST} & {*state.forms[name]}
-            state.read(name, FLOAT_LAST if last else FLOAT)
+            near = not {FLOAT_LAST, INTEGER_LAST}.isdisjoint(state.forms[name])
+            state.read(name, FLOAT_LAST if near else FLOAT)
         state.kernels.append(alone)
         state.write(node, FLOAT_LAST)
         return tail.name in state.rounded
