@@ -84,6 +84,8 @@ def calibrate(
     dropped = _measure(path, budget_s, threads, batch, here, seed, progress)
     networks = read_measurements(path) if path.exists() else ()
     repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
+    if progress is not None:
+        progress(1.0, f"fitting to {len(networks)} files, and to parts of them for the held-out error")
     note = "random nets (residual, plain, dense, inverted residuals, transformers, perceptrons); architectures held out"
     return Calibration(fit(networks, repeatability, note), networks, dropped)
 
@@ -170,15 +172,16 @@ def _whole(text: str) -> str:
 
 def read_measurements(path: Path) -> tuple[MeasuredNetwork, ...]:
     """The networks in a ``measurements.csv``. One that an interruption cut short is left out."""
-    found: dict[str, tuple[float, float, list[KernelSample]]] = {}
+    found: dict[str, tuple[float, float, float, list[KernelSample]]] = {}
     for row in csv.DictReader(io.StringIO(_whole(path.read_text(encoding="utf-8")))):
         if row["row"] == FILE:
-            found[row["network"]] = (float(row["time_us"]) / 1e3, float(row["spread"]), [])
+            times = float(row["time_us"]) / 1e3, float(row["spread"]), float(row["reference_us"])
+            found[row["network"]] = (*times, [])
         else:
-            found[row["network"]][2].append(KernelSample(_kernel(row), float(row["time_us"])))
+            found[row["network"]][3].append(KernelSample(_kernel(row), float(row["time_us"])))
     return tuple(
-        MeasuredNetwork(name, _architecture(name), latency_ms, spread, tuple(samples))
-        for name, (latency_ms, spread, samples) in found.items()
+        MeasuredNetwork(name, _architecture(name), latency_ms, spread, reference_us, tuple(samples))
+        for name, (latency_ms, spread, reference_us, samples) in found.items()
         if samples
     )
 

@@ -35,6 +35,8 @@ FEWEST_NETWORKS = 8
 FEWEST_SAMPLES = 3
 #: Samples that hyperparameters are searched on; the model itself is conditioned on all.
 SEARCH_SAMPLES = 300
+#: A file counts where the reference was not slower than this times its low quantile.
+QUIET, QUIET_QUANTILE = 1.02, 0.1
 #: In a file of so many, one kernel at least does next to nothing.
 MANY_KERNELS = 20
 #: A profile that says so many times more than the file takes was disturbed.
@@ -43,7 +45,8 @@ DISTURBED = 1.15
 
 @dataclass(frozen=True)
 class MeasuredNetwork:
-    """A file that was measured: its latency, and the kernels in it as the profiler timed them.
+    """A file that was measured: its latency, the reference workload's beside it, and the kernels in it as the profiler
+    timed them.
 
     Files of one ``architecture`` differ by their plan only.
     """
@@ -52,6 +55,7 @@ class MeasuredNetwork:
     architecture: str
     latency_ms: float
     spread: float
+    reference_us: float
     samples: tuple[KernelSample, ...]
 
     @property
@@ -75,7 +79,17 @@ def fit(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) ->
             f"a latency model needs at least {FEWEST_NETWORKS} measured networks; got {len(networks)}; "
             "give a larger --budget, or a quieter machine"
         )
+    networks = undisturbed(networks)
     return replace(_fit(networks, repeatability), held_out=_held_out(networks, repeatability, note))
+
+
+def undisturbed(networks: Sequence[MeasuredNetwork]) -> list[MeasuredNetwork]:
+    """The files beside which the reference workload was about as fast as in the quiet moments of the calibration. A slow
+    minute is slow evenly, so that three rounds in it agree."""
+    if not networks:
+        return []
+    quiet_us = float(np.quantile([network.reference_us for network in networks], QUIET_QUANTILE))
+    return [network for network in networks if network.reference_us <= QUIET * quiet_us]
 
 
 def _held_out(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) -> HeldOutError:

@@ -21,7 +21,7 @@ from autocomp.errors import TargetError, did_you_mean
 from autocomp.hardware import lowering, tensorrt
 from autocomp.hardware.calibrate import narrow_products, nchwc_block, read_measurements
 from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
-from autocomp.hardware.fit import samples_in_context
+from autocomp.hardware.fit import samples_in_context, undisturbed
 from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.roofline import RooflineModel
@@ -94,7 +94,7 @@ class Profile:
         text = (self.folder / "latency_model.json").read_text(encoding="utf-8")
         if self.file.runtime == "tensorrt":
             return RooflineModel.from_json(text)
-        _, samples = samples_in_context(read_measurements(self.folder / "measurements.csv"))
+        _, samples = samples_in_context(undisturbed(read_measurements(self.folder / "measurements.csv")))
         return FittedModel.from_json(text, samples)
 
     def target(self, threads: int, batch: int, artifact: Artifact | None, reachable: bool) -> Target:

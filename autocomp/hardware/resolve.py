@@ -14,6 +14,7 @@ import yaml
 from autocomp.errors import RequestError
 from autocomp.hardware.calibrate import Calibration, calibrate
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
+from autocomp.hardware.fit import undisturbed
 from autocomp.hardware.profiles import Profile, calibrated_folder, find_profile, read_profile, why_not_here
 from autocomp.hardware.target import Artifact, Target
 
@@ -165,11 +166,12 @@ Measured with `autocomp calibrate {like.file.name}` on {datetime.date.today().is
 | cores | {here.logical_cores} |
 | runtime | onnxruntime {here.onnxruntime}, stock settings |
 | threads, batch | {threads}, {batch} |
-| files measured | {len(result.networks)} (and {result.dropped} of the last sitting that never settled, left out) |
+| files measured | {len(result.networks)}, of which {len(undisturbed(result.networks))} in quiet moments are fitted to \
+(and {result.dropped} of the last sitting that never settled, left out) |
 | repeatability | median spread of the three rounds that agreed: {result.model.repeatability:.1%} |
 | held-out error | {error} |
 
 `measurements.csv` has a row for every file (its latency: the 10th percentile of interleaved repeats, in rounds until
-three agree), for every kernel that lowering sees in it, and for every node that the runtime's profiler timed in it.
+three agree; the reference workload's time beside it), and for every node that the runtime's profiler timed in it.
 `latency_model.json` is what was fitted to them; `profile.yaml` says on which machine they hold.
 """

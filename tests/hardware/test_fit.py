@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from autocomp.errors import MeasurementError, UncoveredKernelError
-from autocomp.hardware.fit import FEWEST_NETWORKS, MeasuredNetwork, fit, samples_in_context
+from autocomp.hardware.fit import FEWEST_NETWORKS, MeasuredNetwork, fit, samples_in_context, undisturbed
 from autocomp.hardware.fitted import FittedModel, KernelSample
 from autocomp.hardware.kernels import Kernel
 
@@ -56,7 +56,7 @@ def network(seed: int) -> MeasuredNetwork:
     )
     total_us = CALL_US + sum(map(time_us, kernels))
     samples = tuple(KernelSample(kernel, time_us(kernel) * chance.uniform(0.99, 1.01)) for kernel in kernels)
-    return MeasuredNetwork(f"made-up-{seed}", f"architecture-{seed}", total_us / 1e3, 0.01, samples)
+    return MeasuredNetwork(f"made-up-{seed}", f"architecture-{seed}", total_us / 1e3, 0.01, 75.0, samples)
 
 
 @pytest.fixture(scope="module")
@@ -154,3 +154,9 @@ def test_no_plan_of_a_held_out_architecture_is_learned_from(networks: list[Measu
     held_out = fit([*secret, *rest], 0.01, "").held_out
     assert held_out is not None
     assert held_out.within_20 <= 1 - len(secret) / len(networks)
+
+
+def test_what_was_measured_in_a_slow_minute_is_left_out(networks: list[MeasuredNetwork]) -> None:
+    slow = [replace(n, latency_ms=2 * n.latency_ms, reference_us=80.0) for n in networks[:6]]
+    assert undisturbed([*slow, *networks[6:]]) == networks[6:]
+    assert fit([*slow, *networks[6:]], 0.01, "").per_call_us == fit(networks[6:], 0.01, "").per_call_us
