@@ -40,7 +40,7 @@ from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.lowering import lower
 from autocomp.hardware.observed import file_kernels
 from autocomp.hardware.resolve import resolve_target
-from autocomp.hardware.runtimes.onnxruntime import load, profile
+from autocomp.hardware.runtimes.onnxruntime import load, profile, reference_run
 from autocomp.hardware.timing import TimingSettings, measure
 from autocomp.hardware.warm import MeasuredFile, WarmModel
 from autocomp.inventory import Inventory
@@ -246,7 +246,7 @@ def time_files(sitting: int, configs: Sequence[str], names: Sequence[str]) -> No
                 session = load(one.path.read_bytes(), threads)
                 inputs = [np.repeat(x, batch, axis=0) for x in one.inputs]
                 candidates[one.name] = partial(session.run, *inputs)
-            timings = measure(candidates, SETTINGS)
+            timings = measure(candidates, SETTINGS, reference=reference_run(threads))
             with path.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 for label, timing in timings.items():

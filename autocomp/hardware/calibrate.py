@@ -20,7 +20,7 @@ from autocomp.hardware.fit import MeasuredNetwork, fit
 from autocomp.hardware.fitted import FittedModel, KernelSample
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.observed import samples_of
-from autocomp.hardware.runtimes.onnxruntime import load, profile
+from autocomp.hardware.runtimes.onnxruntime import load, profile, reference_run
 from autocomp.hardware.timing import Timing, TimingSettings, measure
 
 #: Rows of ``measurements.csv``: a file's latency, and a kernel in it that the profiler timed.
@@ -122,7 +122,7 @@ def _time_group(group: Sequence[Specimen], threads: int, batch: int) -> dict[str
     for specimen in group:
         session, x = load(specimen.model, threads), _input(specimen, batch)
         candidates[specimen.name] = lambda session=session, x=x: session.run(x)
-    return measure(candidates, SETTINGS)
+    return measure(candidates, SETTINGS, reference=reference_run(threads))
 
 
 def _input(specimen: Specimen, batch: int) -> npt.NDArray[Any]:

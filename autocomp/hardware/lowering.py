@@ -16,6 +16,14 @@ from autocomp.compress.structure import Structure
 from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Graph, Node
 from autocomp.hardware.kernels import Kernel, convolution, in_company, spread
 from autocomp.hardware.layouts import BLOCKED, FLOAT, FLOAT_LAST, INTEGER, INTEGER_LAST, Form, Lowering
+from autocomp.hardware.weighted import (
+    lower_attention,
+    lower_conv,
+    lower_linear,
+    lower_lookup,
+    lower_product,
+    lower_transposed_conv,
+)
 
 #: What a runtime computes nothing for; the parts of a split are written by the split.
 FREE = COPIES | {"input", "getitem", "to", "_assert_tensor_metadata", "new_ones", "new_zeros", "new_full"}
@@ -64,9 +72,6 @@ PADS = {"pad", "constant_pad_nd"}
 
 #: Kernels whose time depends on how long the rows are.
 ROW_BY_ROW = {"transpose", "softmax", "layer_norm", "reduce"}
-
-#: A blocked conv needs a multiple of this many input channels.
-ALIGNMENT = 4
 
 
 def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
@@ -122,12 +127,12 @@ def _changes_nothing(graph: Graph, node: Node) -> bool:
 def _one(state: Lowering, node: Node, tail: Node) -> bool:
     """Lower one node; whether the activation behind it is folded in."""
     if node.op == "conv2d":
-        return _conv(state, node, tail)
+        return lower_conv(state, node, tail)
     if node.op == "linear":
         return (
-            _linear(state, node, tail)
+            lower_linear(state, node, tail)
             if node.is_gemm and node.layer not in state.dynamic_layers
-            else _product(state, node)
+            else lower_product(state, node)
         )
     if node.op in _OWN:
         _OWN[node.op](state, node)
@@ -137,168 +142,6 @@ def _one(state: Lowering, node: Node, tail: Node) -> bool:
     if node.op in ADDITIONS and len(node.inputs) == 2:
         return _add(state, node, tail)
     return _other(state, node)
-
-
-def _weighted(node: Node, op: str) -> Kernel:
-    return Kernel(
-        op,
-        (node.layer or node.name,),
-        macs=node.macs,
-        in_elements=0,
-        out_elements=node.elements,
-        weight_elements=node.weights,
-        kernel_area=node.kernel[0] * node.kernel[1],
-        stride=node.stride[0],
-        groups=node.groups,
-    )
-
-
-def _conv(state: Lowering, node: Node, tail: Node) -> bool:
-    source = node.inputs[0]
-    read = state.graph.by_name[source].elements
-    if node.layer in state.quantized_layers:
-        state.read(source, INTEGER_LAST)
-        op = convolution("qlinear_conv", node.groups, node.weight_shape[1])
-        state.kernels.append(replace(_weighted(node, op), in_elements=read))
-        state.write(node, INTEGER_LAST)
-        return True
-    channels = node.weight_shape[1] * node.groups
-    block = state.block
-    blocked = node.groups == 1 and (channels < block or channels % ALIGNMENT == 0)
-    if node.groups > 1:
-        outputs = node.weight_shape[0]
-        depthwise = node.weight_shape[1] == 1 and outputs == node.groups
-        per_group = outputs // node.groups
-        whole = all(size % block == 0 for size in (outputs, node.weight_shape[1], per_group))
-        blocked = outputs % ALIGNMENT == 0 if depthwise else whole
-    op = convolution("conv_nchwc" if blocked else "conv", node.groups, node.weight_shape[1])
-    kernel = replace(_weighted(node, op), in_elements=read)
-    reads_blocks = blocked and (channels >= block or node.groups > 1)
-    state.read(source, BLOCKED if reads_blocks else FLOAT)
-    state.kernels.append(_padded(kernel, node, block, reads_blocks) if blocked else kernel)
-    state.write(node, BLOCKED if blocked else FLOAT)
-    if state.graph.sole_user(node.name) is not None and tail is node:
-        state.conv_at[node.name] = len(state.kernels) - 1
-    return True
-
-
-def _padded(kernel: Kernel, node: Node, block: int, reads_blocks: bool) -> Kernel:
-    """A blocked convolution computes whole blocks of channels."""
-    outputs = node.weight_shape[0]
-    wider_out = math.ceil(outputs / block) * block / outputs
-    channels = node.weight_shape[1] * node.groups
-    wider_in = math.ceil(channels / block) * block / channels if reads_blocks else 1.0
-    both = wider_out * (wider_in if node.groups == 1 else 1.0)
-    return replace(
-        kernel,
-        macs=round(kernel.macs * both),
-        in_elements=round(kernel.in_elements * wider_in),
-        out_elements=round(kernel.out_elements * wider_out),
-        weight_elements=round(kernel.weight_elements * both),
-    )
-
-
-def _linear(state: Lowering, node: Node, tail: Node) -> bool:
-    source = node.inputs[0]
-    read = state.graph.by_name[source].elements
-    if node.layer in state.quantized_layers:
-        state.read(source, INTEGER)
-        state.kernels.append(replace(_weighted(node, "qgemm"), in_elements=read))
-        rounded = tail.name in state.rounded
-        state.write(node, INTEGER if rounded else FLOAT)
-        return rounded
-    state.read(source, FLOAT)
-    state.kernels.append(replace(_weighted(node, "gemm"), in_elements=read))
-    state.write(node, FLOAT)
-    return True
-
-
-def _product(state: Lowering, node: Node) -> bool:
-    """A linear over sequences: ``MatMul`` and an addition, which integer products rounded at run time take in."""
-    source = node.inputs[0]
-    read = state.graph.by_name[source].elements
-    kernel = replace(_weighted(node, "matmul"), in_elements=read)
-    if node.layer in state.dynamic_layers:
-        state.read(source, FLOAT)
-        shared = sum(user.layer in state.dynamic_layers for user in state.graph.users[source]) > 1
-        if shared and source not in state.rounded_at_run_time:
-            state.kernels.append(Kernel("dynamic_quantize", (source,), in_elements=read, out_elements=read))
-            state.rounded_at_run_time.add(source)
-        state.kernels.append(replace(kernel, op="matmul_integer" if shared else "dynamic_matmul"))
-    else:
-        quantized = node.layer in state.quantized_layers
-        state.read(source, INTEGER if quantized else FLOAT)
-        if quantized and not node.has_bias and _only_rounded(state, node):
-            state.kernels.append(replace(kernel, op="qlinear_matmul"))
-            state.write(node, INTEGER)
-            return False
-        state.kernels.append(replace(kernel, op="matmul_integer" if quantized else "matmul"))
-        user = state.graph.sole_user(node.name)
-        if node.has_bias and not (user is not None and user.op == "gelu"):
-            state.kernels.append(
-                Kernel(
-                    spread("add", node.elements + node.outputs, node.elements),
-                    (node.name,),
-                    in_elements=node.elements + node.outputs,
-                    out_elements=node.elements,
-                )
-            )
-    state.write(node, FLOAT)
-    return False
-
-
-def _only_rounded(state: Lowering, node: Node) -> bool:
-    """Whether all that reads a product are products that round it, on one calibrated grid."""
-    users = state.graph.users[node.name]
-    return bool(users) and all(user.op == "linear" and user.layer in state.quantized_layers for user in users)
-
-
-def _transposed_conv(state: Lowering, node: Node) -> None:
-    state.read(node.inputs[0], FLOAT)
-    read = state.graph.by_name[node.inputs[0]].elements
-    op = convolution("conv_transpose", node.groups, node.weight_shape[1])
-    state.kernels.append(replace(_weighted(node, op), in_elements=read))
-    state.write(node, FLOAT)
-
-
-def _lookup(state: Lowering, node: Node) -> None:
-    """An embedding; one of integers also looks its scales up and multiplies."""
-    rows = node.elements // max(1, node.outputs)
-    table = Kernel("gather", (node.layer or node.name,), in_elements=node.elements, out_elements=node.elements)
-    state.kernels.append(table)
-    if node.layer in state.integer_tables:
-        state.kernels.append(replace(table, in_elements=rows, out_elements=rows))
-        state.kernels.append(replace(table, op="elementwise"))
-        state.kernels.append(
-            replace(
-                table, op=spread("elementwise", node.elements + rows, node.elements), in_elements=node.elements + rows
-            )
-        )
-    state.write(node, FLOAT)
-
-
-def _attention(state: Lowering, node: Node) -> None:
-    """One operator: two products with a softmax between. A file with weights of 2 bits has them one by one."""
-    for name in node.inputs:
-        state.read(name, FLOAT)
-    query, key, *_ = (state.graph.by_name[name] for name in node.inputs)
-    tokens, width = abs(key.shape[-2]), abs(query.shape[-1])
-    scores = query.elements // width * tokens
-    here, out = (node.name,), node.elements
-    if state.attention_operator:
-        read = sum(state.graph.by_name[name].elements for name in node.inputs)
-        state.kernels.append(
-            Kernel("attention", here, macs=2 * out * tokens, in_elements=read, out_elements=out, inner=width)
-        )
-    else:
-        between = Kernel("elementwise", here, in_elements=scores, out_elements=scores)
-        keys = Kernel("transpose", here, in_elements=key.elements, out_elements=key.elements, inner=tokens)
-        first = Kernel("matmul", here, scores * width, query.elements + key.elements, scores, inner=tokens)
-        last = Kernel("matmul", here, out * tokens, scores + key.elements, out, inner=width)
-        masked = [replace(between, op="add", in_elements=2 * scores)] if len(node.inputs) > 3 else []
-        # NaNs of rows that are masked altogether are looked for and replaced.
-        state.kernels += [keys, first, *masked, replace(between, op="softmax", inner=tokens), between, between, last]
-    state.write(node, FLOAT)
 
 
 def _batch_norm(state: Lowering, node: Node) -> bool:
@@ -468,9 +311,9 @@ def _pool_form(state: Lowering, node: Node) -> Form:
 
 
 _OWN: dict[str, Callable[[Lowering, Node], None]] = {
-    "conv_transpose2d": _transposed_conv,
-    "embedding": _lookup,
-    "scaled_dot_product_attention": _attention,
+    "conv_transpose2d": lower_transposed_conv,
+    "embedding": lower_lookup,
+    "scaled_dot_product_attention": lower_attention,
     "cat": _cat,
     "concat": _cat,
 }

@@ -13,7 +13,7 @@ import torch
 from autocomp.errors import WorkError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import OutputForm
-from autocomp.hardware.runtimes.onnxruntime import LoadedModel, load
+from autocomp.hardware.runtimes.onnxruntime import LoadedModel, load, reference_run
 from autocomp.hardware.timing import Timing, TimingSettings, measure
 from autocomp.plan import Plan
 from autocomp.run import Json
@@ -82,7 +82,8 @@ def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress
         file = load(model, bench.target.threads)
         candidates[str(number)] = lambda file=file: file.run(*inputs)  # type: ignore[misc]
     tell = None if progress is None else lambda done, of: progress(done, of, "timing")
-    return {int(name): timing for name, timing in measure(candidates, SETTINGS, tell).items()}
+    timings = measure(candidates, SETTINGS, tell, reference=reference_run(bench.target.threads))
+    return {int(name): timing for name, timing in timings.items()}
 
 
 def _example(bench: Workbench) -> list[npt.NDArray[np.generic]]:

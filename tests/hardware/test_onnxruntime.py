@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from autocomp.errors import MeasurementError, RequestError
-from autocomp.hardware.runtimes.onnxruntime import example_arrays, load, optimized_ops, profile
+from autocomp.hardware.runtimes.onnxruntime import example_arrays, load, optimized_ops, profile, reference_run
 from autocomp.hardware.runtimes.profiled import NodeEvents, NodeTime, join, lower_half_mean, name_nodes
 
 Array = npt.NDArray[Any]
@@ -370,3 +370,11 @@ def test_a_profile_of_other_nodes_is_an_error() -> None:
 def test_the_lower_half_is_never_above_the_median(found: list[float]) -> None:
     mean = lower_half_mean(found)
     assert min(found) * (1 - 1e-9) <= mean <= float(np.median(found)) * (1 + 1e-9)
+
+
+def test_the_reference_runs_and_is_the_same_every_time() -> None:
+    first, again = reference_run(1)(), reference_run(1)()
+    assert isinstance(first, list)
+    assert isinstance(again, list)
+    np.testing.assert_array_equal(first[0], again[0])
+    assert np.isfinite(first[0]).all()

@@ -45,12 +45,12 @@ class OptimizedNode:
 class NodeTime:
     """One node of the compiled graph, with what its kernel's time depends on.
 
-    All shapes are in NCHW order; ``layout`` says how the kernel's result truly lies in memory, ``input_layout`` what it
-    reads first. ``nchwc`` (channels in
-    blocks) has its channels padded to whole blocks, and so have the shapes. ``input_shapes`` counts every input that
-    is there, initializers too. ``weight_shape`` is (out, in / group, kernel…) for convolutions and (in, out) for
-    matrix products, however the weight is stored; None where there is no constant weight. ``dtype`` is that of the
-    first input that is not constant, in numpy's words. ``time_us`` is the mean of the lower half of ``runs`` times.
+    All shapes are in NCHW order; ``layout`` says how the kernel's result truly lies in memory, ``input_layout`` how the
+    first input that is not constant does. ``nchwc`` (channels in blocks) has its channels padded to whole blocks, and so
+    have the shapes. ``input_shapes`` counts every input that is there, initializers too. ``weight_shape`` is (out, in /
+    group, kernel…) for convolutions and (in, out) for matrix products, however the weight is stored; None where there is
+    no constant weight. ``dtype`` is that of the first input that is not constant, in numpy's words. ``time_us`` is the
+    mean of the lower half of ``runs`` times.
     """
 
     op: str
