@@ -148,12 +148,14 @@ def _batch_norm(state: Lowering, node: Node) -> bool:
     """One that was not folded. What lies in blocks is normalized by a convolution of one weight a channel."""
     source, channels = node.inputs[0], node.shape[1]
     if state.born(source, BLOCKED):
+        channels = math.ceil(channels / state.block) * state.block  # whole blocks are computed
+        elements = node.elements // node.shape[1] * channels
         kernel = Kernel(
             convolution("conv_nchwc", channels, 1),
             (node.name,),
-            macs=node.elements,
-            in_elements=node.elements,
-            out_elements=node.elements,
+            macs=elements,
+            in_elements=elements,
+            out_elements=elements,
             weight_elements=channels,
             groups=channels,
         )
