@@ -36,7 +36,7 @@ FEWEST_SAMPLES = 3
 #: Samples that hyperparameters are searched on; the model itself is conditioned on all.
 SEARCH_SAMPLES = 300
 #: A file counts where the reference was not slower than this times its low quantile.
-QUIET, QUIET_QUANTILE = 1.02, 0.1
+QUIET, QUIET_QUANTILE = 1.05, 0.1
 #: In a file of so many, one kernel at least does next to nothing.
 MANY_KERNELS = 20
 #: A profile that says so many times more than the file takes was disturbed.
