@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -127,15 +127,18 @@ def prepare(
     with torch.no_grad():
         outputs = OutputForm.of(folded(*example_inputs))
     taken = Prepared(folded, example, Inventory((), (), (), graph, find_blocks(graph)), couplings, heads, outputs)
-    return _with_groups(_with_sound_shapes(_with_groups(taken, order, reasons)), order, reasons)
+    called = _called(folded, example_inputs)
+    grouped = _with_groups(taken, order, reasons, called)
+    return _with_groups(_with_sound_shapes(grouped), order, reasons, called)
 
 
-def _with_groups(prepared: Prepared, order: Sequence[str], reasons: Mapping[str, str]) -> Prepared:
+def _with_groups(
+    prepared: Prepared, order: Sequence[str], reasons: Mapping[str, str], called: Collection[str]
+) -> Prepared:
     """The inventory of what was found."""
     channels = tuple(one.group for one in prepared.couplings)
     heads = tuple(one.group for one in prepared.heads)
     known = tuple(group for group in heads if group.producers)
-    called = _called(prepared.model, prepared.example.inputs)
     layers = tuple(
         replace(layer, called=layer.name in called)
         for layer in layers_of(prepared.inventory.graph, channels)

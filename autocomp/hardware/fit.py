@@ -74,12 +74,12 @@ def fit(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) ->
     Raises:
         MeasurementError: too few networks, or too different ones.
     """
+    networks = undisturbed(networks)
     if len(networks) < FEWEST_NETWORKS:
         raise MeasurementError(
             f"a latency model needs at least {FEWEST_NETWORKS} measured networks; got {len(networks)}; "
             "give a larger --budget, or a quieter machine"
         )
-    networks = undisturbed(networks)
     return replace(_fit(networks, repeatability), held_out=_held_out(networks, repeatability, note))
 
 
