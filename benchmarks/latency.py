@@ -27,6 +27,7 @@ from types import MappingProxyType
 
 import numpy as np
 import torch
+from tables import write_table
 from torch import nn
 
 from autocomp.compress.apply import Prepared, apply, prepare
@@ -366,7 +367,7 @@ def score(names: Sequence[str], configs: Sequence[str]) -> None:
                         lines.append(line(config, name, "warm", [warm[one.name] for one in part], true))
     for each in lines:
         print(each)
-    write_rows(REFERENCE / "latency_onnxruntime.csv", [asdict(each) for each in lines])
+    write_table(REFERENCE / "latency_onnxruntime.csv", [asdict(each) for each in lines])
 
 
 def warmed(
@@ -420,14 +421,7 @@ def lowering(names: Sequence[str]) -> None:
             )
         print(row, flush=True)
         rows.append(asdict(row))
-    write_rows(REFERENCE / "latency_lowering.csv", rows)
-
-
-def write_rows(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(REFERENCE / "latency_lowering.csv", rows)
 
 
 def main() -> None:

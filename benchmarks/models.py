@@ -27,6 +27,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from tables import write_table
 from torch import nn
 
 import autocomp
@@ -290,7 +291,7 @@ def baselines(data: Path, names: Sequence[str]) -> None:
     for name in names:
         print(name, flush=True)
         rows += baselines_of(load_task(name, print, None if name == "digits" else data))
-        write(REFERENCE / "models_baselines.csv", [asdict(row) for row in rows])
+        write_table(REFERENCE / "models_baselines.csv", [asdict(row) for row in rows])
     for row in rows:
         print(row)
 
@@ -456,15 +457,7 @@ def append(path: Path, row: Mapping[str, object]) -> None:
     """Add a row, or put it in the place of the one of the same name."""
     rows = list(csv.DictReader(path.open(encoding="utf-8"))) if path.exists() else []
     key = next(name for name in ("name", "task") if name in row)
-    write(path, [*(old for old in rows if old[key] != row[key]), row])
-
-
-def write(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    write_table(path, [*(old for old in rows if old[key] != row[key]), row])
 
 
 def main() -> None:

@@ -124,6 +124,12 @@ def spread(op: str, in_elements: int, out_elements: int) -> str:
     return f"{op}_broadcast" if small else op
 
 
+#: Kinds of kernels that only move values: they read no more than they write.
+MOVES = frozenset({"move", "slice", "pad", "gather"})
+
+#: Kinds of kernels whose time depends on how long the rows are.
+ROW_BY_ROW = frozenset({"transpose", "softmax", "layer_norm", "reduce"})
+
 #: Vector kernels compute whole groups of this many output channels, and pack this many inputs together.
 WIDE, NARROW = 16, 4
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from autocomp.compress.structure import Structure
 from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Graph, Node
-from autocomp.hardware.kernels import Kernel, convolution, in_company, spread
+from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution, in_company, spread
 from autocomp.hardware.layouts import BLOCKED, FLOAT, FLOAT_LAST, INTEGER, INTEGER_LAST, Form, Lowering
 from autocomp.hardware.weighted import (
     lower_attention,
@@ -66,12 +66,8 @@ KINDS = {
     **dict.fromkeys(("clamp_min", "clamp_max"), "activation"),
     "silu": "quick_gelu",
 }
-MOVES = {"move", "slice", "pad", "gather"}
 
 PADS = {"pad", "constant_pad_nd"}
-
-#: Kernels whose time depends on how long the rows are.
-ROW_BY_ROW = {"transpose", "softmax", "layer_norm", "reduce"}
 
 
 def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from autocomp.hardware.fitted import FASTEST_US, KernelSample
-from autocomp.hardware.kernels import Kernel, convolution, in_company, spread
+from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution, in_company, spread
 from autocomp.hardware.runtimes.profiled import NodeTime
 
 #: onnxruntime's operators → lowering's kinds of kernel. Blocked convolutions are told apart by their domain.
@@ -58,8 +58,6 @@ KINDS = {
     **dict.fromkeys(("Flatten", "Shape", "Size", "Identity", "Squeeze", "Unsqueeze"), "reshape"),
 }
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
-MOVES = {"move", "slice", "pad", "gather"}
-ROW_BY_ROW = {"layer_norm", "softmax", "transpose", "reduce"}
 POOLS = {"pool", "pool_nchwc", "pool_nhwc", "pool_integer"}
 _LINEAR = {"gemm", "qgemm", "matmul", "matmul_integer", "qlinear_matmul", "dynamic_matmul"}
 _WITH_WEIGHTS = {"conv", "conv_nchwc", "qlinear_conv", "conv_transpose"} | _LINEAR
