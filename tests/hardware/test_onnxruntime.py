@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from autocomp.errors import MeasurementError, RequestError
+from autocomp.hardware.graph_writer import GraphWriter
 from autocomp.hardware.runtimes.onnxruntime import example_arrays, load, optimized_ops, profile, reference_run
 from autocomp.hardware.runtimes.profiled import NodeEvents, NodeTime, join, lower_half_mean, name_nodes
 
@@ -378,3 +379,15 @@ def test_the_reference_runs_and_is_the_same_every_time() -> None:
     assert isinstance(again, list)
     np.testing.assert_array_equal(first[0], again[0])
     assert np.isfinite(first[0]).all()
+
+
+def test_a_file_can_be_computed_as_it_is_written() -> None:
+    """8-bit products of full range, which some CPUs' fused kernels saturate at."""
+    from onnx.reference import ReferenceEvaluator
+
+    writer = GraphWriter(seed=0, narrow_products=False)
+    file = writer.finish(writer.linear(writer.input((512,)), 16, integers=True))
+    x = np.full((2, 512), 2.5, np.float32)
+    (expected,) = ReferenceEvaluator(onnx.load_from_string(file)).run(None, {"x": x})
+    (computed,) = load(file, 1, as_written=True).run(x)
+    np.testing.assert_allclose(computed, np.asarray(expected), atol=0.03)  # a step, where a value lies between two

@@ -81,14 +81,21 @@ class LoadedModel:
         return [np.concatenate(parts)[:count] for parts in zip(*pieces)]
 
 
-def load(model: bytes | Path, threads: int) -> LoadedModel:
+def load(model: bytes | Path, threads: int, as_written: bool = False) -> LoadedModel:
     """A fresh session on ``threads`` threads, one operator at a time, on the CPU.
+
+    Args:
+        as_written: compute every operator as the file has it, rounded tensors in floats. That is what the file means on
+            any device; onnxruntime's fused 8-bit kernels add up in 16 bits, and saturate, on x86 without VNNI.
 
     Raises:
         RequestError: fewer than one thread.
         MeasurementError: onnxruntime cannot load the file.
     """
-    return _loaded(_session(model, _options(threads)))
+    options = _options(threads)
+    if as_written:
+        options.graph_optimization_level = _as_it_is()
+    return _loaded(_session(model, options))
 
 
 def example_arrays(
