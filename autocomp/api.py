@@ -411,7 +411,7 @@ def predict(
 ) -> Prediction:
     """The latency of a task's model under a plan (default: untouched), or of an ONNX file, kernel by kernel.
 
-    A file's kernels are those of the graph that onnxruntime compiles of it on this machine.
+    A file's kernels are those of the graph that the target's runtime compiles of it on this machine.
 
     Args:
         task: a task, or the path of an ``.onnx`` file.
@@ -420,8 +420,8 @@ def predict(
 
     Raises:
         UncoveredKernelError: the latency model does not know a kernel; names the layers.
-        RequestError: a file for a target that is not onnxruntime on this machine, or with a plan.
-        MeasurementError: onnxruntime cannot load the file.
+        RequestError: a file for a target that is not this machine, or with a plan.
+        MeasurementError: the runtime cannot load the file.
     """
     from autocomp.compress.apply import prepare
     from autocomp.compress.structure import restructure
@@ -438,18 +438,19 @@ def predict(
 
 
 def _predict_file(path: Path, target: Target, input_shapes: Sequence[tuple[int, ...]]) -> Prediction:
-    from autocomp.hardware.observed import file_kernels
-    from autocomp.hardware.runtimes.onnxruntime import example_arrays, load, profile
+    from autocomp.hardware.runtimes.runtime import cpu_runtime, example_arrays
 
-    if not (target.reachable and target.runtime == "onnxruntime"):
+    if not target.reachable:
         raise RequestError(
-            f"a file's kernels are read off onnxruntime's compiled graph on this machine; {target.name} runs "
-            f"{target.runtime}; give a task, or --target cpu"
+            f"a file's kernels are read off the graph that the runtime compiles of it on this machine; {target.name} runs "
+            f"{target.runtime}, elsewhere; give a task, or --target cpu"
         )
     if not path.is_file():
         raise RequestError(f"an ONNX file must exist; got {path}")
-    inputs = example_arrays(load(path, target.threads), target.batch, shapes=input_shapes)
-    return target.model.predict(file_kernels(profile(path, inputs, target.threads, runs=1)))
+    runtime = cpu_runtime(target.runtime)
+    inputs = example_arrays(runtime.load(path, target.threads), target.batch, shapes=input_shapes)
+    samples = runtime.kernel_samples(path, inputs, target.threads, runs=1)
+    return target.model.predict([sample.kernel for sample in samples])
 
 
 def export(task: Task, plan: Plan, path: str | Path, *, target: Target | str) -> Path:

@@ -220,7 +220,7 @@ def calibrate(
     if like.fingerprint is None or budget_s is None:
         raise RequestError(f"only a target on this machine can be calibrated here; got {target}; use cpu")
     threads, batch = threads_and_batch(like, threads, batch)
-    folder = out or calibrated_folder(like.file.name, this_machine(), threads, batch)
+    folder = out or calibrated_folder(like.file.name, this_machine(like.file.runtime), threads, batch)
     with Progress() as progress:
         profile = calibrate_profile(like, folder, budget_s, threads, batch, calibrating(progress))
         held_out = profile.model().held_out

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import copyreg
 import csv
+import itertools
 import pickle
 import random
 import time
@@ -34,14 +35,14 @@ from autocomp.compress.apply import Prepared, apply, prepare
 from autocomp.compress.quantize import Numerics
 from autocomp.compress.structure import Structure, restructure
 from autocomp.export.to_onnx import export_onnx
+from autocomp.hardware import lowering_openvino
 from autocomp.hardware.calibrate import narrow_products, nchwc_block
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.lowering import lower
-from autocomp.hardware.observed import file_kernels
 from autocomp.hardware.resolve import resolve_target
-from autocomp.hardware.runtimes.onnxruntime import load, profile, reference_run
+from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import TimingSettings, measure
 from autocomp.hardware.warm import MeasuredFile, WarmModel
 from autocomp.inventory import Inventory
@@ -54,12 +55,18 @@ WORK = ROOT / "results" / "latency"
 REFERENCE = ROOT / "results" / "reference"
 
 PLANS = 30
-CONFIGS = {"t1b1": (1, 1), "t2b1": (2, 1), "t1b8": (1, 8), "t2b8": (2, 8)}
+RUNTIMES = ("onnxruntime", "openvino")
+CONFIGS = {
+    f"{runtime}-t{threads}b{batch}": (runtime, threads, batch)
+    for runtime in RUNTIMES
+    for threads, batch in ((1, 1), (2, 1), (1, 8), (2, 8))
+}
+TARGETS = {"onnxruntime": "cpu", "openvino": "cpu-openvino"}
 #: Two sittings agree where they differ by less than this.
 AGREEMENT = 0.03
 #: Files of a network that its model is corrected with.
 WARM_FILES = 30
-SETTINGS = TimingSettings(repeats=30, max_rounds=14)
+SETTINGS = TimingSettings(repeats=20, max_rounds=24)
 
 
 class Plain(nn.Module):
@@ -190,16 +197,17 @@ def random_plan(inventory: Inventory, seed: str) -> Plan:
 
 @dataclass(frozen=True)
 class Written:
-    """A file, the structure it was written from, and its inputs at batch 1."""
+    """A file for one runtime, the structure it was written from, and its inputs at batch 1."""
 
     name: str
     architecture: str
+    runtime: str
     structure: Structure
     inputs: tuple[np.ndarray, ...]
 
     @property
     def path(self) -> Path:
-        return WORK / f"{self.name}.onnx"
+        return WORK / self.runtime / f"{self.name}.onnx"
 
 
 # Plans and structures keep their mappings read-only, which pickle does not know.
@@ -211,7 +219,9 @@ copyreg.pickle(MappingProxyType, lambda mapping: (read_only, (dict(mapping),)))
 
 
 def write(names: Sequence[str], plans: int) -> None:
-    WORK.mkdir(parents=True, exist_ok=True)
+    """For onnxruntime packed files; for openvino plain ones, which round nothing at run time."""
+    for runtime in RUNTIMES:
+        (WORK / runtime).mkdir(parents=True, exist_ok=True)
     numerics = Numerics(narrow_products=narrow_products(this_machine()))
     for name in names:
         prepared = prepared_network(name)
@@ -224,30 +234,46 @@ def write(names: Sequence[str], plans: int) -> None:
         written = []
         for number in range(plans):
             plan = Plan() if number == 0 else random_plan(prepared.inventory, f"{name}/{number}")
-            file = export_onnx(apply(prepared, plan, [batch], numerics), packed=True)
-            structure = restructure(prepared.inventory, plan, numerics)
-            written.append(Written(f"{name}-{number}", name, structure, tuple(x.numpy() for x in inputs)))
-            written[-1].path.write_bytes(file)
-            print(written[-1].name, len(file), flush=True)
+            compressed = apply(prepared, plan, [batch], numerics)
+            for runtime in RUNTIMES:
+                fitting = calibrated(plan) if runtime == "openvino" else plan
+                if fitting != plan:
+                    compressed = apply(prepared, fitting, [batch], numerics)
+                structure = restructure(prepared.inventory, fitting, numerics)
+                arrays = tuple(x.numpy() for x in inputs)
+                written.append(Written(f"{name}-{number}", name, runtime, structure, arrays))
+                written[-1].path.write_bytes(export_onnx(compressed, packed=runtime == "onnxruntime"))
+            print(written[-1].name, flush=True)
         (WORK / f"{name}.pickle").write_bytes(pickle.dumps(written))
 
 
-def files(names: Sequence[str]) -> Iterator[Written]:
+def calibrated(plan: Plan) -> Plan:
+    """The plan without grids of the moment."""
+    layers = {
+        name: replace(layer, format=layer.format and replace(layer.format, dynamic=False))
+        for name, layer in plan.layers.items()
+    }
+    return replace(plan, layers=layers)
+
+
+def files(names: Sequence[str], runtime: str) -> Iterator[Written]:
     for name in names:
-        yield from pickle.loads((WORK / f"{name}.pickle").read_bytes())
+        yield from (one for one in pickle.loads((WORK / f"{name}.pickle").read_bytes()) if one.runtime == runtime)
 
 
 def time_files(sitting: int, configs: Sequence[str], names: Sequence[str]) -> None:
     path = WORK / f"sitting-{sitting}.csv"
     for config in configs:
-        threads, batch = CONFIGS[config]
+        runtime, threads, batch = CONFIGS[config]
+        runs = cpu_runtime(runtime)
         for name in names:
-            candidates = {}
-            for one in files([name]):
-                session = load(one.path.read_bytes(), threads)
-                inputs = [np.repeat(x, batch, axis=0) for x in one.inputs]
-                candidates[one.name] = partial(session.run, *inputs)
-            timings = measure(candidates, SETTINGS, reference=reference_run(threads))
+            candidates = {
+                one.name: partial(
+                    loaded_run, runs, one.path, threads, [np.repeat(x, batch, axis=0) for x in one.inputs]
+                )
+                for one in files([name], runtime)
+            }
+            timings = measure(candidates, SETTINGS, reference=reference_run(runs, threads))
             with path.open("a", newline="", encoding="utf-8") as file:
                 writer = csv.writer(file, lineterminator="\n")
                 for label, timing in timings.items():
@@ -333,10 +359,10 @@ def scaled(values: Sequence[float], true: Sequence[float]) -> list[float]:
 def score(names: Sequence[str], configs: Sequence[str]) -> None:
     lines: list[Line] = []
     for config in configs:
-        threads, batch = CONFIGS[config]
-        target = resolve_target("cpu", threads, batch, tell=print)
+        runtime, threads, batch = CONFIGS[config]
+        target = resolve_target(TARGETS[runtime], threads, batch, tell=print)
         known = truths(config)
-        written = [one for one in files(names) if one.name in known]
+        written = [one for one in files(names, runtime) if one.name in known]
         kernels = {one.name: target.lower(one.structure) for one in written}
         cold = {name: target.model.predict(each).latency_ms for name, each in kernels.items()}
         warm = warmed(written, kernels, known, target.model)
@@ -367,7 +393,7 @@ def score(names: Sequence[str], configs: Sequence[str]) -> None:
                         lines.append(line(config, name, "warm", [warm[one.name] for one in part], true))
     for each in lines:
         print(each)
-    write_table(REFERENCE / "latency_onnxruntime.csv", [asdict(each) for each in lines])
+    write_table(REFERENCE / "latency_error.csv", [asdict(each) for each in lines])
 
 
 def warmed(
@@ -390,9 +416,10 @@ def warmed(
 
 @dataclass(frozen=True)
 class Foreseen:
-    """How many of the kernels that onnxruntime compiles for an architecture's files were foreseen, every number of them
+    """How many of the kernels that a runtime compiles for an architecture's files were foreseen, every number of them
     right, how many were foreseen that it does not have, and in how many files all is right."""
 
+    runtime: str
     architecture: str
     files: int
     kernels: int
@@ -404,14 +431,19 @@ class Foreseen:
 def lowering(names: Sequence[str]) -> None:
     here = this_machine()
     rows = []
-    for name in names:
-        row = Foreseen(name, 0, 0, 0, 0, 0)
-        for one in files([name]):
-            found = lower(one.structure, 1, nchwc_block(here))
-            nodes = profile(one.path.read_bytes(), [*one.inputs], threads=1, runs=1)
-            expected = Counter(replace(kernel, sources=()) for kernel in file_kernels(nodes))
+    for runtime, name in itertools.product(RUNTIMES, names):
+        row = Foreseen(runtime, name, 0, 0, 0, 0, 0)
+        for one in files([name], runtime):
+            found = (
+                lowering_openvino.lower(one.structure, 1)
+                if runtime == "openvino"
+                else lower(one.structure, 1, nchwc_block(here))
+            )
+            samples = cpu_runtime(runtime).kernel_samples(one.path, [*one.inputs], threads=1, runs=1)
+            expected = Counter(replace(sample.kernel, sources=()) for sample in samples)
             actual = Counter(replace(kernel, sources=()) for kernel in found)
             row = Foreseen(
+                runtime,
                 name,
                 row.files + 1,
                 row.kernels + expected.total(),

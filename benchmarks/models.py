@@ -42,8 +42,10 @@ from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import copied, export_program, graph_module
 from autocomp.hardware.calibrate import narrow_products
 from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.runtimes import onnxruntime
 from autocomp.hardware.runtimes.onnxruntime import load
-from autocomp.hardware.timing import TimingSettings, measure
+from autocomp.hardware.runtimes.runtime import batch_outputs, loaded_run, reference_run
+from autocomp.hardware.timing import measure
 from autocomp.inventory import Inventory
 from autocomp.plan import WEIGHT_BITS, Format, LayerPlan, Plan, Rank, Sparsity
 from autocomp.search.verify import predictor
@@ -227,7 +229,7 @@ def random_plan(inventory: Inventory, seed: int, rounded: bool) -> Plan:
 
 def errors(compressed: Compressed, file: bytes, images: torch.Tensor) -> tuple[float, float]:
     """How far the file is from the simulated model, and at most the simulated model from itself."""
-    given = flat(load(file, 1).outputs(images.numpy()))
+    given = flat(batch_outputs(load(file, 1), images.numpy()))
     doubled = copied(compressed.model).double()
     with torch.no_grad():
         simulated = flat_output(compressed.model(images))
@@ -315,8 +317,8 @@ def baselines_of(task: Task) -> list[Baseline]:
     sessions = {name: load(file, 1) for name, file in files.items()}
     inputs = [tensor.numpy() for tensor in task.example_inputs]
     timings = measure(
-        {name: partial(session.run, *inputs) for name, session in sessions.items()},
-        TimingSettings(max_rounds=20),
+        {name: partial(loaded_run, onnxruntime, file, 1, inputs) for name, file in files.items()},
+        reference=reference_run(onnxruntime, 1),
     )
     return [
         Baseline(
@@ -325,7 +327,7 @@ def baselines_of(task: Task) -> list[Baseline]:
             round(task.evaluate(predictor(sessions[name], prepared.outputs), "test").value, 3),
             len(file),
             round(timings[name].latency_ms, 4),
-            round(timings[name].spread, 4),
+            round(timings[name].error, 4),
             timings[name].settled,
         )
         for name, file in files.items()

@@ -18,6 +18,7 @@ from autocomp.compress.quantize import Numerics
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.runtimes.onnxruntime import load
+from autocomp.hardware.runtimes.runtime import batch_outputs
 from autocomp.inventory import Inventory, LayerInfo
 from autocomp.plan import WEIGHT_BITS, Format, LayerPlan, Plan, Rank, Sparsity
 
@@ -532,7 +533,7 @@ def exported(network: str, plan: Plan, packed: bool) -> bytes:
 
 def run_file(file: bytes, batch: Sequence[torch.Tensor]) -> torch.Tensor:
     """What a file gives for a batch, as one vector an example."""
-    arrays = load(file, threads=1).outputs(*(tensor.numpy() for tensor in batch))
+    arrays = batch_outputs(load(file, threads=1), *(tensor.numpy() for tensor in batch))
     return flat_output([torch.from_numpy(array) for array in arrays])
 
 

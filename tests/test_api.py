@@ -237,12 +237,13 @@ def test_a_plan_for_another_model_does_not_compress() -> None:
 
 def test_a_file_is_written_and_computes_what_the_model_computes(tmp_path: Path) -> None:
     from autocomp.hardware.runtimes.onnxruntime import load
+    from autocomp.hardware.runtimes.runtime import batch_outputs
 
     task = small_task.task()
     path = autocomp.export(task, PLAN, tmp_path / "model.onnx", target=made_target())
     simulated = autocomp.compress(task.model, PLAN, task.example_inputs, task.calibration).model
     ((batch,),) = task.calibration
-    (computed,) = load(path, 1).outputs(batch.numpy())
+    (computed,) = batch_outputs(load(path, 1), batch.numpy())
     np.testing.assert_allclose(computed, simulated(batch).detach().numpy(), atol=0.05)
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,7 @@ from autocomp.hardware.fingerprint import Fingerprint
 from autocomp.hardware.fit import MeasuredNetwork, fit
 from autocomp.hardware.fitted import FittedModel, KernelSample
 from autocomp.hardware.kernels import Kernel
-from autocomp.hardware.observed import samples_of
-from autocomp.hardware.runtimes.onnxruntime import load, profile, reference_run
+from autocomp.hardware.runtimes.runtime import Runtime, cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import Timing, TimingSettings, measure
 
 #: Rows of ``measurements.csv``: a file's latency, and a kernel in it that the profiler timed.
@@ -29,7 +30,7 @@ KERNEL_FIELDS = tuple(field.name for field in fields(Kernel) if field.name != "s
 COLUMNS = ("network", "row", *KERNEL_FIELDS, "time_us", "spread", "reference_us")
 
 #: Calibration wants many files more than it wants each to the last percent.
-SETTINGS = TimingSettings(repeats=30, max_rounds=8, tolerance=0.025)
+SETTINGS = TimingSettings(repeats=20, max_rounds=8, tolerance=0.025, patience_s=10.0)
 #: Runs of a file under the profiler.
 PROFILE_RUNS = 40
 
@@ -71,7 +72,7 @@ def calibrate(
         folder: where ``measurements.csv`` grows, file by file; an earlier one there is continued.
         budget_s: seconds for measuring, those of an earlier, interrupted calibration not counted.
         threads, batch: of the target.
-        here: this machine.
+        here: this machine, with the runtime to be calibrated.
         progress: called with the share done and a line of what was found.
 
     Raises:
@@ -81,7 +82,7 @@ def calibrate(
     path = folder / "measurements.csv"
     if path.exists() and (whole := _whole(text := path.read_text(encoding="utf-8"))) != text:
         path.write_text(whole, encoding="utf-8")
-    dropped = _measure(path, budget_s, threads, batch, here, seed, progress)
+    dropped = _measure(path, budget_s, _Conditions(cpu_runtime(here.runtime), threads, batch, here), seed, progress)
     networks = read_measurements(path) if path.exists() else ()
     repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
     if progress is not None:
@@ -90,23 +91,38 @@ def calibrate(
     return Calibration(fit(networks, repeatability, note), networks, dropped)
 
 
-def _measure(
-    path: Path, budget_s: float, threads: int, batch: int, here: Fingerprint, seed: int, progress: Progress | None
-) -> int:
+@dataclass(frozen=True)
+class _Conditions:
+    """What files are measured with."""
+
+    runtime: Runtime
+    threads: int
+    batch: int
+    here: Fingerprint
+
+
+def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress: Progress | None) -> int:
     """Append measured networks to ``path`` until the budget is spent; how many never settled."""
     done = read_measurements(path) if path.exists() else ()
     start = 1 + max((int(network.name.rsplit("-", 1)[1]) for network in done), default=-1)
     # Files of one network are measured side by side, so a network is begun whole.
-    source = specimens(seed, -(-start // FILES_PER_NETWORK) * FILES_PER_NETWORK, narrow_products(here))
+    source = specimens(
+        seed,
+        -(-start // FILES_PER_NETWORK) * FILES_PER_NETWORK,
+        narrow_products(how.here),
+        rounds_at_run_time=how.here.runtime == "onnxruntime",
+    )
     began, count, dropped = time.monotonic(), len(done), 0
+    quiet_ms = min((network.reference_us / 1e3 for network in done), default=math.inf)
     while (spent := time.monotonic() - began) < budget_s:
         group = [next(source) for _ in range(FILES_PER_NETWORK)]
-        timings = _time_group(group, threads, batch)
+        timings = _time_group(group, how, quiet_ms)
         rows: list[dict[str, object]] = []
         for specimen in group:
             timing = timings[specimen.name]
+            quiet_ms = min(quiet_ms, timing.reference_ms)
             if timing.settled:
-                rows.extend(_rows(specimen, timing, threads, batch))
+                rows.extend(_rows(specimen, timing, how))
                 count += 1
             else:
                 dropped += 1
@@ -117,12 +133,11 @@ def _measure(
     return dropped
 
 
-def _time_group(group: Sequence[Specimen], threads: int, batch: int) -> dict[str, Timing]:
-    candidates = {}
-    for specimen in group:
-        session, x = load(specimen.model, threads), _input(specimen, batch)
-        candidates[specimen.name] = lambda session=session, x=x: session.run(x)
-    return measure(candidates, SETTINGS, reference=reference_run(threads))
+def _time_group(group: Sequence[Specimen], how: _Conditions, quiet_ms: float) -> dict[str, Timing]:
+    candidates = {
+        one.name: partial(loaded_run, how.runtime, one.model, how.threads, [_input(one, how.batch)]) for one in group
+    }
+    return measure(candidates, SETTINGS, reference=reference_run(how.runtime, how.threads), quiet_ms=quiet_ms)
 
 
 def _input(specimen: Specimen, batch: int) -> npt.NDArray[Any]:
@@ -133,15 +148,16 @@ def _input(specimen: Specimen, batch: int) -> npt.NDArray[Any]:
     return noise.astype(np.float32)
 
 
-def _rows(specimen: Specimen, timing: Timing, threads: int, batch: int) -> Iterator[dict[str, object]]:
+def _rows(specimen: Specimen, timing: Timing, how: _Conditions) -> Iterator[dict[str, object]]:
     yield {
         "network": specimen.name,
         "row": FILE,
         "time_us": f"{timing.latency_ms * 1e3:.3f}",
-        "spread": f"{timing.spread:.4f}",
+        "spread": f"{timing.error:.4f}",
         "reference_us": f"{timing.reference_ms * 1e3:.3f}",
     }
-    for sample in samples_of(profile(specimen.model, [_input(specimen, batch)], threads, PROFILE_RUNS)):
+    inputs = [_input(specimen, how.batch)]
+    for sample in how.runtime.kernel_samples(specimen.model, inputs, how.threads, PROFILE_RUNS):
         time_us = f"{sample.time_us:.3f}"
         yield {"network": specimen.name, "row": NODE, **_kernel_cells(sample.kernel), "time_us": time_us}
 

@@ -81,19 +81,22 @@ class _Build:
         return self.writer.linear(x, outputs, self.is_integer(), relu)
 
 
-def specimens(seed: int, start: int, narrow_products: bool = False) -> Iterator[Specimen]:
+def specimens(
+    seed: int, start: int, narrow_products: bool = False, rounds_at_run_time: bool = True
+) -> Iterator[Specimen]:
     """Endless specimens, from number ``start`` on. Number ``n`` is the same in every process.
 
     Args:
         narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
+        rounds_at_run_time: whether some products round what they read on a grid of the moment.
     """
     number = start
     while True:
-        yield _specimen(seed, number, narrow_products)
+        yield _specimen(seed, number, narrow_products, rounds_at_run_time)
         number += 1
 
 
-def _specimen(seed: int, number: int, narrow_products: bool) -> Specimen:
+def _specimen(seed: int, number: int, narrow_products: bool, rounds_at_run_time: bool) -> Specimen:
     network, turn = divmod(number, FILES_PER_NETWORK)
     shapes, formats = random.Random(f"{seed}/network/{network}"), random.Random(f"{seed}/file/{number}")
     # The first file of a network is in floats, the next two in integers, the last a mixture.
@@ -104,7 +107,7 @@ def _specimen(seed: int, number: int, narrow_products: bool) -> Specimen:
         formats,
         network // len(FAMILIES),
         integers,
-        dynamic=(0.0, 0.0, 1.0, 0.7)[turn],
+        dynamic=(0.0, 0.0, 1.0, 0.7)[turn] if rounds_at_run_time else 0.0,
         split=formats.choice((0.0, 0.2, 0.5)),
     )
     family = FAMILIES[network % len(FAMILIES)]

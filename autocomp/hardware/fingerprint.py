@@ -8,6 +8,7 @@ import os
 import platform
 import re
 from dataclasses import asdict, dataclass
+from importlib import metadata
 from pathlib import Path
 
 from autocomp.errors import TargetError
@@ -34,6 +35,8 @@ KERNEL_FEATURES = {
     "sme": "sme",
 }
 
+_WORDS = ("cpu", "family", "model", "architecture", "runtime", "runtime_version")
+
 _CPUINFO = Path("/proc/cpuinfo")
 _BOARD = Path("/proc/device-tree/model")
 
@@ -44,7 +47,8 @@ class Fingerprint:
 
     ``family`` and ``model`` are the vendor's numbers as the system writes them (on Arm: implementer and part, several
     parts joined by ``+``); empty where the system does not say. ``features`` are sorted names out of
-    :data:`KERNEL_FEATURES`. ``logical_cores`` counts those that this process may run on.
+    :data:`KERNEL_FEATURES`. ``logical_cores`` counts those that this process may run on. ``runtime`` is the name of its
+    package.
     """
 
     cpu: str
@@ -53,7 +57,8 @@ class Fingerprint:
     architecture: str
     features: tuple[str, ...]
     logical_cores: int
-    onnxruntime: str
+    runtime: str
+    runtime_version: str
 
     def to_json(self) -> str:
         """Canonical JSON: the same fingerprint gives the same text."""
@@ -71,7 +76,7 @@ class Fingerprint:
             if not all(isinstance(feature, str) for feature in document["features"]):
                 raise TypeError("features must be names")
             return Fingerprint(
-                **{key: str(document[key]) for key in ("cpu", "family", "model", "architecture", "onnxruntime")},
+                **{key: str(document[key]) for key in _WORDS},
                 features=tuple(sorted(document["features"])),
                 logical_cores=int(document["logical_cores"]),
             )
@@ -87,25 +92,44 @@ class Fingerprint:
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]
 
 
-def this_machine() -> Fingerprint:
-    """The fingerprint of the machine this runs on.
+def this_machine(runtime: str = "onnxruntime") -> Fingerprint:
+    """The fingerprint of the machine this runs on, with that runtime.
 
     Linux says it all; elsewhere :mod:`platform` gives the CPU's name and architecture, and the features stay empty.
-    """
-    import onnxruntime
 
-    machine, cores, version = platform.machine(), _usable_cores(), str(onnxruntime.__version__)
+    Raises:
+        TargetError: the runtime is not installed.
+    """
+    machine, cores, version = platform.machine(), _usable_cores(), (runtime, installed_version(runtime))
     if _CPUINFO.exists():
         board = _BOARD.read_text(encoding="utf-8", errors="replace").strip("\0\n ") if _BOARD.exists() else ""
         return from_cpuinfo(_CPUINFO.read_text(encoding="utf-8", errors="replace"), machine, cores, version, board)
     name = platform.processor() or machine or "unknown"
-    return Fingerprint(name, "", "", machine, (), cores, version)
+    return Fingerprint(name, "", "", machine, (), cores, *version)
 
 
-def from_cpuinfo(text: str, architecture: str, logical_cores: int, onnxruntime: str, board: str = "") -> Fingerprint:
+def installed_version(runtime: str) -> str:
+    """The version of a runtime's package.
+
+    Raises:
+        TargetError: it is not installed.
+    """
+    try:
+        return metadata.version(runtime)
+    except metadata.PackageNotFoundError as error:
+        raise TargetError(
+            f"the target's runtime must be installed; {runtime} is not; pip install 'autocomp[{runtime}]', or choose "
+            "another --target"
+        ) from error
+
+
+def from_cpuinfo(
+    text: str, architecture: str, logical_cores: int, runtime: tuple[str, str], board: str = ""
+) -> Fingerprint:
     """The fingerprint in the text of Linux's ``/proc/cpuinfo``.
 
-    On Arm that text seldom names the CPU; ``board``, the device tree's model, stands in for its name.
+    ``runtime`` is a name and a version. On Arm that text seldom names the CPU; ``board``, the device tree's model, stands
+    in for its name.
     """
     entries: dict[str, list[str]] = {}
     for line in text.splitlines():
@@ -129,7 +153,8 @@ def from_cpuinfo(text: str, architecture: str, logical_cores: int, onnxruntime: 
         architecture=architecture,
         features=tuple(sorted({ours for theirs, ours in KERNEL_FEATURES.items() if theirs in flags})),
         logical_cores=logical_cores,
-        onnxruntime=onnxruntime,
+        runtime=runtime[0],
+        runtime_version=runtime[1],
     )
 
 
@@ -149,8 +174,8 @@ def mismatch(profile: Fingerprint, here: Fingerprint, threads: int = 1) -> list[
         words.append(f"without {', '.join(missing)}")
     if added:
         words.append(f"with {', '.join(added)} besides")
-    if _minor(profile.onnxruntime) != _minor(here.onnxruntime):
-        words.append(f"onnxruntime {here.onnxruntime} instead of {profile.onnxruntime}")
+    if (profile.runtime, _minor(profile.runtime_version)) != (here.runtime, _minor(here.runtime_version)):
+        words.append(f"{here.runtime} {here.runtime_version} instead of {profile.runtime} {profile.runtime_version}")
     if here.logical_cores < threads:
         words.append(f"{here.logical_cores} cores for {threads} threads")
     return words

@@ -97,7 +97,7 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
             if fused[node.name] in state.conv_at:
                 state.conv_at[node.name] = state.conv_at[fused[node.name]]
             continue
-        if node.op in FREE or _changes_nothing(graph, node):
+        if node.op in FREE or changes_nothing(graph, node):
             if node.inputs:
                 state.forms[node.name] = state.forms[node.inputs[0]]
             else:
@@ -111,7 +111,7 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
     return in_company(kernel.batched(batch) for kernel in state.kernels)
 
 
-def _changes_nothing(graph: Graph, node: Node) -> bool:
+def changes_nothing(graph: Graph, node: Node) -> bool:
     """A slice along some axis of all of it, as ``x[:, :, ::2]`` has two, and one tensor joined to no other."""
     return (
         node.op in {"slice", "cat", "concat"}

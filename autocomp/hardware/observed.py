@@ -136,16 +136,6 @@ def kernel_of(node: NodeTime) -> Kernel | None:
     )
 
 
-def file_kernels(nodes: Iterable[NodeTime]) -> tuple[Kernel, ...]:
-    """The kernels of a compiled graph; one that lowering never predicts keeps the runtime's name, so that a latency
-    model can say that it does not know it."""
-    return in_company(
-        kernel_of(node) or Kernel(f"{node.domain}.{node.op}".lstrip("."), (node.name,))
-        for node in nodes
-        if node.output_shapes
-    )
-
-
 def _channels(node: NodeTime) -> int:
     """Of an image that is turned from channels first to channels last, or back; where the layout of what is turned is
     known, both shapes are told channels first."""
@@ -155,9 +145,12 @@ def _channels(node: NodeTime) -> int:
 
 
 def samples_of(nodes: Iterable[NodeTime]) -> tuple[KernelSample, ...]:
-    """The kernels of a profiled file with their times, the profiler's own cost included."""
-    known = [(kernel, node.time_us) for node in nodes if (kernel := kernel_of(node)) is not None]
-    kernels = in_company(kernel for kernel, _ in known)
+    """The kernels of a profiled file with their times, the profiler's own cost included. One that lowering never predicts
+    keeps the runtime's name, so that a latency model can say that it does not know it."""
+    done = [node for node in nodes if node.output_shapes]
+    kernels = in_company(
+        kernel_of(node) or Kernel(f"{node.domain}.{node.op}".lstrip("."), (node.name,)) for node in done
+    )
     return tuple(
-        KernelSample(kernel, max(FASTEST_US, time_us)) for kernel, (_, time_us) in zip(kernels, known, strict=True)
+        KernelSample(kernel, max(FASTEST_US, node.time_us)) for kernel, node in zip(kernels, done, strict=True)
     )

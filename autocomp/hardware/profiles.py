@@ -18,14 +18,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autocomp.compress.quantize import Numerics
 from autocomp.errors import TargetError, did_you_mean
-from autocomp.hardware import lowering, tensorrt
+from autocomp.hardware import lowering, lowering_openvino, tensorrt
 from autocomp.hardware.calibrate import narrow_products, nchwc_block, read_measurements
 from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
 from autocomp.hardware.fit import samples_in_context, undisturbed
 from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.roofline import RooflineModel
-from autocomp.hardware.target import Artifact, Offer, Runtime, Target
+from autocomp.hardware.target import Artifact, Offer, RuntimeName, Target
 from autocomp.places import cache_folder, shipped_folder
 from autocomp.plan import Pattern
 from autocomp.space import Activations
@@ -55,7 +55,7 @@ class ProfileFile(_Strict):
     name: str
     aliases: tuple[str, ...] = ()
     device: str
-    runtime: Runtime
+    runtime: RuntimeName
     artifact: Artifact
     threads: int
     batch: int
@@ -102,8 +102,11 @@ class Profile:
         numerics = Numerics(**file.numerics.model_dump())
         if file.runtime == "tensorrt":
             lower = partial(tensorrt.lower, batch=batch)
+        elif file.runtime == "openvino":
+            lower = partial(lowering_openvino.lower, batch=batch)
+            numerics = replace(numerics, narrow_products=narrow_products(self.fingerprint or this_machine("openvino")))
         else:
-            machine = self.fingerprint or this_machine()
+            machine = self.fingerprint or this_machine(self.file.runtime)
             lower = partial(lowering.lower, batch=batch, block=nchwc_block(machine))
             numerics = replace(numerics, narrow_products=narrow_products(machine))
         return Target(
@@ -182,7 +185,7 @@ def why_not_here(profile: Profile, threads: int, batch: int) -> list[str]:
     expected = profile.fingerprint
     if expected is None:
         return []
-    reasons = mismatch(expected, this_machine(), threads)
+    reasons = mismatch(expected, this_machine(profile.file.runtime), threads)
     if threads != profile.file.threads:
         reasons.append(f"threads: the profile has {profile.file.threads}, asked for {threads}")
     if batch != profile.file.batch:

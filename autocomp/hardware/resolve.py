@@ -74,7 +74,7 @@ def profile_here(profile: Profile, threads: int, batch: int) -> Profile:
     """The calibration of this machine that is kept, where there is one; else the given profile."""
     if profile.fingerprint is None:
         return profile
-    folder = calibrated_folder(profile.file.name, this_machine(), threads, batch)
+    folder = calibrated_folder(profile.file.name, this_machine(profile.file.runtime), threads, batch)
     return read_profile(folder) if (folder / "profile.yaml").is_file() else profile
 
 
@@ -86,7 +86,7 @@ def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, pr
     reasons = why_not_here(profile, threads, batch)
     if not reasons:
         return profile
-    folder = calibrated_folder(profile.file.name, this_machine(), threads, batch)
+    folder = calibrated_folder(profile.file.name, this_machine(profile.file.runtime), threads, batch)
     tell(
         f"target {profile.file.name}: the shipped profile does not hold here ({'; '.join(reasons)}); "
         f"calibrating this machine first, {FIRST_BUDGET_S:.0f} s; kept in {folder}"
@@ -106,7 +106,7 @@ def calibrate_profile(
         RequestError: the folder holds measurements of another machine, or with other threads or batch.
         MeasurementError: too few files settled.
     """
-    here = this_machine()
+    here = this_machine(like.file.runtime)
     _begin(folder, here, threads, batch)
     result = calibrate(folder, budget_s, threads, batch, here, progress=progress)
     (folder / "latency_model.json").write_text(result.model.to_json() + "\n", encoding="utf-8")
@@ -164,14 +164,15 @@ Measured with `autocomp calibrate {like.file.name}` on {datetime.date.today().is
 | CPU | {here.cpu}, family {here.family or "?"}, model {here.model or "?"}, {here.architecture} |
 | features | {", ".join(here.features) or "unknown"} |
 | cores | {here.logical_cores} |
-| runtime | onnxruntime {here.onnxruntime}, stock settings |
+| runtime | {here.runtime} {here.runtime_version}, stock settings |
 | threads, batch | {threads}, {batch} |
 | files measured | {len(result.networks)}, of which {len(undisturbed(result.networks))} in quiet moments are fitted to \
 (and {result.dropped} of the last sitting that never settled, left out) |
-| repeatability | median spread of the three rounds that agreed: {result.model.repeatability:.1%} |
+| repeatability | median standard error of a latency: {result.model.repeatability:.1%} |
 | held-out error | {error} |
 
-`measurements.csv` has a row for every file (its latency: the 10th percentile of interleaved repeats, in rounds until
-three agree; the reference workload's time beside it), and for every node that the runtime's profiler timed in it.
+`measurements.csv` has a row for every file (its latency: the lower quartile of interleaved rounds, each a fresh
+load and the 10th percentile of its repeats; the reference workload's time beside it), and for every node that the
+runtime's profiler timed in it.
 `latency_model.json` is what was fitted to them; `profile.yaml` says on which machine they hold.
 """

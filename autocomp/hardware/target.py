@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from autocomp.compress.structure import Structure
     from autocomp.hardware.kernels import Kernel
 
-Runtime = Literal["onnxruntime", "tensorrt"]
+RuntimeName = Literal["onnxruntime", "openvino", "tensorrt"]
 Artifact = Literal["onnx", "onnx-packed"]
 
 
@@ -44,7 +44,7 @@ class Target:
 
     name: str
     device: str
-    runtime: Runtime
+    runtime: RuntimeName
     artifact: Artifact
     threads: int
     batch: int

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +14,8 @@ import torch
 from autocomp.errors import WorkError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import OutputForm
-from autocomp.hardware.runtimes.onnxruntime import LoadedModel, load, reference_run
+from autocomp.hardware.runtimes import onnxruntime
+from autocomp.hardware.runtimes.runtime import LoadedFile, batch_outputs, cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import Timing, TimingSettings, measure
 from autocomp.plan import Plan
 from autocomp.run import Json
@@ -24,7 +26,7 @@ from autocomp.trial import Cost
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-SETTINGS = TimingSettings(max_rounds=12)
+SETTINGS = TimingSettings(max_rounds=16)
 #: Standard errors either side of a 95 % interval.
 CONFIDENCE_Z = 1.96
 
@@ -46,12 +48,17 @@ def export_and_score(bench: Workbench, plan: Plan) -> Exported:
 
     Raises:
         ExportError: the file cannot be written.
-        MeasurementError: onnxruntime refuses the file.
+        MeasurementError: the runtime refuses the file.
     """
     compressed = bench.compress(plan)
     model = export_onnx(compressed, packed=bench.target.artifact == "onnx-packed")
     # A file for a device that is out of reach is scored by what it means, not by this machine's integer kernels.
-    file = load(model, bench.target.threads, as_written=not bench.target.reachable)
+    threads = bench.target.threads
+    file: LoadedFile = (
+        cpu_runtime(bench.target.runtime).load(model, threads)
+        if bench.target.reachable
+        else onnxruntime.load(model, threads, as_written=True)
+    )
     with torch.no_grad():
         simulated = bench.task.evaluate(compressed.model, "test")
     measured = bench.task.evaluate(predictor(file, bench.prepared.outputs), "test")
@@ -63,11 +70,11 @@ def export_and_score(bench: Workbench, plan: Plan) -> Exported:
     return Exported(plan, model, simulated, measured)
 
 
-def predictor(file: LoadedModel, outputs: OutputForm) -> Predict:
+def predictor(file: LoadedFile, outputs: OutputForm) -> Predict:
     """What an evaluation calls: tensors in, and out what the model gives, nested as the model nests it."""
 
     def predict(*inputs: torch.Tensor) -> object:
-        arrays = file.outputs(*[tensor.detach().cpu().numpy() for tensor in inputs])
+        arrays = batch_outputs(file, *[tensor.detach().cpu().numpy() for tensor in inputs])
         return outputs.filled([torch.from_numpy(array) for array in arrays])
 
     return predict
@@ -77,13 +84,10 @@ def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress
     """Interleaved timings of files at the target's batch and threads, by trial number. Empty where out of reach."""
     if not bench.target.reachable:
         return {}
-    inputs = _example(bench)
-    candidates: dict[str, Callable[[], object]] = {}
-    for number, model in models.items():
-        file = load(model, bench.target.threads)
-        candidates[str(number)] = lambda file=file: file.run(*inputs)  # type: ignore[misc]
+    runtime, threads, inputs = cpu_runtime(bench.target.runtime), bench.target.threads, _example(bench)
+    candidates = {str(number): partial(loaded_run, runtime, model, threads, inputs) for number, model in models.items()}
     tell = None if progress is None else lambda done, of: progress(done, of, "timing")
-    timings = measure(candidates, SETTINGS, tell, reference=reference_run(bench.target.threads))
+    timings = measure(candidates, SETTINGS, tell, reference=reference_run(runtime, threads))
     return {int(name): timing for name, timing in timings.items()}
 
 
@@ -152,7 +156,7 @@ def verification(
             "drop_high": high if np.isfinite(high) else None,
             "size_bytes": len(exported.model),
             "latency_ms": None if timing is None else timing.latency_ms,
-            "latency_spread": None if timing is None else timing.spread,
+            "latency_spread": None if timing is None else timing.error,
             "settled": None if timing is None else timing.settled,
         },
         "runtime": bench.target.runtime if bench.target.reachable else "onnxruntime (metric only)",

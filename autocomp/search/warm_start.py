@@ -72,7 +72,7 @@ def warmed_up(
     plans = warm_plans(space, count, seed)
     missing = [plan for plan in plans if plan.hash not in known]
     for plan, timing in _time(bench, missing, progress) if missing else ():
-        one = _Warmed(plan.hash, timing.latency_ms, timing.spread, timing.settled, count)
+        one = _Warmed(plan.hash, timing.latency_ms, timing.error, timing.settled, count)
         folder.append_event({"event": WARMED, **asdict(one)})
         known[plan.hash] = one
     files = tuple(

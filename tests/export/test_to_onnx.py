@@ -13,6 +13,7 @@ from autocomp.errors import ExportError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import Example, export_program, graph_module
 from autocomp.hardware.runtimes.onnxruntime import load, optimized_ops
+from autocomp.hardware.runtimes.runtime import batch_outputs
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 from tests.networks import (
     NETWORKS,
@@ -118,7 +119,7 @@ def test_a_nested_output_is_a_list_in_the_file_and_nested_again() -> None:
     network, plan = CASES["joint decoder"]
     given = inputs(network, 3)
     file = load(exported(network, plan, True), threads=1)
-    tensors = [torch.from_numpy(array) for array in file.outputs(*(x.numpy() for x in given))]
+    tensors = [torch.from_numpy(array) for array in batch_outputs(file, *(x.numpy() for x in given))]
     again, expected = prepared(network).outputs.filled(tensors), compressed(network, plan).model(*given)
     assert isinstance(again, dict)
     assert again["mask"].shape == expected["mask"].shape

@@ -11,8 +11,7 @@ from autocomp.compress.structure import restructure
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.lowering import lower
-from autocomp.hardware.observed import file_kernels
-from autocomp.hardware.runtimes.onnxruntime import profile
+from autocomp.hardware.runtimes.onnxruntime import kernel_samples
 from autocomp.plan import Format, LayerPlan, Plan
 from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, uniform_plan
 
@@ -44,7 +43,8 @@ def foreseen(network: str, plan: Plan, block: int) -> tuple[Kernel, ...]:
 def compiled(network: str, plan: Plan) -> tuple[Kernel, ...]:
     """The kernels of the graph that onnxruntime makes of the plan's file."""
     arrays = [tensor.numpy() for tensor in inputs(network, 1)]
-    return file_kernels(profile(exported(network, plan, False), arrays, threads=1, runs=1))
+    samples = kernel_samples(exported(network, plan, False), arrays, threads=1, runs=1)
+    return tuple(sample.kernel for sample in samples)
 
 
 def facts(kernels: tuple[Kernel, ...]) -> Counter[Kernel]:

@@ -12,14 +12,15 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from autocomp.errors import MeasurementError, RequestError
 from autocomp.hardware.graph_writer import GraphWriter
-from autocomp.hardware.runtimes.onnxruntime import example_arrays, load, optimized_ops, profile, reference_run
+from autocomp.hardware.runtimes.onnxruntime import load, optimized_ops, profile
 from autocomp.hardware.runtimes.profiled import NodeEvents, NodeTime, join, lower_half_mean, name_nodes
+from autocomp.hardware.runtimes.runtime import example_arrays
 
 Array = npt.NDArray[Any]
 
@@ -129,33 +130,6 @@ def test_a_loaded_file_computes_what_it_says(tmp_path: Path) -> None:
         assert model.input_dtypes == ("float32",)
         (y,) = model.run(x)
         np.testing.assert_allclose(y, x @ weights(6, 4), rtol=1e-5, atol=1e-6)
-
-
-@settings(max_examples=25, deadline=None)
-@given(fixed=st.integers(1, 5), count=st.integers(1, 11))
-def test_a_fixed_batch_is_fed_in_pieces(fixed: int, count: int) -> None:
-    x = weights(count, 6, seed=count)
-    np.testing.assert_allclose(
-        load(linear_file(fixed), threads=1).outputs(x)[0], load(linear_file(), threads=1).outputs(x)[0], 1e-5, 1e-6
-    )
-
-
-def test_several_inputs_go_by_the_files_order() -> None:
-    node = helper.make_node("Sub", ["left", "right"], ["y"])
-    model = load(build([node], {"left": [2, 3], "right": [2, 3]}, {}), threads=1)
-    left, right = example_arrays(model)
-    assert not np.array_equal(left, right)
-    np.testing.assert_array_equal(model.outputs(left, right)[0], left - right)
-
-
-def test_example_arrays_are_seeded_and_take_the_batch() -> None:
-    model = load(float_file(), threads=1)
-    (x,) = example_arrays(model, batch=3, seed=5)
-    assert x.shape == (3, 3, 12, 12)
-    np.testing.assert_array_equal(x, example_arrays(model, batch=3, seed=5)[0])
-    open_file = build([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", "tokens"]}, {})
-    with pytest.raises(MeasurementError, match="'x' has \\(None, None\\)"):
-        example_arrays(load(open_file, threads=1))
 
 
 @pytest.mark.parametrize(
@@ -371,14 +345,6 @@ def test_a_profile_of_other_nodes_is_an_error() -> None:
 def test_the_lower_half_is_never_above_the_median(found: list[float]) -> None:
     mean = lower_half_mean(found)
     assert min(found) * (1 - 1e-9) <= mean <= float(np.median(found)) * (1 + 1e-9)
-
-
-def test_the_reference_runs_and_is_the_same_every_time() -> None:
-    first, again = reference_run(1)(), reference_run(1)()
-    assert isinstance(first, list)
-    assert isinstance(again, list)
-    np.testing.assert_array_equal(first[0], again[0])
-    assert np.isfinite(first[0]).all()
 
 
 def test_a_file_can_be_computed_as_it_is_written() -> None:

@@ -30,8 +30,8 @@ def fingerprint_of(name: str) -> Fingerprint:
 def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fingerprint:
     """As if this were another machine than the one that the cpu profile was measured on."""
     here = replace(fingerprint_of("cpu"), cpu="Motorola 68000", features=(), logical_cores=4)
-    monkeypatch.setattr(profiles, "this_machine", lambda: here)
-    monkeypatch.setattr(resolve, "this_machine", lambda: here)
+    monkeypatch.setattr(profiles, "this_machine", lambda _: here)
+    monkeypatch.setattr(resolve, "this_machine", lambda _: here)
     monkeypatch.setenv("AUTOCOMP_CACHE", str(tmp_path / "cache"))
     return here
 
@@ -83,7 +83,7 @@ def test_an_unknown_target_names_the_near_ones(given: str, near: str) -> None:
 
 
 def test_a_target_like_none_lists_all() -> None:
-    with pytest.raises(TargetError, match="known: cpu, jetson"):
+    with pytest.raises(TargetError, match="known: cpu, cpu-openvino, jetson"):
         find_profile("zzzzzz")
 
 
@@ -125,7 +125,7 @@ def test_a_plain_file_is_offered_only_what_is_faster() -> None:
 def test_a_profile_that_holds_here_is_used_as_it_is(
     monkeypatch: pytest.MonkeyPatch, calibrations: list[tuple[Path, float, int, int]], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(profiles, "this_machine", lambda: fingerprint_of("cpu"))
+    monkeypatch.setattr(profiles, "this_machine", lambda _: fingerprint_of("cpu"))
     monkeypatch.setenv("AUTOCOMP_CACHE", str(tmp_path))  # this machine may have been calibrated before
     said: list[str] = []
     target = resolve_target("cpu", tell=said.append)

@@ -5,14 +5,14 @@ from __future__ import annotations
 import gc
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocomp.errors import MeasurementError, RequestError
-from autocomp.hardware.timing import Timing, TimingSettings, measure, repeatability, settled_share
+from autocomp.hardware.timing import Load, Timing, TimingSettings, measure, repeatability, settled_share
 
 REFERENCE_MS = 0.05
 
@@ -40,7 +40,17 @@ class Machine:
     def measure(
         self, candidates: dict[str, Callable[[], object]], timing: TimingSettings | None = None
     ) -> dict[str, Timing]:
-        return measure(candidates, timing or TimingSettings(), reference=self.workload(REFERENCE_MS), clock=self.clock)
+        return measure(
+            loads(candidates),
+            timing or TimingSettings(),
+            reference=self.workload(REFERENCE_MS),
+            clock=self.clock,
+        )
+
+
+def loads(calls: Mapping[str, Callable[[], object]]) -> dict[str, Load]:
+    """Candidates that are the same however often they are loaded."""
+    return {name: lambda call=call: call for name, call in calls.items()}  # type: ignore[misc]
 
 
 def bursts(seed: int, busy: float, length_seconds: float, factor: float) -> Callable[[float], float]:
@@ -53,14 +63,14 @@ def bursts(seed: int, busy: float, length_seconds: float, factor: float) -> Call
     return slowness
 
 
-def test_a_quiet_machine_needs_three_rounds_and_little_time() -> None:
+def test_a_quiet_machine_needs_five_rounds_and_little_time() -> None:
     machine = Machine()
     timings = machine.measure({"one": machine.workload(0.5)})
     assert timings["one"].latency_ms == pytest.approx(0.5, rel=0.02)
     assert timings["one"].settled
-    assert timings["one"].rounds == 3
+    assert timings["one"].rounds == 5
     assert timings["one"].reference_ms == pytest.approx(REFERENCE_MS, rel=0.02)
-    assert machine.seconds < 0.12
+    assert machine.seconds < 0.2
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -79,9 +89,9 @@ def test_bursts_of_the_neighbours_do_not_show(seed: int, busy: float, factor: fl
 def test_a_neighbour_that_the_reference_does_not_feel_does_not_show(seed: int) -> None:
     """Caches and memory are shared too: the small reference is at full speed while the candidates are not."""
     machine = Machine(seed=seed)
-    contention = bursts(seed, busy=0.6, length_seconds=0.05, factor=1.3)
+    contention = bursts(seed, busy=0.4, length_seconds=0.05, factor=1.3)
     own = lambda: contention(machine.seconds)  # noqa: E731
-    timings = machine.measure({name: machine.workload(0.5, own) for name in "abcd"})
+    timings = machine.measure({name: machine.workload(0.5, own) for name in "abcd"}, TimingSettings(max_rounds=100))
     for timing in timings.values():
         assert timing.latency_ms == pytest.approx(0.5, rel=0.02)
     assert settled_share(timings) == 1.0
@@ -111,7 +121,7 @@ def test_a_slow_drift_is_seen_beside_the_reference() -> None:
     timings = machine.measure({name: machine.workload(ms) for name, ms in truth.items()})
     for name, timing in timings.items():
         relative = timing.latency_ms / timing.reference_ms
-        assert relative == pytest.approx(truth[name] / REFERENCE_MS, rel=0.03)
+        assert relative == pytest.approx(truth[name] / REFERENCE_MS, rel=0.04)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -128,9 +138,37 @@ def test_what_never_settles_is_marked_and_does_not_hold_up_the_rest(seed: int) -
     assert timings["wanders"].rounds == TimingSettings().max_rounds
     assert timings["wanders"].spread > 0.02
     assert timings["steady"].settled
-    assert timings["steady"].rounds == 3
+    assert timings["steady"].rounds == 5
     assert settled_share(timings) == 0.5
-    assert repeatability(timings) == timings["steady"].spread
+    assert repeatability(timings) == timings["steady"].error
+
+
+def test_every_round_loads_afresh_and_the_lower_quartile_of_loads_counts() -> None:
+    """A load lies somewhere in memory, and is quick or slow for as long as it lives."""
+    machine, loaded = Machine(), []
+
+    def load() -> Callable[[], None]:
+        loaded.append(1.0 + 0.12 * machine.random.random())
+        return machine.workload(0.5, own=lambda factor=loaded[-1]: factor)  # type: ignore[misc]
+
+    timing = measure({"one": load}, reference=machine.workload(REFERENCE_MS), clock=machine.clock)["one"]
+    assert timing.rounds == len(loaded) > 5
+    assert timing.settled
+    assert timing.latency_ms == pytest.approx(0.5 * 1.03, rel=0.02)
+    assert timing.spread > 0.02 > timing.error
+
+
+def test_a_slow_minute_is_waited_out_where_the_reference_is_known() -> None:
+    slow = lambda seconds: 1.3 if seconds < 20 else 1.0  # noqa: E731
+    for quiet_ms, expected_ms in ((math.inf, 0.65), (REFERENCE_MS, 0.5)):
+        machine = Machine(slow)
+        found = measure(
+            loads({"one": machine.workload(0.5)}),
+            reference=machine.workload(REFERENCE_MS),
+            quiet_ms=quiet_ms,
+            clock=machine.clock,
+        )
+        assert found["one"].latency_ms == pytest.approx(expected_ms, rel=0.02)
 
 
 def test_one_lucky_round_does_not_set_the_latency() -> None:
@@ -156,7 +194,7 @@ def test_short_candidates_are_called_several_times_a_sample() -> None:
     machine = Machine()
     coarse = lambda: math.floor(machine.seconds * 1e6) / 1e6  # noqa: E731
     calls = {"a": machine.workload(0.0010), "b": machine.workload(0.0014)}
-    timings = measure(calls, reference=machine.workload(REFERENCE_MS), clock=coarse)
+    timings = measure(loads(calls), reference=machine.workload(REFERENCE_MS), clock=coarse)
     assert timings["a"].latency_ms == pytest.approx(0.0010, rel=0.03)
     assert timings["b"].latency_ms == pytest.approx(0.0014, rel=0.03)
 
@@ -165,7 +203,7 @@ def test_slow_candidates_get_fewer_samples() -> None:
     machine = Machine()
     timings = machine.measure({"slow": machine.workload(200.0)})
     assert timings["slow"].settled
-    assert machine.seconds < 7.0  # three rounds of 40 would be 24 seconds
+    assert machine.seconds < 14.0  # five rounds of 30 would be 30 seconds
 
 
 def test_progress_is_told_and_ends_with_all_settled() -> None:
@@ -173,7 +211,7 @@ def test_progress_is_told_and_ends_with_all_settled() -> None:
     told: list[tuple[int, int]] = []
     candidates = {"a": machine.workload(0.2), "b": machine.workload(0.3)}
     measure(
-        candidates,
+        loads(candidates),
         progress=lambda done, total: told.append((done, total)),
         reference=machine.workload(REFERENCE_MS),
         clock=machine.clock,
@@ -183,7 +221,9 @@ def test_progress_is_told_and_ends_with_all_settled() -> None:
 
 
 def test_the_real_clock_and_reference() -> None:
-    timings = measure({"sum": lambda: sum(range(5000))}, TimingSettings(repeats=5, max_rounds=3))
+    timings = measure(
+        {"sum": lambda: lambda: sum(range(5000))}, TimingSettings(repeats=5, max_rounds=5, patience_s=0.1)
+    )
     assert timings["sum"].latency_ms > 0.0
     assert timings["sum"].reference_ms > 0.0
     assert list(measure({})) == []
@@ -203,7 +243,7 @@ def test_garbage_collection_is_off_while_timing_and_on_again_even_after_an_error
             raise MeasurementError("the runtime refused")
 
     with pytest.raises(MeasurementError, match="the runtime refused"):
-        measure({"fails": fails_in_the_end}, reference=lambda: sum(range(3000)))
+        measure({"fails": lambda: fails_in_the_end}, reference=lambda: sum(range(3000)))
     assert not collecting[-1]
     assert gc.isenabled()
 
@@ -214,15 +254,15 @@ def test_errors_state_the_rule_and_the_value() -> None:
         machine.measure({"nothing": lambda: None})
     with pytest.raises(RequestError, match="repeats must be at least 1; got 0"):
         TimingSettings(repeats=0)
-    with pytest.raises(RequestError, match="max_rounds must be at least 3; got 2"):
-        TimingSettings(max_rounds=2)
+    with pytest.raises(RequestError, match="max_rounds must be at least 5; got 4"):
+        TimingSettings(max_rounds=4)
     with pytest.raises(RequestError, match="tolerance must be positive"):
         TimingSettings(tolerance=0.0)
     with pytest.raises(RequestError, match="quantile must lie between"):
         TimingSettings(quantile=0.9)
     with pytest.raises(MeasurementError, match="got none"):
         settled_share({})
-    unsettled = {"a": Timing(1.0, 0.2, False, 20, 0.05)}
+    unsettled = {"a": Timing(1.0, 0.2, 0.1, False, 20, 0.05)}
     with pytest.raises(MeasurementError, match="none of 1"):
         repeatability(unsettled)
     assert settled_share(unsettled) == 0.0

@@ -29,7 +29,7 @@ class Clock:
     def __call__(self, bench: Workbench, models: Mapping[int, bytes], progress: object) -> dict[int, Timing]:
         assert all(models.values())
         self.sittings.append(len(models))
-        return {number: Timing(number + 1.0, 0.01, number != 3, 3, 0.05) for number in models}
+        return {number: Timing(number + 1.0, 0.02, 0.01, number != 3, 5, 0.05) for number in models}
 
 
 @pytest.fixture

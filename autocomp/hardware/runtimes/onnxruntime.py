@@ -8,15 +8,16 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import numpy.typing as npt
 
 from autocomp.errors import MeasurementError, RequestError
+from autocomp.hardware.fitted import KernelSample
+from autocomp.hardware.observed import samples_of
 from autocomp.hardware.runtimes.profiled import NodeEvents, NodeTime, OptimizedNode, join, name_nodes, optimized_nodes
 
 if TYPE_CHECKING:
@@ -58,28 +59,6 @@ class LoadedModel:
             raise MeasurementError(_one_line("run", error)) from error
         return outputs
 
-    def outputs(self, *arrays: Array) -> list[Array]:
-        """All outputs for a batch of inputs, batch first.
-
-        A file whose batch is fixed gets the batch in pieces of that size; the last piece is filled up by repeating its
-        last example, and what comes of the filling is dropped.
-
-        Raises:
-            MeasurementError: onnxruntime refused the inputs, or failed on them.
-        """
-        fixed = self.input_shapes[0][0] if self.input_shapes and self.input_shapes[0] else None
-        count = len(arrays[0]) if arrays and arrays[0].ndim else 0
-        if fixed is None or count in (0, fixed):
-            return self.run(*arrays)
-        pieces = []
-        for start in range(0, count, fixed):
-            piece = [array[start : start + fixed] for array in arrays]
-            missing = fixed - len(piece[0])
-            if missing:
-                piece = [np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) for part in piece]
-            pieces.append(self.run(*piece))
-        return [np.concatenate(parts)[:count] for parts in zip(*pieces)]
-
 
 def load(model: bytes | Path, threads: int, as_written: bool = False) -> LoadedModel:
     """A fresh session on ``threads`` threads, one operator at a time, on the CPU.
@@ -96,68 +75,6 @@ def load(model: bytes | Path, threads: int, as_written: bool = False) -> LoadedM
     if as_written:
         options.graph_optimization_level = _as_it_is()
     return _loaded(_session(model, options))
-
-
-def example_arrays(
-    model: LoadedModel, batch: int = 1, seed: int = 0, shapes: Sequence[tuple[int, ...]] = ()
-) -> tuple[Array, ...]:
-    """Inputs of the right shapes and dtypes: floats are standard normal, everything else zero (a valid index anywhere).
-
-    Args:
-        shapes: of one example of each input, in the file's order, batch left out; default: as the file says.
-
-    Raises:
-        RequestError: shapes are given that are not the file's.
-        MeasurementError: the file leaves a dimension other than the first open, and no shapes are given.
-    """
-    generator = np.random.default_rng(seed)
-    arrays = []
-    if shapes and len(shapes) != len(model.input_names):
-        raise RequestError(
-            f"the file takes {len(model.input_names)} inputs; got {len(shapes)} shapes; give one for each"
-        )
-    for place, (name, shape, dtype) in enumerate(
-        zip(model.input_names, model.input_shapes, model.input_dtypes, strict=True)
-    ):
-        given = shapes[place] if shapes else shape[1:]
-        if len(given) != len(shape) - 1 or any(b not in (None, a) for a, b in zip(given, shape[1:], strict=False)):
-            raise RequestError(f"input {name!r} is {shape} with the batch first; got {given} for one example")
-        if None in given:
-            raise MeasurementError(
-                f"example inputs need every dimension but the first fixed; input {name!r} has {shape}; "
-                "give an example's shape"
-            )
-        sizes = [batch if shape[0] is None else shape[0], *(size for size in given if size is not None)]
-        if np.issubdtype(np.dtype(dtype), np.floating):
-            arrays.append(generator.standard_normal(sizes).astype(dtype))
-        else:
-            arrays.append(np.zeros(sizes, dtype))
-    return tuple(arrays)
-
-
-def reference_run(threads: int) -> Callable[[], object]:
-    """A fixed computation of some 0.1 ms in onnxruntime, to time beside files: two products of 64×256 with 256×256
-    floats. What slows a file down (a neighbour on the same core, a lower clock for vector units, a crowded cache) slows
-    this as well, which a computation in whole numbers does not show.
-    """
-    import onnx
-    from onnx import helper, numpy_helper
-
-    weight = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32) / 16
-    sizes = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (64, 256))
-    graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])],
-        "reference",
-        [helper.make_value_info("x", sizes)],
-        [helper.make_value_info("y", sizes)],
-        [numpy_helper.from_array(weight, "w")],
-    )
-    file = load(
-        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10).SerializeToString(),
-        threads,
-    )
-    x = np.ones((64, 256), np.float32)
-    return lambda: file.run(x)
 
 
 def profile(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int = 60) -> tuple[NodeTime, ...]:
@@ -194,6 +111,11 @@ def profile(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: in
         events = _node_events(json.loads(Path(written).read_text(encoding="utf-8")))
     given = {name: (array.dtype.name, array.shape) for name, array in zip(loaded.input_names, inputs, strict=True)}
     return join(compiled.graph, events, given)
+
+
+def kernel_samples(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int) -> tuple[KernelSample, ...]:
+    """See :class:`autocomp.hardware.runtimes.runtime.Runtime`."""
+    return samples_of(profile(model, inputs, threads, runs))
 
 
 def optimized_ops(model: bytes | Path) -> tuple[OptimizedNode, ...]:

@@ -1,0 +1,173 @@
+"""openvino on the CPU: load a file, run it, and time the nodes of the graph that it compiles.
+
+Stock settings for one request at a time, so that what is measured here is what a user of the file gets; only the threads
+are set. A file is compiled for the shapes that it is run with, as ``model.reshape`` does it for whoever deploys one:
+openvino works shapes that are left open out anew at every call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy.typing as npt
+
+from autocomp.errors import MeasurementError, RequestError
+from autocomp.hardware.fitted import KernelSample
+from autocomp.hardware.observed_openvino import CompiledNode, samples_of
+from autocomp.hardware.runtimes.profiled import lower_half_mean
+
+if TYPE_CHECKING:
+    import openvino
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+#: Runs at the start of a profile that are not counted.
+WARMUP_RUNS = 5
+
+
+@dataclass(frozen=True)
+class OpenvinoFile:
+    """A file that was read; compiled when it is first run with inputs of some shapes."""
+
+    model: openvino.Model = field(repr=False, compare=False)
+    threads: int
+    input_names: tuple[str, ...]
+    input_shapes: tuple[tuple[int | None, ...], ...]
+    input_dtypes: tuple[str, ...]
+    _compiled: dict[tuple[Shape, ...], openvino.CompiledModel] = field(default_factory=dict, repr=False, compare=False)
+
+    def run(self, *arrays: Array) -> list[Array]:
+        """All outputs, for inputs in the file's order, of the shapes and dtypes that the file declares.
+
+        Raises:
+            MeasurementError: openvino refused the inputs, or failed on them.
+        """
+        if len(arrays) != len(self.input_names):
+            raise MeasurementError(
+                f"the file takes {len(self.input_names)} inputs ({', '.join(self.input_names)}); got {len(arrays)}; "
+                "give them in this order"
+            )
+        shapes = tuple(array.shape for array in arrays)
+        try:
+            if shapes not in self._compiled:
+                self._compiled[shapes] = _compile(self.model, shapes, self.threads, profiled=False)
+            results = self._compiled[shapes](list(arrays))
+        except _refusals() as error:
+            raise MeasurementError(_one_line("run", error)) from error
+        return [results[place] for place in range(len(results))]
+
+
+def load(model: bytes | Path, threads: int) -> OpenvinoFile:
+    """See :class:`autocomp.hardware.runtimes.runtime.Runtime`. A packed file is refused: openvino does not unpack it."""
+    if threads < 1:
+        raise RequestError(f"threads must be at least 1; got {threads}")
+    read = _read(model)
+    return OpenvinoFile(
+        model=read,
+        threads=threads,
+        input_names=tuple(one.any_name for one in read.inputs),
+        input_shapes=tuple(
+            tuple(None if size.is_dynamic else size.get_length() for size in one.partial_shape) for one in read.inputs
+        ),
+        input_dtypes=tuple(one.get_element_type().to_dtype().name for one in read.inputs),
+    )
+
+
+def kernel_samples(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int) -> tuple[KernelSample, ...]:
+    """See :class:`autocomp.hardware.runtimes.runtime.Runtime`."""
+    return samples_of(compiled_nodes(model, inputs, threads, runs))
+
+
+def compiled_nodes(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int) -> tuple[CompiledNode, ...]:
+    """The nodes of the compiled graph that are executed, in its order.
+
+    Raises:
+        RequestError: fewer than one thread or run.
+        MeasurementError: openvino refused the file or the inputs.
+    """
+    if runs < 1:
+        raise RequestError(f"a profile needs at least 1 run; got {runs}")
+    if threads < 1:
+        raise RequestError(f"threads must be at least 1; got {threads}")
+    times_us: dict[str, list[float]] = {}
+    try:
+        compiled = _compile(_read(model), tuple(array.shape for array in inputs), threads, profiled=True)
+        request = compiled.create_infer_request()
+        for run in range(WARMUP_RUNS + runs):
+            request.infer(list(inputs))
+            if run >= WARMUP_RUNS:
+                for info in request.profiling_info:
+                    times_us.setdefault(info.node_name, []).append(info.real_time.total_seconds() * 1e6)
+        graph = compiled.get_runtime_model()
+    except _refusals() as error:
+        raise MeasurementError(_one_line("run", error)) from error
+    ran = {info.node_name for info in request.profiling_info if info.status == info.Status.EXECUTED}
+    return tuple(
+        _node(op, lower_half_mean(times_us[op.get_friendly_name()]))
+        for op in graph.get_ordered_ops()
+        if op.get_friendly_name() in ran
+    )
+
+
+def _node(op: openvino.Node, time_us: float) -> CompiledNode:
+    about = op.get_rt_info()
+
+    def word(key: str) -> str:
+        return str(about[key].astype(str)) if key in about else ""
+
+    first = op.inputs()[0].get_source_output() if op.inputs() else None
+    return CompiledNode(
+        kind=word("layerType"),
+        name=op.get_friendly_name(),
+        sources=tuple(word("originalLayersNames").split(",")),
+        primitive=word("primitiveType"),
+        dtype=word("outputPrecisions").partition(",")[0],
+        layout=word("outputLayouts").partition(",")[0],
+        input_dtype="" if first is None else _of_result(first, "outputPrecisions"),
+        input_layout="" if first is None else _of_result(first, "outputLayouts"),
+        input_shapes=tuple(tuple(one.get_shape()) for one in op.inputs()),
+        output_shapes=tuple(tuple(one.get_shape()) for one in op.outputs()),
+        time_us=time_us,
+    )
+
+
+def _of_result(result: openvino.Output, key: str) -> str:
+    """What is told of one result of a node that may have several."""
+    words = str(result.get_node().get_rt_info()[key].astype(str)).split(",")
+    return words[result.get_index()] if len(words) > result.get_index() else words[0]
+
+
+def _read(model: bytes | Path) -> openvino.Model:
+    import openvino
+
+    core = openvino.Core()
+    try:
+        return core.read_model(model if isinstance(model, bytes) else str(model))
+    except _refusals() as error:
+        raise MeasurementError(_one_line("load", error)) from error
+
+
+def _compile(
+    model: openvino.Model, shapes: tuple[Shape, ...], threads: int, *, profiled: bool
+) -> openvino.CompiledModel:
+    import openvino
+
+    fixed = model.clone()
+    fixed.reshape({one.any_name: list(shape) for one, shape in zip(fixed.inputs, shapes, strict=True)})
+    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERF_COUNT": profiled}
+    return openvino.Core().compile_model(fixed, "CPU", settings)
+
+
+def _refusals() -> tuple[type[Exception], ...]:
+    """What openvino raises, in Python's own kinds."""
+    return (RuntimeError, ValueError, TypeError)
+
+
+def _one_line(verb: str, error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip() and not line.startswith("Exception from")]
+    reason = " ".join(lines)[:300]
+    return f"openvino must be able to {verb} the file; it says: {reason}; check the file and its inputs"

@@ -1,0 +1,169 @@
+"""What every runtime promises: to load a file, to run it, and to say what kernels it makes of it and how long each takes.
+
+A runtime is a module of this folder with these functions; ``tests/hardware/test_runtimes.py`` holds each of them to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from autocomp.errors import MeasurementError, RequestError
+from autocomp.hardware.fitted import KernelSample
+
+Array = npt.NDArray[Any]
+
+
+class LoadedFile(Protocol):
+    """A file, loaded afresh. A dimension that the file leaves open is None in ``input_shapes``."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def input_shapes(self) -> tuple[tuple[int | None, ...], ...]: ...
+
+    @property
+    def input_dtypes(self) -> tuple[str, ...]: ...
+
+    def run(self, *arrays: Array) -> list[Array]:
+        """All outputs, for inputs in the file's order, of the shapes and dtypes that the file declares.
+
+        Raises:
+            MeasurementError: the runtime refused the inputs, or failed on them.
+        """
+        ...
+
+
+class Runtime(Protocol):
+    """Runs ONNX files on this machine's CPU, on a given number of threads, with stock settings."""
+
+    def load(self, model: bytes | Path, threads: int) -> LoadedFile:
+        """A file in a session of its own.
+
+        Raises:
+            RequestError: fewer than one thread.
+            MeasurementError: the runtime cannot load the file.
+        """
+        ...
+
+    def kernel_samples(
+        self, model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int
+    ) -> tuple[KernelSample, ...]:
+        """The kernels of the graph that the runtime compiles of ``model``, in its order, each with the mean of the
+        lower half of ``runs`` times, the profiler's own cost included. One that lowering never predicts keeps the
+        runtime's name.
+
+        Raises:
+            RequestError: fewer than one thread or run.
+            MeasurementError: the runtime refused the file or the inputs.
+        """
+        ...
+
+
+def cpu_runtime(name: str) -> Runtime:
+    """The runtime of that name, loaded now."""
+    if name == "openvino":
+        from autocomp.hardware.runtimes import openvino
+
+        return openvino
+    from autocomp.hardware.runtimes import onnxruntime
+
+    return onnxruntime
+
+
+def loaded_run(runtime: Runtime, model: bytes | Path, threads: int, inputs: Sequence[Array]) -> Callable[[], object]:
+    """A file loaded afresh, and what runs it once on these inputs: a candidate for
+    :func:`autocomp.hardware.timing.measure`.
+
+    Raises:
+        RequestError: fewer than one thread.
+        MeasurementError: the runtime cannot load the file.
+    """
+    return partial(runtime.load(model, threads).run, *inputs)
+
+
+def reference_run(runtime: Runtime, threads: int) -> Callable[[], object]:
+    """A fixed computation of some 0.1 ms, to time beside files: two products of 64×256 with 256×256 floats. What slows a
+    file down (a neighbour on the same core, a lower clock for vector units, a crowded cache) slows this as well, which a
+    computation in whole numbers does not show.
+    """
+    import onnx
+    from onnx import helper, numpy_helper
+
+    weight = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32) / 16
+    sizes = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (64, 256))
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])],
+        "reference",
+        [helper.make_value_info("x", sizes)],
+        [helper.make_value_info("y", sizes)],
+        [numpy_helper.from_array(weight, "w")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    return loaded_run(runtime, model.SerializeToString(), threads, [np.ones((64, 256), np.float32)])
+
+
+def batch_outputs(file: LoadedFile, *arrays: Array) -> list[Array]:
+    """All outputs for a batch of inputs, batch first.
+
+    A file whose batch is fixed gets the batch in pieces of that size; the last piece is filled up by repeating its last
+    example, and what comes of the filling is dropped.
+
+    Raises:
+        MeasurementError: the runtime refused the inputs, or failed on them.
+    """
+    fixed = file.input_shapes[0][0] if file.input_shapes and file.input_shapes[0] else None
+    count = len(arrays[0]) if arrays and arrays[0].ndim else 0
+    if fixed is None or count in (0, fixed):
+        return file.run(*arrays)
+    pieces = []
+    for start in range(0, count, fixed):
+        piece = [array[start : start + fixed] for array in arrays]
+        missing = fixed - len(piece[0])
+        if missing:
+            piece = [np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) for part in piece]
+        pieces.append(file.run(*piece))
+    return [np.concatenate(parts)[:count] for parts in zip(*pieces)]
+
+
+def example_arrays(
+    file: LoadedFile, batch: int = 1, seed: int = 0, shapes: Sequence[tuple[int, ...]] = ()
+) -> tuple[Array, ...]:
+    """Inputs of the right shapes and dtypes: floats are standard normal, everything else zero (a valid index anywhere).
+
+    Args:
+        shapes: of one example of each input, in the file's order, batch left out; default: as the file says.
+
+    Raises:
+        RequestError: shapes are given that are not the file's.
+        MeasurementError: the file leaves a dimension other than the first open, and no shapes are given.
+    """
+    generator = np.random.default_rng(seed)
+    arrays = []
+    if shapes and len(shapes) != len(file.input_names):
+        raise RequestError(
+            f"the file takes {len(file.input_names)} inputs; got {len(shapes)} shapes; give one for each"
+        )
+    for place, (name, shape, dtype) in enumerate(
+        zip(file.input_names, file.input_shapes, file.input_dtypes, strict=True)
+    ):
+        given = shapes[place] if shapes else shape[1:]
+        if len(given) != len(shape) - 1 or any(b not in (None, a) for a, b in zip(given, shape[1:], strict=False)):
+            raise RequestError(f"input {name!r} is {shape} with the batch first; got {given} for one example")
+        if None in given:
+            raise MeasurementError(
+                f"example inputs need every dimension but the first fixed; input {name!r} has {shape}; "
+                "give an example's shape"
+            )
+        sizes = [batch if shape[0] is None else shape[0], *(size for size in given if size is not None)]
+        if np.issubdtype(np.dtype(dtype), np.floating):
+            arrays.append(generator.standard_normal(sizes).astype(dtype))
+        else:
+            arrays.append(np.zeros(sizes, dtype))
+    return tuple(arrays)

@@ -1,0 +1,97 @@
+"""What every runtime promises, held for each of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import helper
+
+from autocomp.errors import MeasurementError, RequestError
+from autocomp.hardware.runtimes import onnxruntime, openvino
+from autocomp.hardware.runtimes.runtime import (
+    Runtime,
+    batch_outputs,
+    cpu_runtime,
+    example_arrays,
+    loaded_run,
+    reference_run,
+)
+from tests.hardware.test_onnxruntime import build, float_file, linear_file, weights
+
+
+@pytest.mark.parametrize("runtime", [onnxruntime, openvino], ids=["onnxruntime", "openvino"])
+class TestRuntime:
+    def test_a_loaded_file_computes_what_it_says(self, runtime: Runtime, tmp_path: Path) -> None:
+        path = tmp_path / "linear.onnx"
+        path.write_bytes(linear_file())
+        for model in (runtime.load(path, threads=1), runtime.load(linear_file(), threads=2)):
+            assert model.input_names == ("x",)
+            assert model.input_shapes == ((None, 6),)
+            assert model.input_dtypes == ("float32",)
+            for count in (5, 2):
+                x = weights(count, 6, seed=1)
+                (y,) = model.run(x)
+                np.testing.assert_allclose(y, x @ weights(6, 4), rtol=1e-5, atol=1e-6)
+
+    @settings(max_examples=10, deadline=None)
+    @given(fixed=st.integers(1, 5), count=st.integers(1, 11))
+    def test_a_fixed_batch_is_fed_in_pieces(self, runtime: Runtime, fixed: int, count: int) -> None:
+        x = weights(count, 6, seed=count)
+        (pieces,) = batch_outputs(runtime.load(linear_file(fixed), threads=1), x)
+        np.testing.assert_allclose(pieces, x @ weights(6, 4), 1e-5, 1e-6)
+
+    def test_several_inputs_go_by_the_files_order(self, runtime: Runtime) -> None:
+        node = helper.make_node("Sub", ["left", "right"], ["y"])
+        model = runtime.load(build([node], {"left": [2, 3], "right": [2, 3]}, {}), threads=1)
+        left, right = example_arrays(model)
+        assert not np.array_equal(left, right)
+        np.testing.assert_array_equal(model.run(left, right)[0], left - right)
+
+    def test_example_arrays_are_seeded_and_take_the_batch(self, runtime: Runtime) -> None:
+        model = runtime.load(float_file(), threads=1)
+        (x,) = example_arrays(model, batch=3, seed=5)
+        assert x.shape == (3, 3, 12, 12)
+        np.testing.assert_array_equal(x, example_arrays(model, batch=3, seed=5)[0])
+        open_file = build([helper.make_node("Relu", ["x"], ["y"])], {"x": ["batch", "tokens"]}, {})
+        with pytest.raises(MeasurementError, match="'x' has \\(None, None\\)"):
+            example_arrays(runtime.load(open_file, threads=1))
+
+    def test_the_reference_runs_and_is_the_same_every_time(self, runtime: Runtime) -> None:
+        first, again = reference_run(runtime, 1)(), reference_run(runtime, 1)()
+        assert isinstance(first, list)
+        assert isinstance(again, list)
+        np.testing.assert_array_equal(first[0], again[0])
+        assert np.isfinite(first[0]).all()
+
+    def test_kernels_are_told_with_their_times(self, runtime: Runtime) -> None:
+        inputs = example_arrays(runtime.load(float_file(), 1))
+        samples = runtime.kernel_samples(float_file(), inputs, threads=1, runs=3)
+        convolutions = [sample.kernel for sample in samples if sample.kernel.op.startswith("conv")]
+        assert convolutions
+        assert all(kernel.macs > 0 and kernel.weight_elements > 0 for kernel in convolutions)
+        assert all(sample.time_us > 0 for sample in samples)
+
+    def test_errors_are_one_line(self, runtime: Runtime) -> None:
+        with pytest.raises(RequestError, match="threads must be at least 1; got 0"):
+            runtime.load(linear_file(), threads=0)
+        with pytest.raises(RequestError, match="at least 1 run; got 0"):
+            runtime.kernel_samples(linear_file(), [weights(1, 6)], threads=1, runs=0)
+        file = runtime.load(linear_file(), threads=1)
+        for refused in (
+            lambda: runtime.load(b"no model", threads=1),
+            lambda: file.run(weights(1, 5)),
+            lambda: file.run(weights(1, 6), weights(1, 6)),
+            lambda: runtime.kernel_samples(linear_file(), [weights(1, 5)], threads=1, runs=1),
+        ):
+            with pytest.raises(MeasurementError) as caught:
+                refused()
+            assert "\n" not in str(caught.value)
+
+    def test_it_goes_by_its_name(self, runtime: Runtime) -> None:
+        assert cpu_runtime(str(getattr(runtime, "__name__")).rpartition(".")[2]) is runtime  # noqa: B009
+        run = loaded_run(runtime, linear_file(), 1, [weights(1, 6)])
+        assert isinstance(run(), list)
