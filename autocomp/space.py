@@ -29,6 +29,11 @@ Option = Sparsity | Rank | Format | Drop
 #: How activations may be given to a layer: rounded on a calibrated grid, on that of the moment, or not at all.
 Activations = Literal["a8", "d8", "a32"]
 
+#: Kinds of layers that a runtime treats differently: dense and depthwise (or grouped) convolutions, linears over plain
+#: vectors and over sequences. Of everything else only the weights are stored in few bits.
+Work = Literal["conv", "depthwise", "linear", "sequence"]
+WORKS: tuple[Work, ...] = ("conv", "depthwise", "linear", "sequence")
+
 #: Ranks are rounded to a multiple of this, which kernels like better.
 RANK_STEP = 4
 
@@ -94,6 +99,15 @@ def check_format(text: str) -> None:
         Format(int(match["weight"]), int(match["activation"] or 8), match["how"] == "d")
     except PlanError as error:
         raise ValueError(str(error)) from error
+
+
+def work_of(layer: LayerInfo) -> Work | None:
+    """The kind of layers that one is of; None where no runtime has integer kernels for it."""
+    if layer.kind == "conv2d":
+        return "conv" if layer.groups == 1 else "depthwise"
+    if layer.kind == "linear":
+        return "linear" if len(layer.out_shape) == 1 else "sequence"
+    return None
 
 
 def format_for(text: str, layer: LayerInfo, activations: Sequence[Activations]) -> Format | None:
@@ -259,14 +273,19 @@ def build_space(
     weight_bits: Sequence[int],
     patterns: Sequence[Pattern],
     ranks: bool,
-    activations: Sequence[Activations] = ("a8",),
+    activations: Mapping[Work, Sequence[Activations]],
 ) -> SearchSpace:
     """The decisions that ``file`` leaves open for a model, without what the target gains nothing from.
+
+    Args:
+        activations: how they may be given to every kind of layers; other layers' weights may be stored in few bits where
+            those of any kind may.
 
     Raises:
         SpaceError: a rule matches no layer (lists the layers), or nothing is left to decide.
     """
     rules = _rules_by_layer(file, inventory)
+    stored: tuple[Activations, ...] = ("a32",) if any("a32" in ways for ways in activations.values()) else ()
     decisions = [*_block_decisions(rules, inventory), *_unit_decisions(rules, inventory, patterns)]
     for layer in inventory.layers:
         rule = rules.get(layer.name)
@@ -277,7 +296,9 @@ def build_space(
             decisions.append(_decision("unstructured", (layer.name,), [Sparsity("unstructured", v) for v in levels]))
         if ranks:
             decisions.append(_decision("rank", (layer.name,), _rank_options(layer, rule.rank or ())))
-        formats = [format_for(text, layer, activations) for text in rule.format or ()]
+        work = work_of(layer)
+        possible = stored if work is None else activations[work]
+        formats = [format_for(text, layer, possible) for text in rule.format or ()]
         offered = [f for f in formats if f is not None and f.weight_bits in weight_bits]
         offered.sort(key=lambda f: -f.weight_bits)
         decisions.append(_decision("format", (layer.name,), offered))

@@ -15,6 +15,7 @@ from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
 from autocomp.hardware.target import Offer, Target
 from autocomp.run import Request
 from autocomp.search import flow
+from autocomp.space import WORKS
 from autocomp.task import Task
 from autocomp.trial import Source
 from tests import small_task
@@ -73,7 +74,7 @@ def made_target(ops: frozenset[str] = OPS) -> Target:
         threads=1,
         batch=1,
         clocks="none",
-        offer=Offer((8, 4, 2), ("channel", "unstructured"), ranks=True),
+        offer=Offer((8, 4, 2), ("channel", "unstructured"), ranks=True, activations=dict.fromkeys(WORKS, ("a8",))),
         numerics=DEFAULT_NUMERICS,
         model=ArithmeticLatency(ops),
         lower=partial(lowering.lower, batch=1, block=16),

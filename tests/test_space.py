@@ -14,7 +14,17 @@ from autocomp.compress.structure import restructure
 from autocomp.errors import SpaceError
 from autocomp.plan import Format, Pattern, Plan, Rank, Sparsity
 from autocomp.search.sampler import uniform_indices
-from autocomp.space import Activations, SearchSpace, SpaceFile, build_space, builtin_spaces, format_for, read_space
+from autocomp.space import (
+    WORKS,
+    Activations,
+    SearchSpace,
+    SpaceFile,
+    Work,
+    build_space,
+    builtin_spaces,
+    format_for,
+    read_space,
+)
 from tests.networks import NETWORKS, prepared
 
 ALL: tuple[Pattern, ...] = ("channel", "head", "unstructured")
@@ -29,7 +39,9 @@ def space_of(
     activations: Sequence[Activations] = ("a8", "d8", "a32"),
 ) -> SearchSpace:
     file = read_space("default") if text is None else parsed(text)
-    return build_space(file, prepared(network).inventory, weight_bits, patterns, ranks, activations)
+    return build_space(
+        file, prepared(network).inventory, weight_bits, patterns, ranks, dict.fromkeys(WORKS, activations)
+    )
 
 
 def parsed(rules: str) -> SpaceFile:
@@ -52,7 +64,23 @@ def one_line(path: Path, text: str) -> str:
 def test_every_space_that_ships_reads_and_leaves_something_to_decide(name: str) -> None:
     file = read_space(name)
     assert file.name == name
-    assert build_space(file, prepared("residual").inventory, (8, 4, 2), ALL, ranks=True).decisions
+    assert build_space(
+        file, prepared("residual").inventory, (8, 4, 2), ALL, True, dict.fromkeys(WORKS, ("a8",))
+    ).decisions
+
+
+def test_a_way_of_giving_activations_is_offered_to_the_layers_that_it_pays_for() -> None:
+    """Calibrated grids in convolutions only, as openvino wants it on x86 without VNNI; stored weights everywhere."""
+    activations: dict[Work, tuple[Activations, ...]] = {**dict.fromkeys(WORKS, ("a32",)), "conv": ("a8", "a32")}
+    space = build_space(read_space("quantize"), prepared("separable").inventory, (8,), ALL, True, activations)
+    layers = {layer.name: layer for layer in prepared("separable").inventory.layers}
+    kinds = set()
+    for decision in space.decisions:
+        layer = layers[decision.layers[0]]
+        dense = layer.kind == "conv2d" and layer.groups == 1
+        assert decision.options[1:] == (Format(8, 8 if dense else 32),)
+        kinds.add((layer.kind, dense))
+    assert len(kinds) == 3
 
 
 def test_the_default_is_among_those_that_ship() -> None:

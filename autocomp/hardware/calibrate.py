@@ -20,6 +20,7 @@ from autocomp.hardware.experiment import FILES_PER_NETWORK, Specimen, specimens
 from autocomp.hardware.fingerprint import Fingerprint
 from autocomp.hardware.fit import MeasuredNetwork, fit
 from autocomp.hardware.fitted import FittedModel, KernelSample
+from autocomp.hardware.gains import Gain, measure_gains
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.runtimes.runtime import Runtime, cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import Timing, TimingSettings, measure
@@ -39,11 +40,12 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """A finished calibration. ``dropped`` files never settled and were left out."""
+    """A finished calibration. ``dropped`` files never settled and were left out; ``gains`` are what 8 bits are worth."""
 
     model: FittedModel
     networks: tuple[MeasuredNetwork, ...]
     dropped: int
+    gains: tuple[Gain, ...]
 
 
 def nchwc_block(fingerprint: Fingerprint) -> int:
@@ -82,13 +84,17 @@ def calibrate(
     path = folder / "measurements.csv"
     if path.exists() and (whole := _whole(text := path.read_text(encoding="utf-8"))) != text:
         path.write_text(whole, encoding="utf-8")
-    dropped = _measure(path, budget_s, _Conditions(cpu_runtime(here.runtime), threads, batch, here), seed, progress)
+    how = _Conditions(cpu_runtime(here.runtime), threads, batch, here)
+    dropped = _measure(path, budget_s, how, seed, progress)
+    if progress is not None:
+        progress(1.0, "measuring what 8 bits are worth")
+    gains = measure_gains(how.runtime, threads, batch, narrow_products(here))
     networks = read_measurements(path) if path.exists() else ()
     repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
     if progress is not None:
         progress(1.0, f"fitting to {len(networks)} files, and to parts of them for the held-out error")
     note = "random nets (residual, plain, dense, inverted residuals, transformers, perceptrons); architectures held out"
-    return Calibration(fit(networks, repeatability, note), networks, dropped)
+    return Calibration(fit(networks, repeatability, note), networks, dropped, gains)
 
 
 @dataclass(frozen=True)

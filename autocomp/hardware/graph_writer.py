@@ -32,9 +32,11 @@ class Value:
 
 
 class GraphWriter:
-    """A graph under way. Weights are random; what matters is their shape and how they are stored."""
+    """A graph under way. Weights are random; what matters is their shape and how they are stored: with ``stored``, in
+    bytes even where they are computed in floats."""
 
-    def __init__(self, seed: int, narrow_products: bool) -> None:
+    def __init__(self, seed: int, narrow_products: bool, stored: bool = False) -> None:
+        self._stored = stored
         self._random = np.random.default_rng(seed)
         self._largest = 63 if narrow_products else 127
         self._nodes: list[Any] = []
@@ -100,7 +102,7 @@ class GraphWriter:
         return self._random.integers(-self._largest, self._largest + 1, shape).astype(np.int8)
 
     def _weight(self, shape: tuple[int, ...], fan_in: int, integers: bool, axis: int = 0) -> str:
-        if not integers:
+        if not (integers or self._stored):
             return self.constant((self._random.standard_normal(shape) / math.sqrt(fan_in)).astype(np.float32))
         scale = np.full(shape[axis], self._step(fan_in), np.float32)
         zero = self.constant(np.zeros(shape[axis], np.int8))

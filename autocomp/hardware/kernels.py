@@ -35,7 +35,7 @@ class Kernel:
     @property
     def weight_bytes(self) -> int:
         """Of what its weights take in memory."""
-        integers = self.op.startswith("q") or self.op in {"matmul_integer", "dynamic_matmul"}
+        integers = self.op.startswith("q") or "_int8" in self.op or self.op in {"matmul_integer", "dynamic_matmul"}
         return self.weight_elements * (1 if integers else 4)
 
     def batched(self, batch: int) -> Kernel:

@@ -189,9 +189,9 @@ def _conv(state: _State, node: Node) -> None:
 
 
 def _add(state: _State, node: Node) -> None:
-    """Fused into the convolution that was computed last before it, where there is one that can take it in; else value
-    by value."""
-    taken = max((name for name in node.inputs if name in state.conv_at), key=state.conv_at.__getitem__, default=None)
+    """Fused into the convolution in front of it (of two, into that of its first input), where that can take it in; else
+    value by value."""
+    taken = next((name for name in node.inputs if name in state.conv_at), None)
     for name in node.inputs:
         if name in state.conv_at and name != taken:
             _write_rounded(state, state.graph.by_name[name], integers=state.conv_at[name][1], last=True)
@@ -321,7 +321,8 @@ def _lookup(state: _State, node: Node) -> None:
 
 
 def _attention(state: _State, node: Node) -> None:
-    """One kernel, which turns queries and values by itself; the keys are turned first."""
+    """One kernel, which turns queries and values by itself, and without a mask its result as well; the keys are turned
+    first."""
     for name in node.inputs:
         state.read(name, integers=False, last=False)
     _, key, value, *_ = (state.graph.by_name[name] for name in node.inputs)
@@ -334,6 +335,9 @@ def _attention(state: _State, node: Node) -> None:
         state.emit("quantize", node.name, node.elements, node.elements)
         state.emit("dequantize", node.name, 2 * node.elements, node.elements)
     state.write(node.name, integers=False, last=False)
+    user = state.graph.sole_user(node.name)
+    if len(node.inputs) <= 3 and user is not None and user.op in {"transpose", "permute"}:
+        _alias(state, user, node.name)
 
 
 def _transpose(state: _State, node: Node) -> None:

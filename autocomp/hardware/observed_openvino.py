@@ -107,7 +107,7 @@ def _integer(node: CompiledNode) -> str:
 
 
 def _is_attention(node: CompiledNode) -> bool:
-    return node.kind == "Subgraph" and any(name.startswith("ScaledDotProductAttention") for name in node.sources)
+    return node.kind == "Subgraph" and any(name.startswith(("ScaledDotProduct", "Softmax")) for name in node.sources)
 
 
 def _conversion(node: CompiledNode) -> str:

@@ -23,12 +23,13 @@ from autocomp.hardware.calibrate import narrow_products, nchwc_block, read_measu
 from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
 from autocomp.hardware.fit import samples_in_context, undisturbed
 from autocomp.hardware.fitted import FittedModel
+from autocomp.hardware.gains import Gain, paying
 from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.roofline import RooflineModel
 from autocomp.hardware.target import Artifact, Offer, RuntimeName, Target
 from autocomp.places import cache_folder, shipped_folder
 from autocomp.plan import Pattern
-from autocomp.space import Activations
+from autocomp.space import Activations, Work
 
 
 class _Strict(BaseModel):
@@ -42,6 +43,12 @@ class _OfferFile(_Strict):
     activations: tuple[Activations, ...]
 
 
+class _GainFile(_Strict):
+    work: Work
+    activations: Activations
+    speedup: float
+
+
 class _NumericsFile(_Strict):
     symmetric_activations: bool
     integer_bias: bool
@@ -50,7 +57,8 @@ class _NumericsFile(_Strict):
 
 
 class ProfileFile(_Strict):
-    """``profile.yaml``. ``fingerprint`` is there where the profile holds for one kind of machine only."""
+    """``profile.yaml``. ``offer`` is what the runtime has kernels for, ``gains`` what they were measured to be worth there
+    (see :mod:`autocomp.hardware.gains`). ``fingerprint`` is there where the profile holds for one kind of machine only."""
 
     name: str
     aliases: tuple[str, ...] = ()
@@ -61,6 +69,7 @@ class ProfileFile(_Strict):
     batch: int
     clocks: str
     offer: _OfferFile
+    gains: tuple[_GainFile, ...] = ()
     numerics: _NumericsFile
     note: str
     fingerprint: dict[str, str | int | list[str]] | None = None
@@ -117,7 +126,7 @@ class Profile:
             threads=threads,
             batch=batch,
             clocks=file.clocks,
-            offer=_offer(file.offer, artifact or file.artifact),
+            offer=_offer(file, artifact or file.artifact),
             numerics=numerics,
             model=self.model(),
             lower=lower,
@@ -127,15 +136,20 @@ class Profile:
         )
 
 
-def _offer(offer: _OfferFile, artifact: Artifact) -> Offer:
-    """A plain file stores every level in a byte and every zero: only what is faster is left to offer."""
-    if artifact == "onnx-packed":
-        return Offer(offer.weight_bits, offer.patterns, offer.ranks, offer.activations)
+def _offer(file: ProfileFile, artifact: Artifact) -> Offer:
+    """What pays. A plain file stores every level in a byte and every zero, and its stored weights as they were measured; a
+    packed one unpacks them into floats when it is loaded, which costs nothing later."""
+    offer, packed = file.offer, artifact == "onnx-packed"
+    gains = tuple(Gain(one.work, one.activations, one.speedup) for one in file.gains)
+    if packed:
+        gains = tuple(gain for gain in gains if gain.activations != "a32")
+    measured = {gain.activations for gain in gains}
+    ways = tuple(how for how in offer.activations if packed or how != "a32" or how in measured)
     return Offer(
-        tuple(bits for bits in offer.weight_bits if bits == 8),
-        tuple(pattern for pattern in offer.patterns if pattern != "unstructured"),
+        offer.weight_bits if packed else tuple(bits for bits in offer.weight_bits if bits == 8),
+        offer.patterns if packed else tuple(pattern for pattern in offer.patterns if pattern != "unstructured"),
         offer.ranks,
-        tuple(how for how in offer.activations if how != "a32"),
+        paying(gains, ways),
     )
 
 

@@ -115,6 +115,7 @@ def calibrate_profile(
         "device": here.cpu,
         "threads": threads,
         "batch": batch,
+        "gains": [asdict(gain) | {"speedup": round(gain.speedup, 3)} for gain in result.gains],
         "clocks": "as the system sets them; every timing stands beside a reference workload (measurements.csv)",
         "fingerprint": asdict(here) | {"features": list(here.features)},
     }
@@ -171,8 +172,26 @@ Measured with `autocomp calibrate {like.file.name}` on {datetime.date.today().is
 | repeatability | median standard error of a latency: {result.model.repeatability:.1%} |
 | held-out error | {error} |
 
+{_gains_table(result)}
+
 `measurements.csv` has a row for every file (its latency: the lower quartile of interleaved rounds, each a fresh
 load and the 10th percentile of its repeats; the reference workload's time beside it), and for every node that the
 runtime's profiler timed in it.
 `latency_model.json` is what was fitted to them; `profile.yaml` says on which machine they hold.
 """
+
+
+def _gains_table(result: Calibration) -> str:
+    """What 8 bits were measured to be worth, as Markdown."""
+    lines = [
+        "Times as fast as in floats, chains of four layers (a8: activations on calibrated grids, d8: on grids of the moment,",
+        "a32: weights stored in bytes and computed in floats). What does not pay is not offered to a search.",
+        "",
+        "| layers | activations | speedup | pays |",
+        "|---|---|---|---|",
+    ]
+    lines += [
+        f"| {gain.work} | {gain.activations} | {gain.speedup:.2f} | {'yes' if gain.pays else 'no'} |"
+        for gain in result.gains
+    ]
+    return "\n".join(lines)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from autocomp.hardware.latency import LatencyModel, Prediction
 from autocomp.plan import Pattern
-from autocomp.space import Activations
+from autocomp.space import Activations, Work
 
 if TYPE_CHECKING:
     from autocomp.compress.quantize import Numerics
@@ -23,14 +23,14 @@ Artifact = Literal["onnx", "onnx-packed"]
 class Offer:
     """What is worth offering a search on this target, because it makes the file smaller or faster there.
 
-    ``weight_bits`` of quantized layers and how their ``activations`` may be given; sparsity ``patterns``; whether
-    truncated ranks pay.
+    ``weight_bits`` of quantized layers and how their ``activations`` may be given to each kind of them; sparsity
+    ``patterns``; whether truncated ranks pay.
     """
 
     weight_bits: tuple[int, ...]
     patterns: tuple[Pattern, ...]
     ranks: bool
-    activations: tuple[Activations, ...] = ("a8",)
+    activations: Mapping[Work, tuple[Activations, ...]]
 
 
 @dataclass(frozen=True)

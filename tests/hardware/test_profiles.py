@@ -13,6 +13,7 @@ from autocomp.hardware import profiles, resolve
 from autocomp.hardware.calibrate import Calibration, read_measurements
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.fitted import FittedModel
+from autocomp.hardware.gains import Gain
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.profiles import find_profile, read_profile, shipped_profiles
 from autocomp.hardware.resolve import resolve_target
@@ -50,7 +51,7 @@ def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, float, int
         shutil.copyfile(shipped.folder / "measurements.csv", folder / "measurements.csv")
         model = shipped.model()
         assert isinstance(model, FittedModel)
-        return Calibration(model, read_measurements(folder / "measurements.csv"), 3)
+        return Calibration(model, read_measurements(folder / "measurements.csv"), 3, (Gain("conv", "a8", 0.5),))
 
     monkeypatch.setattr(resolve, "calibrate", calibrate)
     return made
@@ -117,8 +118,8 @@ def test_a_plain_file_is_offered_only_what_is_faster() -> None:
     packed = find_profile("cpu").target(1, 1, "onnx-packed", reachable=False)
     assert set(packed.offer.weight_bits) == {8, 4, 2}
     assert set(packed.offer.patterns) == {"channel", "head", "unstructured"}
-    assert "a32" in packed.offer.activations
-    assert "a32" not in target.offer.activations
+    assert "a32" in packed.offer.activations["sequence"]
+    assert "a32" not in target.offer.activations["conv"]
     assert machine.architecture
 
 

@@ -94,18 +94,20 @@ def compiled_nodes(model: bytes | Path, inputs: Sequence[Array], threads: int, r
     if threads < 1:
         raise RequestError(f"threads must be at least 1; got {threads}")
     times_us: dict[str, list[float]] = {}
+    ran: set[str] = set()
     try:
         compiled = _compile(_read(model), tuple(array.shape for array in inputs), threads, profiled=True)
         request = compiled.create_infer_request()
         for run in range(WARMUP_RUNS + runs):
             request.infer(list(inputs))
-            if run >= WARMUP_RUNS:
-                for info in request.profiling_info:
+            for info in request.profiling_info:
+                if info.status == info.Status.EXECUTED:  # a node that took no whole microsecond may say otherwise once
+                    ran.add(info.node_name)
+                if run >= WARMUP_RUNS:
                     times_us.setdefault(info.node_name, []).append(info.real_time.total_seconds() * 1e6)
         graph = compiled.get_runtime_model()
     except _refusals() as error:
         raise MeasurementError(_one_line("run", error)) from error
-    ran = {info.node_name for info in request.profiling_info if info.status == info.Status.EXECUTED}
     return tuple(
         _node(op, lower_half_mean(times_us[op.get_friendly_name()]))
         for op in graph.get_ordered_ops()

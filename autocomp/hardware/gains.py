@@ -1,0 +1,122 @@
+"""What 8 bits are worth on a runtime, found by measurement: chains of equal layers, in floats and in every way that their
+activations may be given, timed side by side. A chain begins and ends in floats and has its layers' conversions in it, so
+that no layer is judged alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from autocomp.hardware.graph_writer import GraphWriter, Value
+from autocomp.hardware.runtimes.runtime import Array, Runtime, loaded_run, reference_run
+from autocomp.hardware.timing import TimingSettings, measure
+from autocomp.space import WORKS, Activations, Work
+
+#: Layers of a chain.
+LAYERS = 4
+#: Faster by less than this is not faster.
+LEAST_SPEEDUP = 1.03
+#: Weights that are stored in bytes and computed in floats may cost no more time than this.
+FREE_SPEEDUP = 0.97
+
+SETTINGS = TimingSettings(repeats=20, max_rounds=10, patience_s=10.0)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """How many times as fast as floats a kind of layers is with its activations given like this (geometric mean over
+    chains of several shapes)."""
+
+    work: Work
+    activations: Activations
+    speedup: float
+
+    @property
+    def pays(self) -> bool:
+        """Whether a file is the better for it: faster, or smaller at no cost."""
+        return self.speedup >= (FREE_SPEEDUP if self.activations == "a32" else LEAST_SPEEDUP)
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """``shape`` of its input without the batch; every layer has as many outputs as inputs."""
+
+    work: Work
+    shape: tuple[int, ...]
+    kernel: int = 1
+
+
+CHAINS = (
+    _Chain("conv", (32, 32, 32), 3),
+    _Chain("conv", (128, 8, 8), 3),
+    _Chain("conv", (96, 16, 16), 1),
+    _Chain("depthwise", (96, 32, 32), 3),
+    _Chain("depthwise", (384, 8, 8), 3),
+    _Chain("linear", (512,)),
+    _Chain("linear", (1536,)),
+    _Chain("sequence", (32, 256)),
+    _Chain("sequence", (128, 384)),
+)
+#: The ways that are tried; grids of the moment are for products alone.
+WAYS: Mapping[Work, tuple[Activations, ...]] = {
+    "conv": ("a8", "a32"),
+    "depthwise": ("a8", "a32"),
+    "linear": ("a8", "a32"),
+    "sequence": ("a8", "d8", "a32"),
+}
+
+
+def measure_gains(runtime: Runtime, threads: int, batch: int, narrow_products: bool) -> tuple[Gain, ...]:
+    """The gain of every way of :data:`WAYS` on this machine; some 40 files, one minute.
+
+    Args:
+        narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
+    """
+    reference = reference_run(runtime, threads)
+    logs: dict[tuple[Work, Activations], list[float]] = {}
+    for chain in CHAINS:
+        inputs = [_input(chain, batch)]
+        ways: tuple[Activations | None, ...] = (None, *WAYS[chain.work])
+        files = {
+            str(how): partial(loaded_run, runtime, _file(chain, how, narrow_products), threads, inputs) for how in ways
+        }
+        timings = measure(files, SETTINGS, reference=reference)
+        for how in WAYS[chain.work]:
+            ratio = timings[str(None)].latency_ms / timings[how].latency_ms
+            logs.setdefault((chain.work, how), []).append(math.log(ratio))
+    return tuple(Gain(*key, speedup=math.exp(sum(found) / len(found))) for key, found in logs.items())
+
+
+def paying(gains: Sequence[Gain], offered: Sequence[Activations]) -> dict[Work, tuple[Activations, ...]]:
+    """Of what is offered, what pays for each kind of layers; all of it where nothing was measured."""
+    known = {(gain.work, gain.activations): gain.pays for gain in gains}
+    return {work: tuple(how for how in offered if known.get((work, how), True)) for work in WORKS}
+
+
+def _file(chain: _Chain, how: Activations | None, narrow_products: bool) -> bytes:
+    writer = GraphWriter(0, narrow_products, stored=how == "a32")
+    x = writer.input(chain.shape)
+    for _ in range(LAYERS):
+        x = _layer(writer, chain, x, how)
+    axes = {"conv": (2, 3), "depthwise": (2, 3), "linear": (), "sequence": (1,)}[chain.work]
+    return writer.finish(writer.mean(x, axes) if axes else x)
+
+
+def _layer(writer: GraphWriter, chain: _Chain, x: Value, how: Activations | None) -> Value:
+    width = chain.shape[0] if len(chain.shape) == 3 else chain.shape[-1]
+    if chain.work == "sequence":
+        ways = {"a8": "calibrated", "d8": "dynamic"}
+        return writer.activation(writer.product(x, width, ways.get(str(how), "float")), "Gelu")
+    if chain.work == "linear":
+        return writer.linear(x, width, how == "a8", relu=True)
+    groups = width if chain.work == "depthwise" else 1
+    return writer.conv(x, width, chain.kernel, groups=groups, integers=how == "a8", activation="Relu")
+
+
+def _input(chain: _Chain, batch: int) -> Array:
+    return np.random.default_rng(0).standard_normal((batch, *chain.shape)).astype(np.float32)

@@ -1,0 +1,60 @@
+"""What 8 bits are worth: chains that are what they say, and what is made of their timings. Nothing is said of speed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+
+import pytest
+
+from autocomp.hardware import gains as module
+from autocomp.hardware.gains import CHAINS, LAYERS, WAYS, Gain, measure_gains, paying
+from autocomp.hardware.runtimes import onnxruntime, openvino
+from autocomp.hardware.runtimes.runtime import Runtime
+from autocomp.hardware.timing import Timing
+from autocomp.space import WORKS
+
+SPEEDUPS = {"None": 1.0, "a8": 2.0, "d8": 0.5, "a32": 0.98}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("runtime", [onnxruntime, openvino], ids=["onnxruntime", "openvino"])
+def test_every_chain_runs_and_gains_are_ratios(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measured(
+        files: Mapping[str, Callable[[], Callable[[], object]]], *_: object, **__: object
+    ) -> dict[str, Timing]:
+        for load in files.values():
+            results = load()()
+            assert isinstance(results, list)
+            assert results[0].shape[0] == 2
+        return {how: Timing(3.0 / SPEEDUPS[how], 0.0, 0.0, True, 5, 0.05) for how in files}
+
+    monkeypatch.setattr(module, "measure", measured)
+    found = measure_gains(runtime, 1, 2, narrow_products=True)
+    assert {(gain.work, gain.activations) for gain in found} == {(work, how) for work in WORKS for how in WAYS[work]}
+    for gain in found:
+        assert math.isclose(gain.speedup, SPEEDUPS[gain.activations])
+        assert gain.pays == (gain.activations != "d8")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("chain", CHAINS, ids=str)
+def test_the_layers_of_a_chain_are_what_its_name_says(chain: module._Chain) -> None:
+    for how in (None, *(how for how in WAYS[chain.work] if how != "a32")):
+        file = module._file(chain, how, narrow_products=True)
+        samples = onnxruntime.kernel_samples(file, [module._input(chain, 1)], threads=1, runs=1)
+        layers = [sample.kernel.op for sample in samples if sample.kernel.weight_elements]
+        integers = [op.startswith("q") or op in {"matmul_integer", "dynamic_matmul"} for op in layers]
+        assert len(layers) == LAYERS
+        assert all(integers) if how is not None else not any(integers)
+
+
+def test_what_does_not_pay_is_not_offered() -> None:
+    gains = [Gain("conv", "a8", 1.9), Gain("sequence", "a8", 0.7), Gain("sequence", "a32", 0.98)]
+    assert paying(gains, ("a8", "a32")) == {
+        "conv": ("a8", "a32"),
+        "depthwise": ("a8", "a32"),
+        "linear": ("a8", "a32"),
+        "sequence": ("a32",),
+    }
+    assert set(paying((), ("a8",)).values()) == {("a8",)}

@@ -1,0 +1,96 @@
+"""The kernels that lowering foresees are those of the graph that openvino compiles."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from autocomp.compress.structure import restructure
+from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.lowering_openvino import lower
+from autocomp.hardware.runtimes.openvino import kernel_samples
+from autocomp.plan import Format, LayerPlan, Plan
+from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, uniform_plan
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def x86() -> None:
+    if "avx2" not in this_machine().features:
+        pytest.skip("openvino's kernels are foreseen for x86 with AVX2 or AVX-512; this machine has neither")
+
+
+def calibrated(plan: Plan) -> Plan:
+    """Without grids of the moment, which openvino has no kernels for."""
+    layers = {
+        name: replace(one, format=one.format and replace(one.format, dynamic=False))
+        for name, one in plan.layers.items()
+    }
+    return replace(plan, layers=layers)
+
+
+def foreseen(network: str, plan: Plan) -> Counter[Kernel]:
+    return facts(lower(restructure(prepared(network).inventory, plan), batch=1))
+
+
+def compiled(network: str, plan: Plan) -> Counter[Kernel]:
+    """The kernels of the graph that openvino makes of the plan's file."""
+    arrays = [tensor.numpy() for tensor in inputs(network, 1)]
+    samples = kernel_samples(exported(network, plan, False), arrays, threads=1, runs=30)
+    return facts(tuple(sample.kernel for sample in samples))
+
+
+def facts(kernels: tuple[Kernel, ...]) -> Counter[Kernel]:
+    """Kernels but for what they are called after, and for the footprint, which all weights of the network make."""
+    return Counter(replace(kernel, sources=(), footprint_bytes=0) for kernel in kernels)
+
+
+def weighted(kernels: Counter[Kernel]) -> Counter[Kernel]:
+    return Counter({kernel: count for kernel, count in kernels.items() if kernel.weight_elements})
+
+
+@pytest.mark.parametrize("plan", ["untouched", "int8"])
+@pytest.mark.parametrize("network", ["residual", "separable"])
+def test_uniform_plans_are_foreseen(network: str, plan: str) -> None:
+    given = Plan() if plan == "untouched" else uniform_plan(network, format=Format(8))
+    expected, actual = compiled(network, given), foreseen(network, given)
+    assert weighted(actual) == weighted(expected)
+    assert ((actual - expected) + (expected - actual)).total() <= 3
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("network", ["residual", "plain", "separable"])
+def test_mixed_plans_are_foreseen_but_for_a_little_glue(network: str, seed: int) -> None:
+    plan = calibrated(random_plan(prepared(network).inventory, seed))
+    expected, actual = compiled(network, plan), foreseen(network, plan)
+    wrong = (weighted(expected) - weighted(actual)).total()
+    assert wrong <= 1 + weighted(expected).total() / 10
+    assert ((actual - expected) + (expected - actual)).total() <= 4 + expected.total() / 3
+
+
+@pytest.mark.parametrize("plan", ["untouched", "int8"])
+@pytest.mark.parametrize("network", ["encoder", "vit", "decoder"])
+def test_products_and_attention_are_foreseen(network: str, plan: str) -> None:
+    layers = prepared(network).inventory.layers
+    given = Plan()
+    if plan == "int8":
+        given = Plan({one.name: LayerPlan(format=Format(8)) for one in layers if one.computes_integers})
+    expected, actual = compiled(network, given), foreseen(network, given)
+    for kind in ("linear_int8", "attention", "layer_norm"):
+        ours, theirs = (sum(n for k, n in found.items() if k.op.startswith(kind)) for found in (actual, expected))
+        assert ours == theirs, kind
+
+
+def test_every_network_can_be_lowered() -> None:
+    for network in NETWORKS:
+        inventory = prepared(network).inventory
+        for seed in range(10):
+            structure = restructure(inventory, calibrated(random_plan(inventory, seed)))
+            kernels = lower(structure, 1)
+            assert all(kernel.out_elements > 0 for kernel in kernels)
+            layers = {kernel.sources[0] for kernel in kernels if kernel.weight_elements}
+            assert layers <= set(structure.layers)
