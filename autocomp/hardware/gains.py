@@ -1,6 +1,6 @@
 """What 8 bits are worth on a runtime, found by measurement: chains of equal layers, in floats and in every way that their
 activations may be given, timed side by side. A chain begins and ends in floats and has its layers' conversions in it, and
-depthwise convolutions stand between pointwise ones of 8 bits, as they do in networks: no layer is judged alone.
+depthwise convolutions stand between pointwise ones in the same format, as they do in networks: no layer is judged alone.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def _layer(writer: GraphWriter, chain: _Chain, x: Value, how: Activations | None
     if chain.work == "linear":
         return writer.linear(x, width, how == "a8", relu=True)
     if chain.work == "depthwise":
-        x = writer.conv(x, width, 1, integers=True, activation="Relu")
+        x = writer.conv(x, width, 1, integers=how == "a8", activation="Relu")
     groups = width if chain.work == "depthwise" else 1
     return writer.conv(x, width, chain.kernel, groups=groups, integers=how == "a8", activation="Relu")
 

@@ -185,8 +185,8 @@ def _gains_table(result: Calibration) -> str:
     """What 8 bits were measured to be worth, as Markdown."""
     lines = [
         "Times as fast as in floats, chains of four layers (a8: activations on calibrated grids, d8: on grids of the moment,",
-        "a32: weights stored in bytes and computed in floats; depthwise ones between pointwise ones of 8 bits). What does",
-        "not pay is not offered to a search.",
+        "a32: weights stored in bytes and computed in floats; depthwise ones with pointwise ones between). What does not",
+        "pay is not offered to a search.",
         "",
         "| layers | activations | speedup | pays |",
         "|---|---|---|---|",

@@ -45,9 +45,8 @@ def test_the_layers_of_a_chain_are_what_its_name_says(chain: module._Chain) -> N
         samples = onnxruntime.kernel_samples(file, [module._input(chain, 1)], threads=1, runs=1)
         layers = [sample.kernel.op for sample in samples if sample.kernel.weight_elements]
         integers = [op.startswith("q") or op in {"matmul_integer", "dynamic_matmul"} for op in layers]
-        beside = LAYERS if chain.work == "depthwise" else 0
-        assert len(layers) == LAYERS + beside
-        assert sum(integers) == beside + (LAYERS if how is not None else 0)
+        assert len(layers) == (2 * LAYERS if chain.work == "depthwise" else LAYERS)
+        assert all(integers) if how is not None else not any(integers)
 
 
 def test_what_does_not_pay_is_not_offered() -> None:
