@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autocomp.hardware.experiment import FILES_PER_NETWORK, Specimen, specimens
+from autocomp.hardware.design import network_number, next_network, parts_by_error
+from autocomp.hardware.experiment import Specimen, network_files
 from autocomp.hardware.fingerprint import Fingerprint
 from autocomp.hardware.fit import MeasuredNetwork, fit
 from autocomp.hardware.fitted import FittedModel, KernelSample
@@ -32,6 +33,8 @@ COLUMNS = ("network", "row", *KERNEL_FIELDS, "time_us", "spread", "reference_us"
 
 #: Calibration wants many files more than it wants each to the last percent.
 SETTINGS = TimingSettings(repeats=20, max_rounds=8, tolerance=0.025, patience_s=10.0)
+#: Shares of the budget after which it is looked at which families of networks are foreseen worst.
+LOOKS = (0.3, 0.6)
 #: Runs of a file under the profiler.
 PROFILE_RUNS = 40
 
@@ -89,7 +92,7 @@ def calibrate(
     if progress is not None:
         progress(1.0, "measuring what 8 bits are worth")
     gains = measure_gains(how.runtime, threads, batch, narrow_products(here))
-    networks = read_measurements(path) if path.exists() else ()
+    networks = read_measurements(path)
     repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
     if progress is not None:
         progress(1.0, f"fitting to {len(networks)} files, and to parts of them for the held-out error")
@@ -109,19 +112,20 @@ class _Conditions:
 
 def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress: Progress | None) -> int:
     """Append measured networks to ``path`` until the budget is spent; how many never settled."""
-    done = read_measurements(path) if path.exists() else ()
-    start = 1 + max((int(network.name.rsplit("-", 1)[1]) for network in done), default=-1)
-    # Files of one network are measured side by side, so a network is begun whole.
-    source = specimens(
-        seed,
-        -(-start // FILES_PER_NETWORK) * FILES_PER_NETWORK,
-        narrow_products(how.here),
-        rounds_at_run_time=how.here.runtime == "onnxruntime",
-    )
+    done = read_measurements(path)
+    taken = {network_number(network.name) for network in done}
+    narrow, rounds_at_run_time = narrow_products(how.here), how.here.runtime == "onnxruntime"
+    parts, looks = parts_by_error(done), list(LOOKS)
     began, count, dropped = time.monotonic(), len(done), 0
     quiet_ms = min((network.reference_us / 1e3 for network in done), default=math.inf)
     while (spent := time.monotonic() - began) < budget_s:
-        group = [next(source) for _ in range(FILES_PER_NETWORK)]
+        if looks and spent > looks[0] * budget_s:
+            looks.pop(0)
+            parts = parts_by_error(read_measurements(path))
+        # Files of one network are measured side by side.
+        number = next_network(taken, parts)
+        taken.add(number)
+        group = network_files(seed, number, narrow, rounds_at_run_time)
         timings = _time_group(group, how, quiet_ms)
         rows: list[dict[str, object]] = []
         for specimen in group:
@@ -193,7 +197,10 @@ def _whole(text: str) -> str:
 
 
 def read_measurements(path: Path) -> tuple[MeasuredNetwork, ...]:
-    """The networks in a ``measurements.csv``. One that an interruption cut short is left out."""
+    """The networks in a ``measurements.csv``; none where there is no such file. One that an interruption cut short is left
+    out."""
+    if not path.exists():
+        return ()
     found: dict[str, tuple[float, float, float, list[KernelSample]]] = {}
     for row in csv.DictReader(io.StringIO(_whole(path.read_text(encoding="utf-8")))):
         if row["row"] == FILE:
@@ -210,8 +217,8 @@ def read_measurements(path: Path) -> tuple[MeasuredNetwork, ...]:
 
 def _architecture(name: str) -> str:
     """The random network that a specimen is a plan of."""
-    stem, _, number = name.rpartition("-")
-    return f"{stem}/{int(number) // FILES_PER_NETWORK}"
+    stem = name.rpartition("-")[0]
+    return f"{stem}/{network_number(name)}"
 
 
 def _kernel(row: dict[str, str]) -> Kernel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,19 +81,25 @@ class _Build:
         return self.writer.linear(x, outputs, self.is_integer(), relu)
 
 
-def specimens(
-    seed: int, start: int, narrow_products: bool = False, rounds_at_run_time: bool = True
-) -> Iterator[Specimen]:
-    """Endless specimens, from number ``start`` on. Number ``n`` is the same in every process.
+def family_of(network: int) -> str:
+    """The family of a network, by its number."""
+    return FAMILIES[network % len(FAMILIES)]
+
+
+def network_files(
+    seed: int, network: int, narrow_products: bool = False, rounds_at_run_time: bool = True
+) -> tuple[Specimen, ...]:
+    """The files of one network. Those of number ``n`` are the same in every process.
 
     Args:
         narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
         rounds_at_run_time: whether some products round what they read on a grid of the moment.
     """
-    number = start
-    while True:
-        yield _specimen(seed, number, narrow_products, rounds_at_run_time)
-        number += 1
+    first = FILES_PER_NETWORK * network
+    return tuple(
+        _specimen(seed, number, narrow_products, rounds_at_run_time)
+        for number in range(first, first + FILES_PER_NETWORK)
+    )
 
 
 def _specimen(seed: int, number: int, narrow_products: bool, rounds_at_run_time: bool) -> Specimen:
@@ -110,7 +116,7 @@ def _specimen(seed: int, number: int, narrow_products: bool, rounds_at_run_time:
         dynamic=(0.0, 0.0, 1.0, 0.7)[turn] if rounds_at_run_time else 0.0,
         split=formats.choice((0.0, 0.2, 0.5)),
     )
-    family = FAMILIES[network % len(FAMILIES)]
+    family = family_of(network)
     result, example = _encoder(build) if family == "encoder" else _FAMILIES[family](build)
     return Specimen(f"random-{seed}-{number}", f"random-{seed}/{network}", build.writer.finish(result), example)
 

@@ -80,7 +80,7 @@ def fit(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) ->
             f"a latency model needs at least {FEWEST_NETWORKS} measured networks; got {len(networks)}; "
             "give a larger --budget, or a quieter machine"
         )
-    return replace(_fit(networks, repeatability), held_out=_held_out(networks, repeatability, note))
+    return replace(_fit(networks, repeatability), held_out=_held_out(networks, note))
 
 
 def undisturbed(networks: Sequence[MeasuredNetwork]) -> list[MeasuredNetwork]:
@@ -92,26 +92,38 @@ def undisturbed(networks: Sequence[MeasuredNetwork]) -> list[MeasuredNetwork]:
     return [network for network in networks if network.reference_us <= QUIET * quiet_us]
 
 
-def _held_out(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) -> HeldOutError:
-    """The error on every file, by a fit that saw no file of the same architecture."""
+def held_out_errors(
+    networks: Sequence[MeasuredNetwork], folds: int = FOLDS, search_samples: int = SEARCH_SAMPLES
+) -> dict[str, float]:
+    """The relative error on every file, by a fit that saw no file of the same architecture; files with kernels that the
+    others lack are left out.
+
+    Raises:
+        MeasurementError: the profiles do not agree with the timings.
+    """
     architectures = list(dict.fromkeys(network.architecture for network in networks))
-    errors: list[float] = []
-    for fold in range(FOLDS):
-        left_out = set(architectures[fold::FOLDS])
+    errors: dict[str, float] = {}
+    for fold in range(folds):
+        left_out = set(architectures[fold::folds])
         rest = [network for network in networks if network.architecture not in left_out]
         if len(rest) < len(networks) and rest:
-            trial = _fit(rest, repeatability)
-            errors.extend(
-                trial.predict(network.kernels).latency_ms / network.latency_ms - 1
+            trial = _fit(rest, 0.0, search_samples)
+            errors |= {
+                network.name: trial.predict(network.kernels).latency_ms / network.latency_ms - 1
                 for network in networks
                 if network.architecture in left_out and all(kernel.op in trial.ops for kernel in network.kernels)
-            )
+            }
+    return errors
+
+
+def _held_out(networks: Sequence[MeasuredNetwork], note: str) -> HeldOutError:
+    errors = held_out_errors(networks)
     if not errors:
         raise MeasurementError(
             "the error of a latency model is found on architectures that were left out; all of them have kernels that "
             "the others lack; give a larger --budget"
         )
-    absolute = np.abs(errors)
+    absolute = np.abs(list(errors.values()))
     skipped = len(networks) - len(errors)
     return HeldOutError(
         mean=float(absolute.mean()),
@@ -123,10 +135,12 @@ def _held_out(networks: Sequence[MeasuredNetwork], repeatability: float, note: s
     )
 
 
-def _fit(networks: Sequence[MeasuredNetwork], repeatability: float) -> FittedModel:
+def _fit(
+    networks: Sequence[MeasuredNetwork], repeatability: float, search_samples: int = SEARCH_SAMPLES
+) -> FittedModel:
     per_call_us, samples = samples_in_context(networks)
     ops = {
-        op: OpModel(_hyperparameters(samples), tuple(samples))
+        op: OpModel(_hyperparameters(samples, search_samples), tuple(samples))
         for op, samples in samples_by_op(samples).items()
         if len(samples) >= FEWEST_SAMPLES
     }
@@ -185,7 +199,7 @@ def _profiled_us(network: MeasuredNetwork) -> float:
     return math.fsum(sample.time_us for sample in network.samples)
 
 
-def _hyperparameters(samples: Sequence[KernelSample]) -> Hyperparameters:
+def _hyperparameters(samples: Sequence[KernelSample], search_samples: int) -> Hyperparameters:
     """The trend, then maximum marginal likelihood of what it leaves, with one length scale per feature that varies
     (automatic relevance)."""
     from sklearn.exceptions import ConvergenceWarning
@@ -193,7 +207,7 @@ def _hyperparameters(samples: Sequence[KernelSample]) -> Hyperparameters:
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
     work_us = _work_us(samples)
-    chosen = samples[:: max(1, math.ceil(len(samples) / SEARCH_SAMPLES))]
+    chosen = samples[:: max(1, math.ceil(len(samples) / search_samples))]
     x = np.array([sample.kernel.features() for sample in chosen])
     rest = np.log([sample.time_us for sample in chosen]) - trend([sample.kernel for sample in chosen], work_us)
     spread = x.std(axis=0)

@@ -15,7 +15,7 @@ from autocomp.errors import MeasurementError
 from autocomp.hardware import calibrate as module
 from autocomp.hardware import fit as fitting
 from autocomp.hardware.calibrate import Calibration, calibrate, read_measurements
-from autocomp.hardware.experiment import FAMILIES, FILES_PER_NETWORK, specimens
+from autocomp.hardware.experiment import FAMILIES, FILES_PER_NETWORK, network_files
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.latency import HeldOutError
 from autocomp.hardware.observed import kernel_of
@@ -41,7 +41,7 @@ def patched() -> Iterator[pytest.MonkeyPatch]:
         patch.setattr(fitting, "DISTURBED", 1e9)
         patch.setattr(fitting, "QUIET", 1e9)
         # One network is too few to hold some out; test_fit.py holds the error to account.
-        patch.setattr(fitting, "_held_out", lambda networks, _, note: HeldOutError(0.1, 0.1, 1, 1, len(networks), note))
+        patch.setattr(fitting, "_held_out", lambda networks, note: HeldOutError(0.1, 0.1, 1, 1, len(networks), note))
         yield patch
 
 
@@ -126,10 +126,10 @@ def test_no_time_for_measuring_is_an_error(patched: pytest.MonkeyPatch, tmp_path
         run(patched, tmp_path / "cpu", 0)
 
 
-def test_specimens_are_the_same_from_wherever_they_are_begun(calibrated: tuple[Path, Calibration]) -> None:
+def test_the_files_of_a_network_are_always_the_same(calibrated: tuple[Path, Calibration]) -> None:
     _, found = calibrated
     last = FILES_PER_NETWORK - 1
-    one, other = next(specimens(0, last)), next(itertools.islice(specimens(0, 0), last, None))
+    one, other = network_files(0, 0)[last], network_files(0, 0)[last]
     assert one.name == other.name == found.networks[last].name
     assert one.model == other.model
 
@@ -138,7 +138,8 @@ def test_the_first_networks_have_every_kind_of_kernel_between_them() -> None:
     """So that a short calibration prices convolutional nets and transformers alike."""
     found = {
         kernel.op
-        for specimen in itertools.islice(specimens(0, 0), FILES_PER_NETWORK * 2 * len(FAMILIES))
+        for network in range(2 * len(FAMILIES))
+        for specimen in network_files(0, network)
         for node in profile(specimen.model, [specimen.example], 1, 1)
         if (kernel := kernel_of(node)) is not None
     }
@@ -157,7 +158,7 @@ def test_the_first_networks_have_every_kind_of_kernel_between_them() -> None:
 
 @pytest.mark.parametrize("number", range(len(FAMILIES)))
 def test_files_of_a_network_differ_and_none_computes_nonsense(number: int) -> None:
-    group = list(itertools.islice(specimens(0, FILES_PER_NETWORK * number), FILES_PER_NETWORK))
+    group = network_files(0, number)
     assert len({one.architecture for one in group}) == 1
     assert len({one.model for one in group}) == FILES_PER_NETWORK
     for one in group:
