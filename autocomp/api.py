@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from autocomp.compress.apply import Compressed, Prepared
     from autocomp.compress.quantize import Numerics
-    from autocomp.hardware.latency import Prediction
+    from autocomp.hardware.latency import Forecast
     from autocomp.hardware.target import Artifact, Target
     from autocomp.search import flow
     from autocomp.search.sampler import SamplerName
@@ -408,8 +408,9 @@ def predict(
     target: Target | str,
     data: str | Path | None = None,
     input_shapes: Sequence[tuple[int, ...]] = (),
-) -> Prediction:
-    """The latency of a task's model under a plan (default: untouched), or of an ONNX file, kernel by kernel.
+) -> Forecast:
+    """The latency of a task's model under a plan (default: untouched), or of an ONNX file, kernel by kernel; and the memory
+    that it takes to run, which of a file is measured.
 
     A file's kernels are those of the graph that the target's runtime compiles of it on this machine.
 
@@ -425,6 +426,7 @@ def predict(
     """
     from autocomp.compress.apply import prepare
     from autocomp.compress.structure import restructure
+    from autocomp.hardware.latency import Forecast
     from autocomp.hardware.resolve import resolve_target
 
     found = resolve_target(target) if isinstance(target, str) else target
@@ -434,10 +436,15 @@ def predict(
         return _predict_file(Path(task), found, input_shapes)
     loaded, _ = _loaded(None if task is None else task if isinstance(task, Task) else str(task), data)
     prepared = prepare(loaded.model, loaded.example_inputs, loaded.dynamic_dims)
-    return found.predict(restructure(prepared.inventory, plan or Plan(), found.numerics))
+    structure = restructure(prepared.inventory, plan or Plan(), found.numerics)
+    latency = found.predict(structure)
+    memory = found.peak_memory_bytes(structure, [share.kernel for share in latency.kernels])
+    return Forecast(latency, memory, "counted" if found.memory is None else "fitted")
 
 
-def _predict_file(path: Path, target: Target, input_shapes: Sequence[tuple[int, ...]]) -> Prediction:
+def _predict_file(path: Path, target: Target, input_shapes: Sequence[tuple[int, ...]]) -> Forecast:
+    from autocomp.hardware.footprint import footprint_bytes
+    from autocomp.hardware.latency import Forecast
     from autocomp.hardware.runtimes.runtime import cpu_runtime, example_arrays
 
     if not target.reachable:
@@ -450,7 +457,8 @@ def _predict_file(path: Path, target: Target, input_shapes: Sequence[tuple[int, 
     runtime = cpu_runtime(target.runtime)
     inputs = example_arrays(runtime.load(path, target.threads), target.batch, shapes=input_shapes)
     samples = runtime.kernel_samples(path, inputs, target.threads, runs=1)
-    return target.model.predict([sample.kernel for sample in samples])
+    latency = target.model.predict([sample.kernel for sample in samples])
+    return Forecast(latency, footprint_bytes(target.runtime, path, inputs, target.threads), "measured")
 
 
 def export(task: Task, plan: Plan, path: str | Path, *, target: Target | str) -> Path:

@@ -240,13 +240,15 @@ def predict(
     ] = None,
     target: Annotated[str, typer.Option("--target", help="A device; see `autocomp targets`.")] = "cpu",
     data: DataOption = None,
+    threads: Annotated[int | None, typer.Option(help="Threads per inference.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Examples per inference.")] = None,
     input_shape: Annotated[
         list[str] | None,
         typer.Option(help="One example's shape, like 3x224x224; for each input of a file with open dimensions."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Predict the latency of an ONNX file, or of a task's untouched model, kernel by kernel."""
+    """Predict the latency of an ONNX file, or of a task's untouched model, kernel by kernel, and the memory it takes."""
     from autocomp.api import predict as predict_latency
     from autocomp.hardware.resolve import resolve_target
     from autocomp.progress import Progress, prediction_table
@@ -254,23 +256,27 @@ def predict(
 
     shapes = [_shape(text) for text in input_shape or ()]
     with Progress() as progress:
-        found = resolve_target(target, tell=progress.say, progress=calibrating(progress))
-        prediction = predict_latency(model, target=found, data=data, input_shapes=shapes)
+        found = resolve_target(target, threads, batch, tell=progress.say, progress=calibrating(progress))
+        forecast = predict_latency(model, target=found, data=data, input_shapes=shapes)
     if as_json:
         _print_json(
             {
                 "target": found.name,
-                "latency_ms": prediction.latency_ms,
-                "latency_std_ms": prediction.std_ms,
-                "latency_source": prediction.source,
+                "threads": found.threads,
+                "batch": found.batch,
+                "latency_ms": forecast.latency_ms,
+                "latency_std_ms": forecast.latency.std_ms,
+                "latency_source": forecast.latency.source,
+                "peak_memory_bytes": forecast.peak_memory_bytes,
+                "memory_source": forecast.memory_source,
                 "kernels": [
                     {"op": share.kernel.op, "sources": list(share.kernel.sources), "latency_ms": share.latency_ms}
-                    for share in prediction.kernels
+                    for share in forecast.kernels
                 ],
             }
         )
     else:
-        prediction_table(prediction)
+        prediction_table(forecast)
 
 
 @app.command()

@@ -18,7 +18,7 @@ from autocomp.trial import Trial
 
 if TYPE_CHECKING:
     from autocomp.api import Run
-    from autocomp.hardware.latency import Prediction
+    from autocomp.hardware.latency import Forecast
 
 #: Kernels shown of a prediction; the rest are summed.
 SHOWN_KERNELS = 20
@@ -138,9 +138,11 @@ def _part(document: Json, name: str) -> dict[str, JsonValue]:
     return cast("dict[str, JsonValue]", document[name])
 
 
-def prediction_table(prediction: Prediction) -> None:
-    """Total with its error bar, and the kernels that take longest."""
-    table = Table(title=f"{prediction.latency_ms:.3f} ± {prediction.std_ms:.3f} ms ({prediction.source})")
+def prediction_table(forecast: Forecast) -> None:
+    """Total with its error bar, the memory, and the kernels that take longest."""
+    prediction, megabytes = forecast.latency, forecast.peak_memory_bytes / 1e6
+    title = f"{prediction.latency_ms:.3f} ± {prediction.std_ms:.3f} ms ({prediction.source})"
+    table = Table(title=f"{title}, {megabytes:.2f} MB of memory ({forecast.memory_source})")
     for column in ("kernel", "for", "µs", "share"):
         table.add_column(column, justify="left" if column in {"kernel", "for"} else "right")
     ordered = sorted(prediction.kernels, key=lambda share: -share.latency_ms)

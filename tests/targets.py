@@ -77,6 +77,7 @@ def made_target(ops: frozenset[str] = OPS) -> Target:
         offer=Offer((8, 4, 2), ("channel", "unstructured"), ranks=True, activations=dict.fromkeys(WORKS, ("a8",))),
         numerics=DEFAULT_NUMERICS,
         model=ArithmeticLatency(ops),
+        memory=None,
         lower=partial(lowering.lower, batch=1, block=16),
         reachable=False,
         note="made up",

@@ -158,7 +158,14 @@ class TestJson:
         assert done.code == 0
         assert found["target"] == "jetson-orin-nano"
         assert found["latency_ms"] >= sum(kernel["latency_ms"] for kernel in found["kernels"]) * 0.999
+        assert found["peak_memory_bytes"] > 0
+        assert found["memory_source"] == "counted"
+        assert (found["threads"], found["batch"]) == (1, 1)
         assert "jetson stands for" in done.err
+        more = json.loads(autocomp("predict", TASK, "--target", "jetson", "--batch", "8", "--json").out)
+        assert more["batch"] == 8
+        assert more["latency_ms"] > found["latency_ms"]
+        assert more["peak_memory_bytes"] > found["peak_memory_bytes"]
 
 
 def test_without_json_there_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:

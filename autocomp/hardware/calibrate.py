@@ -11,10 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from autocomp.hardware.design import network_number, next_network, parts_by_error
 from autocomp.hardware.experiment import Specimen, network_files
@@ -23,6 +19,8 @@ from autocomp.hardware.fit import MeasuredNetwork, fit
 from autocomp.hardware.fitted import FittedModel, KernelSample
 from autocomp.hardware.gains import Gain, measure_gains
 from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.measured_memory import measured_memory
+from autocomp.hardware.memory import MemoryModel
 from autocomp.hardware.runtimes.runtime import Runtime, cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import Timing, TimingSettings, measure
 
@@ -43,12 +41,14 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """A finished calibration. ``dropped`` files never settled and were left out; ``gains`` are what 8 bits are worth."""
+    """A finished calibration. ``dropped`` files never settled and were left out; ``gains`` are what 8 bits are worth;
+    ``memory`` is None on a system that does not tell what a process holds."""
 
     model: FittedModel
     networks: tuple[MeasuredNetwork, ...]
     dropped: int
     gains: tuple[Gain, ...]
+    memory: MemoryModel | None
 
 
 def nchwc_block(fingerprint: Fingerprint) -> int:
@@ -93,11 +93,14 @@ def calibrate(
         progress(1.0, "measuring what 8 bits are worth")
     gains = measure_gains(how.runtime, threads, batch, narrow_products(here))
     networks = read_measurements(path)
+    if progress is not None:
+        progress(1.0, "measuring memory")
+    memory = measured_memory(folder / "memory.csv", networks, here, threads, batch, narrow_products(here))
     repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
     if progress is not None:
         progress(1.0, f"fitting to {len(networks)} files, and to parts of them for the held-out error")
     note = "random nets (residual, plain, dense, inverted residuals, transformers, perceptrons); architectures held out"
-    return Calibration(fit(networks, repeatability, note), networks, dropped, gains)
+    return Calibration(fit(networks, repeatability, note), networks, dropped, gains, memory)
 
 
 @dataclass(frozen=True)
@@ -145,17 +148,9 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
 
 def _time_group(group: Sequence[Specimen], how: _Conditions, quiet_ms: float) -> dict[str, Timing]:
     candidates = {
-        one.name: partial(loaded_run, how.runtime, one.model, how.threads, [_input(one, how.batch)]) for one in group
+        one.name: partial(loaded_run, how.runtime, one.model, how.threads, [one.batch_of(how.batch)]) for one in group
     }
     return measure(candidates, SETTINGS, reference=reference_run(how.runtime, how.threads), quiet_ms=quiet_ms)
-
-
-def _input(specimen: Specimen, batch: int) -> npt.NDArray[Any]:
-    example = np.repeat(specimen.example, batch, axis=0)
-    if not np.issubdtype(example.dtype, np.floating):
-        return example
-    noise: npt.NDArray[np.float64] = np.asarray(np.random.default_rng(0).standard_normal(example.shape))
-    return noise.astype(np.float32)
 
 
 def _rows(specimen: Specimen, timing: Timing, how: _Conditions) -> Iterator[dict[str, object]]:
@@ -166,7 +161,7 @@ def _rows(specimen: Specimen, timing: Timing, how: _Conditions) -> Iterator[dict
         "spread": f"{timing.error:.4f}",
         "reference_us": f"{timing.reference_ms * 1e3:.3f}",
     }
-    inputs = [_input(specimen, how.batch)]
+    inputs = [specimen.batch_of(how.batch)]
     for sample in how.runtime.kernel_samples(specimen.model, inputs, how.threads, PROFILE_RUNS):
         time_us = f"{sample.time_us:.3f}"
         yield {"network": specimen.name, "row": NODE, **_kernel_cells(sample.kernel), "time_us": time_us}

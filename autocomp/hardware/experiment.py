@@ -37,6 +37,14 @@ class Specimen:
     model: bytes
     example: npt.NDArray[Any]
 
+    def batch_of(self, size: int) -> npt.NDArray[Any]:
+        """An input of so many examples: noise, or the example's indices again and again."""
+        repeated = np.repeat(self.example, size, axis=0)
+        if not np.issubdtype(repeated.dtype, np.floating):
+            return repeated
+        noise: npt.NDArray[np.float64] = np.asarray(np.random.default_rng(0).standard_normal(repeated.shape))
+        return noise.astype(np.float32)
+
 
 @dataclass
 class _Build:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from autocomp.hardware.kernels import Kernel
 from autocomp.trial import Source
@@ -26,6 +26,27 @@ class Prediction:
     std_ms: float
     source: Source
     kernels: tuple[KernelTime, ...]
+
+
+#: How a number of bytes was come by: read off a process that ran the file, by a calibration's model, or by counting.
+MemorySource = Literal["measured", "fitted", "counted"]
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a network is foreseen to take on a target: its latency, and the memory that a process holds for running it."""
+
+    latency: Prediction
+    peak_memory_bytes: int
+    memory_source: MemorySource
+
+    @property
+    def latency_ms(self) -> float:
+        return self.latency.latency_ms
+
+    @property
+    def kernels(self) -> tuple[KernelTime, ...]:
+        return self.latency.kernels
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,123 @@
-"""Peak memory of one inference: the weights as they lie in memory, and the largest set of activations alive at once."""
+"""The memory that a network takes while it runs.
+
+Counted, where nothing was measured: the weights as they lie in memory, and the largest set of activations alive at once.
+Fitted, where a calibration measured it: a non-negative sum of what takes memory in a runtime. Beside weights and
+activations these are the kernels themselves, above all those that are compiled for one shape each.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
 
 from autocomp.compress.structure import Structure
+from autocomp.hardware.kernels import Kernel
 
 FLOAT_BYTES = 4
+
+#: What takes memory: bytes for the process, for a kernel of each kind (again for each of its shapes), and per byte.
+PARTS = (
+    "process",
+    "kernels",
+    "float_layers",
+    "integer_layers",
+    "kernel_shapes",
+    "float_layer_shapes",
+    "integer_layer_shapes",
+    "float_convolution_weights",
+    "float_product_weights",
+    "integer_weights",
+    "tables",
+    "activations",
+)
+#: Networks are held out in so many turns when the error is determined.
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class MeasuredMemory:
+    """What a process held for a file: the file's kernels, the bytes of the tables that it looks up in, and the bytes."""
+
+    kernels: tuple[Kernel, ...]
+    table_bytes: int
+    measured_bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """Bytes for one of each of :data:`PARTS`, and the error on held-out files: mean of the absolute relative one, and the
+    share within ±10 %."""
+
+    bytes_for: tuple[float, ...]
+    held_out_mean: float
+    held_out_within_10: float
+    files: int
+
+    def predict(self, kernels: Sequence[Kernel], table_bytes: int) -> int:
+        """Bytes that a process holds more for running a network of these kernels."""
+        return round(float(_parts(kernels, table_bytes) @ np.array(self.bytes_for)))
+
+
+def fit_memory(files: Sequence[MeasuredMemory]) -> MemoryModel:
+    """Non-negative least squares on relative errors; the held-out error is that of fits without a fifth of the files."""
+    parts = np.array([_parts(one.kernels, one.table_bytes) for one in files])
+    measured = np.array([float(one.measured_bytes) for one in files])
+    errors = np.zeros(len(files))
+    for fold in range(FOLDS):
+        out = np.arange(len(files)) % FOLDS == fold
+        if out.any() and not out.all():
+            errors[out] = parts[out] @ _bytes_for(parts[~out], measured[~out]) / measured[out] - 1.0
+    absolute = np.abs(errors)
+    return MemoryModel(
+        tuple(_bytes_for(parts, measured).tolist()), float(absolute.mean()), float((absolute <= 0.1).mean()), len(files)
+    )
+
+
+def _bytes_for(parts: npt.NDArray[np.float64], measured: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    from scipy.optimize import nnls
+
+    scale = np.maximum(parts.max(axis=0), 1.0)
+    solution, _ = nnls(parts / scale / measured[:, None], np.ones(len(measured)))
+    found: npt.NDArray[np.float64] = solution / scale
+    return found
+
+
+def _parts(kernels: Sequence[Kernel], table_bytes: int) -> npt.NDArray[np.float64]:
+    floats = [kernel for kernel in kernels if kernel.weight_bytes > kernel.weight_elements]
+    integers = [kernel for kernel in kernels if 0 < kernel.weight_bytes == kernel.weight_elements]
+    glue = [kernel for kernel in kernels if not kernel.weight_elements]
+    convolutions = sum(kernel.weight_bytes for kernel in floats if kernel.op.startswith("conv"))
+    products = sum(kernel.weight_bytes for kernel in floats) - convolutions
+    activations = max((FLOAT_BYTES * (kernel.in_elements + kernel.out_elements) for kernel in kernels), default=0)
+    return np.array(
+        [
+            1.0,
+            *(len(kinds) for kinds in (glue, floats, integers)),
+            *(_shapes(kinds) for kinds in (glue, floats, integers)),
+            convolutions,
+            products,
+            sum(kernel.weight_bytes for kernel in integers),
+            table_bytes,
+            activations,
+        ],
+        dtype=np.float64,
+    )
+
+
+def _shapes(kernels: Collection[Kernel]) -> int:
+    return len({replace(kernel, sources=()) for kernel in kernels})
+
+
+def table_bytes(structure: Structure) -> int:
+    """Of the tables that a network looks up in, as they lie in memory."""
+    tables = [node for node in structure.graph.layers if node.op == "embedding"]
+    return sum(
+        node.weights * (FLOAT_BYTES if structure.layers[node.layer or ""].format is None else 1) for node in tables
+    )
 
 
 def peak_memory_bytes(structure: Structure, batch: int) -> int:

@@ -25,11 +25,15 @@ from autocomp.hardware.fit import samples_in_context, undisturbed
 from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.gains import Gain, paying
 from autocomp.hardware.latency import LatencyModel
+from autocomp.hardware.memory import PARTS, MemoryModel
 from autocomp.hardware.roofline import RooflineModel
 from autocomp.hardware.target import Artifact, Offer, RuntimeName, Target
 from autocomp.places import cache_folder, shipped_folder
 from autocomp.plan import Pattern
 from autocomp.space import Activations, Work
+
+#: The file of a profile's model of memory.
+MEMORY_MODEL = "memory_model.json"
 
 
 class _Strict(BaseModel):
@@ -106,6 +110,19 @@ class Profile:
         _, samples = samples_in_context(undisturbed(read_measurements(self.folder / "measurements.csv")))
         return FittedModel.from_json(text, samples)
 
+    def memory(self) -> MemoryModel | None:
+        """None where none was measured: for a device out of reach, or on a system that does not tell."""
+        path = self.folder / MEMORY_MODEL
+        if not path.is_file():
+            return None
+        document = json.loads(path.read_text(encoding="utf-8"))
+        return MemoryModel(
+            tuple(document["bytes_for"][part] for part in PARTS),
+            document["held_out_mean"],
+            document["held_out_within_10"],
+            document["files"],
+        )
+
     def target(self, threads: int, batch: int, artifact: Artifact | None, reachable: bool) -> Target:
         file = self.file
         numerics = Numerics(**file.numerics.model_dump())
@@ -129,6 +146,7 @@ class Profile:
             offer=_offer(file, artifact or file.artifact),
             numerics=numerics,
             model=self.model(),
+            memory=self.memory(),
             lower=lower,
             reachable=reachable,
             note=file.note,

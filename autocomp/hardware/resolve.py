@@ -15,7 +15,15 @@ from autocomp.errors import RequestError
 from autocomp.hardware.calibrate import Calibration, calibrate
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.fit import undisturbed
-from autocomp.hardware.profiles import Profile, calibrated_folder, find_profile, read_profile, why_not_here
+from autocomp.hardware.memory import PARTS
+from autocomp.hardware.profiles import (
+    MEMORY_MODEL,
+    Profile,
+    calibrated_folder,
+    find_profile,
+    read_profile,
+    why_not_here,
+)
 from autocomp.hardware.target import Artifact, Target
 
 #: Seconds of measuring that a search spends on a machine that no profile holds for.
@@ -110,6 +118,9 @@ def calibrate_profile(
     _begin(folder, here, threads, batch)
     result = calibrate(folder, budget_s, threads, batch, here, progress=progress)
     (folder / "latency_model.json").write_text(result.model.to_json() + "\n", encoding="utf-8")
+    if result.memory is not None:
+        memory = asdict(result.memory) | {"bytes_for": dict(zip(PARTS, result.memory.bytes_for, strict=True))}
+        (folder / MEMORY_MODEL).write_text(json.dumps(memory, indent=1) + "\n", encoding="utf-8")
     document = like.file.model_dump(mode="json")
     document |= {
         "device": here.cpu,
@@ -171,6 +182,7 @@ Measured with `autocomp calibrate {like.file.name}` on {datetime.date.today().is
 (and {result.dropped} of the last sitting that never settled, left out) |
 | repeatability | median standard error of a latency: {result.model.repeatability:.1%} |
 | held-out error | {error} |
+| memory | {_memory_words(result)} |
 
 {_gains_table(result)}
 
@@ -179,6 +191,15 @@ load and the 10th percentile of its repeats; the reference workload's time besid
 runtime's profiler timed in it.
 `latency_model.json` is what was fitted to them; `profile.yaml` says on which machine they hold.
 """
+
+
+def _memory_words(result: Calibration) -> str:
+    if result.memory is None:
+        return "not measured on this system; counted as weights and live activations"
+    return (
+        f"mean error {result.memory.held_out_mean:.1%} on held-out files, {result.memory.held_out_within_10:.0%} within "
+        f"±10 %, of {result.memory.files} that ran in processes of their own (`memory.csv`)"
+    )
 
 
 def _gains_table(result: Calibration) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from autocomp.compress.quantize import Numerics
     from autocomp.compress.structure import Structure
     from autocomp.hardware.kernels import Kernel
+    from autocomp.hardware.memory import MemoryModel
 
 RuntimeName = Literal["onnxruntime", "openvino", "tensorrt"]
 Artifact = Literal["onnx", "onnx-packed"]
@@ -39,7 +40,8 @@ class Target:
 
     ``artifact`` is the format that size is counted in and that is shipped; ``reachable`` says whether files can be
     timed on this machine. ``note`` is what a user must know of the milliseconds. ``profile_hash`` identifies the
-    latency model, and ``lower`` turns a structure into the runtime's kernels.
+    latency model, and ``lower`` turns a structure into the runtime's kernels. ``memory`` is None where none was
+    measured.
     """
 
     name: str
@@ -52,10 +54,23 @@ class Target:
     offer: Offer
     numerics: Numerics
     model: LatencyModel
+    memory: MemoryModel | None
     lower: Callable[[Structure], tuple[Kernel, ...]]
     reachable: bool
     note: str
     profile_hash: str
+
+    def peak_memory_bytes(self, structure: Structure, kernels: Sequence[Kernel]) -> int:
+        """What a network takes while it runs: by the calibration's model of it, or counted where there is none.
+
+        Args:
+            kernels: as :attr:`lower` gives them for the structure.
+        """
+        from autocomp.hardware.memory import peak_memory_bytes, table_bytes
+
+        if self.memory is None:
+            return peak_memory_bytes(structure, self.batch)
+        return self.memory.predict(kernels, table_bytes(structure))
 
     def predict(self, structure: Structure) -> Prediction:
         """The latency of a compressed network of this structure.

@@ -11,7 +11,6 @@ from autocomp.compress.apply import Compressed, Prepared, apply
 from autocomp.compress.structure import Structure, restructure
 from autocomp.errors import WorkError
 from autocomp.export.size import SizeModel
-from autocomp.hardware.memory import peak_memory_bytes
 from autocomp.hardware.target import Target
 from autocomp.plan import Plan
 from autocomp.task import Score, Task
@@ -46,7 +45,7 @@ class Workbench:
             latency_ms=prediction.latency_ms,
             latency_std_ms=prediction.std_ms,
             size_bytes=self.sizes.predict(structure),
-            peak_memory_bytes=peak_memory_bytes(structure, self.target.batch),
+            peak_memory_bytes=self.target.peak_memory_bytes(structure, [one.kernel for one in prediction.kernels]),
             macs=structure.macs * self.target.batch,
             latency_source=prediction.source,
         )
