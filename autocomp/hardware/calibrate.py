@@ -15,17 +15,18 @@ from pathlib import Path
 from autocomp.hardware.design import network_number, next_network, parts_by_error
 from autocomp.hardware.experiment import Specimen, network_files
 from autocomp.hardware.fingerprint import Fingerprint
-from autocomp.hardware.fit import MeasuredNetwork, fit
+from autocomp.hardware.fit import QUIET, MeasuredNetwork, fit
 from autocomp.hardware.fitted import FittedModel, KernelSample
 from autocomp.hardware.gains import Gain, measure_gains
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.measured_memory import measured_memory
 from autocomp.hardware.memory import MemoryModel
 from autocomp.hardware.runtimes.runtime import Runtime, cpu_runtime, loaded_run, reference_run
-from autocomp.hardware.timing import Timing, TimingSettings, measure
+from autocomp.hardware.timing import Timing, TimingSettings, measure, sample_ms
 
-#: Rows of ``measurements.csv``: a file's latency, and a kernel in it that the profiler timed.
-FILE, NODE = "file", "node"
+#: Rows of ``measurements.csv``: a file's latency, a kernel in it that the profiler timed, and a kernel in a file that was
+#: profiled alone.
+FILE, NODE, PROFILED = "file", "node", "profiled"
 KERNEL_FIELDS = tuple(field.name for field in fields(Kernel) if field.name != "sources")
 COLUMNS = ("network", "row", *KERNEL_FIELDS, "time_us", "spread", "reference_us")
 
@@ -33,6 +34,8 @@ COLUMNS = ("network", "row", *KERNEL_FIELDS, "time_us", "spread", "reference_us"
 SETTINGS = TimingSettings(repeats=20, max_rounds=8, tolerance=0.025, patience_s=10.0)
 #: Shares of the budget after which it is looked at which families of networks are foreseen worst.
 LOOKS = (0.3, 0.6)
+#: The seed of the networks that are profiled alone, from that of those that are timed.
+OTHER_SEED = 1
 #: Runs of a file under the profiler.
 PROFILE_RUNS = 40
 
@@ -41,11 +44,13 @@ Progress = Callable[[float, str], None]
 
 @dataclass(frozen=True)
 class Calibration:
-    """A finished calibration. ``dropped`` files never settled and were left out; ``gains`` are what 8 bits are worth;
+    """A finished calibration. Of ``profiled`` more kernels the file was not timed, ``dropped`` files never settled and were
+    left out; ``gains`` are what 8 bits are worth;
     ``memory`` is None on a system that does not tell what a process holds."""
 
     model: FittedModel
     networks: tuple[MeasuredNetwork, ...]
+    profiled: int
     dropped: int
     gains: tuple[Gain, ...]
     memory: MemoryModel | None
@@ -92,7 +97,7 @@ def calibrate(
     if progress is not None:
         progress(1.0, "measuring what 8 bits are worth")
     gains = measure_gains(how.runtime, threads, batch, narrow_products(here))
-    networks = read_measurements(path)
+    networks, profiled = read_measurements(path), read_profiled(path)
     if progress is not None:
         progress(1.0, "measuring memory")
     memory = measured_memory(folder / "memory.csv", networks, here, threads, batch, narrow_products(here))
@@ -100,7 +105,7 @@ def calibrate(
     if progress is not None:
         progress(1.0, f"fitting to {len(networks)} files, and to parts of them for the held-out error")
     note = "random nets (residual, plain, dense, inverted residuals, transformers, perceptrons); architectures held out"
-    return Calibration(fit(networks, repeatability, note), networks, dropped, gains, memory)
+    return Calibration(fit(networks, profiled, repeatability, note), networks, len(profiled), dropped, gains, memory)
 
 
 @dataclass(frozen=True)
@@ -118,18 +123,19 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
     done = read_measurements(path)
     taken = {network_number(network.name) for network in done}
     narrow, rounds_at_run_time = narrow_products(how.here), how.here.runtime == "onnxruntime"
-    parts, looks = parts_by_error(done), list(LOOKS)
+    parts, looks = parts_by_error(done, read_profiled(path)), list(LOOKS)
+    reference, alone = reference_run(how.runtime, how.threads), _profiled_numbers(path)
     began, count, dropped = time.monotonic(), len(done), 0
     quiet_ms = min((network.reference_us / 1e3 for network in done), default=math.inf)
     while (spent := time.monotonic() - began) < budget_s:
         if looks and spent > looks[0] * budget_s:
             looks.pop(0)
-            parts = parts_by_error(read_measurements(path))
+            parts = parts_by_error(read_measurements(path), read_profiled(path))
         # Files of one network are measured side by side.
         number = next_network(taken, parts)
         taken.add(number)
         group = network_files(seed, number, narrow, rounds_at_run_time)
-        timings = _time_group(group, how, quiet_ms)
+        timings = _time_group(group, how, reference, quiet_ms)
         rows: list[dict[str, object]] = []
         for specimen in group:
             timing = timings[specimen.name]
@@ -140,17 +146,49 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
             else:
                 dropped += 1
         _append(path, rows)
+        # As long again: a profile is had for a tenth of the time of a timing, and tells of other shapes.
+        now = time.monotonic()
+        until = now + (now - began - spent)
+        while time.monotonic() <= until:
+            number = next_network(alone, parts)
+            alone.add(number)
+            files = network_files(seed + OTHER_SEED, number, narrow, rounds_at_run_time)
+            _append(path, _profiled_rows(files[number % len(files)], how, reference, quiet_ms))
         if progress is not None:
             latencies = ", ".join(f"{timings[s.name].latency_ms:.3f}" for s in group)
             progress(min(1.0, spent / budget_s), f"{count} files measured; last: {latencies} ms")
     return dropped
 
 
-def _time_group(group: Sequence[Specimen], how: _Conditions, quiet_ms: float) -> dict[str, Timing]:
+def _profiled_rows(
+    specimen: Specimen, how: _Conditions, reference: Callable[[], object], quiet_ms: float
+) -> list[dict[str, object]]:
+    """The kernels that compute something; none where the machine was not quiet before and after."""
+    limit_ms = QUIET * quiet_ms
+    if sample_ms(reference, SETTINGS) > limit_ms:
+        return []
+    samples = how.runtime.kernel_samples(specimen.model, [specimen.batch_of(how.batch)], how.threads, PROFILE_RUNS)
+    if sample_ms(reference, SETTINGS) > limit_ms:
+        return []
+    return [
+        {
+            "network": specimen.name,
+            "row": PROFILED,
+            **_kernel_cells(sample.kernel),
+            "time_us": f"{sample.time_us:.3f}",
+        }
+        for sample in samples
+        if sample.kernel.macs
+    ]
+
+
+def _time_group(
+    group: Sequence[Specimen], how: _Conditions, reference: Callable[[], object], quiet_ms: float
+) -> dict[str, Timing]:
     candidates = {
         one.name: partial(loaded_run, how.runtime, one.model, how.threads, [one.batch_of(how.batch)]) for one in group
     }
-    return measure(candidates, SETTINGS, reference=reference_run(how.runtime, how.threads), quiet_ms=quiet_ms)
+    return measure(candidates, SETTINGS, reference=reference, quiet_ms=quiet_ms)
 
 
 def _rows(specimen: Specimen, timing: Timing, how: _Conditions) -> Iterator[dict[str, object]]:
@@ -198,6 +236,8 @@ def read_measurements(path: Path) -> tuple[MeasuredNetwork, ...]:
         return ()
     found: dict[str, tuple[float, float, float, list[KernelSample]]] = {}
     for row in csv.DictReader(io.StringIO(_whole(path.read_text(encoding="utf-8")))):
+        if row["row"] == PROFILED:
+            continue
         if row["row"] == FILE:
             times = float(row["time_us"]) / 1e3, float(row["spread"]), float(row["reference_us"])
             found[row["network"]] = (*times, [])
@@ -208,6 +248,23 @@ def read_measurements(path: Path) -> tuple[MeasuredNetwork, ...]:
         for name, (latency_ms, spread, reference_us, samples) in found.items()
         if samples
     )
+
+
+def read_profiled(path: Path) -> tuple[KernelSample, ...]:
+    """The kernels in a ``measurements.csv`` of files that were profiled alone; none where there is no such file."""
+    return tuple(KernelSample(_kernel(row), float(row["time_us"])) for row in _profiled(path))
+
+
+def _profiled(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    rows = csv.DictReader(io.StringIO(_whole(path.read_text(encoding="utf-8"))))
+    return [row for row in rows if row["row"] == PROFILED]
+
+
+def _profiled_numbers(path: Path) -> set[int]:
+    """Of the networks that were profiled alone."""
+    return {network_number(row["network"]) for row in _profiled(path)}
 
 
 def _architecture(name: str) -> str:

@@ -9,6 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from autocomp.errors import MeasurementError
 from autocomp.hardware.experiment import FAMILIES, FILES_PER_NETWORK, family_of
 from autocomp.hardware.fit import MeasuredNetwork, held_out_errors
+from autocomp.hardware.fitted import KernelSample
 
 #: Families' parts of the networks before anything is known of their errors.
 EVEN: Mapping[str, float] = {family: FAMILIES.count(family) / len(FAMILIES) for family in FAMILIES}
@@ -34,11 +35,11 @@ def next_network(taken: Collection[int], parts: Mapping[str, float]) -> int:
     return next(number for number in itertools.count() if family_of(number) in late and number not in taken)
 
 
-def parts_by_error(networks: Sequence[MeasuredNetwork]) -> Mapping[str, float]:
+def parts_by_error(networks: Sequence[MeasuredNetwork], profiled: Sequence[KernelSample]) -> Mapping[str, float]:
     """Families' parts of the networks to come, in proportion to the mean held-out error on those that there are; even
     ones where these are too few to tell."""
     try:
-        errors = held_out_errors(networks, FOLDS, SEARCH_SAMPLES)
+        errors = held_out_errors(networks, profiled, FOLDS, SEARCH_SAMPLES)
     except MeasurementError:
         return EVEN
     found: dict[str, list[float]] = {}

@@ -71,7 +71,7 @@ class _Build:
         pays = math.floor(inputs * outputs * kernel**2 / (inputs * kernel**2 + outputs))
         if pays < 4 or self.formats.random() >= self.split:
             return self.writer.conv(x, outputs, kernel, stride, integers=integers, activation=activation)
-        middle = self.writer.conv(x, self.formats.randint(max(1, pays // 4), pays), kernel, stride, integers=integers)
+        middle = self.writer.conv(x, self.formats.randint(max(2, pays // 4), pays), kernel, stride, integers=integers)
         return self.writer.conv(middle, outputs, 1, integers=integers, activation=activation)
 
     def product(self, x: Value, outputs: int, bias: bool = True) -> Value:
@@ -82,7 +82,7 @@ class _Build:
         pays = math.floor(x.shape[1] * outputs / (x.shape[1] + outputs))
         if pays < 4 or self.formats.random() >= self.split:
             return self.writer.product(x, outputs, how, bias)
-        middle = self.writer.product(x, self.formats.randint(max(1, pays // 4), pays), how, bias=False)
+        middle = self.writer.product(x, self.formats.randint(max(2, pays // 4), pays), how, bias=False)
         return self.writer.product(middle, outputs, how, bias)
 
     def linear(self, x: Value, outputs: int, relu: bool = False) -> Value:

@@ -63,11 +63,14 @@ class MeasuredNetwork:
         return tuple(sample.kernel for sample in self.samples)
 
 
-def fit(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) -> FittedModel:
+def fit(
+    networks: Sequence[MeasuredNetwork], profiled: Sequence[KernelSample], repeatability: float, note: str
+) -> FittedModel:
     """Fit to all networks; the held-out error is that of fits without a quarter of the architectures each.
 
     Args:
         networks: settled measurements.
+        profiled: kernels of further files, of other networks, that were profiled alone.
         repeatability: relative spread of the rounds that agreed, kept with the model.
         note: what the held-out networks are, kept with their error.
 
@@ -80,7 +83,7 @@ def fit(networks: Sequence[MeasuredNetwork], repeatability: float, note: str) ->
             f"a latency model needs at least {FEWEST_NETWORKS} measured networks; got {len(networks)}; "
             "give a larger --budget, or a quieter machine"
         )
-    return replace(_fit(networks, repeatability), held_out=_held_out(networks, note))
+    return replace(_fit(networks, profiled, repeatability), held_out=_held_out(networks, profiled, note))
 
 
 def undisturbed(networks: Sequence[MeasuredNetwork]) -> list[MeasuredNetwork]:
@@ -93,7 +96,10 @@ def undisturbed(networks: Sequence[MeasuredNetwork]) -> list[MeasuredNetwork]:
 
 
 def held_out_errors(
-    networks: Sequence[MeasuredNetwork], folds: int = FOLDS, search_samples: int = SEARCH_SAMPLES
+    networks: Sequence[MeasuredNetwork],
+    profiled: Sequence[KernelSample],
+    folds: int = FOLDS,
+    search_samples: int = SEARCH_SAMPLES,
 ) -> dict[str, float]:
     """The relative error on every file, by a fit that saw no file of the same architecture; files with kernels that the
     others lack are left out.
@@ -107,7 +113,7 @@ def held_out_errors(
         left_out = set(architectures[fold::folds])
         rest = [network for network in networks if network.architecture not in left_out]
         if len(rest) < len(networks) and rest:
-            trial = _fit(rest, 0.0, search_samples)
+            trial = _fit(rest, profiled, 0.0, search_samples)
             errors |= {
                 network.name: trial.predict(network.kernels).latency_ms / network.latency_ms - 1
                 for network in networks
@@ -116,8 +122,8 @@ def held_out_errors(
     return errors
 
 
-def _held_out(networks: Sequence[MeasuredNetwork], note: str) -> HeldOutError:
-    errors = held_out_errors(networks)
+def _held_out(networks: Sequence[MeasuredNetwork], profiled: Sequence[KernelSample], note: str) -> HeldOutError:
+    errors = held_out_errors(networks, profiled)
     if not errors:
         raise MeasurementError(
             "the error of a latency model is found on architectures that were left out; all of them have kernels that "
@@ -136,9 +142,12 @@ def _held_out(networks: Sequence[MeasuredNetwork], note: str) -> HeldOutError:
 
 
 def _fit(
-    networks: Sequence[MeasuredNetwork], repeatability: float, search_samples: int = SEARCH_SAMPLES
+    networks: Sequence[MeasuredNetwork],
+    profiled: Sequence[KernelSample],
+    repeatability: float,
+    search_samples: int = SEARCH_SAMPLES,
 ) -> FittedModel:
-    per_call_us, samples = samples_in_context(networks)
+    per_call_us, samples = samples_in_context(networks, profiled)
     ops = {
         op: OpModel(_hyperparameters(samples, search_samples), tuple(samples))
         for op, samples in samples_by_op(samples).items()
@@ -147,12 +156,20 @@ def _fit(
     return FittedModel(ops, per_call_us, None, repeatability)
 
 
-def samples_in_context(networks: Sequence[MeasuredNetwork]) -> tuple[float, list[KernelSample]]:
-    """Microseconds that a call costs, and the kernels with times that, together with it, sum up to the files' own."""
+def samples_in_context(
+    networks: Sequence[MeasuredNetwork], profiled: Sequence[KernelSample]
+) -> tuple[float, list[KernelSample]]:
+    """Microseconds that a call costs, and the kernels with times that, together with it, sum up to the files' own;
+    kernels of files that were profiled alone are scaled as the others are on average."""
     own_us = _profilers_own_us(networks)
     clean = [_without(network, own_us) for network in networks]
-    per_call_us, per_kernel_us = _overheads(clean)
-    return per_call_us, [sample for network in clean for sample in _scaled(network, per_call_us, per_kernel_us)]
+    per_call_us, per_kernel_us, usual = _overheads(clean)
+    samples = [sample for network in clean for sample in _scaled(network, per_call_us, per_kernel_us)]
+    samples += [
+        replace(one, time_us=max(FASTEST_US, usual * max(0.0, one.time_us - own_us) + per_kernel_us))
+        for one in profiled
+    ]
+    return per_call_us, samples
 
 
 def _profilers_own_us(networks: Sequence[MeasuredNetwork]) -> float:
@@ -166,9 +183,9 @@ def _without(network: MeasuredNetwork, own_us: float) -> MeasuredNetwork:
     return replace(network, samples=tuple(samples))
 
 
-def _overheads(networks: Sequence[MeasuredNetwork]) -> tuple[float, float]:
-    """Microseconds that a call costs, and every kernel, beyond what the profiler says: non-negative least squares on
-    relative errors, over the files whose profile was not disturbed."""
+def _overheads(networks: Sequence[MeasuredNetwork]) -> tuple[float, float, float]:
+    """Microseconds that a call costs, and every kernel, beyond what the profiler says, and what its microseconds are to be
+    multiplied by: non-negative least squares on relative errors, over the files whose profile was not disturbed."""
     from scipy.optimize import nnls
 
     rows = []
@@ -181,8 +198,8 @@ def _overheads(networks: Sequence[MeasuredNetwork]) -> tuple[float, float]:
             f"a latency model needs profiles that agree with the timings; none of {len(networks)} does; "
             "calibrate on a quieter machine"
         )
-    (per_call_us, per_kernel_us, _), _ = nnls(np.array(rows), np.ones(len(rows)))
-    return float(per_call_us), float(per_kernel_us)
+    (per_call_us, per_kernel_us, usual), _ = nnls(np.array(rows), np.ones(len(rows)))
+    return float(per_call_us), float(per_kernel_us), float(usual)
 
 
 def _scaled(network: MeasuredNetwork, per_call_us: float, per_kernel_us: float) -> list[KernelSample]:

@@ -31,7 +31,7 @@ Vector = npt.NDArray[np.float64]
 FASTEST_US = 0.2
 
 #: A Gaussian process is cubic in its samples; more than this many say nothing new.
-MAX_SAMPLES = 800
+MAX_SAMPLES = 1200
 #: The profiler counts in whole microseconds.
 CLOCK_US = 0.4
 

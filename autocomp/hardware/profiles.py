@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autocomp.compress.quantize import Numerics
 from autocomp.errors import TargetError, did_you_mean
 from autocomp.hardware import lowering, lowering_openvino, tensorrt
-from autocomp.hardware.calibrate import narrow_products, nchwc_block, read_measurements
+from autocomp.hardware.calibrate import narrow_products, nchwc_block, read_measurements, read_profiled
 from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
 from autocomp.hardware.fit import samples_in_context, undisturbed
 from autocomp.hardware.fitted import FittedModel
@@ -107,7 +107,8 @@ class Profile:
         text = (self.folder / "latency_model.json").read_text(encoding="utf-8")
         if self.file.runtime == "tensorrt":
             return RooflineModel.from_json(text)
-        _, samples = samples_in_context(undisturbed(read_measurements(self.folder / "measurements.csv")))
+        path = self.folder / "measurements.csv"
+        _, samples = samples_in_context(undisturbed(read_measurements(path)), read_profiled(path))
         return FittedModel.from_json(text, samples)
 
     def memory(self) -> MemoryModel | None:

@@ -179,7 +179,8 @@ Measured with `autocomp calibrate {like.file.name}` on {datetime.date.today().is
 | runtime | {here.runtime} {here.runtime_version}, stock settings |
 | threads, batch | {threads}, {batch} |
 | files measured | {len(result.networks)}, of which {len(undisturbed(result.networks))} in quiet moments are fitted to \
-(and {result.dropped} of the last sitting that never settled, left out) |
+(and {result.dropped} of the last sitting that never settled, left out); {result.profiled} kernels of other files, which \
+were profiled alone |
 | repeatability | median standard error of a latency: {result.model.repeatability:.1%} |
 | held-out error | {error} |
 | memory | {_memory_words(result)} |

@@ -14,7 +14,7 @@ import pytest
 from autocomp.errors import MeasurementError
 from autocomp.hardware import calibrate as module
 from autocomp.hardware import fit as fitting
-from autocomp.hardware.calibrate import Calibration, calibrate, read_measurements
+from autocomp.hardware.calibrate import Calibration, calibrate, read_measurements, read_profiled
 from autocomp.hardware.experiment import FAMILIES, FILES_PER_NETWORK, network_files
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.latency import HeldOutError
@@ -40,8 +40,9 @@ def patched() -> Iterator[pytest.MonkeyPatch]:
         # On a busy machine two runs say little of how fast a file is; here nothing is asked of them.
         patch.setattr(fitting, "DISTURBED", 1e9)
         patch.setattr(fitting, "QUIET", 1e9)
+        patch.setattr(module, "QUIET", 1e9)
         # One network is too few to hold some out; test_fit.py holds the error to account.
-        patch.setattr(fitting, "_held_out", lambda networks, note: HeldOutError(0.1, 0.1, 1, 1, len(networks), note))
+        patch.setattr(fitting, "_held_out", lambda networks, _, note: HeldOutError(0.1, 0.1, 1, 1, len(networks), note))
         yield patch
 
 
@@ -75,6 +76,23 @@ def test_the_measurements_read_back(calibrated: tuple[Path, Calibration]) -> Non
         assert all(sample.time_us > 0 for sample in network.samples)
 
 
+def test_kernels_of_other_files_are_profiled_alone(
+    patched: pytest.MonkeyPatch, calibrated: tuple[Path, Calibration], tmp_path: Path
+) -> None:
+    folder, found = calibrated
+    profiled = read_profiled(folder / "measurements.csv")
+    assert found.profiled == len(profiled) > 0
+    assert all(sample.kernel.macs > 0 and sample.time_us > 0 for sample in profiled)
+    timed = {network.name for network in found.networks}
+    assert not any(sample.kernel.sources[0] in timed for sample in profiled)
+    shutil.copytree(folder, tmp_path / "cpu")
+    run(patched, tmp_path / "cpu", 1)
+    more = read_profiled(tmp_path / "cpu" / "measurements.csv")
+    assert more[: len(profiled)] == profiled
+    first = {sample.kernel.sources for sample in profiled}
+    assert all(sample.kernel.sources not in first for sample in more[len(profiled) :])  # other networks
+
+
 def test_the_model_predicts_what_it_was_fitted_to(calibrated: tuple[Path, Calibration]) -> None:
     _, found = calibrated
     assert found.model.held_out is not None
@@ -90,7 +108,8 @@ def test_an_existing_one_is_continued_and_a_torn_network_left_out(
     folder, whole = calibrated
     shutil.copytree(folder, tmp_path / "cpu")
     path = tmp_path / "cpu" / "measurements.csv"
-    path.write_text(path.read_text()[:-9])  # in the last network's last row
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if ",profiled," not in line)[:-9])  # in the last network's last row
     kept = read_measurements(path)
     assert kept == whole.networks[:-1]
     again, _ = run(patched, tmp_path / "cpu", 1)

@@ -66,7 +66,7 @@ def networks() -> list[MeasuredNetwork]:
 
 @pytest.fixture(scope="module")
 def model(networks: list[MeasuredNetwork]) -> FittedModel:
-    return fit(networks, repeatability=0.01, note="made up")
+    return fit(networks, (), repeatability=0.01, note="made up")
 
 
 def test_networks_that_it_was_not_fitted_to_are_predicted(model: FittedModel) -> None:
@@ -105,7 +105,7 @@ def test_the_error_bar_grows_away_from_what_was_measured(model: FittedModel) -> 
 
 
 def test_json_and_the_samples_give_the_same_predictions(model: FittedModel, networks: list[MeasuredNetwork]) -> None:
-    _, samples = samples_in_context(networks)
+    _, samples = samples_in_context(networks, ())
     text = model.to_json()
     again = FittedModel.from_json(text, samples)
     assert again.held_out == model.held_out
@@ -118,7 +118,7 @@ def test_json_and_the_samples_give_the_same_predictions(model: FittedModel, netw
 
 
 def test_the_same_measurements_give_the_same_model(model: FittedModel, networks: list[MeasuredNetwork]) -> None:
-    assert fit(networks, 0.01, "made up").to_json() == model.to_json()
+    assert fit(networks, (), 0.01, "made up").to_json() == model.to_json()
 
 
 def test_a_kernel_that_was_never_measured_is_an_error_that_names_its_layers(model: FittedModel) -> None:
@@ -132,7 +132,7 @@ def test_a_kernel_that_was_never_measured_is_an_error_that_names_its_layers(mode
 
 def test_too_few_networks_fit_nothing(networks: list[MeasuredNetwork]) -> None:
     with pytest.raises(MeasurementError, match=rf"at least {FEWEST_NETWORKS}.*got 7; give a larger --budget"):
-        fit(networks[:7], 0.01, "")
+        fit(networks[:7], (), 0.01, "")
 
 
 def test_held_out_networks_of_other_kernels_are_no_error_of_nothing(networks: list[MeasuredNetwork]) -> None:
@@ -142,7 +142,7 @@ def test_held_out_networks_of_other_kernels_are_no_error_of_nothing(networks: li
         for place, network in enumerate(networks[:8])
     ]
     with pytest.raises(MeasurementError, match="larger --budget"):
-        fit(mixed, 0.01, "")
+        fit(mixed, (), 0.01, "")
 
 
 def test_no_plan_of_a_held_out_architecture_is_learned_from(networks: list[MeasuredNetwork]) -> None:
@@ -151,7 +151,7 @@ def test_no_plan_of_a_held_out_architecture_is_learned_from(networks: list[Measu
         replace(n, architecture=f"a{place // 4}", latency_ms=n.latency_ms * 3) for place, n in enumerate(networks[:4])
     ]
     rest = [replace(n, architecture=f"b{place // 4}") for place, n in enumerate(networks[4:])]
-    held_out = fit([*secret, *rest], 0.01, "").held_out
+    held_out = fit([*secret, *rest], (), 0.01, "").held_out
     assert held_out is not None
     assert held_out.within_20 <= 1 - len(secret) / len(networks)
 
@@ -159,4 +159,4 @@ def test_no_plan_of_a_held_out_architecture_is_learned_from(networks: list[Measu
 def test_what_was_measured_in_a_slow_minute_is_left_out(networks: list[MeasuredNetwork]) -> None:
     slow = [replace(n, latency_ms=2 * n.latency_ms, reference_us=80.0) for n in networks[:6]]
     assert undisturbed([*slow, *networks[6:]]) == networks[6:]
-    assert fit([*slow, *networks[6:]], 0.01, "").per_call_us == fit(networks[6:], 0.01, "").per_call_us
+    assert fit([*slow, *networks[6:]], (), 0.01, "").per_call_us == fit(networks[6:], (), 0.01, "").per_call_us

@@ -51,7 +51,9 @@ def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, float, int
         shutil.copyfile(shipped.folder / "measurements.csv", folder / "measurements.csv")
         model = shipped.model()
         assert isinstance(model, FittedModel)
-        return Calibration(model, read_measurements(folder / "measurements.csv"), 3, (Gain("conv", "a8", 0.5),), None)
+        return Calibration(
+            model, read_measurements(folder / "measurements.csv"), 0, 3, (Gain("conv", "a8", 0.5),), None
+        )
 
     monkeypatch.setattr(resolve, "calibrate", calibrate)
     return made
