@@ -5,57 +5,43 @@
     python benchmarks/latency.py score                      predictions held against them
     python benchmarks/latency.py lowering                   kernels foreseen for plans held against the compiled graphs
 
-A CONFIG is threads and batch, like t1b1. What is written lies under results/latency/; the tables and the plot go to
-results/reference/latency_*. Truth is the mean of both sittings, where they agree within 3 %; files that do not are
-counted, and scored apart.
+A CONFIG is a runtime, threads and batch, like onnxruntime-t1b1. What is written lies under results/latency/; the tables
+and the plots go to results/reference/latency_*. Truth is the mean of both sittings, where they agree within 3 %; files
+that do not are counted, and scored apart. Beside the model stand what other tools go by: MACs and bit operations (with
+the one factor that suits these files best), and the plain sum of a file's own profiled kernels.
 """
 
 from __future__ import annotations
 
 import argparse
-import copyreg
 import csv
 import itertools
-import pickle
-import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
-import torch
+from latency_files import ARCHITECTURES, RUNTIMES, WORK, Written, files, write
 from tables import write_table
-from torch import nn
 
-from autocomp.compress.apply import Prepared, apply, prepare
-from autocomp.compress.quantize import Numerics
-from autocomp.compress.structure import Structure, restructure
-from autocomp.export.to_onnx import export_onnx
+from autocomp.compress.structure import Structure
 from autocomp.hardware import lowering_openvino
-from autocomp.hardware.calibrate import narrow_products, nchwc_block
+from autocomp.hardware.calibrate import nchwc_block
 from autocomp.hardware.fingerprint import this_machine
-from autocomp.hardware.kernels import Kernel
-from autocomp.hardware.latency import LatencyModel
+from autocomp.hardware.latency import Prediction
 from autocomp.hardware.lowering import lower
 from autocomp.hardware.resolve import resolve_target
 from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, reference_run
+from autocomp.hardware.target import Target
 from autocomp.hardware.timing import TimingSettings, measure
 from autocomp.hardware.warm import MeasuredFile, WarmModel
-from autocomp.inventory import Inventory
-from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
-from autocomp.tasks.cifar10 import ResNet
-from autocomp.tasks.zoo import import_torchvision
 
-ROOT = Path(__file__).resolve().parents[1]
-WORK = ROOT / "results" / "latency"
-REFERENCE = ROOT / "results" / "reference"
+REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
 PLANS = 30
-RUNTIMES = ("onnxruntime", "openvino")
 CONFIGS = {
     f"{runtime}-t{threads}b{batch}": (runtime, threads, batch)
     for runtime in RUNTIMES
@@ -64,201 +50,11 @@ CONFIGS = {
 TARGETS = {"onnxruntime": "cpu", "openvino": "cpu-openvino"}
 #: Two sittings agree where they differ by less than this.
 AGREEMENT = 0.03
-#: Files of a network that its model is corrected with.
-WARM_FILES = 30
+#: The files of a network are foreseen in so many turns by a model that was corrected with the others, 30 at most.
+WARM_TURNS, WARM_FILES = 5, 30
+#: Runs of a file under the profiler.
+PROFILE_RUNS = 40
 SETTINGS = TimingSettings(repeats=20, max_rounds=24)
-
-
-class Plain(nn.Module):
-    """Eight convolutions in a row, as VGG has them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        inputs = 3
-        for width in (32, 64, 0, 128, 128, 0, 256, 256, 0, 256, 256):
-            if width == 0:
-                layers.append(nn.MaxPool2d(2))
-            else:
-                layers += [nn.Conv2d(inputs, width, 3, 1, 1), nn.BatchNorm2d(width), nn.ReLU()]
-                inputs = width
-        self.features = nn.Sequential(*layers)
-        self.head = nn.Sequential(
-            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 256), nn.ReLU(), nn.Linear(256, 10)
-        )
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.head(self.features(images))  # type: ignore[no-any-return]
-
-
-class Sentences(nn.Module):
-    """BERT's encoder, four layers of width 256."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        import_torchvision()
-        from transformers import BertConfig, BertModel
-
-        config = BertConfig(
-            hidden_size=256, num_hidden_layers=4, num_attention_heads=8, intermediate_size=1024, vocab_size=3000
-        )
-        self.bert = BertModel(config, add_pooling_layer=False)
-
-    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        return self.bert(input_ids=ids, attention_mask=mask).last_hidden_state.mean(dim=1)  # type: ignore[no-any-return]
-
-
-def images(side: int) -> tuple[torch.Tensor, ...]:
-    return (torch.randn(1, 3, side, side),)
-
-
-def mobilenet() -> nn.Module:
-    return import_torchvision().models.mobilenet_v2(weights=None)  # type: ignore[no-any-return]
-
-
-def gated() -> nn.Module:
-    return import_torchvision().models.mobilenet_v3_small(weights=None)  # type: ignore[no-any-return]
-
-
-def dense() -> nn.Module:
-    import_torchvision()
-    from torchvision.models import DenseNet
-
-    return DenseNet(growth_rate=16, block_config=(4, 6, 6), num_init_features=32, num_classes=10)  # type: ignore[no-any-return]
-
-
-def vision_transformer() -> nn.Module:
-    import timm
-
-    return timm.create_model("vit_tiny_patch16_224", pretrained=False, img_size=96)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """A network with random weights, and its inputs at batch 1."""
-
-    make: Callable[[], nn.Module]
-    inputs: Callable[[], tuple[torch.Tensor, ...]]
-    dynamic_dims: tuple[tuple[int, ...], ...] = ()
-
-
-ARCHITECTURES: Mapping[str, Architecture] = {
-    "plain": Architecture(Plain, partial(images, 32)),
-    "residual": Architecture(partial(ResNet, 20), partial(images, 32)),
-    "depthwise": Architecture(mobilenet, partial(images, 96)),
-    "gated": Architecture(gated, partial(images, 128)),
-    "dense": Architecture(dense, partial(images, 64)),
-    "sentences": Architecture(
-        Sentences, lambda: (torch.randint(1, 3000, (1, 64)), torch.ones(1, 64, dtype=torch.long)), ((1,), (1,))
-    ),
-    "vision-transformer": Architecture(vision_transformer, partial(images, 96)),
-}
-
-
-def prepared_network(name: str) -> Prepared:
-    architecture = ARCHITECTURES[name]
-    torch.manual_seed(0)
-    model, inputs = architecture.make().eval(), architecture.inputs()
-    for parameter in model.parameters():
-        if parameter.dim() == 1:
-            parameter.data += 0.01 * torch.randn(parameter.shape)
-    return prepare(model, inputs, architecture.dynamic_dims)
-
-
-def random_plan(inventory: Inventory, seed: str) -> Plan:
-    """A joint plan, as searches propose them: mostly one format for the whole network, with exceptions per layer;
-    channels and heads cut in some groups, ranks in some layers."""
-    rng = random.Random(seed)
-    usual = rng.choice((None, Format(8), Format(8), Format(4)))
-    exception, pruned, split = rng.choice((0.0, 0.1, 0.3)), rng.choice((0.0, 0.3, 0.7)), rng.choice((0.0, 0.2, 0.5))
-    dynamic = rng.random() < 0.7
-    sparsity = {
-        name: Sparsity(group.pattern, level)
-        for group in inventory.groups
-        if group.prunable and rng.random() < pruned
-        for level in [rng.choice((0.125, 0.25, 0.5, 0.75))]
-        if group.kept(level) < group.width
-        for name in group.producers
-    }
-    layers = {}
-    for layer in inventory.layers:
-        chosen = rng.choice((None, Format(8))) if rng.random() < exception else usual
-        if chosen is not None and not layer.computes_integers:
-            chosen = Format(chosen.weight_bits, 32)
-        elif chosen is not None and layer.kind == "linear" and len(layer.out_shape) > 1 and dynamic:
-            chosen = replace(chosen, dynamic=True)
-        largest = layer.largest_paying_rank
-        ranked = largest >= 2 and rng.random() < split
-        rank = Rank("svd", rng.randint(max(1, largest // 4), largest)) if ranked else None
-        layers[layer.name] = LayerPlan(sparsity.get(layer.name), rank, chosen)
-    dropped = tuple(block.name for block in inventory.blocks if rng.random() < rng.choice((0.0, 0.1)))
-    return Plan(layers, dropped)
-
-
-@dataclass(frozen=True)
-class Written:
-    """A file for one runtime, the structure it was written from, and its inputs at batch 1."""
-
-    name: str
-    architecture: str
-    runtime: str
-    structure: Structure
-    inputs: tuple[np.ndarray, ...]
-
-    @property
-    def path(self) -> Path:
-        return WORK / self.runtime / f"{self.name}.onnx"
-
-
-# Plans and structures keep their mappings read-only, which pickle does not know.
-def read_only(mapping: dict[object, object]) -> MappingProxyType[object, object]:
-    return MappingProxyType(mapping)
-
-
-copyreg.pickle(MappingProxyType, lambda mapping: (read_only, (dict(mapping),)))
-
-
-def write(names: Sequence[str], plans: int) -> None:
-    """For onnxruntime packed files; for openvino plain ones, which round nothing at run time."""
-    for runtime in RUNTIMES:
-        (WORK / runtime).mkdir(parents=True, exist_ok=True)
-    numerics = Numerics(narrow_products=narrow_products(this_machine()))
-    for name in names:
-        prepared = prepared_network(name)
-        inputs = prepared.example.inputs
-        generator = torch.Generator().manual_seed(0)
-        batch = tuple(
-            torch.randn(4, *x.shape[1:], generator=generator) if x.is_floating_point() else x.repeat(4, 1)
-            for x in inputs
-        )
-        written = []
-        for number in range(plans):
-            plan = Plan() if number == 0 else random_plan(prepared.inventory, f"{name}/{number}")
-            compressed = apply(prepared, plan, [batch], numerics)
-            for runtime in RUNTIMES:
-                fitting = calibrated(plan) if runtime == "openvino" else plan
-                if fitting != plan:
-                    compressed = apply(prepared, fitting, [batch], numerics)
-                structure = restructure(prepared.inventory, fitting, numerics)
-                arrays = tuple(x.numpy() for x in inputs)
-                written.append(Written(f"{name}-{number}", name, runtime, structure, arrays))
-                written[-1].path.write_bytes(export_onnx(compressed, packed=runtime == "onnxruntime"))
-            print(written[-1].name, flush=True)
-        (WORK / f"{name}.pickle").write_bytes(pickle.dumps(written))
-
-
-def calibrated(plan: Plan) -> Plan:
-    """The plan without grids of the moment."""
-    layers = {
-        name: replace(layer, format=layer.format and replace(layer.format, dynamic=False))
-        for name, layer in plan.layers.items()
-    }
-    return replace(plan, layers=layers)
-
-
-def files(names: Sequence[str], runtime: str) -> Iterator[Written]:
-    for name in names:
-        yield from (one for one in pickle.loads((WORK / f"{name}.pickle").read_bytes()) if one.runtime == runtime)
 
 
 def time_files(sitting: int, configs: Sequence[str], names: Sequence[str]) -> None:
@@ -350,8 +146,10 @@ def bit_operations(structure: Structure) -> float:
     return total
 
 
-def scaled(values: Sequence[float], true: Sequence[float]) -> list[float]:
-    """A quantity that is no time, given the one factor that suits these files best."""
+def scaled(values: Sequence[float], true: Sequence[float], method: str) -> list[float]:
+    """A quantity that is no time, given the one factor that suits these files best; milliseconds as they are."""
+    if method not in {"MACs", "bit operations"}:
+        return list(values)
     factor = float(np.median(np.array(true) / np.array(values)))
     return [factor * value for value in values]
 
@@ -363,55 +161,80 @@ def score(names: Sequence[str], configs: Sequence[str]) -> None:
         target = resolve_target(TARGETS[runtime], threads, batch, tell=print)
         known = truths(config)
         written = [one for one in files(names, runtime) if one.name in known]
-        kernels = {one.name: target.lower(one.structure) for one in written}
-        cold = {name: target.model.predict(each).latency_ms for name, each in kernels.items()}
-        warm = warmed(written, kernels, known, target.model)
-        for which in ("judged", "all"):
-            chosen = [one for one in written if which == "all" or known[one.name].agrees]
-            true = [known[one.name].latency_ms for one in chosen]
-            add = partial(line, config, which)
-            lines += [
-                add("cold", [cold[one.name] for one in chosen], true),
-                add("MACs", scaled([float(one.structure.macs) for one in chosen], true), true),
-                add("bit operations", scaled([bit_operations(one.structure) for one in chosen], true), true),
-                add(
-                    "second sitting",
-                    [known[one.name].second_ms for one in chosen],
-                    [known[one.name].first_ms for one in chosen],
-                ),
-            ]
-            some = [one for one in chosen if one.name in warm]
-            lines.append(add("warm", [warm[one.name] for one in some], [known[one.name].latency_ms for one in some]))
-            if which == "judged":
-                for name in names:
-                    part = [one for one in chosen if one.architecture == name]
-                    if len(part) > 2:
-                        true = [known[one.name].latency_ms for one in part]
-                        lines.append(line(config, name, "cold", [cold[one.name] for one in part], true))
-                        part = [one for one in part if one.name in warm]
-                        true = [known[one.name].latency_ms for one in part]
-                        lines.append(line(config, name, "warm", [warm[one.name] for one in part], true))
+        methods = foreseen_by(written, target, known)
+        judged = [one for one in written if known[one.name].agrees]
+        print(f"{config}: {len(written) - len(judged)} of {len(written)} files excluded, whose sittings differ")
+        groups = {"judged": judged, "all": written}
+        groups |= {name: [one for one in judged if one.architecture == name] for name in names}
+        for which, group in groups.items():
+            if len(group) > 2:
+                true = [known[one.name].latency_ms for one in group]
+                for method, found in methods.items():
+                    lines.append(
+                        line(config, which, method, scaled([found[one.name] for one in group], true, method), true)
+                    )
+        draw(config, judged, methods, known)
     for each in lines:
         print(each)
     write_table(REFERENCE / "latency_error.csv", [asdict(each) for each in lines])
 
 
-def warmed(
-    written: Sequence[Written],
-    kernels: Mapping[str, tuple[Kernel, ...]],
-    known: Mapping[str, Truth],
-    model: LatencyModel,
-) -> dict[str, float]:
-    """Predictions by models corrected with up to 30 files of the same network (its first sitting), for the others."""
-    found: dict[str, float] = {}
+def foreseen_by(written: Sequence[Written], target: Target, known: Mapping[str, Truth]) -> dict[str, dict[str, float]]:
+    """Method → file → its number: milliseconds, or what is to be brought to milliseconds by one factor."""
+    runtime = cpu_runtime(target.runtime)
+    sums = {}
+    for one in written:
+        inputs = [np.repeat(x, target.batch, axis=0) for x in one.inputs]
+        samples = runtime.kernel_samples(one.path, inputs, target.threads, PROFILE_RUNS)
+        sums[one.name] = sum(sample.time_us for sample in samples) / 1e3
+    return {
+        "cold": {one.name: target.predict(one.structure).latency_ms for one in written},
+        "warm": {name: found.latency_ms for name, found in warmed(written, target, known).items()},
+        "kernel sums": sums,
+        "MACs": {one.name: float(one.structure.macs) for one in written},
+        "bit operations": {one.name: bit_operations(one.structure) for one in written},
+        "second sitting": {one.name: known[one.name].second_ms for one in written},
+    }
+
+
+def warmed(written: Sequence[Written], target: Target, known: Mapping[str, Truth]) -> dict[str, Prediction]:
+    """Predictions by models corrected with other files of the same network, as their first sitting has them."""
+    found: dict[str, Prediction] = {}
     for name in dict.fromkeys(one.architecture for one in written):
         mine = [one for one in written if one.architecture == name]
-        random.Random(name).shuffle(mine)
-        count = min(WARM_FILES, len(mine) // 2)
-        seen = tuple(MeasuredFile(kernels[one.name], known[one.name].first_ms) for one in mine[:count])
-        corrected = WarmModel(model, seen)
-        found |= {one.name: corrected.predict(kernels[one.name]).latency_ms for one in mine[count:]}
+        for turn in range(WARM_TURNS):
+            out = mine[turn::WARM_TURNS]
+            others = [one for one in mine if one not in out][:WARM_FILES]
+            seen = tuple(MeasuredFile(target.lower(one.structure), known[one.name].first_ms) for one in others)
+            corrected = WarmModel(target.model, seen)
+            found |= {one.name: corrected.predict(target.lower(one.structure)) for one in out}
     return found
+
+
+def draw(
+    config: str, judged: Sequence[Written], methods: Mapping[str, Mapping[str, float]], known: Mapping[str, Truth]
+) -> None:
+    """Foreseen over measured, cold and warm, by architecture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 5), sharey=True)
+    for axis, method in zip(axes, ("cold", "warm"), strict=True):
+        for name in dict.fromkeys(one.architecture for one in judged):
+            mine = [one for one in judged if one.architecture == name]
+            true = np.array([known[one.name].latency_ms for one in mine])
+            error = np.array([methods[method][one.name] for one in mine]) / true - 1
+            axis.plot(true, 100 * error, ".", label=name)
+        axis.axhspan(-10, 10, color="0.92", zorder=0)
+        axis.axhspan(-5, 5, color="0.84", zorder=0)
+        axis.set(xscale="log", xlabel="measured, ms", title=f"{config}, {method}", ylim=(-40, 40))
+    axes[0].set_ylabel("foreseen − measured, %")
+    axes[1].legend(fontsize="small")
+    figure.tight_layout()
+    figure.savefig(REFERENCE / f"latency_error_{config}.png", dpi=110)
+    pyplot.close(figure)
 
 
 @dataclass(frozen=True)
