@@ -77,7 +77,7 @@ class Node:
     @property
     def elements(self) -> int:
         """Elements of the result for one example."""
-        return math.prod(abs(size) for size in self.shape)
+        return abs(math.prod(self.shape))  # batches alone are negative
 
     @property
     def weights(self) -> int:

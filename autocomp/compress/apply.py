@@ -346,8 +346,9 @@ def _quantize(
         stored = quantize_weight(parameter, chosen.weight_bits, masks.get(f"{name}.weight"), narrow)
         parameter.data = stored.dequantized()
         weights[f"{name}.weight"] = stored
-    private = rounded_for_products(graph, formats, numerics)
-    sites = (*quantized_tensors(graph, formats, numerics), *private)
+    public = quantized_tensors(graph, formats, numerics)
+    private = rounded_for_products(graph, formats, public)
+    sites = (*public, *private)
     readers = {name: [node.name for node in graph.users[name] if _reads_rounded(node, formats)] for name in private}
     quantizers = calibrate_activations(module, sites, calibration, numerics, readers)
     quantize_dynamically(module, graph, [name for name, chosen in formats.items() if chosen.dynamic])

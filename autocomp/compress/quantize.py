@@ -227,12 +227,16 @@ def quantized_tensors(
 
 
 def rounded_for_products(
-    graph: Graph, formats: Mapping[str, Format | None], numerics: Numerics = DEFAULT_NUMERICS
+    graph: Graph, formats: Mapping[str, Format | None], public: Collection[str]
 ) -> tuple[str, ...]:
     """The nodes whose results are rounded for the linears over sequences that read them, and for nobody else (what
-    goes by on the residual path keeps its outliers). Those of :func:`quantized_tensors` are not among them."""
-    public = set(quantized_tensors(graph, formats, numerics))
-    names = {node.inputs[0] for node in graph.layers if _calibrated(node, formats) and _is_product(node)} - public
+    goes by on the residual path keeps its outliers).
+
+    Args:
+        public: those of :func:`quantized_tensors`, which are not among them.
+    """
+    names = {node.inputs[0] for node in graph.layers if _calibrated(node, formats) and _is_product(node)}
+    names.difference_update(public)
     return tuple(node.name for node in graph.nodes if node.name in names)
 
 

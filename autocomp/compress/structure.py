@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
+from autocomp.changed import changed
 from autocomp.compress.blocks import without_blocks
 from autocomp.compress.prune import kept_count
 from autocomp.compress.quantize import (
@@ -78,7 +79,8 @@ def restructure(inventory: Inventory, plan: Plan, numerics: Numerics = DEFAULT_N
         inputs = tuple(renamed.get(name, name) for name in node.inputs)
         if node.layer is not None and node.layer in inventory.by_name:
             layer_plan = plan[node.layer]
-            shaped = replace(_follow(node, before, nodes, renamed), inputs=inputs)
+            shaped = _follow(node, before, nodes, renamed)
+            shaped = shaped if shaped.inputs == inputs else changed(shaped, inputs=inputs)
             whole = _resized(shaped, outputs.get(node.layer), inputs_cut.get(node.layer, 0))
             for half in _split(whole, layer_plan):
                 nodes[half.name] = half
@@ -87,17 +89,18 @@ def restructure(inventory: Inventory, plan: Plan, numerics: Numerics = DEFAULT_N
         else:
             counted = node.name in sizes
             shaped = _recounted(node, sizes[node.name]) if counted else _follow(node, before, nodes, renamed)
-            nodes[node.name] = replace(shaped, inputs=inputs)
+            nodes[node.name] = shaped if shaped.inputs == inputs else changed(shaped, inputs=inputs)
             if node.layer is not None:
                 layers[node.layer] = _stored(nodes[node.name], LayerPlan())
     returned = tuple(renamed.get(name, name) for name in before.outputs)
     graph = Graph(tuple(nodes.values()), returned)
     formats = complete_formats(graph, {name: layer.format for name, layer in layers.items()}, numerics)
+    rounded = quantized_tensors(graph, formats, numerics)
     return Structure(
         graph,
-        {name: replace(layer, format=formats[name]) for name, layer in layers.items()},
-        frozenset(quantized_tensors(graph, formats, numerics)),
-        frozenset(rounded_for_products(graph, formats, numerics)),
+        {name: changed(layer, format=formats[name]) for name, layer in layers.items()},
+        frozenset(rounded),
+        frozenset(rounded_for_products(graph, formats, rounded)),
     )
 
 
@@ -130,9 +133,9 @@ def _resized(node: Node, outputs: int | None, inputs_cut: int) -> Node:
         groups = outputs if depthwise else groups
     if not depthwise:
         weight[in_dim] -= inputs_cut if node.op == "conv_transpose2d" else inputs_cut // groups
-    resized = replace(node, weight_shape=tuple(weight), groups=groups)
+    resized = changed(node, weight_shape=tuple(weight), groups=groups)
     channels = 1 if node.op in CONVOLUTIONS else len(node.shape) - 1
-    return replace(resized, shape=(*node.shape[:channels], resized.outputs, *node.shape[channels + 1 :]))
+    return changed(resized, shape=(*node.shape[:channels], resized.outputs, *node.shape[channels + 1 :]))
 
 
 def _split(node: Node, layer_plan: LayerPlan) -> tuple[Node, ...]:
@@ -143,7 +146,7 @@ def _split(node: Node, layer_plan: LayerPlan) -> tuple[Node, ...]:
     convolution = node.op == "conv2d"
     middle = (node.shape[0], r, *node.shape[2:]) if convolution else (*node.shape[:-1], r)
     weight = (node.weight_shape[0], r) if node.op == "embedding" else (r, *node.weight_shape[1:])
-    first = replace(
+    first = changed(
         node, name=f"{node.name}/0", layer=f"{node.layer}.0", weight_shape=weight, shape=middle, has_bias=False
     )
     second = Node(
@@ -184,7 +187,7 @@ def _follow(node: Node, before: Graph, nodes: Mapping[str, Node], renamed: Mappi
     if shape == node.shape:
         return node
     parameters = node.parameters * _count(shape) // _count(node.shape)
-    return replace(node, shape=shape, parameters=parameters)
+    return changed(node, shape=shape, parameters=parameters)
 
 
 def _count(shape: tuple[int, ...]) -> int:
@@ -197,4 +200,4 @@ def _recounted(node: Node, shrunk: list[tuple[int, int]]) -> Node:
     shape = list(node.shape)
     for position, amount in shrunk:
         shape[first + position] -= amount
-    return replace(node, shape=tuple(shape))
+    return changed(node, shape=tuple(shape))

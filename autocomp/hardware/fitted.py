@@ -14,12 +14,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from autocomp.changed import changed
 from autocomp.errors import UncoveredKernelError
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
@@ -32,6 +33,8 @@ FASTEST_US = 0.2
 
 #: A Gaussian process is cubic in its samples; more than this many say nothing new.
 MAX_SAMPLES = 1200
+#: An error bar is told by this many at most.
+VARIANCE_SAMPLES = 300
 #: The profiler counts in whole microseconds.
 CLOCK_US = 0.4
 
@@ -62,6 +65,14 @@ class Hyperparameters:
 
 
 @dataclass(frozen=True)
+class _Places:
+    """Features in units of their length scales, a row a kernel, and the sum of every row's squares."""
+
+    scaled: Vector
+    squares: Vector
+
+
+@dataclass(frozen=True)
 class OpModel:
     """The Gaussian process of one kind of kernel, conditioned on its samples."""
 
@@ -69,28 +80,41 @@ class OpModel:
     samples: tuple[KernelSample, ...]
 
     @cached_property
-    def _fit(self) -> tuple[Vector, Vector, Vector]:
-        """Features of the samples, weights of the process, inverse covariance."""
+    def _mean(self) -> tuple[_Places, Vector]:
+        """Where the samples lie, and the weights of the process."""
+        places, covariance = self._conditioned(self.samples)
         kernels = [sample.kernel for sample in self.samples]
-        x: Vector = np.array([kernel.features() for kernel in kernels])
         rest = np.log([sample.time_us for sample in self.samples]) - trend(kernels, self.hyperparameters.work_us)
-        noise = [self.hyperparameters.noise / sample.count + sample.clock_variance for sample in self.samples]
-        covariance = self._covariance(x, x) + np.diag(noise)
-        inverse: Vector = np.asarray(np.linalg.inv(covariance), dtype=np.float64)
-        return x, inverse @ rest, inverse
+        return places, np.asarray(np.linalg.solve(covariance, rest), dtype=np.float64)
 
-    def _covariance(self, a: Vector, b: Vector) -> Vector:
-        scales = np.array(self.hyperparameters.length_scales)
-        scaled_a, scaled_b = a / scales, b / scales
-        squared = (scaled_a**2).sum(1)[:, None] + (scaled_b**2).sum(1)[None] - 2 * scaled_a @ scaled_b.T
-        result: Vector = self.hyperparameters.signal * np.exp(-0.5 * np.maximum(squared, 0))
+    @cached_property
+    def _spread(self) -> tuple[_Places, Vector]:
+        """Where some of the samples lie, and their inverse covariance. An error bar of fewer samples is the wider one, and
+        had in a tenth of the time."""
+        some = self.samples[:: math.ceil(len(self.samples) / VARIANCE_SAMPLES)]
+        places, covariance = self._conditioned(some)
+        return places, np.asarray(np.linalg.inv(covariance), dtype=np.float64)
+
+    def _conditioned(self, samples: Sequence[KernelSample]) -> tuple[_Places, Vector]:
+        """Where samples lie, and their covariance with its noise."""
+        places = self._places([sample.kernel for sample in samples])
+        noise = [self.hyperparameters.noise / sample.count + sample.clock_variance for sample in samples]
+        return places, self._covariance(places, places) + np.diag(noise)
+
+    def _places(self, kernels: Sequence[Kernel]) -> _Places:
+        scaled = np.array([kernel.features() for kernel in kernels]) / np.array(self.hyperparameters.length_scales)
+        return _Places(scaled, (scaled**2).sum(1))
+
+    def _covariance(self, a: _Places, b: _Places) -> Vector:
+        distances = a.squares[:, None] + b.squares[None] - 2 * a.scaled @ b.scaled.T
+        result: Vector = self.hyperparameters.signal * np.exp(-0.5 * np.maximum(distances, 0))
         return result
 
     def predict(self, kernels: Sequence[Kernel]) -> tuple[Vector, Vector]:
         """Mean and standard deviation of the log time (µs) of kernels of this kind."""
-        x, weights, inverse = self._fit
-        near = self._covariance(np.array([kernel.features() for kernel in kernels]), x)
-        mean: Vector = trend(kernels, self.hyperparameters.work_us) + near @ weights
+        here, (places, weights), (some, inverse) = self._places(kernels), self._mean, self._spread
+        mean: Vector = trend(kernels, self.hyperparameters.work_us) + self._covariance(here, places) @ weights
+        near = self._covariance(here, some)
         variance = self.hyperparameters.signal - ((near @ inverse) * near).sum(axis=1)
         return mean, np.sqrt(np.maximum(variance, 0.0))
 
@@ -144,7 +168,7 @@ class FittedModel:
         """Microseconds, and the standard deviation of their logarithm. Plans of one network have most kernels in
         common, so what was predicted once is remembered."""
         known = self._known
-        shapes = [replace(kernel, sources=()) for kernel in kernels]
+        shapes = [changed(kernel, sources=()) for kernel in kernels]
         new: dict[str, list[Kernel]] = {}
         for shape in dict.fromkeys(shapes):
             if shape not in known:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+
+from autocomp.changed import changed
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,9 @@ class Kernel:
 
     def batched(self, batch: int) -> Kernel:
         """The same kernel for ``batch`` times the examples; weights do not multiply."""
-        return replace(
+        if batch == 1:
+            return self
+        return changed(
             self,
             macs=self.macs * batch,
             in_elements=self.in_elements * batch,
@@ -114,7 +118,7 @@ def in_company(kernels: Iterable[Kernel]) -> tuple[Kernel, ...]:
     found = tuple(kernels)
     total = sum(kernel.weight_bytes for kernel in found)
     total = round(2 ** (round(4 * math.log2(total)) / 4)) if total else 0
-    return tuple(replace(kernel, footprint_bytes=total) if kernel.weight_elements else kernel for kernel in found)
+    return tuple(changed(kernel, footprint_bytes=total) if kernel.weight_elements else kernel for kernel in found)
 
 
 def spread(op: str, in_elements: int, out_elements: int) -> str:

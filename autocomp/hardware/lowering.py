@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
+from autocomp.changed import changed
 from autocomp.compress.structure import Structure
 from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Graph, Node
 from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution, in_company, spread
@@ -190,14 +190,14 @@ def _add(state: Lowering, node: Node, tail: Node) -> bool:
         form = INTEGER_LAST if last else INTEGER
         for name in node.inputs:
             state.read(name, form)
-        state.kernels.append(replace(alone, op="qlinear_add"))
+        state.kernels.append(changed(alone, op="qlinear_add"))
         state.write(node, form)
         return True
     if all(state.born(name, BLOCKED) for name in node.inputs):
         for name in node.inputs:
             if name in state.conv_at:
                 position = state.conv_at[name]
-                state.kernels[position] = replace(state.kernels[position], fused_add=True)
+                state.kernels[position] = changed(state.kernels[position], fused_add=True)
                 state.write(node, BLOCKED)
                 return True
         state.kernels.append(alone)
@@ -208,7 +208,7 @@ def _add(state: Lowering, node: Node, tail: Node) -> bool:
             for other in node.inputs:
                 state.read(other, FLOAT)
             position = state.conv_at[name]
-            state.kernels[position] = replace(state.kernels[position], fused_add=True)
+            state.kernels[position] = changed(state.kernels[position], fused_add=True)
             state.write(node, FLOAT)
             return True
     if any(state.born(name, FLOAT_LAST) for name in node.inputs):
@@ -238,14 +238,14 @@ def _other(state: Lowering, node: Node) -> bool:
     if node.op in RESHAPES:
         form = INTEGER if any(form.quantized for form in state.forms[source]) else FLOAT
         state.read(source, form)
-        state.kernels.append(replace(kernel, op="reshape"))
+        state.kernels.append(changed(kernel, op="reshape"))
         state.write(node, form)
     elif node.op == "slice" and state.forms[source][0].quantized:  # which commutes with rounding
-        state.kernels.append(replace(kernel, op="slice", in_elements=node.elements, out_elements=node.elements))
+        state.kernels.append(changed(kernel, op="slice", in_elements=node.elements, out_elements=node.elements))
         state.write(node, state.forms[source][0])
     elif node.op in PADS and state.born(source, INTEGER_LAST):
         state.read(source, FLOAT_LAST)
-        state.kernels.append(replace(kernel, op="pad", in_elements=node.elements, out_elements=node.elements))
+        state.kernels.append(changed(kernel, op="pad", in_elements=node.elements, out_elements=node.elements))
         state.write(node, FLOAT_LAST)
     elif node.op in BLOCKED_ACTIVATIONS and _behind_blocked_conv(state, source):
         state.forms[node.name] = state.forms[source]
@@ -258,8 +258,8 @@ def _other(state: Lowering, node: Node) -> bool:
         if node.op in WINDOW_POOLS:
             op = {INTEGER_LAST: "pool_nhwc", INTEGER: "pool_integer", BLOCKED: "pool_nchwc"}.get(form, "pool")
             stride = max(1, round(math.sqrt(read / max(1, node.elements))))
-            kernel = replace(kernel, op=op, kernel_area=math.prod(node.numbers[:2]), stride=stride)
-        state.kernels.append(kernel if node.op in WINDOW_POOLS else replace(kernel, op="activation"))
+            kernel = changed(kernel, op=op, kernel_area=math.prod(node.numbers[:2]), stride=stride)
+        state.kernels.append(kernel if node.op in WINDOW_POOLS else changed(kernel, op="activation"))
         state.write(node, form)
     elif node.op in GLOBAL_POOLS:
         images = len(state.graph.by_name[source].shape) == 4
@@ -269,7 +269,7 @@ def _other(state: Lowering, node: Node) -> bool:
         last = images and state.forms[source][0] == INTEGER_LAST and bool(readers & state.quantized_layers)
         state.read(source, FLOAT_LAST if last else FLOAT)
         op = "global_pool_nhwc" if last else "global_pool" if images else "reduce"
-        state.kernels.append(replace(kernel, op=op, inner=inner))
+        state.kernels.append(changed(kernel, op=op, inner=inner))
         state.write(node, FLOAT_LAST if last else FLOAT)
     else:
         for name in node.inputs:
@@ -277,15 +277,15 @@ def _other(state: Lowering, node: Node) -> bool:
         plain = node.op if node.op.startswith("__") else node.op.removesuffix("_")
         if plain in {"matmul", "bmm"}:
             inner = abs(state.graph.by_name[node.inputs[0]].shape[-1])
-            kernel = replace(kernel, op="matmul", macs=node.elements * inner, inner=abs(node.shape[-1]))
+            kernel = changed(kernel, op="matmul", macs=node.elements * inner, inner=abs(node.shape[-1]))
         else:
             op = KINDS.get(plain, node.op)
             inner = abs(node.shape[-1]) if op in ROW_BY_ROW and node.shape else 1
-            kernel = replace(kernel, op=spread(op, read, node.elements), inner=inner)
+            kernel = changed(kernel, op=spread(op, read, node.elements), inner=inner)
         # What only moves data reads no more than it writes; the parts of a split are nodes of their own.
         if kernel.op in MOVES:
             moved = node.elements if node.shape else read
-            kernel = replace(kernel, in_elements=moved, out_elements=moved)
+            kernel = changed(kernel, in_elements=moved, out_elements=moved)
         state.kernels.append(kernel)
         state.write(node, FLOAT)
     return False

@@ -9,8 +9,9 @@ the tests.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+from autocomp.changed import changed
 from autocomp.compress.structure import Structure
 from autocomp.graph import ACTIVATIONS, ADDITIONS, ATTENTION, COPIES, RESHAPES, Graph, Node
 from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution, in_company
@@ -205,7 +206,7 @@ def _add(state: _State, node: Node) -> None:
         _write_rounded(state, state.graph.by_name[taken], integers=integers, last=True)
         _elementwise(state, node)
         return
-    state.kernels[position] = replace(state.kernels[position], fused_add=True)
+    state.kernels[position] = changed(state.kernels[position], fused_add=True)
     result = _fused(state, node, UNARY)
     stays = integers and _stays_integer(state, result)
     state.read(other, integers=stays and other in state.integers, last=True)
@@ -308,7 +309,7 @@ def _layer_norm(state: _State, node: Node) -> None:
 
 def _batch_norm(state: _State, node: Node) -> None:
     """One that was not folded: a product and a sum, value by value."""
-    _elementwise(state, replace(node, parameters=2 * node.shape[1]))
+    _elementwise(state, changed(node, parameters=2 * node.shape[1]))
 
 
 def _lookup(state: _State, node: Node) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
+from autocomp.changed import changed
 from autocomp.graph import Node
 from autocomp.hardware.kernels import Kernel, convolution, spread
 from autocomp.hardware.layouts import BLOCKED, FLOAT, INTEGER, INTEGER_LAST, Lowering
@@ -33,7 +33,7 @@ def lower_conv(state: Lowering, node: Node, tail: Node) -> bool:
     if node.layer in state.quantized_layers:
         state.read(source, INTEGER_LAST)
         op = convolution("qlinear_conv", node.groups, node.weight_shape[1])
-        state.kernels.append(replace(_weighted(node, op), in_elements=read))
+        state.kernels.append(changed(_weighted(node, op), in_elements=read))
         state.write(node, INTEGER_LAST)
         return True
     channels = node.weight_shape[1] * node.groups
@@ -46,7 +46,7 @@ def lower_conv(state: Lowering, node: Node, tail: Node) -> bool:
         whole = all(size % block == 0 for size in (outputs, node.weight_shape[1], per_group))
         blocked = outputs % ALIGNMENT == 0 if depthwise else whole
     op = convolution("conv_nchwc" if blocked else "conv", node.groups, node.weight_shape[1])
-    kernel = replace(_weighted(node, op), in_elements=read)
+    kernel = changed(_weighted(node, op), in_elements=read)
     reads_blocks = blocked and (channels >= block or node.groups > 1)
     state.read(source, BLOCKED if reads_blocks else FLOAT)
     state.kernels.append(_padded(kernel, node, block, reads_blocks) if blocked else kernel)
@@ -63,7 +63,7 @@ def _padded(kernel: Kernel, node: Node, block: int, reads_blocks: bool) -> Kerne
     channels = node.weight_shape[1] * node.groups
     wider_in = math.ceil(channels / block) * block / channels if reads_blocks else 1.0
     both = wider_out * (wider_in if node.groups == 1 else 1.0)
-    return replace(
+    return changed(
         kernel,
         macs=round(kernel.macs * both),
         in_elements=round(kernel.in_elements * wider_in),
@@ -77,12 +77,12 @@ def lower_linear(state: Lowering, node: Node, tail: Node) -> bool:
     read = state.graph.by_name[source].elements
     if node.layer in state.quantized_layers:
         state.read(source, INTEGER)
-        state.kernels.append(replace(_weighted(node, "qgemm"), in_elements=read))
+        state.kernels.append(changed(_weighted(node, "qgemm"), in_elements=read))
         rounded = tail.name in state.rounded
         state.write(node, INTEGER if rounded else FLOAT)
         return rounded
     state.read(source, FLOAT)
-    state.kernels.append(replace(_weighted(node, "gemm"), in_elements=read))
+    state.kernels.append(changed(_weighted(node, "gemm"), in_elements=read))
     state.write(node, FLOAT)
     return True
 
@@ -91,22 +91,22 @@ def lower_product(state: Lowering, node: Node) -> bool:
     """A linear over sequences: ``MatMul`` and an addition, which integer products rounded at run time take in."""
     source = node.inputs[0]
     read = state.graph.by_name[source].elements
-    kernel = replace(_weighted(node, "matmul"), in_elements=read)
+    kernel = changed(_weighted(node, "matmul"), in_elements=read)
     if node.layer in state.dynamic_layers:
         state.read(source, FLOAT)
         shared = sum(user.layer in state.dynamic_layers for user in state.graph.users[source]) > 1
         if shared and source not in state.rounded_at_run_time:
             state.kernels.append(Kernel("dynamic_quantize", (source,), in_elements=read, out_elements=read))
             state.rounded_at_run_time.add(source)
-        state.kernels.append(replace(kernel, op="matmul_integer" if shared else "dynamic_matmul"))
+        state.kernels.append(changed(kernel, op="matmul_integer" if shared else "dynamic_matmul"))
     else:
         quantized = node.layer in state.quantized_layers
         state.read(source, INTEGER if quantized else FLOAT)
         if quantized and not node.has_bias and _only_rounded(state, node):
-            state.kernels.append(replace(kernel, op="qlinear_matmul"))
+            state.kernels.append(changed(kernel, op="qlinear_matmul"))
             state.write(node, INTEGER)
             return False
-        state.kernels.append(replace(kernel, op="matmul_integer" if quantized else "matmul"))
+        state.kernels.append(changed(kernel, op="matmul_integer" if quantized else "matmul"))
         user = state.graph.sole_user(node.name)
         if node.has_bias and not (user is not None and user.op == "gelu"):
             state.kernels.append(
@@ -131,7 +131,7 @@ def lower_transposed_conv(state: Lowering, node: Node) -> None:
     state.read(node.inputs[0], FLOAT)
     read = state.graph.by_name[node.inputs[0]].elements
     op = convolution("conv_transpose", node.groups, node.weight_shape[1])
-    state.kernels.append(replace(_weighted(node, op), in_elements=read))
+    state.kernels.append(changed(_weighted(node, op), in_elements=read))
     state.write(node, FLOAT)
 
 
@@ -141,10 +141,10 @@ def lower_lookup(state: Lowering, node: Node) -> None:
     table = Kernel("gather", (node.layer or node.name,), in_elements=node.elements, out_elements=node.elements)
     state.kernels.append(table)
     if node.layer in state.integer_tables:
-        state.kernels.append(replace(table, in_elements=rows, out_elements=rows))
-        state.kernels.append(replace(table, op="elementwise"))
+        state.kernels.append(changed(table, in_elements=rows, out_elements=rows))
+        state.kernels.append(changed(table, op="elementwise"))
         state.kernels.append(
-            replace(
+            changed(
                 table, op=spread("elementwise", node.elements + rows, node.elements), in_elements=node.elements + rows
             )
         )
@@ -169,7 +169,7 @@ def lower_attention(state: Lowering, node: Node) -> None:
         keys = Kernel("transpose", here, in_elements=key.elements, out_elements=key.elements, inner=tokens)
         first = Kernel("matmul", here, scores * width, query.elements + key.elements, scores, inner=tokens)
         last = Kernel("matmul", here, out * tokens, scores + key.elements, out, inner=width)
-        masked = [replace(between, op="add", in_elements=2 * scores)] if len(node.inputs) > 3 else []
+        masked = [changed(between, op="add", in_elements=2 * scores)] if len(node.inputs) > 3 else []
         # NaNs of rows that are masked altogether are looked for and replaced.
-        state.kernels += [keys, first, *masked, replace(between, op="softmax", inner=tokens), between, between, last]
+        state.kernels += [keys, first, *masked, changed(between, op="softmax", inner=tokens), between, between, last]
     state.write(node, FLOAT)
