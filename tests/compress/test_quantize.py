@@ -218,7 +218,7 @@ def test_a_quantized_linear_writes_floats_unless_an_activation_is_behind_it() ->
 
 def test_floats_and_what_is_rounded_at_run_time_have_no_calibrated_grid() -> None:
     graph = chain("conv2d", "relu", "conv2d", "relu", "linear")
-    assert quantized_tensors(graph, {"a": Format(4, 32), "c": Format(8, dynamic=True)}, ()) == ()
+    assert quantized_tensors(graph, {"a": Format(4, 32), "c": Format(8, dynamic=True)}) == ()
 
 
 def test_what_a_product_reads_rounded_is_rounded_for_it_alone() -> None:
@@ -228,7 +228,7 @@ def test_what_a_product_reads_rounded_is_rounded_for_it_alone() -> None:
     formats = {"a": Format(8)}
     assert quantized_tensors(graph, formats) == ()
     assert rounded_for_products(graph, formats, ()) == ("x",)
-    assert rounded_for_products(graph, {"a": Format(8, dynamic=True)}) == ()
+    assert rounded_for_products(graph, {"a": Format(8, dynamic=True)}, ()) == ()
 
 
 def test_a_dynamic_quantizer_is_shared_by_all_that_read_a_tensor() -> None:
