@@ -4,6 +4,8 @@
     python benchmarks/latency.py time SITTING [CONFIG ...]  their latencies; two sittings at least ten minutes apart
     python benchmarks/latency.py score                      predictions held against them
     python benchmarks/latency.py lowering                   kernels foreseen for plans held against the compiled graphs
+    python benchmarks/latency.py memory                     memory foreseen for two files of every architecture, and measured
+    python benchmarks/latency.py speed                      how long a prediction takes
 
 A CONFIG is a runtime, threads and batch, like onnxruntime-t1b1. What is written lies under results/latency/; the tables
 and the plots go to results/reference/latency_*. Truth is the mean of both sittings, where they agree within 3 %; files
@@ -24,13 +26,16 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from latency_files import ARCHITECTURES, RUNTIMES, WORK, Written, files, write
+import torch
+from latency_files import ARCHITECTURES, RUNTIMES, WORK, Written, files, images, random_plan, write
 from tables import write_table
 
-from autocomp.compress.structure import Structure
+from autocomp.compress.apply import prepare
+from autocomp.compress.structure import Structure, restructure
 from autocomp.hardware import lowering_openvino
 from autocomp.hardware.calibrate import nchwc_block
 from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.footprint import footprint_bytes
 from autocomp.hardware.latency import Prediction
 from autocomp.hardware.lowering import lower
 from autocomp.hardware.resolve import resolve_target
@@ -38,6 +43,7 @@ from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, referenc
 from autocomp.hardware.target import Target
 from autocomp.hardware.timing import TimingSettings, measure
 from autocomp.hardware.warm import MeasuredFile, WarmModel
+from autocomp.tasks.cifar10 import ResNet
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
@@ -52,6 +58,8 @@ TARGETS = {"onnxruntime": "cpu", "openvino": "cpu-openvino"}
 AGREEMENT = 0.03
 #: The files of a network are foreseen in so many turns by a model that was corrected with the others, 30 at most.
 WARM_TURNS, WARM_FILES = 5, 30
+#: Plans that are foreseen before the clock counts, and that it counts.
+SPEED_PLANS = 60
 #: Runs of a file under the profiler.
 PROFILE_RUNS = 40
 SETTINGS = TimingSettings(repeats=20, max_rounds=24)
@@ -279,9 +287,66 @@ def lowering(names: Sequence[str]) -> None:
     write_table(REFERENCE / "latency_lowering.csv", rows)
 
 
+def memory(names: Sequence[str]) -> None:
+    """The untouched network and a random plan of each architecture."""
+    rows: list[dict[str, object]] = []
+    for runtime in RUNTIMES:
+        target = resolve_target(TARGETS[runtime], tell=print)
+        for one in (one for name in names for one in list(files([name], runtime))[:2]):
+            measured = footprint_bytes(runtime, one.path, one.inputs, threads=1)
+            foreseen = target.peak_memory_bytes(one.structure, target.lower(one.structure))
+            error = round(foreseen / measured - 1, 4)
+            rows.append(
+                {
+                    "runtime": runtime,
+                    "file": one.name,
+                    "file_bytes": one.path.stat().st_size,
+                    "measured_bytes": measured,
+                    "foreseen_bytes": foreseen,
+                    "error": error,
+                }
+            )
+            print(rows[-1], flush=True)
+    write_table(REFERENCE / "latency_memory.csv", rows)
+
+
+def speed() -> None:
+    """Of plans whose like was foreseen before, as in a search: the shapes of some kernels are new in each."""
+    target = resolve_target("cpu", tell=print)
+    rows: list[dict[str, object]] = []
+    for layers in (20, 200):
+        torch.manual_seed(0)
+        inventory = prepare(ResNet(layers).eval(), images(32)).inventory
+        plans = [random_plan(inventory, f"speed/{number}") for number in range(2 * SPEED_PLANS)]
+        seconds = []
+        for plan in plans:
+            began = time.perf_counter()
+            structure = restructure(inventory, plan, target.numerics)
+            middle = time.perf_counter()
+            target.predict(structure)
+            seconds.append((middle - began, time.perf_counter() - middle))
+        shape_s, latency_s = np.median(np.array(seconds[SPEED_PLANS:]), axis=0)
+        again_s = []
+        for plan in plans[SPEED_PLANS:]:
+            structure = restructure(inventory, plan, target.numerics)
+            began = time.perf_counter()
+            target.predict(structure)
+            again_s.append(time.perf_counter() - began)
+        rows.append(
+            {
+                "layers": layers,
+                "plan_to_structure_ms": round(1e3 * shape_s, 3),
+                "structure_to_latency_ms": round(1e3 * latency_s, 3),
+                "structure_to_latency_seen_before_ms": round(1e3 * float(np.median(again_s)), 3),
+            }
+        )
+        print(rows[-1], flush=True)
+    write_table(REFERENCE / "latency_speed.csv", rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("write", "time", "score", "lowering"))
+    parser.add_argument("what", choices=("write", "time", "score", "lowering", "memory", "speed"))
     parser.add_argument("rest", nargs="*", help="for time: the sitting's number, and configurations")
     parser.add_argument("--architectures", nargs="*", default=list(ARCHITECTURES))
     parser.add_argument("--plans", type=int, default=PLANS)
@@ -292,6 +357,10 @@ def main() -> None:
         time_files(int(asked.rest[0]), asked.rest[1:] or list(CONFIGS), asked.architectures)
     elif asked.what == "lowering":
         lowering(asked.architectures)
+    elif asked.what == "memory":
+        memory(asked.architectures)
+    elif asked.what == "speed":
+        speed()
     else:
         score(asked.architectures, asked.rest or list(CONFIGS))
 
