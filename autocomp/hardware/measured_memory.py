@@ -14,8 +14,8 @@ from autocomp.hardware.fit import MeasuredNetwork
 from autocomp.hardware.footprint import footprint_bytes, tells_memory
 from autocomp.hardware.memory import PARTS, MeasuredMemory, MemoryModel, fit_memory
 
-#: As many as a calibration takes a minute for; what does not depend on the clock needs no more.
-FILES = 80
+#: As many as a calibration takes two minutes for.
+FILES = 150
 #: Fewer than this fit nothing.
 FEWEST_FILES = 2 * len(PARTS)
 COLUMNS = ("network", "table_bytes", "measured_bytes")

@@ -30,10 +30,13 @@ PARTS = (
     "integer_layer_shapes",
     "float_convolution_weights",
     "float_product_weights",
-    "integer_weights",
+    "integer_convolution_weights",
+    "integer_product_weights",
     "tables",
     "activations",
 )
+#: What the allocator leaves to chance.
+CHANCE_BYTES = 1e6
 #: Networks are held out in so many turns when the error is determined.
 FOLDS = 5
 
@@ -63,7 +66,8 @@ class MemoryModel:
 
 
 def fit_memory(files: Sequence[MeasuredMemory]) -> MemoryModel:
-    """Non-negative least squares on relative errors; the held-out error is that of fits without a fifth of the files."""
+    """Non-negative least squares, errors relative to what was measured and a little more: of the smallest files much is
+    chance. The held-out error is that of fits without a fifth of the files."""
     parts = np.array([_parts(one.kernels, one.table_bytes) for one in files])
     measured = np.array([float(one.measured_bytes) for one in files])
     errors = np.zeros(len(files))
@@ -81,7 +85,8 @@ def _bytes_for(parts: npt.NDArray[np.float64], measured: npt.NDArray[np.float64]
     from scipy.optimize import nnls
 
     scale = np.maximum(parts.max(axis=0), 1.0)
-    solution, _ = nnls(parts / scale / measured[:, None], np.ones(len(measured)))
+    weights = 1.0 / (measured + CHANCE_BYTES)
+    solution, _ = nnls(parts / scale * weights[:, None], measured * weights)
     found: npt.NDArray[np.float64] = solution / scale
     return found
 
@@ -90,17 +95,18 @@ def _parts(kernels: Sequence[Kernel], table_bytes: int) -> npt.NDArray[np.float6
     floats = [kernel for kernel in kernels if kernel.weight_bytes > kernel.weight_elements]
     integers = [kernel for kernel in kernels if 0 < kernel.weight_bytes == kernel.weight_elements]
     glue = [kernel for kernel in kernels if not kernel.weight_elements]
-    convolutions = sum(kernel.weight_bytes for kernel in floats if kernel.op.startswith("conv"))
-    products = sum(kernel.weight_bytes for kernel in floats) - convolutions
+    weights = [
+        sum(kernel.weight_bytes for kernel in kinds if ("conv" in kernel.op) == convolution)
+        for kinds in (floats, integers)
+        for convolution in (True, False)
+    ]
     activations = max((FLOAT_BYTES * (kernel.in_elements + kernel.out_elements) for kernel in kernels), default=0)
     return np.array(
         [
             1.0,
             *(len(kinds) for kinds in (glue, floats, integers)),
             *(_shapes(kinds) for kinds in (glue, floats, integers)),
-            convolutions,
-            products,
-            sum(kernel.weight_bytes for kernel in integers),
+            *weights,
             table_bytes,
             activations,
         ],
