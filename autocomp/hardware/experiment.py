@@ -25,7 +25,7 @@ FILES_PER_NETWORK = 4
 FAMILIES = ("residual", "encoder", "inverted", "plain", "encoder", "dense", "perceptron")
 
 #: Multiplications of a network: small ones are calls and conversions, large ones arithmetic and memory.
-LEAST_MACS, MOST_MACS = 5e5, 1.5e8
+LEAST_MACS, MOST_MACS = 5e5, 2.5e8
 
 
 @dataclass(frozen=True)
@@ -161,17 +161,19 @@ def _stem(build: _Build, x: Value, macs: float, layers: int) -> tuple[Value, int
 
 
 def _head(build: _Build, x: Value) -> Value:
-    """From channels to classes."""
+    """From channels to classes, some by way of many more channels: weights that no cache near the core holds."""
     rng, writer = build.shapes, build.writer
+    if rng.random() < 0.4:
+        x = build.conv(x, _width(rng, 256, 1536, 8), 1, 1, "Relu")
     x = writer.pooled_vector(x) if rng.random() < 0.5 else writer.mean(x, (2, 3))
     if rng.random() < 0.4:
-        x = build.linear(x, _width(rng, 32, 512), relu=True)
+        x = build.linear(x, _width(rng, 32, 1024), relu=True)
     return build.linear(x, rng.choice((10, 100, 1000)))
 
 
 def _wider(rng: random.Random, width: int) -> int:
     """The next stage's width."""
-    return max(8, min(384, round(width * rng.choice((1, 1.25, 1.5, 2)))))
+    return max(8, min(640, round(width * rng.choice((1, 1.25, 1.5, 2)))))
 
 
 def _strides(rng: random.Random, side: int, blocks: int) -> list[int]:
@@ -253,7 +255,7 @@ def _inverted(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
     y, width = _stem(build, x, macs, 3 * blocks)
     act, gate, grouped = ("HardSwish", "Silu", "Clip", "Relu")[build.turn % 4], build.turn % 2 == 0, build.turn % 3 == 1
     for place, stride in enumerate(_strides(rng, y.shape[1], blocks)):
-        outputs = y.shape[0] if stride == 1 and rng.random() < 0.7 else _width(rng, 8, max(9, min(192, 2 * width)))
+        outputs = y.shape[0] if stride == 1 and rng.random() < 0.7 else _width(rng, 8, max(9, min(320, 2 * width)))
         wide = 8 * max(1, round(y.shape[0] * rng.choice((2, 3, 4, 6)) / 8))
         if (build.turn + place) % 2 == 0:  # no whole vector blocks, as pruning leaves them
             wide -= 4 if grouped else rng.choice((1, 2, 3))
@@ -273,12 +275,12 @@ def _encoder(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
     rng, writer = build.shapes, build.writer
     heads, size = rng.choice((2, 3, 4, 6, 8, 12)), rng.choice((16, 32, 32, 64))
     width = heads * size
-    tokens = rng.choice((8, 16, 32, 64, 128, 197))
+    tokens = rng.choice((8, 16, 24, 37, 50, 64, 96, 128, 197))
     ids = writer.input((tokens,), integers=True)
     rows = rng.choice((500, 5000))
     x = writer.embedding(ids, rows, width, build.is_integer())
     first, whole = rng.random() < 0.5, build.formats.random() < 0.75
-    for _ in range(rng.randint(1, 3)):
+    for _ in range(rng.randint(1, 4)):
         kept, inner = rng.randint(max(1, heads // 3), heads), _width(rng, width, 4 * width)
         y = writer.norm(x) if first else x
         q, k, v = (build.product(y, kept * size) for _ in range(3))
@@ -300,7 +302,7 @@ def _perceptron(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
     example = np.random.default_rng(0).standard_normal((1, inputs)).astype(np.float32)
     x = build.writer.input((inputs,))
     for _ in range(rng.randint(2, 5)):
-        x = build.linear(x, _width(rng, 32, 2048), relu=True)
+        x = build.linear(x, _width(rng, 32, 3072), relu=True)
     return build.linear(x, 10), example
 
 

@@ -89,24 +89,34 @@ def loaded_run(runtime: Runtime, model: bytes | Path, threads: int, inputs: Sequ
 
 
 def reference_run(runtime: Runtime, threads: int) -> Callable[[], object]:
-    """A fixed computation of some 0.1 ms, to time beside files: two products of 64×256 with 256×256 floats. What slows a
-    file down (a neighbour on the same core, a lower clock for vector units, a crowded cache) slows this as well, which a
-    computation in whole numbers does not show.
+    """A fixed computation of less than a millisecond, to time beside files: two products of 64×256 with 256×256 floats, and
+    a vector times 8 MB of weights. What slows a file down slows this as well: a neighbour on the same core or a lower
+    clock for vector units the products, which whole numbers would not show; a neighbour in the shared cache the vector.
     """
     import onnx
     from onnx import helper, numpy_helper
 
-    weight = np.random.default_rng(0).standard_normal((256, 256)).astype(np.float32) / 16
-    sizes = helper.make_tensor_type_proto(onnx.TensorProto.FLOAT, (64, 256))
+    def weight(rows: int, columns: int, name: str) -> onnx.TensorProto:
+        values = np.random.default_rng(0).standard_normal((rows, columns)) / np.sqrt(rows)
+        return numpy_helper.from_array(values.astype(np.float32), name)
+
+    def tensor(name: str, rows: int, columns: int) -> onnx.ValueInfoProto:
+        return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (rows, columns))
+
     graph = helper.make_graph(
-        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])],
+        [
+            helper.make_node("MatMul", ["x", "w"], ["h"]),
+            helper.make_node("MatMul", ["h", "w"], ["y"]),
+            helper.make_node("MatMul", ["v", "large"], ["z"]),
+        ],
         "reference",
-        [helper.make_value_info("x", sizes)],
-        [helper.make_value_info("y", sizes)],
-        [numpy_helper.from_array(weight, "w")],
+        [tensor("x", 64, 256), tensor("v", 1, 2048)],
+        [tensor("y", 64, 256), tensor("z", 1, 1024)],
+        [weight(256, 256, "w"), weight(2048, 1024, "large")],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    return loaded_run(runtime, model.SerializeToString(), threads, [np.ones((64, 256), np.float32)])
+    inputs = [np.ones((64, 256), np.float32), np.ones((1, 2048), np.float32)]
+    return loaded_run(runtime, model.SerializeToString(), threads, inputs)
 
 
 def batch_outputs(file: LoadedFile, *arrays: Array) -> list[Array]:
