@@ -82,7 +82,8 @@ def test_kernels_of_other_files_are_profiled_alone(
     folder, found = calibrated
     profiled = read_profiled(folder / "measurements.csv")
     assert found.profiled == len(profiled) > 0
-    assert all(sample.kernel.macs > 0 and sample.time_us > 0 for sample in profiled)
+    assert all(sample.time_us > 0 for sample in profiled)
+    assert any(sample.kernel.macs > 0 for sample in profiled)
     timed = {network.name for network in found.networks}
     assert not any(sample.kernel.sources[0] in timed for sample in profiled)
     shutil.copytree(folder, tmp_path / "cpu")
