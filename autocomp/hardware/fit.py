@@ -33,8 +33,8 @@ FOLDS = 4
 FEWEST_NETWORKS = 8
 #: Kinds of kernels with fewer samples stay unknown.
 FEWEST_SAMPLES = 3
-#: Samples that hyperparameters are searched on; the model itself is conditioned on all.
-SEARCH_SAMPLES = 300
+#: Hyperparameters are searched on so many samples, several times; the model itself is conditioned on all.
+SEARCH_SAMPLES, SEARCHES = 200, 4
 #: A file counts where the reference was not slower than this times its low quantile.
 QUIET, QUIET_QUANTILE = 1.05, 0.1
 #: In a file of so many, one kernel at least does next to nothing.
@@ -217,16 +217,34 @@ def _profiled_us(network: MeasuredNetwork) -> float:
 
 
 def _hyperparameters(samples: Sequence[KernelSample], search_samples: int) -> Hyperparameters:
-    """The trend, then maximum marginal likelihood of what it leaves, with one length scale per feature that varies
-    (automatic relevance)."""
+    """The trend of all samples, and the geometric mean of what several parts of them say of the rest: what one part says is
+    to a good deal chance."""
+    work_us = _work_us(samples)
+    parts = min(SEARCHES, max(1, len(samples) // search_samples))
+    step = max(parts, math.ceil(len(samples) / search_samples))
+    found = [_of_the_rest(samples[step * part // parts :: step], work_us) for part in range(parts)]
+    scales = [one.length_scales for one in found]
+    return Hyperparameters(
+        work_us,
+        tuple(_geometric_mean(of_feature) for of_feature in zip(*scales, strict=True)),
+        _geometric_mean([one.signal for one in found]),
+        _geometric_mean([one.noise for one in found]),
+    )
+
+
+def _geometric_mean(values: Sequence[float]) -> float:
+    return math.exp(math.fsum(map(math.log, values)) / len(values))
+
+
+def _of_the_rest(samples: Sequence[KernelSample], work_us: tuple[float, ...]) -> Hyperparameters:
+    """Maximum marginal likelihood of what the trend leaves, with one length scale per feature that varies (automatic
+    relevance)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
     from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
 
-    work_us = _work_us(samples)
-    chosen = samples[:: max(1, math.ceil(len(samples) / search_samples))]
-    x = np.array([sample.kernel.features() for sample in chosen])
-    rest = np.log([sample.time_us for sample in chosen]) - trend([sample.kernel for sample in chosen], work_us)
+    x = np.array([sample.kernel.features() for sample in samples])
+    rest = np.log([sample.time_us for sample in samples]) - trend([sample.kernel for sample in samples], work_us)
     spread = x.std(axis=0)
     varying = spread > 1e-9
     signal, noise = max(float(rest.var()), 1e-4), 1e-3

@@ -112,11 +112,19 @@ class Profile:
         return FittedModel.from_json(text, samples)
 
     def memory(self) -> MemoryModel | None:
-        """None where none was measured: for a device out of reach, or on a system that does not tell."""
+        """None where none was measured: for a device out of reach, or on a system that does not tell.
+
+        Raises:
+            TargetError: it is of an earlier version.
+        """
         path = self.folder / MEMORY_MODEL
         if not path.is_file():
             return None
         document = json.loads(path.read_text(encoding="utf-8"))
+        if set(document["bytes_for"]) != set(PARTS):
+            raise TargetError(
+                f"{path} must tell bytes for {', '.join(PARTS)}; it is of another version; calibrate again"
+            )
         return MemoryModel(
             tuple(document["bytes_for"][part] for part in PARTS),
             document["held_out_mean"],

@@ -207,3 +207,20 @@ def test_a_damaged_profile_is_one_line(tmp_path: Path, text: str | None) -> None
 
 def test_this_machine_is_somewhere() -> None:
     assert this_machine().logical_cores >= 1
+
+
+def test_a_memory_model_of_another_version_is_refused(tmp_path: Path) -> None:
+    folder = tmp_path / "cpu"
+    shutil.copytree(find_profile("cpu").folder, folder)
+    (folder / "memory_model.json").write_text('{"bytes_for": {"process": 1.0}}')
+    with pytest.raises(TargetError, match="calibrate again"):
+        read_profile(folder).memory()
+
+
+def test_the_memory_of_a_cpu_is_that_of_its_calibration() -> None:
+    for name in ("cpu", "cpu-openvino"):
+        memory = find_profile(name).memory()
+        assert memory is not None
+        assert memory.files > 0
+        assert 0 < memory.held_out_mean < 1
+    assert find_profile("jetson-orin-nano").memory() is None
