@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1] / "autocomp"
 
 #: From the bottom up. What stands together may import each other only within one part (a folder, or a module).
 LAYERS = (
-    ("errors",),
+    ("errors", "changed"),
     ("plan", "task", "trial"),
     ("graph",),
     ("inventory",),
@@ -33,7 +33,19 @@ LAYERS = (
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 NOUNS = ("errors", "plan", "task", "trial")
-HEAVY = ("torch", "optuna", "onnx", "onnxruntime", "ray", "plotly", "matplotlib", "pandas", "sklearn", "torch_pruning")
+HEAVY = (
+    "torch",
+    "optuna",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "ray",
+    "plotly",
+    "matplotlib",
+    "pandas",
+    "sklearn",
+    "torch_pruning",
+)
 
 
 @dataclass(frozen=True)
