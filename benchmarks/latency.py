@@ -335,8 +335,8 @@ def speed() -> None:
         rows.append(
             {
                 "layers": layers,
-                "plan_to_structure_ms": round(1e3 * shape_s, 3),
-                "structure_to_latency_ms": round(1e3 * latency_s, 3),
+                "plan_to_structure_ms": round(1e3 * float(shape_s), 3),
+                "structure_to_latency_ms": round(1e3 * float(latency_s), 3),
                 "structure_to_latency_seen_before_ms": round(1e3 * float(np.median(again_s)), 3),
             }
         )
