@@ -58,6 +58,18 @@ class Structure:
         )
 
     @property
+    def dynamic_layers(self) -> frozenset[str]:
+        """The layers that round what they read on a grid of the moment."""
+        formats = ((name, layer.format) for name, layer in self.layers.items())
+        return frozenset(name for name, chosen in formats if chosen is not None and chosen.dynamic)
+
+    @property
+    def integer_tables(self) -> frozenset[str]:
+        """The embeddings that stay integers."""
+        tables = (node.layer for node in self.graph.layers if node.op == "embedding" and node.layer is not None)
+        return frozenset(name for name in tables if self.layers[name].format is not None)
+
+    @property
     def macs(self) -> int:
         """Multiply-accumulates for one example."""
         return sum(node.macs for node in self.graph.layers)

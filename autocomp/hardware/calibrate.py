@@ -47,8 +47,7 @@ Progress = Callable[[float, str], None]
 @dataclass(frozen=True)
 class Calibration:
     """A finished calibration. Of ``profiled`` more kernels the file was not timed, ``dropped`` files never settled and were
-    left out; ``gains`` are what 8 bits are worth;
-    ``memory`` is None on a system that does not tell what a process holds."""
+    left out; ``gains`` are what 8 bits are worth; ``memory`` is None on a system that does not tell what a process holds."""
 
     model: FittedModel
     networks: tuple[MeasuredNetwork, ...]
@@ -174,12 +173,7 @@ def _profiled_rows(
     if sample_ms(reference, SETTINGS) > limit_ms:
         return []
     return [
-        {
-            "network": specimen.name,
-            "row": PROFILED,
-            **_kernel_cells(sample.kernel),
-            "time_us": f"{sample.time_us:.3f}",
-        }
+        _kernel_row(specimen, PROFILED, sample)
         for sample in samples
         if sample.kernel.macs or network_number(specimen.name) % WHOLE_EVERY == 0
     ]
@@ -204,14 +198,13 @@ def _rows(specimen: Specimen, timing: Timing, how: _Conditions) -> Iterator[dict
     }
     inputs = [specimen.batch_of(how.batch)]
     for sample in how.runtime.kernel_samples(specimen.model, inputs, how.threads, PROFILE_RUNS):
-        time_us = f"{sample.time_us:.3f}"
-        yield {"network": specimen.name, "row": NODE, **_kernel_cells(sample.kernel), "time_us": time_us}
+        yield _kernel_row(specimen, NODE, sample)
 
 
-def _kernel_cells(kernel: Kernel) -> dict[str, object]:
-    cells: dict[str, object] = {name: getattr(kernel, name) for name in KERNEL_FIELDS}
-    cells["fused_add"] = int(kernel.fused_add)
-    return cells
+def _kernel_row(specimen: Specimen, row: str, sample: KernelSample) -> dict[str, object]:
+    cells: dict[str, object] = {name: getattr(sample.kernel, name) for name in KERNEL_FIELDS}
+    cells["fused_add"] = int(sample.kernel.fused_add)
+    return {"network": specimen.name, "row": row, **cells, "time_us": f"{sample.time_us:.3f}"}
 
 
 def _append(path: Path, rows: Iterable[dict[str, object]]) -> None:

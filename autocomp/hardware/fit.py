@@ -88,7 +88,7 @@ def fit(
 
 def undisturbed(networks: Sequence[MeasuredNetwork]) -> list[MeasuredNetwork]:
     """The files beside which the reference workload was about as fast as in the quiet moments of the calibration. A slow
-    minute is slow evenly, so that three rounds in it agree."""
+    minute is slow evenly, so that rounds in it agree."""
     if not networks:
         return []
     quiet_us = float(np.quantile([network.reference_us for network in networks], QUIET_QUANTILE))

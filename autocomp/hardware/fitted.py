@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 
@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from autocomp.changed import changed
 from autocomp.errors import UncoveredKernelError
-from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.kernels import Kernel, in_company
 from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
 from autocomp.trial import Source
 
@@ -51,6 +51,14 @@ class KernelSample:
     def clock_variance(self) -> float:
         """Of the log time, from the coarseness of the profiler's clock."""
         return (CLOCK_US / self.time_us) ** 2 / self.count
+
+
+def timed_kernels(kernels: Iterable[Kernel], times_us: Iterable[float]) -> tuple[KernelSample, ...]:
+    """The kernels of one profiled file, in company, with their times, the profiler's own cost included."""
+    return tuple(
+        KernelSample(kernel, max(FASTEST_US, time_us))
+        for kernel, time_us in zip(in_company(kernels), times_us, strict=True)
+    )
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,8 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
     state = Lowering(
         graph,
         frozenset(structure.integer_layers),
-        frozenset(name for name, chosen in formats.items() if chosen.dynamic),
-        frozenset(node.layer for node in graph.layers if node.op == "embedding" and node.layer in formats),
+        structure.dynamic_layers,
+        structure.integer_tables,
         structure.rounded,
         all(chosen.weight_bits != 2 for chosen in formats.values()),
         block,

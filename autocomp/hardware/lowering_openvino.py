@@ -16,6 +16,7 @@ from autocomp.compress.structure import Structure
 from autocomp.graph import ACTIVATIONS, ADDITIONS, ATTENTION, COPIES, RESHAPES, Graph, Node
 from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution, in_company
 from autocomp.hardware.lowering import ELEMENTWISE, FREE, GLOBAL_POOLS, KINDS, PADS, WINDOW_POOLS, changes_nothing
+from autocomp.hardware.weighted import weighted_kernel
 
 #: Works on one tensor value by value: fused into a convolution or product in front.
 UNARY = ACTIVATIONS | {
@@ -91,12 +92,11 @@ def lower(structure: Structure, batch: int) -> tuple[Kernel, ...]:
         batch: examples per inference; elements and MACs are multiplied by it.
     """
     graph = structure.graph
-    formats = {name: layer.format for name, layer in structure.layers.items() if layer.format is not None}
     state = _State(
         graph,
         frozenset(structure.integer_layers),
-        frozenset(name for name, chosen in formats.items() if chosen.dynamic),
-        frozenset(node.layer for node in graph.layers if node.op == "embedding" and node.layer in formats),
+        structure.dynamic_layers,
+        structure.integer_tables,
         structure.rounded | structure.rounded_for_products,
     )
     for node in graph.nodes:
@@ -152,20 +152,6 @@ def _alias(state: _State, node: Node, source: str) -> None:
     state.done.add(node.name)
 
 
-def _weighted(state: _State, node: Node, op: str) -> Kernel:
-    return Kernel(
-        op,
-        (node.layer or node.name,),
-        macs=node.macs,
-        in_elements=state.elements(node.inputs[0]),
-        out_elements=node.elements,
-        weight_elements=node.weights,
-        kernel_area=node.kernel[0] * node.kernel[1],
-        stride=node.stride[0],
-        groups=node.groups,
-    )
-
-
 def _fused(state: _State, node: Node, allowed: frozenset[str] | set[str]) -> Node:
     """The last of the operations behind ``node`` that its kernel computes as well."""
     while (user := state.graph.sole_user(node.name)) is not None and user.op in allowed:
@@ -179,7 +165,9 @@ def _conv(state: _State, node: Node) -> None:
     integers = node.layer in state.quantized
     state.read(node.inputs[0], integers=integers, last=True)
     op = ("conv" if node.op == "conv2d" else "conv_transpose") + ("_int8" if integers else "")
-    state.kernels.append(_weighted(state, node, convolution(op, node.groups, node.weight_shape[1])))
+    state.kernels.append(
+        weighted_kernel(node, convolution(op, node.groups, node.weight_shape[1]), state.elements(node.inputs[0]))
+    )
     result = _fused(state, node, UNARY)
     user = state.graph.sole_user(result.name)
     if node.op == "conv2d" and user is not None and user.op in ADDITIONS and len(user.inputs) == 2:
@@ -240,7 +228,7 @@ def _is_final(user: Node) -> bool:
 def _linear(state: _State, node: Node) -> None:
     if node.layer in state.dynamic:
         # Weights would be converted at every call: nothing to be offered, and not calibrated.
-        state.kernels.append(_weighted(state, node, "linear_dynamic"))
+        state.kernels.append(weighted_kernel(node, "linear_dynamic", state.elements(node.inputs[0])))
         state.write(node.name, integers=False, last=False)
         return
     integers = node.layer in state.quantized
@@ -249,7 +237,7 @@ def _linear(state: _State, node: Node) -> None:
     op = "linear_int8" if integers else "linear"
     if not integers and (result is not node or _is_scaled_key(state, node)):
         op = "linear_fused"
-    state.kernels.append(_weighted(state, node, op))
+    state.kernels.append(weighted_kernel(node, op, state.elements(node.inputs[0])))
     _write_rounded(state, result, integers=integers, last=False)
 
 
@@ -275,7 +263,6 @@ def _reshape(state: _State, node: Node) -> None:
 def _elementwise(state: _State, node: Node) -> None:
     """One kernel for all that follows each other; a rounding behind it is computed as well."""
     inputs = tuple(name for read in node.inputs for name in state.joined.get(read, (read,)))
-    result = node
     user = state.graph.sole_user(node.name)
     if user is not None and user.op in VALUE_BY_VALUE and user.shape == node.shape:
         state.joined[node.name] = inputs
@@ -285,7 +272,7 @@ def _elementwise(state: _State, node: Node) -> None:
         if state.elements(name) == node.elements:
             state.read(name, integers=name not in state.floats, last=last)
     read = sum(map(state.elements, dict.fromkeys(inputs))) + node.parameters
-    _emit_rounded(state, result, inputs[0] in state.floats, read, last=last)
+    _emit_rounded(state, node, inputs[0] in state.floats, read, last=last)
 
 
 def _emit_rounded(state: _State, result: Node, reads_floats: bool, read: int, *, last: bool) -> None:

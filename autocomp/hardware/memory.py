@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from autocomp.changed import changed
 from autocomp.compress.structure import Structure
 from autocomp.hardware.kernels import Kernel
 
@@ -115,15 +116,14 @@ def _parts(kernels: Sequence[Kernel], table_bytes: int) -> npt.NDArray[np.float6
 
 
 def _shapes(kernels: Collection[Kernel]) -> int:
-    return len({replace(kernel, sources=()) for kernel in kernels})
+    return len({changed(kernel, sources=()) for kernel in kernels})
 
 
 def table_bytes(structure: Structure) -> int:
     """Of the tables that a network looks up in, as they lie in memory."""
     tables = [node for node in structure.graph.layers if node.op == "embedding"]
-    return sum(
-        node.weights * (FLOAT_BYTES if structure.layers[node.layer or ""].format is None else 1) for node in tables
-    )
+    integers = structure.integer_tables
+    return sum(node.weights * (1 if node.layer in integers else FLOAT_BYTES) for node in tables)
 
 
 def peak_memory_bytes(structure: Structure, batch: int) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from autocomp.hardware.fitted import FASTEST_US, KernelSample
-from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution, in_company, spread
+from autocomp.hardware.fitted import KernelSample, timed_kernels
+from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution, spread
 from autocomp.hardware.runtimes.profiled import NodeTime
 
 #: onnxruntime's operators → lowering's kinds of kernel. Blocked convolutions are told apart by their domain.
@@ -148,9 +148,5 @@ def samples_of(nodes: Iterable[NodeTime]) -> tuple[KernelSample, ...]:
     """The kernels of a profiled file with their times, the profiler's own cost included. One that lowering never predicts
     keeps the runtime's name, so that a latency model can say that it does not know it."""
     done = [node for node in nodes if node.output_shapes]
-    kernels = in_company(
-        kernel_of(node) or Kernel(f"{node.domain}.{node.op}".lstrip("."), (node.name,)) for node in done
-    )
-    return tuple(
-        KernelSample(kernel, max(FASTEST_US, node.time_us)) for kernel, node in zip(kernels, done, strict=True)
-    )
+    kernels = (kernel_of(node) or Kernel(f"{node.domain}.{node.op}".lstrip("."), (node.name,)) for node in done)
+    return timed_kernels(kernels, (node.time_us for node in done))

@@ -6,8 +6,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from autocomp.hardware.fitted import FASTEST_US, KernelSample
-from autocomp.hardware.kernels import Kernel, convolution, in_company
+from autocomp.hardware.fitted import KernelSample, timed_kernels
+from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution
 
 Shape = tuple[int, ...]
 
@@ -55,8 +55,6 @@ KINDS = {
     "FakeQuantize": "elementwise",
     "Math": "elementwise",
 }
-_MOVES = {"pad", "slice", "cat", "move", "gather"}
-_ROW_BY_ROW = {"transpose", "softmax", "layer_norm", "reduce"}
 _INTEGERS = {"u8", "i8"}
 
 
@@ -87,14 +85,14 @@ def kernel_of(node: CompiledNode) -> Kernel:
     kind = KINDS.get(node.kind)
     if kind is None or not node.input_shapes:
         return Kernel(f"openvino.{node.kind}", (node.name,), in_elements=out, out_elements=out)
-    if kind in _MOVES:
+    if kind in MOVES or kind == "cat":
         moved = sum(math.prod(shape) for shape in node.output_shapes)
         return Kernel(kind, (node.name,), in_elements=moved, out_elements=moved)
     if kind in {"elementwise", "convert"}:
         read = sum(math.prod(shape) for shape in node.input_shapes)
         return Kernel(_conversion(node), (node.name,), in_elements=read, out_elements=out)
     read = math.prod(node.input_shapes[0])
-    inner = node.output_shapes[0][-1] if kind in _ROW_BY_ROW and node.output_shapes[0] else 1
+    inner = node.output_shapes[0][-1] if kind in ROW_BY_ROW and node.output_shapes[0] else 1
     if kind == "pool":
         return _pool(node, read, out)
     if kind == "reduce" and len(node.input_shapes[0]) == 4:
@@ -150,5 +148,4 @@ def _stride(node: CompiledNode) -> int:
 def samples_of(nodes: Iterable[CompiledNode]) -> tuple[KernelSample, ...]:
     """The kernels of a profiled file with their times, the profiler's own cost included."""
     ran = tuple(nodes)
-    kernels = in_company(kernel_of(node) for node in ran)
-    return tuple(KernelSample(kernel, max(FASTEST_US, node.time_us)) for kernel, node in zip(kernels, ran, strict=True))
+    return timed_kernels(map(kernel_of, ran), (node.time_us for node in ran))

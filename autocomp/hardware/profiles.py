@@ -137,13 +137,13 @@ class Profile:
         numerics = Numerics(**file.numerics.model_dump())
         if file.runtime == "tensorrt":
             lower = partial(tensorrt.lower, batch=batch)
-        elif file.runtime == "openvino":
-            lower = partial(lowering_openvino.lower, batch=batch)
-            numerics = replace(numerics, narrow_products=narrow_products(self.fingerprint or this_machine("openvino")))
         else:
-            machine = self.fingerprint or this_machine(self.file.runtime)
-            lower = partial(lowering.lower, batch=batch, block=nchwc_block(machine))
+            machine = self.fingerprint or this_machine(file.runtime)
             numerics = replace(numerics, narrow_products=narrow_products(machine))
+            if file.runtime == "openvino":
+                lower = partial(lowering_openvino.lower, batch=batch)
+            else:
+                lower = partial(lowering.lower, batch=batch, block=nchwc_block(machine))
         return Target(
             name=file.name,
             device=file.device,

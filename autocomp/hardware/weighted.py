@@ -13,12 +13,13 @@ from autocomp.hardware.layouts import BLOCKED, FLOAT, INTEGER, INTEGER_LAST, Low
 ALIGNMENT = 4
 
 
-def _weighted(node: Node, op: str) -> Kernel:
+def weighted_kernel(node: Node, op: str, read: int) -> Kernel:
+    """The kernel of a layer that reads so many elements."""
     return Kernel(
         op,
         (node.layer or node.name,),
         macs=node.macs,
-        in_elements=0,
+        in_elements=read,
         out_elements=node.elements,
         weight_elements=node.weights,
         kernel_area=node.kernel[0] * node.kernel[1],
@@ -33,7 +34,7 @@ def lower_conv(state: Lowering, node: Node, tail: Node) -> bool:
     if node.layer in state.quantized_layers:
         state.read(source, INTEGER_LAST)
         op = convolution("qlinear_conv", node.groups, node.weight_shape[1])
-        state.kernels.append(changed(_weighted(node, op), in_elements=read))
+        state.kernels.append(weighted_kernel(node, op, read))
         state.write(node, INTEGER_LAST)
         return True
     channels = node.weight_shape[1] * node.groups
@@ -46,7 +47,7 @@ def lower_conv(state: Lowering, node: Node, tail: Node) -> bool:
         whole = all(size % block == 0 for size in (outputs, node.weight_shape[1], per_group))
         blocked = outputs % ALIGNMENT == 0 if depthwise else whole
     op = convolution("conv_nchwc" if blocked else "conv", node.groups, node.weight_shape[1])
-    kernel = changed(_weighted(node, op), in_elements=read)
+    kernel = weighted_kernel(node, op, read)
     reads_blocks = blocked and (channels >= block or node.groups > 1)
     state.read(source, BLOCKED if reads_blocks else FLOAT)
     state.kernels.append(_padded(kernel, node, block, reads_blocks) if blocked else kernel)
@@ -77,12 +78,12 @@ def lower_linear(state: Lowering, node: Node, tail: Node) -> bool:
     read = state.graph.by_name[source].elements
     if node.layer in state.quantized_layers:
         state.read(source, INTEGER)
-        state.kernels.append(changed(_weighted(node, "qgemm"), in_elements=read))
+        state.kernels.append(weighted_kernel(node, "qgemm", read))
         rounded = tail.name in state.rounded
         state.write(node, INTEGER if rounded else FLOAT)
         return rounded
     state.read(source, FLOAT)
-    state.kernels.append(changed(_weighted(node, "gemm"), in_elements=read))
+    state.kernels.append(weighted_kernel(node, "gemm", read))
     state.write(node, FLOAT)
     return True
 
@@ -91,7 +92,7 @@ def lower_product(state: Lowering, node: Node) -> bool:
     """A linear over sequences: ``MatMul`` and an addition, which integer products rounded at run time take in."""
     source = node.inputs[0]
     read = state.graph.by_name[source].elements
-    kernel = changed(_weighted(node, "matmul"), in_elements=read)
+    kernel = weighted_kernel(node, "matmul", read)
     if node.layer in state.dynamic_layers:
         state.read(source, FLOAT)
         shared = sum(user.layer in state.dynamic_layers for user in state.graph.users[source]) > 1
@@ -131,7 +132,7 @@ def lower_transposed_conv(state: Lowering, node: Node) -> None:
     state.read(node.inputs[0], FLOAT)
     read = state.graph.by_name[node.inputs[0]].elements
     op = convolution("conv_transpose", node.groups, node.weight_shape[1])
-    state.kernels.append(changed(_weighted(node, op), in_elements=read))
+    state.kernels.append(weighted_kernel(node, op, read))
     state.write(node, FLOAT)
 
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from autocomp.errors import MeasurementError, RequestError
+from autocomp.errors import MeasurementError
 from autocomp.hardware.fitted import KernelSample
 from autocomp.hardware.observed import samples_of
 from autocomp.hardware.runtimes.profiled import NodeEvents, NodeTime, OptimizedNode, join, name_nodes, optimized_nodes
+from autocomp.hardware.runtimes.runtime import check_inputs, check_runs, check_threads
 
 if TYPE_CHECKING:
     import onnx
@@ -48,11 +49,7 @@ class LoadedModel:
         Raises:
             MeasurementError: onnxruntime refused the inputs, or failed on them.
         """
-        if len(arrays) != len(self.input_names):
-            raise MeasurementError(
-                f"the file takes {len(self.input_names)} inputs ({', '.join(self.input_names)}); got {len(arrays)}; "
-                "give them in this order"
-            )
+        check_inputs(self, arrays)
         try:
             outputs: list[Array] = self.session.run(None, dict(zip(self.input_names, arrays, strict=True)))
         except _refusals() as error:
@@ -88,8 +85,7 @@ def profile(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: in
         RequestError: fewer than one thread or run.
         MeasurementError: onnxruntime refused the file or the inputs.
     """
-    if runs < 1:
-        raise RequestError(f"a profile needs at least 1 run; got {runs}")
+    check_runs(runs)
     with tempfile.TemporaryDirectory(prefix="autocomp-profile-") as folder:
         compiled = _compiled(model, _options(threads), Path(folder))
         # Profiled is the compiled graph itself, every node of it named: what onnxruntime fuses has no name of its own.
@@ -131,8 +127,7 @@ def optimized_ops(model: bytes | Path) -> tuple[OptimizedNode, ...]:
 def _options(threads: int) -> onnxruntime.SessionOptions:
     import onnxruntime
 
-    if threads < 1:
-        raise RequestError(f"threads must be at least 1; got {threads}")
+    check_threads(threads)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1

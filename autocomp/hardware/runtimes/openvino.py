@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
-from autocomp.errors import MeasurementError, RequestError
+from autocomp.errors import MeasurementError
 from autocomp.hardware.fitted import KernelSample
 from autocomp.hardware.observed_openvino import CompiledNode, samples_of
 from autocomp.hardware.runtimes.profiled import lower_half_mean
+from autocomp.hardware.runtimes.runtime import check_inputs, check_runs, check_threads
 
 if TYPE_CHECKING:
     import openvino
@@ -46,11 +47,7 @@ class OpenvinoFile:
         Raises:
             MeasurementError: openvino refused the inputs, or failed on them.
         """
-        if len(arrays) != len(self.input_names):
-            raise MeasurementError(
-                f"the file takes {len(self.input_names)} inputs ({', '.join(self.input_names)}); got {len(arrays)}; "
-                "give them in this order"
-            )
+        check_inputs(self, arrays)
         shapes = tuple(array.shape for array in arrays)
         try:
             if shapes not in self._compiled:
@@ -63,8 +60,7 @@ class OpenvinoFile:
 
 def load(model: bytes | Path, threads: int) -> OpenvinoFile:
     """See :class:`autocomp.hardware.runtimes.runtime.Runtime`. A packed file is refused: openvino does not unpack it."""
-    if threads < 1:
-        raise RequestError(f"threads must be at least 1; got {threads}")
+    check_threads(threads)
     read = _read(model)
     return OpenvinoFile(
         model=read,
@@ -89,10 +85,8 @@ def compiled_nodes(model: bytes | Path, inputs: Sequence[Array], threads: int, r
         RequestError: fewer than one thread or run.
         MeasurementError: openvino refused the file or the inputs.
     """
-    if runs < 1:
-        raise RequestError(f"a profile needs at least 1 run; got {runs}")
-    if threads < 1:
-        raise RequestError(f"threads must be at least 1; got {threads}")
+    check_runs(runs)
+    check_threads(threads)
     times_us: dict[str, list[float]] = {}
     ran: set[str] = set()
     try:

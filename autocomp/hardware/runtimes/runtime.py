@@ -66,6 +66,33 @@ class Runtime(Protocol):
         ...
 
 
+def check_threads(threads: int) -> None:
+    """Raises:
+    RequestError: fewer than one.
+    """
+    if threads < 1:
+        raise RequestError(f"threads must be at least 1; got {threads}")
+
+
+def check_runs(runs: int) -> None:
+    """Raises:
+    RequestError: fewer than one.
+    """
+    if runs < 1:
+        raise RequestError(f"a profile needs at least 1 run; got {runs}")
+
+
+def check_inputs(file: LoadedFile, arrays: Sequence[Array]) -> None:
+    """Raises:
+    MeasurementError: not as many as the file takes.
+    """
+    if len(arrays) != len(file.input_names):
+        raise MeasurementError(
+            f"the file takes {len(file.input_names)} inputs ({', '.join(file.input_names)}); got {len(arrays)}; "
+            "give them in this order"
+        )
+
+
 def cpu_runtime(name: str) -> Runtime:
     """The runtime of that name, loaded now."""
     if name == "openvino":
