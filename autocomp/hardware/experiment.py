@@ -1,7 +1,7 @@
 """The networks that a CPU is calibrated on: random nets, written as files in the form that compressed networks have.
 
 Their shapes lie where compressed layers live: widths that are no powers of two, split ranks, integer layers between
-float ones. They are of five families, in turn. One number names a network, so that an interrupted calibration goes on
+float ones. They are of six families, in turn. One number names a network, so that an interrupted calibration goes on
 where it stopped. Files of one network differ in their formats, and in a fresh draw of ranks.
 """
 
@@ -22,10 +22,10 @@ from autocomp.hardware.graph_writer import GraphWriter, Value
 FILES_PER_NETWORK = 4
 
 #: Families of networks take turns, so that a short calibration has seen every kernel as well.
-FAMILIES = ("residual", "encoder", "inverted", "plain", "encoder", "dense", "perceptron")
+FAMILIES = ("residual", "encoder", "inverted", "plain", "dense", "encoder", "inverted", "perceptron")
 
 #: Multiplications of a network: small ones are calls and conversions, large ones arithmetic and memory.
-LEAST_MACS, MOST_MACS = 5e5, 2.5e8
+LEAST_MACS, MOST_MACS = 1e6, 4e8
 
 
 @dataclass(frozen=True)
@@ -129,6 +129,11 @@ def _specimen(seed: int, number: int, narrow_products: bool, rounds_at_run_time:
     return Specimen(f"random-{seed}-{number}", f"random-{seed}/{network}", build.writer.finish(result), example)
 
 
+def _depth(rng: random.Random, least: int, most: int) -> int:
+    """A number of blocks, evenly drawn on a logarithmic scale."""
+    return round(math.exp(rng.uniform(math.log(least), math.log(most))))
+
+
 def _width(rng: random.Random, least: int, most: int, multiple: int = 4) -> int:
     """A width, evenly drawn on a logarithmic scale; a multiple of 4 or 8 mostly, but pruned layers have any."""
     value = math.exp(rng.uniform(math.log(least), math.log(most)))
@@ -148,16 +153,18 @@ def _image(build: _Build) -> tuple[Value, npt.NDArray[Any], float]:
     )
 
 
-def _stem(build: _Build, x: Value, macs: float, layers: int) -> tuple[Value, int]:
-    """The first convolution, and the width at which ``layers`` 3×3 convolutions take so many multiplications."""
+def _stem(build: _Build, x: Value, macs: float, blocks: int, layers: int = 1) -> tuple[Value, int, list[int]]:
+    """The first convolution; the width at which blocks of so many 3×3 convolutions take so many multiplications; and the
+    blocks' strides."""
     rng = build.shapes
     large = x.shape[1] > 40
     kernel, stride = (rng.choice((3, 5, 7)), 2) if large else (3, rng.choice((1, 1, 2)))
-    pixels = (x.shape[1] // (stride * (2 if large else 1))) ** 2
-    width = math.sqrt(macs / (9 * max(1, pixels) * layers))
-    width = max(8, min(256, round(width / 4) * 4))
+    side = max(1, x.shape[1] // (stride * (2 if large else 1)))
+    strides = _strides(rng, side, blocks)
+    pixels = sum((side / math.prod(strides[: place + 1])) ** 2 for place in range(blocks))
+    width = max(8, min(320, round(math.sqrt(macs / (9 * pixels * layers)) / 4) * 4))
     y = build.conv(x, max(8, min(64, width)), kernel, stride, rng.choice(("Relu", "HardSwish", "Relu")))
-    return (build.writer.pool(y, "MaxPool", 3, 2) if large else y), width
+    return (build.writer.pool(y, "MaxPool", 3, 2) if large else y), width, strides
 
 
 def _head(build: _Build, x: Value) -> Value:
@@ -190,10 +197,9 @@ def _residual(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
     """Basic and bottleneck blocks; some pruned within; shortcuts by a 1×1 convolution or option A."""
     rng, writer = build.shapes, build.writer
     x, example, macs = _image(build)
-    blocks = rng.randint(2, 6)
-    y, width = _stem(build, x, macs, 2 * blocks)
+    y, width, strides = _stem(build, x, macs, _depth(rng, 2, 10), 2)
     bottleneck, option_a = rng.random() < 0.3, rng.random() < 0.3
-    for stride in _strides(rng, y.shape[1], blocks):
+    for stride in strides:
         outputs = y.shape[0] if stride == 1 and rng.random() < 0.8 else _wider(rng, max(width, y.shape[0]))
         middle = _width(rng, 8, max(9, outputs))
         inner = build.conv(y, middle, 1 if bottleneck else 3, 1 if bottleneck else stride, "Relu")
@@ -212,9 +218,8 @@ def _plain(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
     """Convolutions and pooling in a row, sometimes up again."""
     rng, writer = build.shapes, build.writer
     x, example, macs = _image(build)
-    layers = rng.randint(3, 8)
-    y, width = _stem(build, x, macs, layers)
-    for stride in _strides(rng, y.shape[1], layers):
+    y, width, strides = _stem(build, x, macs, _depth(rng, 3, 10))
+    for stride in strides:
         if stride == 2 and rng.random() < 0.6:
             y = writer.pool(y, rng.choice(("MaxPool", "MaxPool", "AveragePool")), *rng.choice(((2, 2), (3, 2), (2, 2))))
             stride = 1
@@ -230,11 +235,10 @@ def _dense(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
     of them each."""
     rng, writer = build.shapes, build.writer
     x, example, macs = _image(build)
-    blocks = rng.randint(3, 8)
-    y, width = _stem(build, x, macs, blocks)
+    y, width, strides = _stem(build, x, macs, _depth(rng, 3, 16))
     growth = max(8, min(64, width // 2))
     branches = build.turn % 3 == 0
-    for stride in _strides(rng, y.shape[1], blocks):
+    for stride in strides:
         if stride == 2:
             y = writer.pool(build.conv(y, max(8, y.shape[0] // 2), 1, 1, "Relu"), "AveragePool", 2, 2)
         if branches:
@@ -251,11 +255,11 @@ def _inverted(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
     """Inverted residual blocks: 1×1, depthwise or grouped, a gate or none, 1×1."""
     rng, writer = build.shapes, build.writer
     x, example, macs = _image(build)
-    blocks = rng.randint(2, 5)
-    y, width = _stem(build, x, macs, 3 * blocks)
+    y, width, strides = _stem(build, x, macs, _depth(rng, 2, 16))
     act, gate, grouped = ("HardSwish", "Silu", "Clip", "Relu")[build.turn % 4], build.turn % 2 == 0, build.turn % 3 == 1
-    for place, stride in enumerate(_strides(rng, y.shape[1], blocks)):
-        outputs = y.shape[0] if stride == 1 and rng.random() < 0.7 else _width(rng, 8, max(9, min(320, 2 * width)))
+    for place, stride in enumerate(strides):
+        width = min(320, width * stride)
+        outputs = y.shape[0] if stride == 1 and rng.random() < 0.7 else _width(rng, max(8, width // 4), max(9, width))
         wide = 8 * max(1, round(y.shape[0] * rng.choice((2, 3, 4, 6)) / 8))
         if (build.turn + place) % 2 == 0:  # no whole vector blocks, as pruning leaves them
             wide -= 4 if grouped else rng.choice((1, 2, 3))
