@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import statistics
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -48,6 +49,10 @@ from autocomp.tasks.cifar10 import ResNet
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
 
 PLANS = 30
+#: Plans of an architecture that are timed on more threads or at a larger batch.
+FEWER_PLANS = 10
+#: A sitting goes over all files so many times: the machine drifts by a percent or two from one minute to the next.
+PASSES = 3
 CONFIGS = {
     f"{runtime}-t{threads}b{batch}": (runtime, threads, batch)
     for runtime in RUNTIMES
@@ -67,7 +72,7 @@ SETTINGS = TimingSettings(repeats=20, max_rounds=24)
 
 def time_files(sitting: int, configs: Sequence[str], names: Sequence[str]) -> None:
     path = WORK / f"sitting-{sitting}.csv"
-    for config in configs:
+    for config, number in itertools.product(configs, range(PASSES)):
         runtime, threads, batch = CONFIGS[config]
         runs = cpu_runtime(runtime)
         for name in names:
@@ -75,7 +80,7 @@ def time_files(sitting: int, configs: Sequence[str], names: Sequence[str]) -> No
                 one.name: partial(
                     loaded_run, runs, one.path, threads, [np.repeat(x, batch, axis=0) for x in one.inputs]
                 )
-                for one in files([name], runtime)
+                for one in itertools.islice(files([name], runtime), None if batch * threads == 1 else FEWER_PLANS)
             }
             timings = measure(candidates, SETTINGS, reference=reference_run(runs, threads))
             with path.open("a", newline="", encoding="utf-8") as file:
@@ -84,7 +89,7 @@ def time_files(sitting: int, configs: Sequence[str], names: Sequence[str]) -> No
                     row = asdict(timing)
                     writer.writerow([config, name, label, *row.values(), round(time.time())])
             settled = sum(timing.settled for timing in timings.values())
-            print(config, name, f"{settled} of {len(timings)} settled", flush=True)
+            print(config, f"pass {number + 1}", name, f"{settled} of {len(timings)} settled", flush=True)
 
 
 @dataclass(frozen=True)
@@ -119,11 +124,15 @@ class Line:
 
 
 def truths(config: str) -> Mapping[str, Truth]:
-    """File → its latencies; the last timing of a sitting counts."""
+    """File → its latencies: the median of a sitting's passes."""
     sittings = []
     for sitting in (1, 2):
+        found: dict[str, list[float]] = {}
         with (WORK / f"sitting-{sitting}.csv").open(encoding="utf-8") as file:
-            sittings.append({row[2]: float(row[3]) for row in csv.reader(file) if row[0] == config})
+            for row in csv.reader(file):
+                if row[0] == config:
+                    found.setdefault(row[2], []).append(float(row[3]))
+        sittings.append({name: statistics.median(times) for name, times in found.items()})
     return {name: Truth(sittings[0][name], sittings[1][name]) for name in sittings[0] if name in sittings[1]}
 
 

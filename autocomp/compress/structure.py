@@ -87,23 +87,30 @@ def restructure(inventory: Inventory, plan: Plan, numerics: Numerics = DEFAULT_N
     layers: dict[str, LayerShape] = {}
     renamed: dict[str, str] = {}
     before = without_blocks(inventory.graph, inventory.dropped(plan)) if plan.dropped_blocks else inventory.graph
+    reshaped: set[str] = set()
     for node in before.nodes:
-        inputs = tuple(renamed.get(name, name) for name in node.inputs)
+        inputs = tuple(renamed.get(name, name) for name in node.inputs) if renamed else node.inputs
+        if node.name in sizes:
+            shaped = _recounted(node, sizes[node.name])
+        elif node.op == "getitem" or not reshaped.isdisjoint(node.inputs):
+            shaped = _follow(node, before, nodes, renamed)
+        else:
+            shaped = node
+        shaped = shaped if shaped.inputs == inputs else changed(shaped, inputs=inputs)
         if node.layer is not None and node.layer in inventory.by_name:
             layer_plan = plan[node.layer]
-            shaped = _follow(node, before, nodes, renamed)
-            shaped = shaped if shaped.inputs == inputs else changed(shaped, inputs=inputs)
             whole = _resized(shaped, outputs.get(node.layer), inputs_cut.get(node.layer, 0))
             for half in _split(whole, layer_plan):
                 nodes[half.name] = half
                 layers[half.layer or ""] = _stored(half, layer_plan)
                 renamed[node.name] = half.name
+            shaped = whole
         else:
-            counted = node.name in sizes
-            shaped = _recounted(node, sizes[node.name]) if counted else _follow(node, before, nodes, renamed)
-            nodes[node.name] = shaped if shaped.inputs == inputs else changed(shaped, inputs=inputs)
+            nodes[node.name] = shaped
             if node.layer is not None:
-                layers[node.layer] = _stored(nodes[node.name], LayerPlan())
+                layers[node.layer] = _stored(shaped, LayerPlan())
+        if shaped.shape != node.shape:
+            reshaped.add(node.name)
     returned = tuple(renamed.get(name, name) for name in before.outputs)
     graph = Graph(tuple(nodes.values()), returned)
     formats = complete_formats(graph, {name: layer.format for name, layer in layers.items()}, numerics)
@@ -136,6 +143,8 @@ def _widths(
 
 
 def _resized(node: Node, outputs: int | None, inputs_cut: int) -> Node:
+    if outputs is None and not inputs_cut:
+        return node
     weight = list(node.weight_shape)
     depthwise = node.op == "conv2d" and node.groups > 1 and node.groups == weight[0] and weight[1] == 1
     out_dim, in_dim = (1, 0) if node.op in {"conv_transpose2d", "embedding"} else (0, 1)

@@ -1,15 +1,15 @@
 """From a calibration's measurements to a :class:`autocomp.hardware.fitted.FittedModel`.
 
-The profiler distorts: it costs a microsecond or two a kernel, rounds down to whole ones, and may have looked at a
-disturbed moment. The file's own latency, timed without it, does not; so a file's kernels are scaled until they sum up
-to it.
+The profiler distorts: it costs some microseconds a kernel, more for some kinds than for others, rounds down to whole
+ones, and may have looked at a disturbed moment. The file's own latency, timed without it, does not; so a file's kernels
+are scaled until they sum up to it.
 """
 
 from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,8 @@ from autocomp.hardware.fitted import (
     Hyperparameters,
     KernelSample,
     OpModel,
+    Vector,
+    clock_variance,
     samples_by_op,
     trend,
 )
@@ -34,13 +36,20 @@ FEWEST_NETWORKS = 8
 #: Kinds of kernels with fewer samples stay unknown.
 FEWEST_SAMPLES = 3
 #: Hyperparameters are searched on so many samples, several times; the model itself is conditioned on all.
-SEARCH_SAMPLES, SEARCHES = 200, 4
+SEARCH_SAMPLES, SEARCHES = 400, 4
 #: A file counts where the reference was not slower than this times its low quantile.
 QUIET, QUIET_QUANTILE = 1.05, 0.1
 #: In a file of so many, one kernel at least does next to nothing.
 MANY_KERNELS = 20
 #: A profile that says so many times more than the file takes was disturbed.
 DISTURBED = 1.15
+#: What is not known of a profile beforehand, as standard deviations: microseconds that a call costs, the factor of what
+#: the profiler says, microseconds that it takes for a kernel itself, and for those of one kind beyond that.
+GUESS_STDS, KIND_STD_US = (500.0, 0.1, 2.0), 0.5
+#: A profile's sum is off by so much, whatever the kernels.
+PROFILE_STD = 0.03
+#: Rounds in which large errors come to count less.
+ROUNDS = 6
 
 
 @dataclass(frozen=True)
@@ -156,60 +165,92 @@ def _fit(
     return FittedModel(ops, per_call_us, None, repeatability)
 
 
+@dataclass(frozen=True)
+class Distortion:
+    """How a profile differs from what a file takes without it.
+
+    A call costs ``per_call_us`` beside its kernels. The profiler adds ``own_us`` to every kernel of a kind: it writes
+    down what the kernel read and wrote before it looks at the clock, so that this takes longer for kernels of many
+    inputs. What is left is to be multiplied by ``usual``.
+    """
+
+    per_call_us: float
+    usual: float
+    own_us: Mapping[str, float]
+
+    def without(self, sample: KernelSample) -> KernelSample:
+        """A sample with the profiler's own cost taken off."""
+        return replace(sample, time_us=max(FASTEST_US, sample.time_us - self.own_us.get(sample.kernel.op, 0.0)))
+
+
 def samples_in_context(
     networks: Sequence[MeasuredNetwork], profiled: Sequence[KernelSample]
 ) -> tuple[float, list[KernelSample]]:
     """Microseconds that a call costs, and the kernels with times that, together with it, sum up to the files' own;
     kernels of files that were profiled alone are scaled as the others are on average."""
-    own_us = _profilers_own_us(networks)
-    clean = [_without(network, own_us) for network in networks]
-    per_call_us, per_kernel_us, usual = _overheads(clean)
-    samples = [sample for network in clean for sample in _scaled(network, per_call_us, per_kernel_us)]
+    found = distortion(networks, {one.kernel.op for one in profiled})
+    samples = [sample for network in networks for sample in _scaled(network, found)]
     samples += [
-        replace(one, time_us=max(FASTEST_US, usual * max(0.0, one.time_us - own_us) + per_kernel_us))
-        for one in profiled
+        replace(clean, time_us=max(FASTEST_US, found.usual * clean.time_us)) for clean in map(found.without, profiled)
     ]
-    return per_call_us, samples
+    return found.per_call_us, samples
 
 
-def _profilers_own_us(networks: Sequence[MeasuredNetwork]) -> float:
-    """What the profiler adds to every node: the quickest node of a file of many did next to nothing itself."""
-    quickest = [min(s.time_us for s in one.samples) for one in networks if len(one.samples) >= MANY_KERNELS]
-    return float(np.median(quickest)) if quickest else 0.0
+def distortion(networks: Sequence[MeasuredNetwork], kinds: Collection[str] = ()) -> Distortion:
+    """Least squares on the relative errors of the files whose profile was not disturbed, large errors counting less, around
+    the guess that every kernel costs the profiler what the quickest one does, more or less.
 
+    Args:
+        kinds: further kinds of kernels, for which the guess is all there is.
 
-def _without(network: MeasuredNetwork, own_us: float) -> MeasuredNetwork:
-    samples = [replace(sample, time_us=max(FASTEST_US, sample.time_us - own_us)) for sample in network.samples]
-    return replace(network, samples=tuple(samples))
-
-
-def _overheads(networks: Sequence[MeasuredNetwork]) -> tuple[float, float, float]:
-    """Microseconds that a call costs, and every kernel, beyond what the profiler says, and what its microseconds are to be
-    multiplied by: non-negative least squares on relative errors, over the files whose profile was not disturbed."""
-    from scipy.optimize import nnls
-
-    rows = []
-    for network in networks:
-        latency_us, profiled_us = network.latency_ms * 1e3, _profiled_us(network)
-        if profiled_us < DISTURBED * latency_us:
-            rows.append([1.0 / latency_us, len(network.samples) / latency_us, profiled_us / latency_us])
-    if not rows:
+    Raises:
+        MeasurementError: no profile agrees with the timings.
+    """
+    guess_us = _quickest_us(networks)
+    used = [
+        one for one in networks if _profiled_us(one) - guess_us * len(one.samples) < DISTURBED * one.latency_ms * 1e3
+    ]
+    if not used:
         raise MeasurementError(
             f"a latency model needs profiles that agree with the timings; none of {len(networks)} does; "
             "calibrate on a quieter machine"
         )
-    (per_call_us, per_kernel_us, usual), _ = nnls(np.array(rows), np.ones(len(rows)))
-    return float(per_call_us), float(per_kernel_us), float(usual)
+    seen = sorted({sample.kernel.op for network in used for sample in network.samples})
+    counts = np.array([[sum(s.kernel.op == op for s in network.samples) for op in seen] for network in used], float)
+    columns = np.column_stack(
+        [np.ones(len(used)), [_profiled_us(network) for network in used], -counts.sum(axis=1), -counts]
+    )
+    latency_us = np.array([network.latency_ms * 1e3 for network in used])
+    expected = np.array([0.0, 1.0, guess_us, *[0.0] * len(seen)])
+    found = _around(expected, np.array([*GUESS_STDS, *[KIND_STD_US] * len(seen)]), columns / latency_us[:, None])
+    own_us = {op: float(found[2] + extra) for op, extra in zip(seen, found[3:], strict=True)}
+    return Distortion(max(0.0, float(found[0])), float(found[1]), dict.fromkeys(kinds, float(found[2])) | own_us)
 
 
-def _scaled(network: MeasuredNetwork, per_call_us: float, per_kernel_us: float) -> list[KernelSample]:
+def _around(expected: Vector, stds: Vector, rows: Vector) -> Vector:
+    """The factors that bring every row to one, near what is expected of them."""
+    scaled, left = rows * stds, 1.0 - rows @ expected
+    weights, step = np.ones(len(rows)), np.zeros(len(stds))
+    for _ in range(ROUNDS):
+        heavy = scaled * (weights / PROFILE_STD**2)[:, None]
+        step = np.linalg.solve(heavy.T @ scaled + np.eye(len(stds)), heavy.T @ left)
+        weights = 1.0 / np.maximum(1.0, np.abs(left - scaled @ step) / PROFILE_STD)
+    found: Vector = expected + stds * step
+    return found
+
+
+def _quickest_us(networks: Sequence[MeasuredNetwork]) -> float:
+    """The quickest node of a file of many did next to nothing itself: what it reads is the profiler's."""
+    quickest = [min(s.time_us for s in one.samples) for one in networks if len(one.samples) >= MANY_KERNELS]
+    return float(np.median(quickest)) if quickest else 0.0
+
+
+def _scaled(network: MeasuredNetwork, found: Distortion) -> list[KernelSample]:
     """A file's kernels, in the proportions that the profiler saw."""
-    overhead_us = per_call_us + per_kernel_us * len(network.samples)
-    left_us = max(network.latency_ms * 1e3 - overhead_us, 0.1 * network.latency_ms * 1e3)
-    scale = left_us / _profiled_us(network)
-    return [
-        replace(sample, time_us=max(FASTEST_US, scale * sample.time_us + per_kernel_us)) for sample in network.samples
-    ]
+    clean = [found.without(sample) for sample in network.samples]
+    left_us = max(network.latency_ms * 1e3 - found.per_call_us, 0.1 * network.latency_ms * 1e3)
+    scale = left_us / math.fsum(sample.time_us for sample in clean)
+    return [replace(sample, time_us=max(FASTEST_US, scale * sample.time_us)) for sample in clean]
 
 
 def _profiled_us(network: MeasuredNetwork) -> float:
@@ -241,19 +282,19 @@ def _of_the_rest(samples: Sequence[KernelSample], work_us: tuple[float, ...]) ->
     relevance)."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.gaussian_process import GaussianProcessRegressor
-    from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+    from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 
     x = np.array([sample.kernel.features() for sample in samples])
     rest = np.log([sample.time_us for sample in samples]) - trend([sample.kernel for sample in samples], work_us)
     spread = x.std(axis=0)
     varying = spread > 1e-9
-    signal, noise = max(float(rest.var()), 1e-4), 1e-3
+    signal, noise = max(float(rest.var()), 1e-4), 1e-2
     if not varying.any():
         return Hyperparameters(work_us, (1.0,) * len(FEATURES), signal, noise)
-    kernel = ConstantKernel(signal, (1e-4, 10.0)) * RBF(2.0 * spread[varying], (0.05, 100.0)) + WhiteKernel(
+    kernel = ConstantKernel(signal, (1e-4, 10.0)) * Matern(spread[varying], (0.05, 100.0), nu=2.5) + WhiteKernel(
         noise, (1e-4, 1.0)
     )
-    process = GaussianProcessRegressor(kernel, random_state=0, n_restarts_optimizer=0)
+    process = GaussianProcessRegressor(kernel, alpha=clock_variance(samples, work_us), random_state=0)
     with warnings.catch_warnings():
         # A length scale at its bound says that a feature does not matter, which is an answer.
         warnings.simplefilter("ignore", ConvergenceWarning)

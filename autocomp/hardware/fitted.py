@@ -20,9 +20,8 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from autocomp.changed import changed
 from autocomp.errors import UncoveredKernelError
-from autocomp.hardware.kernels import Kernel, in_company
+from autocomp.hardware.kernels import Kernel, Shape, in_company
 from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
 from autocomp.trial import Source
 
@@ -46,11 +45,6 @@ class KernelSample:
     kernel: Kernel
     time_us: float
     count: int = 1
-
-    @property
-    def clock_variance(self) -> float:
-        """Of the log time, from the coarseness of the profiler's clock."""
-        return (CLOCK_US / self.time_us) ** 2 / self.count
 
 
 def timed_kernels(kernels: Iterable[Kernel], times_us: Iterable[float]) -> tuple[KernelSample, ...]:
@@ -106,7 +100,8 @@ class OpModel:
     def _conditioned(self, samples: Sequence[KernelSample]) -> tuple[_Places, Vector]:
         """Where samples lie, and their covariance with its noise."""
         places = self._places([sample.kernel for sample in samples])
-        noise = [self.hyperparameters.noise / sample.count + sample.clock_variance for sample in samples]
+        counts = np.array([sample.count for sample in samples])
+        noise = self.hyperparameters.noise / counts + clock_variance(samples, self.hyperparameters.work_us)
         return places, self._covariance(places, places) + np.diag(noise)
 
     def _places(self, kernels: Sequence[Kernel]) -> _Places:
@@ -114,8 +109,10 @@ class OpModel:
         return _Places(scaled, (scaled**2).sum(1))
 
     def _covariance(self, a: _Places, b: _Places) -> Vector:
-        distances = a.squares[:, None] + b.squares[None] - 2 * a.scaled @ b.scaled.T
-        result: Vector = self.hyperparameters.signal * np.exp(-0.5 * np.maximum(distances, 0))
+        """Matérn's, with ν = 5/2: as smooth as physics is, but not smoother (ibid., equation 4.17)."""
+        squares = a.squares[:, None] + b.squares[None] - 2 * a.scaled @ b.scaled.T
+        distances = np.sqrt(5.0 * np.maximum(squares, 0.0))
+        result: Vector = self.hyperparameters.signal * (1 + distances + distances**2 / 3) * np.exp(-distances)
         return result
 
     def predict(self, kernels: Sequence[Kernel]) -> tuple[Vector, Vector]:
@@ -132,6 +129,14 @@ def trend(kernels: Sequence[Kernel], work_us: Sequence[float]) -> Vector:
     times = np.array([kernel.work() for kernel in kernels]) @ np.array(work_us)
     logs: Vector = np.log(np.maximum(times, FASTEST_US))
     return logs
+
+
+def clock_variance(samples: Sequence[KernelSample], work_us: Sequence[float]) -> Vector:
+    """Of the samples' log times, from the coarseness of the profiler's clock: by what their work should take, since to trust
+    the longer one of two that are off would be to be off as well."""
+    expected_us = np.exp(trend([sample.kernel for sample in samples], work_us))
+    variance: Vector = np.square(CLOCK_US / expected_us) / np.array([sample.count for sample in samples])
+    return variance
 
 
 @dataclass(frozen=True)
@@ -176,19 +181,19 @@ class FittedModel:
         """Microseconds, and the standard deviation of their logarithm. Plans of one network have most kernels in
         common, so what was predicted once is remembered."""
         known = self._known
-        shapes = [changed(kernel, sources=()) for kernel in kernels]
-        new: dict[str, list[Kernel]] = {}
-        for shape in dict.fromkeys(shapes):
+        shapes = [kernel.shape for kernel in kernels]
+        new: dict[str, dict[Shape, Kernel]] = {}
+        for shape, kernel in zip(shapes, kernels, strict=True):
             if shape not in known:
-                new.setdefault(shape.op, []).append(shape)
+                new.setdefault(kernel.op, {})[shape] = kernel
         for op, some in new.items():
-            mean, std = self.ops[op].predict(some)
+            mean, std = self.ops[op].predict(tuple(some.values()))
             known.update(zip(some, zip(np.exp(mean).tolist(), std.tolist(), strict=True), strict=True))
         times, stds = np.array([known[shape] for shape in shapes]).reshape(-1, 2).T
         return times, stds
 
     @cached_property
-    def _known(self) -> dict[Kernel, tuple[float, float]]:
+    def _known(self) -> dict[Shape, tuple[float, float]]:
         return {}
 
     def to_json(self) -> str:

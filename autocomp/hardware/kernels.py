@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from operator import attrgetter
 
 from autocomp.changed import changed
+
+#: A kernel without its sources.
+Shape = tuple[object, ...]
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,11 @@ class Kernel:
         """Of what its weights take in memory."""
         integers = self.op.startswith("q") or "_int8" in self.op or self.op in {"matmul_integer", "dynamic_matmul"}
         return self.weight_elements * (1 if integers else 4)
+
+    @property
+    def shape(self) -> Shape:
+        """All of it but what it computes: kernels of one shape take the same time."""
+        return _SHAPE(self)
 
     def batched(self, batch: int) -> Kernel:
         """The same kernel for ``batch`` times the examples; weights do not multiply."""
@@ -100,6 +109,9 @@ class Kernel:
             _waste(columns, NARROW),
             _waste(depth / self.kernel_area, NARROW),
         )
+
+
+_SHAPE = attrgetter(*(field.name for field in fields(Kernel) if field.name != "sources"))
 
 
 def convolution(op: str, groups: int, inputs_per_group: int) -> str:

@@ -10,9 +10,10 @@ from autocomp.graph import Graph, Node
 from autocomp.hardware.kernels import Kernel
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Form:
-    """How a tensor lies in memory: float or 8-bit; ``nchw``, ``nchwc`` or ``nhwc``."""
+    """How a tensor lies in memory: float or 8-bit; ``nchw``, ``nchwc`` or ``nhwc``. There is one of each, below, so that
+    the same form is the same object."""
 
     quantized: bool
     layout: str
@@ -72,8 +73,10 @@ class Lowering:
 
     def read(self, name: str, wanted: Form) -> None:
         """Make tensor ``name`` available in a form, by the conversions that this takes."""
-        elements = self.graph.by_name[name].elements
-        shape = self.graph.by_name[name].shape
+        if wanted in self.forms[name]:
+            return
+        node = self.graph.by_name[name]
+        elements, shape = node.elements, node.shape
         flat, channels = len(shape) <= 2, shape[1] if len(shape) > 1 else 1
         padded = math.ceil(channels / self.block) * self.block * elements // channels
         kept = True

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from autocomp.changed import changed
 from autocomp.compress.structure import Structure
 from autocomp.hardware.kernels import Kernel
 
@@ -116,7 +115,7 @@ def _parts(kernels: Sequence[Kernel], table_bytes: int) -> npt.NDArray[np.float6
 
 
 def _shapes(kernels: Collection[Kernel]) -> int:
-    return len({changed(kernel, sources=()) for kernel in kernels})
+    return len({kernel.shape for kernel in kernels})
 
 
 def table_bytes(structure: Structure) -> int:
