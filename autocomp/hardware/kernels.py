@@ -94,6 +94,7 @@ class Kernel:
     def features(self) -> tuple[float, ...]:
         """What the rest of a kernel's time is learned from; see :data:`FEATURES`."""
         rows, columns, depth = self.gemm_shape
+        waste, unaligned = _waste(columns, WIDE), _waste(depth / self.kernel_area, NARROW)
         return (
             math.log(max(rows, 1.0)),
             math.log(max(columns, 1.0)),
@@ -105,9 +106,11 @@ class Kernel:
             math.log(max(self.inner, 1)),
             float(self.fused_add),
             math.log(max(self.footprint_bytes, SMALLEST_CACHE)),
-            _waste(columns, WIDE),
+            waste,
+            float(waste > 0.0),
             _waste(columns, NARROW),
-            _waste(depth / self.kernel_area, NARROW),
+            unaligned,
+            float(unaligned > 0.0),
         )
 
 
@@ -183,6 +186,8 @@ FEATURES = (
     "fused_add",
     "log_footprint",
     "columns_waste_wide",
+    "columns_left_wide",
     "columns_waste_narrow",
     "channels_waste_narrow",
+    "channels_left_narrow",
 )
