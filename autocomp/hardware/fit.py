@@ -7,16 +7,17 @@ are scaled until they sum up to it.
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from autocomp.errors import MeasurementError
 from autocomp.hardware.fitted import (
-    FASTEST_US,
+    Distortion,
     FittedModel,
     Hyperparameters,
     KernelSample,
@@ -156,44 +157,23 @@ def _fit(
     repeatability: float,
     search_samples: int = SEARCH_SAMPLES,
 ) -> FittedModel:
-    per_call_us, samples = samples_in_context(networks, profiled)
+    found = distortion(networks, {one.kernel.op for one in profiled})
+    samples = samples_in_context(networks, profiled, found)
     ops = {
         op: OpModel(_hyperparameters(samples, search_samples), tuple(samples))
         for op, samples in samples_by_op(samples).items()
         if len(samples) >= FEWEST_SAMPLES
     }
-    return FittedModel(ops, per_call_us, None, repeatability)
-
-
-@dataclass(frozen=True)
-class Distortion:
-    """How a profile differs from what a file takes without it.
-
-    A call costs ``per_call_us`` beside its kernels. The profiler adds ``own_us`` to every kernel of a kind: it writes
-    down what the kernel read and wrote before it looks at the clock, so that this takes longer for kernels of many
-    inputs. What is left is to be multiplied by ``usual``.
-    """
-
-    per_call_us: float
-    usual: float
-    own_us: Mapping[str, float]
-
-    def without(self, sample: KernelSample) -> KernelSample:
-        """A sample with the profiler's own cost taken off."""
-        return replace(sample, time_us=max(FASTEST_US, sample.time_us - self.own_us.get(sample.kernel.op, 0.0)))
+    return FittedModel(ops, found, None, repeatability)
 
 
 def samples_in_context(
-    networks: Sequence[MeasuredNetwork], profiled: Sequence[KernelSample]
-) -> tuple[float, list[KernelSample]]:
-    """Microseconds that a call costs, and the kernels with times that, together with it, sum up to the files' own;
-    kernels of files that were profiled alone are scaled as the others are on average."""
-    found = distortion(networks, {one.kernel.op for one in profiled})
-    samples = [sample for network in networks for sample in _scaled(network, found)]
-    samples += [
-        replace(clean, time_us=max(FASTEST_US, found.usual * clean.time_us)) for clean in map(found.without, profiled)
-    ]
-    return found.per_call_us, samples
+    networks: Sequence[MeasuredNetwork], profiled: Sequence[KernelSample], found: Distortion
+) -> list[KernelSample]:
+    """The kernels with times that, together with what a call costs, sum up to the files' own; kernels of files that were
+    profiled alone are scaled as the others are on average."""
+    timed = [found.in_context(network.samples, network.latency_ms) for network in networks]
+    return [*itertools.chain(*timed), *map(found.alone, profiled)]
 
 
 def distortion(networks: Sequence[MeasuredNetwork], kinds: Collection[str] = ()) -> Distortion:
@@ -230,10 +210,11 @@ def distortion(networks: Sequence[MeasuredNetwork], kinds: Collection[str] = ())
 def _around(expected: Vector, stds: Vector, rows: Vector) -> Vector:
     """The factors that bring every row to one, near what is expected of them."""
     scaled, left = rows * stds, 1.0 - rows @ expected
-    weights, step = np.ones(len(rows)), np.zeros(len(stds))
+    weights: Vector = np.ones(len(rows))
+    step: Vector = np.zeros(len(stds))
     for _ in range(ROUNDS):
         heavy = scaled * (weights / PROFILE_STD**2)[:, None]
-        step = np.linalg.solve(heavy.T @ scaled + np.eye(len(stds)), heavy.T @ left)
+        step = np.asarray(np.linalg.solve(heavy.T @ scaled + np.eye(len(stds)), heavy.T @ left), dtype=np.float64)
         weights = 1.0 / np.maximum(1.0, np.abs(left - scaled @ step) / PROFILE_STD)
     found: Vector = expected + stds * step
     return found
@@ -243,14 +224,6 @@ def _quickest_us(networks: Sequence[MeasuredNetwork]) -> float:
     """The quickest node of a file of many did next to nothing itself: what it reads is the profiler's."""
     quickest = [min(s.time_us for s in one.samples) for one in networks if len(one.samples) >= MANY_KERNELS]
     return float(np.median(quickest)) if quickest else 0.0
-
-
-def _scaled(network: MeasuredNetwork, found: Distortion) -> list[KernelSample]:
-    """A file's kernels, in the proportions that the profiler saw."""
-    clean = [found.without(sample) for sample in network.samples]
-    left_us = max(network.latency_ms * 1e3 - found.per_call_us, 0.1 * network.latency_ms * 1e3)
-    scale = left_us / math.fsum(sample.time_us for sample in clean)
-    return [replace(sample, time_us=max(FASTEST_US, scale * sample.time_us)) for sample in clean]
 
 
 def _profiled_us(network: MeasuredNetwork) -> float:

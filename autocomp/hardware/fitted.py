@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from autocomp.errors import UncoveredKernelError
-from autocomp.hardware.kernels import Kernel, Shape, in_company
+from autocomp.changed import changed
+from autocomp.errors import TargetError, UncoveredKernelError
+from autocomp.hardware.kernels import FEATURES, Kernel, Shape, in_company
 from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
 from autocomp.trial import Source
 
@@ -53,6 +54,36 @@ def timed_kernels(kernels: Iterable[Kernel], times_us: Iterable[float]) -> tuple
         KernelSample(kernel, max(FASTEST_US, time_us))
         for kernel, time_us in zip(in_company(kernels), times_us, strict=True)
     )
+
+
+@dataclass(frozen=True)
+class Distortion:
+    """How a profile differs from what a file takes without it.
+
+    A call costs ``per_call_us`` beside its kernels. The profiler adds ``own_us`` to every kernel of a kind: it writes
+    down what the kernel read and wrote before it looks at the clock, so that this takes longer for kernels of many
+    inputs. What is left is to be multiplied by ``usual``.
+    """
+
+    per_call_us: float
+    usual: float
+    own_us: Mapping[str, float]
+
+    def in_context(self, samples: Sequence[KernelSample], latency_ms: float) -> list[KernelSample]:
+        """A profiled file's kernels as they are without the profiler: in the proportions that it saw, with times that
+        sum up to the file's."""
+        clean = [self._without(sample) for sample in samples]
+        left_us = max(latency_ms * 1e3 - self.per_call_us, 0.1 * latency_ms * 1e3)
+        scale = left_us / math.fsum(sample.time_us for sample in clean)
+        return [changed(sample, time_us=max(FASTEST_US, scale * sample.time_us)) for sample in clean]
+
+    def alone(self, sample: KernelSample) -> KernelSample:
+        """A kernel of a file whose latency is not known."""
+        clean = self._without(sample)
+        return changed(clean, time_us=max(FASTEST_US, self.usual * clean.time_us))
+
+    def _without(self, sample: KernelSample) -> KernelSample:
+        return changed(sample, time_us=max(FASTEST_US, sample.time_us - self.own_us.get(sample.kernel.op, 0.0)))
 
 
 @dataclass(frozen=True)
@@ -141,10 +172,10 @@ def clock_variance(samples: Sequence[KernelSample], work_us: Sequence[float]) ->
 
 @dataclass(frozen=True)
 class FittedModel:
-    """Kernel models, and the microseconds that a call costs besides its kernels."""
+    """Kernel models, and how profiles differ from what files take."""
 
     ops: Mapping[str, OpModel]
-    per_call_us: float
+    distortion: Distortion
     held_out: HeldOutError | None
     repeatability: float
 
@@ -171,7 +202,7 @@ class FittedModel:
                 layers,
             )
         times, stds = self._kernel_times(kernels)
-        total_us = self.per_call_us + float(times.sum())
+        total_us = self.distortion.per_call_us + float(times.sum())
         relative = self.held_out.mean * math.sqrt(math.pi / 2) if self.held_out is not None else 0.0
         std_us = math.hypot(total_us * relative, float(np.sqrt(np.square(times * stds).sum())))
         shares = tuple(KernelTime(kernel, time / 1e3) for kernel, time in zip(kernels, times.tolist(), strict=True))
@@ -196,13 +227,23 @@ class FittedModel:
     def _known(self) -> dict[Shape, tuple[float, float]]:
         return {}
 
+    def joined(self, files: Iterable[tuple[Sequence[KernelSample], float]]) -> FittedModel:
+        """The same model, conditioned on more files as well: each one's profile, and its latency in ms."""
+        more = samples_by_op(
+            sample for samples, latency_ms in files for sample in self.distortion.in_context(samples, latency_ms)
+        )
+        ops = {
+            op: OpModel(model.hyperparameters, (*model.samples, *more.get(op, ()))) for op, model in self.ops.items()
+        }
+        return replace(self, ops=ops)
+
     def to_json(self) -> str:
         """Everything but the samples, which stand in the profile's measurements."""
         return json.dumps(
             {
                 "model": "fitted",
                 "hyperparameters": {op: asdict(model.hyperparameters) for op, model in sorted(self.ops.items())},
-                "per_call_us": self.per_call_us,
+                "distortion": asdict(self.distortion),
                 "held_out": None if self.held_out is None else asdict(self.held_out),
                 "repeatability": self.repeatability,
             },
@@ -210,11 +251,25 @@ class FittedModel:
         )
 
     @staticmethod
-    def from_json(text: str, samples: Sequence[KernelSample]) -> FittedModel:
-        """The model written by :meth:`to_json`, conditioned again on its samples: those of
-        :func:`autocomp.hardware.fit.samples_in_context`."""
+    def from_json(text: str, samples: Callable[[Distortion], Sequence[KernelSample]]) -> FittedModel:
+        """The model written by :meth:`to_json`, conditioned again on its samples.
+
+        Args:
+            samples: gives what :func:`autocomp.hardware.fit.samples_in_context` makes of the profile's measurements.
+
+        Raises:
+            TargetError: it is of another version.
+        """
         document = json.loads(text)
-        by_op = samples_by_op(samples)
+        if "distortion" not in document or any(
+            len(entry["length_scales"]) != len(FEATURES) for entry in document["hyperparameters"].values()
+        ):
+            raise TargetError(
+                f"a fitted latency model must tell a length for each of {len(FEATURES)} features and how profiles are "
+                "distorted; this one is of another version; calibrate again"
+            )
+        distortion = Distortion(**document["distortion"])
+        by_op = samples_by_op(samples(distortion))
         ops = {
             op: OpModel(
                 Hyperparameters(
@@ -227,13 +282,13 @@ class FittedModel:
         held_out = document["held_out"]
         return FittedModel(
             ops,
-            document["per_call_us"],
+            distortion,
             None if held_out is None else HeldOutError(**held_out),
             document["repeatability"],
         )
 
 
-def samples_by_op(samples: Sequence[KernelSample]) -> dict[str, list[KernelSample]]:
+def samples_by_op(samples: Iterable[KernelSample]) -> dict[str, list[KernelSample]]:
     """Kind of kernel → its samples, those of one shape as one; at most :data:`MAX_SAMPLES` of them, evenly taken."""
     shapes: dict[tuple[object, ...], list[KernelSample]] = {}
     for sample in samples:

@@ -108,8 +108,8 @@ class Profile:
         if self.file.runtime == "tensorrt":
             return RooflineModel.from_json(text)
         path = self.folder / "measurements.csv"
-        _, samples = samples_in_context(undisturbed(read_measurements(path)), read_profiled(path))
-        return FittedModel.from_json(text, samples)
+        networks, profiled = undisturbed(read_measurements(path)), read_profiled(path)
+        return FittedModel.from_json(text, partial(samples_in_context, networks, profiled))
 
     def memory(self) -> MemoryModel | None:
         """None where none was measured: for a device out of reach, or on a system that does not tell.

@@ -6,11 +6,19 @@ import json
 import math
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from autocomp.errors import MeasurementError, UncoveredKernelError
-from autocomp.hardware.fit import FEWEST_NETWORKS, MeasuredNetwork, fit, samples_in_context, undisturbed
+from autocomp.errors import MeasurementError, TargetError, UncoveredKernelError
+from autocomp.hardware.fit import (
+    FEWEST_NETWORKS,
+    MeasuredNetwork,
+    distortion,
+    fit,
+    samples_in_context,
+    undisturbed,
+)
 from autocomp.hardware.fitted import FittedModel, KernelSample
 from autocomp.hardware.kernels import Kernel
 
@@ -92,7 +100,7 @@ def test_the_held_out_error_says_as_much(model: FittedModel, networks: list[Meas
 def test_a_prediction_is_the_sum_of_its_kernels_and_a_call(model: FittedModel) -> None:
     prediction = model.predict(network(5).kernels)
     kernels_ms = math.fsum(share.latency_ms for share in prediction.kernels)
-    assert prediction.latency_ms == pytest.approx(kernels_ms + model.per_call_us / 1e3)
+    assert prediction.latency_ms == pytest.approx(kernels_ms + model.distortion.per_call_us / 1e3)
     assert [share.kernel for share in prediction.kernels] == list(network(5).kernels)
     assert prediction.std_ms > 0
 
@@ -105,9 +113,8 @@ def test_the_error_bar_grows_away_from_what_was_measured(model: FittedModel) -> 
 
 
 def test_json_and_the_samples_give_the_same_predictions(model: FittedModel, networks: list[MeasuredNetwork]) -> None:
-    _, samples = samples_in_context(networks, ())
     text = model.to_json()
-    again = FittedModel.from_json(text, samples)
+    again = FittedModel.from_json(text, partial(samples_in_context, networks, ()))
     assert again.held_out == model.held_out
     assert again.to_json() == text
     assert set(json.loads(text)["hyperparameters"]) == set(LAW)
@@ -145,6 +152,48 @@ def test_held_out_networks_of_other_kernels_are_no_error_of_nothing(networks: li
         fit(mixed, (), 0.01, "")
 
 
+def test_what_the_profiler_costs_is_found_by_kind_and_taken_off() -> None:
+    own_us = {"conv_nchwc": 3.0, "qlinear_conv": 4.0, "add": 3.0}
+
+    def small(seed: int) -> MeasuredNetwork:
+        chance = random.Random(seed)
+        samples = []
+        for op in chance.choices(("conv_nchwc", "qlinear_conv"), weights=(chance.random(), chance.random()), k=30):
+            elements = chance.randrange(500, 4000)
+            kernel = Kernel(op, ("layer",), 16 * elements, elements, elements, 256)
+            samples += [kernel, Kernel("add", ("add",), in_elements=elements, out_elements=elements)]
+        idle = KernelSample(Kernel("reshape", ("view",), in_elements=1, out_elements=1), 3.0)
+        seen = tuple(KernelSample(kernel, time_us(kernel) + own_us[kernel.op]) for kernel in samples)
+        latency_us = CALL_US + sum(map(time_us, samples))
+        return MeasuredNetwork(f"small-{seed}", f"small-{seed}", latency_us / 1e3, 0.01, 75.0, (idle, *seen))
+
+    found = distortion([small(seed) for seed in range(60)], {"einsum"})
+    assert found.own_us["qlinear_conv"] - found.own_us["conv_nchwc"] == pytest.approx(1.0, abs=0.2)
+    assert found.own_us["einsum"] == pytest.approx(3.2, abs=0.4)
+    assert found.usual == pytest.approx(1.0, abs=0.05)
+    unseen = small(100)
+    found_us = [sample.time_us for sample in found.in_context(unseen.samples, unseen.latency_ms)]
+    true_us = [time_us(sample.kernel) for sample in unseen.samples[1:]]
+    assert found_us[1:] == pytest.approx(true_us, rel=0.15)
+
+
+def test_a_model_of_another_version_says_so(model: FittedModel, networks: list[MeasuredNetwork]) -> None:
+    document = json.loads(model.to_json())
+    document["hyperparameters"]["add"]["length_scales"].pop()
+    with pytest.raises(TargetError, match=r"another version; calibrate again"):
+        FittedModel.from_json(json.dumps(document), partial(samples_in_context, networks, ()))
+
+
+def test_files_that_join_are_learned_from(model: FittedModel) -> None:
+    """What is measured of a network tells of its other files, of which it has most kernels in common."""
+    odd = [replace(one, latency_ms=1.3 * one.latency_ms) for one in map(network, range(2000, 2003))]
+    joined = model.joined((one.samples, one.latency_ms) for one in odd)
+    for one in odd:
+        before, after = (abs(m.predict(one.kernels).latency_ms / one.latency_ms - 1) for m in (model, joined))
+        assert after < 0.75 * before
+    assert model.predict(network(5).kernels).latency_ms == pytest.approx(network(5).latency_ms, rel=0.05)
+
+
 def test_no_plan_of_a_held_out_architecture_is_learned_from(networks: list[MeasuredNetwork]) -> None:
     """Files of one architecture have a secret in common: seen in one, it would be known in the others."""
     secret = [
@@ -159,4 +208,4 @@ def test_no_plan_of_a_held_out_architecture_is_learned_from(networks: list[Measu
 def test_what_was_measured_in_a_slow_minute_is_left_out(networks: list[MeasuredNetwork]) -> None:
     slow = [replace(n, latency_ms=2 * n.latency_ms, reference_us=80.0) for n in networks[:6]]
     assert undisturbed([*slow, *networks[6:]]) == networks[6:]
-    assert fit([*slow, *networks[6:]], (), 0.01, "").per_call_us == fit(networks[6:], (), 0.01, "").per_call_us
+    assert fit([*slow, *networks[6:]], (), 0.01, "").to_json() == fit(networks[6:], (), 0.01, "").to_json()
