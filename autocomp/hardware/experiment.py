@@ -284,7 +284,7 @@ def _encoder(build: _Build) -> tuple[Value, npt.NDArray[Any]]:
     rows = rng.choice((500, 5000))
     x = writer.embedding(ids, rows, width, build.is_integer())
     first, whole = rng.random() < 0.5, build.formats.random() < 0.75
-    for _ in range(rng.randint(1, 4)):
+    for _ in range(_depth(rng, 1, 12)):
         kept, inner = rng.randint(max(1, heads // 3), heads), _width(rng, width, 4 * width)
         y = writer.norm(x) if first else x
         q, k, v = (build.product(y, kept * size) for _ in range(3))

@@ -39,7 +39,7 @@ FEWEST_SAMPLES = 3
 #: Hyperparameters are searched on so many samples, several times; the model itself is conditioned on all.
 SEARCH_SAMPLES, SEARCHES = 400, 4
 #: A file counts where the reference was not slower than this times its low quantile.
-QUIET, QUIET_QUANTILE = 1.05, 0.1
+QUIET, QUIET_QUANTILE = 1.08, 0.1
 #: In a file of so many, one kernel at least does next to nothing.
 MANY_KERNELS = 20
 #: A profile that says so many times more than the file takes was disturbed.
