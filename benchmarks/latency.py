@@ -54,7 +54,7 @@ PLANS = 30
 #: Plans of an architecture that are timed on more threads or at a larger batch.
 FEWER_PLANS = 10
 #: A sitting goes over all files so many times: the machine drifts by a percent or two from one minute to the next.
-PASSES = 3
+PASSES = 2
 CONFIGS = {
     f"{runtime}-t{threads}b{batch}": (runtime, threads, batch)
     for runtime in RUNTIMES
@@ -72,7 +72,7 @@ SPEED_PLANS = 60
 #: Runs of a file under the profiler.
 PROFILE_RUNS = 40
 #: Files of many weights feel every neighbour in the shared cache: only quiet moments count.
-SETTINGS = TimingSettings(repeats=20, max_rounds=30, reference_tolerance=0.03, patience_s=60.0)
+SETTINGS = TimingSettings(repeats=20, max_rounds=30, reference_tolerance=0.03, patience_s=20.0)
 
 
 def time_files(sitting: int, configs: Sequence[str], names: Sequence[str]) -> None:
