@@ -37,7 +37,6 @@ from autocomp.compress.structure import Structure, restructure
 from autocomp.hardware import lowering_openvino
 from autocomp.hardware.calibrate import nchwc_block
 from autocomp.hardware.fingerprint import this_machine
-from autocomp.hardware.fitted import KernelSample
 from autocomp.hardware.footprint import footprint_bytes
 from autocomp.hardware.latency import Prediction
 from autocomp.hardware.lowering import lower
@@ -45,7 +44,7 @@ from autocomp.hardware.resolve import resolve_target
 from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.target import Target
 from autocomp.hardware.timing import Timing, TimingSettings, measure
-from autocomp.hardware.warm import MeasuredFile, warmed
+from autocomp.hardware.warm import MeasuredFile, WarmModel
 from autocomp.tasks.cifar10 import ResNet
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
@@ -211,26 +210,22 @@ def score(names: Sequence[str], configs: Sequence[str]) -> None:
 def foreseen_by(written: Sequence[Written], target: Target, known: Mapping[str, Truth]) -> dict[str, dict[str, float]]:
     """Method → file → its number: milliseconds, or what is to be brought to milliseconds by one factor."""
     runtime = cpu_runtime(target.runtime)
-    profiles = {}
+    sums = {}
     for one in written:
         inputs = [np.repeat(x, target.batch, axis=0) for x in one.inputs]
-        profiles[one.name] = runtime.kernel_samples(one.path, inputs, target.threads, PROFILE_RUNS)
+        samples = runtime.kernel_samples(one.path, inputs, target.threads, PROFILE_RUNS)
+        sums[one.name] = sum(sample.time_us for sample in samples) / 1e3
     return {
         "cold": {one.name: target.predict(one.structure).latency_ms for one in written},
-        "warm": {name: found.latency_ms for name, found in warm(written, target, known, profiles).items()},
-        "kernel sums": {name: sum(sample.time_us for sample in found) / 1e3 for name, found in profiles.items()},
+        "warm": {name: found.latency_ms for name, found in warmed(written, target, known).items()},
+        "kernel sums": sums,
         "MACs": {one.name: float(one.structure.macs) for one in written},
         "bit operations": {one.name: bit_operations(one.structure) for one in written},
         "second sitting": {one.name: known[one.name].second_ms for one in written},
     }
 
 
-def warm(
-    written: Sequence[Written],
-    target: Target,
-    known: Mapping[str, Truth],
-    profiles: Mapping[str, tuple[KernelSample, ...]],
-) -> dict[str, Prediction]:
+def warmed(written: Sequence[Written], target: Target, known: Mapping[str, Truth]) -> dict[str, Prediction]:
     """Predictions by models corrected with other files of the same network, as their first sitting has them."""
     found: dict[str, Prediction] = {}
     for name in dict.fromkeys(one.architecture for one in written):
@@ -238,11 +233,8 @@ def warm(
         for turn in range(WARM_TURNS):
             out = mine[turn::WARM_TURNS]
             others = [one for one in mine if one not in out][:WARM_FILES]
-            seen = [
-                MeasuredFile(target.lower(one.structure), known[one.name].first_ms, profiles[one.name])
-                for one in others
-            ]
-            corrected = warmed(target.model, seen)
+            seen = tuple(MeasuredFile(target.lower(one.structure), known[one.name].first_ms) for one in others)
+            corrected = WarmModel(target.model, seen)
             found |= {one.name: corrected.predict(target.lower(one.structure)) for one in out}
     return found
 

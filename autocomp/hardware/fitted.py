@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 
 import numpy as np
@@ -226,16 +226,6 @@ class FittedModel:
     @cached_property
     def _known(self) -> dict[Shape, tuple[float, float]]:
         return {}
-
-    def joined(self, files: Iterable[tuple[Sequence[KernelSample], float]]) -> FittedModel:
-        """The same model, conditioned on more files as well: each one's profile, and its latency in ms."""
-        more = samples_by_op(
-            sample for samples, latency_ms in files for sample in self.distortion.in_context(samples, latency_ms)
-        )
-        ops = {
-            op: OpModel(model.hyperparameters, (*model.samples, *more.get(op, ()))) for op, model in self.ops.items()
-        }
-        return replace(self, ops=ops)
 
     def to_json(self) -> str:
         """Everything but the samples, which stand in the profile's measurements."""

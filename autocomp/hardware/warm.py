@@ -6,9 +6,6 @@ times t of the kernels, θ = 1 + what all kernels, those of a kind, and those of
 is Bayesian linear regression (Rasmussen & Williams, "Gaussian Processes for Machine Learning", 2006, section 2.1) with
 a prior around "the model is right", so that one measurement does little and far from all measurements the uncertainty
 is that of the prior.
-
-Where the files were profiled as well, a model that learns from single kernels is conditioned on theirs first: the total
-of a file does not say which of its kernels was foreseen too quick.
 """
 
 from __future__ import annotations
@@ -21,7 +18,6 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from autocomp.hardware.fitted import FittedModel, KernelSample
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.latency import HeldOutError, LatencyModel, Prediction
 from autocomp.trial import Source
@@ -37,12 +33,10 @@ MEASUREMENT_STD = 0.01
 
 @dataclass(frozen=True)
 class MeasuredFile:
-    """One of the network's files: its kernels as lowered, and what was measured; ``profile`` are its kernels as the
-    runtime has them, each with its time, empty where it was not profiled."""
+    """One of the network's files: its kernels as lowered, and what was measured."""
 
     kernels: tuple[Kernel, ...]
     latency_ms: float
-    profile: tuple[KernelSample, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -95,14 +89,6 @@ class WarmModel:
         precision = np.eye(len(keys)) + (a.T * weights) @ a
         covariance: Vector = np.asarray(np.linalg.inv(precision), dtype=np.float64)
         return keys, covariance @ (a.T @ (weights * left)), covariance
-
-
-def warmed(base: LatencyModel, measured: Sequence[MeasuredFile]) -> WarmModel:
-    """``base`` corrected by files of one network, and conditioned on their profiles where it can be."""
-    profiled = [(one.profile, one.latency_ms) for one in measured if one.profile]
-    if isinstance(base, FittedModel) and profiled:
-        base = base.joined(profiled)
-    return WarmModel(base, tuple(measured))
 
 
 def _sums(prediction: Prediction) -> dict[Key, float]:

@@ -14,7 +14,6 @@ import torch
 from autocomp.errors import WorkError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import OutputForm
-from autocomp.hardware.fitted import KernelSample
 from autocomp.hardware.runtimes import onnxruntime
 from autocomp.hardware.runtimes.runtime import LoadedFile, batch_outputs, cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import Timing, TimingSettings, measure
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 SETTINGS = TimingSettings(max_rounds=16)
-#: Runs of a file under the profiler.
-PROFILE_RUNS = 40
 #: Standard errors either side of a 95 % interval.
 CONFIDENCE_Z = 1.96
 
@@ -92,12 +89,6 @@ def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress
     tell = None if progress is None else lambda done, of: progress(done, of, "timing")
     timings = measure(candidates, SETTINGS, tell, reference=reference_run(runtime, threads))
     return {int(name): timing for name, timing in timings.items()}
-
-
-def profile_file(bench: Workbench, model: bytes) -> tuple[KernelSample, ...]:
-    """The kernels that the target's runtime makes of a file, with their times."""
-    runtime = cpu_runtime(bench.target.runtime)
-    return runtime.kernel_samples(model, _example(bench), bench.target.threads, PROFILE_RUNS)
 
 
 def _example(bench: Workbench) -> list[npt.NDArray[np.generic]]:

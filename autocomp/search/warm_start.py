@@ -7,18 +7,16 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from autocomp.export.to_onnx import export_onnx
-from autocomp.hardware.fitted import KernelSample
-from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.timing import Timing
-from autocomp.hardware.warm import MeasuredFile, warmed
+from autocomp.hardware.warm import MeasuredFile, WarmModel
 from autocomp.plan import Plan
-from autocomp.run import Json, RunFolder
+from autocomp.run import RunFolder
 from autocomp.search.evaluate import Workbench
 from autocomp.search.sampler import uniform_indices
-from autocomp.search.verify import profile_file, time_files
+from autocomp.search.verify import time_files
 from autocomp.space import SearchSpace
 
 #: The event of one timing.
@@ -38,7 +36,6 @@ class _Warmed:
     latency_spread: float
     settled: bool
     of: int
-    profile: list[Json] = field(default_factory=list)
 
 
 def file_count(trials: int) -> int:
@@ -74,47 +71,26 @@ def warmed_up(
     count = next(iter(known.values())).of if known else file_count(trials)
     plans = warm_plans(space, count, seed)
     missing = [plan for plan in plans if plan.hash not in known]
-    for plan, timing, profile in _time(bench, missing, progress) if missing else ():
-        rows = [_row(sample) for sample in profile]
-        one = _Warmed(plan.hash, timing.latency_ms, timing.error, timing.settled, count, rows)
+    for plan, timing in _time(bench, missing, progress) if missing else ():
+        one = _Warmed(plan.hash, timing.latency_ms, timing.error, timing.settled, count)
         folder.append_event({"event": WARMED, **asdict(one)})
         known[plan.hash] = one
-    files = [_file(bench, plan, known[plan.hash]) for plan in plans if known[plan.hash].settled]
-    return replace(bench, target=replace(bench.target, model=warmed(bench.target.model, files)))
+    files = tuple(
+        MeasuredFile(bench.target.lower(bench.structure(plan)), known[plan.hash].latency_ms)
+        for plan in plans
+        if known[plan.hash].settled
+    )
+    return replace(bench, target=replace(bench.target, model=WarmModel(bench.target.model, files)))
 
 
-def _file(bench: Workbench, plan: Plan, one: _Warmed) -> MeasuredFile:
-    profile = tuple(_sample(row) for row in one.profile)
-    return MeasuredFile(bench.target.lower(bench.structure(plan)), one.latency_ms, profile)
-
-
-def _row(sample: KernelSample) -> Json:
-    """A profiled kernel, as an event has it: what is as usual is left out."""
-    usual = Kernel(sample.kernel.op, ())
-    told = {
-        name: value
-        for name, value in asdict(sample.kernel).items()
-        if name == "op" or (name != "sources" and value != getattr(usual, name))
-    }
-    return told | {"time_us": round(sample.time_us, 3)}
-
-
-def _sample(row: Json) -> KernelSample:
-    told = dict(row)
-    time_us = told.pop("time_us")
-    return KernelSample(Kernel(sources=(), **told), time_us)  # type: ignore[arg-type]
-
-
-def _time(
-    bench: Workbench, plans: Sequence[Plan], progress: Progress
-) -> list[tuple[Plan, Timing, tuple[KernelSample, ...]]]:
+def _time(bench: Workbench, plans: Sequence[Plan], progress: Progress) -> list[tuple[Plan, Timing]]:
     """Where a warm start is interrupted, the plans not yet timed are timed by the run that resumes it."""
     models = {}
     for place, plan in enumerate(plans):
         progress(place, len(plans), "exporting files to time")
         models[place] = export_onnx(bench.compress(plan), packed=bench.target.artifact == "onnx-packed")
     timings = time_files(bench, models, progress)
-    return [(plans[place], timing, profile_file(bench, models[place])) for place, timing in timings.items()]
+    return [(plans[place], timing) for place, timing in timings.items()]
 
 
 def _measured(folder: RunFolder) -> dict[str, _Warmed]:
@@ -122,7 +98,6 @@ def _measured(folder: RunFolder) -> dict[str, _Warmed]:
     found = {}
     for event in folder.events():
         if event["event"] == WARMED:
-            told = {each.name: event[each.name] for each in fields(_Warmed) if each.name in event}
-            one = _Warmed(**told)  # type: ignore[arg-type]
+            one = _Warmed(**{field.name: event[field.name] for field in fields(_Warmed)})  # type: ignore[arg-type]
             found[one.plan_hash] = one
     return found

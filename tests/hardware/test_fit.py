@@ -21,7 +21,6 @@ from autocomp.hardware.fit import (
 )
 from autocomp.hardware.fitted import FittedModel, KernelSample
 from autocomp.hardware.kernels import Kernel
-from autocomp.hardware.warm import MeasuredFile, warmed
 
 #: Kind of kernel → its overhead in µs and the MACs (or elements, where it has none) that it does in a µs.
 LAW = {"conv_nchwc": (4.0, 60_000.0), "qlinear_conv": (3.0, 200_000.0), "gemm": (2.0, 9_000.0), "add": (1.0, 4_000.0)}
@@ -183,20 +182,6 @@ def test_a_model_of_another_version_says_so(model: FittedModel, networks: list[M
     document["hyperparameters"]["add"]["length_scales"].pop()
     with pytest.raises(TargetError, match=r"another version; calibrate again"):
         FittedModel.from_json(json.dumps(document), partial(samples_in_context, networks, ()))
-
-
-def test_files_that_join_are_learned_from(model: FittedModel) -> None:
-    """What is measured of a network tells of its other files, of which it has most kernels in common."""
-    odd = [replace(one, latency_ms=1.3 * one.latency_ms) for one in map(network, range(2000, 2003))]
-    joined = model.joined([(one.samples, one.latency_ms) for one in odd] * 8)
-    for one in odd:
-        before, after = (abs(m.predict(one.kernels).latency_ms / one.latency_ms - 1) for m in (model, joined))
-        assert after < 0.6 * before
-    assert model.predict(network(5).kernels).latency_ms == pytest.approx(network(5).latency_ms, rel=0.05)
-    files = [MeasuredFile(one.kernels, one.latency_ms, one.samples) for one in odd] * 8
-    warm, colder = warmed(model, files), warmed(model, [replace(file, profile=()) for file in files])
-    assert warm.base.predict(odd[0].kernels) == joined.predict(odd[0].kernels)
-    assert colder.base is model
 
 
 def test_no_plan_of_a_held_out_architecture_is_learned_from(networks: list[MeasuredNetwork]) -> None:

@@ -7,7 +7,7 @@ import random
 import pytest
 
 from autocomp.hardware.kernels import Kernel
-from autocomp.hardware.warm import MeasuredFile, WarmModel, warmed
+from autocomp.hardware.warm import MeasuredFile, WarmModel
 from tests.targets import ArithmeticLatency
 
 BASE = ArithmeticLatency()
@@ -37,7 +37,7 @@ def true_ms(kernels: tuple[Kernel, ...]) -> float:
 
 
 def warm(count: int) -> WarmModel:
-    return warmed(BASE, [MeasuredFile(plan(seed), true_ms(plan(seed))) for seed in range(count)])
+    return WarmModel(BASE, tuple(MeasuredFile(plan(seed), true_ms(plan(seed))) for seed in range(count)))
 
 
 def mean_error(model: WarmModel | ArithmeticLatency) -> float:

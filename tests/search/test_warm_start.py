@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -88,27 +87,6 @@ def test_a_resumed_run_replays_it_whatever_it_asks_for_now(setup: Setup, clock: 
     again = model_of(warm(setup, folder, 300))
     assert clock.sittings == [5]
     assert again.measured == first.measured
-    assert all(one.profile for one in again.measured)
-
-
-def test_what_a_run_of_an_earlier_version_measured_still_counts(setup: Setup, clock: Clock, tmp_path: Path) -> None:
-    whole, old = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "old")
-    first = model_of(warm(setup, whole, 15))
-    old.path.mkdir()
-    for event in whole.events():
-        old.append_event({name: value for name, value in event.items() if name != "profile"})
-    again = model_of(warm(setup, old, 15))
-    assert clock.sittings == [5]
-    assert [one.latency_ms for one in again.measured] == [one.latency_ms for one in first.measured]
-
-
-def test_profiles_are_replayed_as_they_were_taken(setup: Setup, clock: Clock, tmp_path: Path) -> None:
-    model = model_of(warm(setup, RunFolder(tmp_path / "run"), 6))
-    for one in model.measured:
-        foreseen = Counter(kernel.shape for kernel in one.kernels)
-        seen = Counter(sample.kernel.shape for sample in one.profile)
-        assert (foreseen & seen).total() >= 0.8 * foreseen.total()
-        assert all(sample.time_us > 0 for sample in one.profile)
 
 
 def test_an_interrupted_one_measures_the_rest(setup: Setup, clock: Clock, tmp_path: Path) -> None:
