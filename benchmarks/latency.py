@@ -63,7 +63,9 @@ TARGETS = {"onnxruntime": "cpu", "openvino": "cpu-openvino"}
 #: Two sittings agree where they differ by less than this.
 AGREEMENT = 0.03
 #: Of a sitting's rows: configuration, architecture, file, the fields of its timing, when.
-REFERENCE_COLUMN = 3 + [field.name for field in fields(Timing)].index("reference_ms")
+SETTLED_COLUMN, REFERENCE_COLUMN = (
+    3 + [field.name for field in fields(Timing)].index(name) for name in ("settled", "reference_ms")
+)
 #: The files of a network are foreseen in so many turns by a model that was corrected with the others, 30 at most.
 WARM_TURNS, WARM_FILES = 5, 30
 #: Plans that are foreseen before the clock counts, and that it counts.
@@ -71,7 +73,7 @@ SPEED_PLANS = 60
 #: Runs of a file under the profiler.
 PROFILE_RUNS = 40
 #: Files of many weights feel every neighbour in the shared cache: only quiet moments count.
-SETTINGS = TimingSettings(repeats=20, max_rounds=30, reference_tolerance=0.03, patience_s=20.0)
+SETTINGS = TimingSettings(repeats=20, max_rounds=15, reference_tolerance=0.03, patience_s=20.0)
 
 
 def time_files(sitting: int, configs: Sequence[str], names: Sequence[str]) -> None:
@@ -119,6 +121,11 @@ class Truth:
         return (self.first_ms + self.second_ms) / 2
 
 
+def _middle_ms(passes: Sequence[tuple[bool, float]]) -> float:
+    settled = [latency_ms for each_settled, latency_ms in passes if each_settled]
+    return statistics.median(settled or [latency_ms for _, latency_ms in passes])
+
+
 @dataclass(frozen=True)
 class Line:
     """How one way of predicting did on the files of one configuration."""
@@ -135,15 +142,15 @@ class Line:
 
 
 def truths(config: str) -> Mapping[str, Truth]:
-    """File → its latencies: the median of a sitting's passes."""
+    """File → its latencies: the median of a sitting's passes, of those that settled where one did."""
     sittings = []
     for sitting in (1, 2):
-        found: dict[str, list[float]] = {}
+        passes: dict[str, list[tuple[bool, float]]] = {}
         with (WORK / f"sitting-{sitting}.csv").open(encoding="utf-8") as file:
             for row in csv.reader(file):
                 if row[0] == config:
-                    found.setdefault(row[2], []).append(float(row[3]))
-        sittings.append({name: statistics.median(times) for name, times in found.items()})
+                    passes.setdefault(row[2], []).append((row[SETTLED_COLUMN] == "True", float(row[3])))
+        sittings.append({name: _middle_ms(found) for name, found in passes.items()})
     return {name: Truth(sittings[0][name], sittings[1][name]) for name in sittings[0] if name in sittings[1]}
 
 
