@@ -280,9 +280,14 @@ class FittedModel:
 
 def samples_by_op(samples: Iterable[KernelSample]) -> dict[str, list[KernelSample]]:
     """Kind of kernel → its samples, those of one shape as one; at most :data:`MAX_SAMPLES` of them, evenly taken."""
-    shapes: dict[tuple[object, ...], list[KernelSample]] = {}
+    twins: dict[Shape, list[KernelSample]] = {}
     for sample in samples:
-        shapes.setdefault((sample.kernel.op, *sample.kernel.work(), *sample.kernel.features()), []).append(sample)
+        twins.setdefault(sample.kernel.shape, []).append(sample)
+    # Only now by what the model sees of a kernel, which takes longer to tell.
+    shapes: dict[tuple[object, ...], list[KernelSample]] = {}
+    for same in twins.values():
+        kernel = same[0].kernel
+        shapes.setdefault((kernel.op, *kernel.work(), *kernel.features()), []).extend(same)
     found: dict[str, list[KernelSample]] = {}
     for same in shapes.values():
         mean = math.exp(math.fsum(math.log(one.time_us) for one in same) / len(same))
