@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
@@ -195,16 +196,17 @@ def distortion(networks: Sequence[MeasuredNetwork], kinds: Collection[str] = ())
             f"a latency model needs profiles that agree with the timings; none of {len(networks)} does; "
             "calibrate on a quieter machine"
         )
-    seen = sorted({sample.kernel.op for network in used for sample in network.samples})
-    counts = np.array([[sum(s.kernel.op == op for s in network.samples) for op in seen] for network in used], float)
+    kinds = sorted({*kinds, *(sample.kernel.op for network in networks for sample in network.samples)})
+    tallies = [Counter(sample.kernel.op for sample in network.samples) for network in used]
+    counts = np.array([[tally[op] for op in kinds] for tally in tallies], float)
     columns = np.column_stack(
         [np.ones(len(used)), [_profiled_us(network) for network in used], -counts.sum(axis=1), -counts]
     )
     latency_us = np.array([network.latency_ms * 1e3 for network in used])
-    expected = np.array([0.0, 1.0, guess_us, *[0.0] * len(seen)])
-    found = _around(expected, np.array([*GUESS_STDS, *[KIND_STD_US] * len(seen)]), columns / latency_us[:, None])
-    own_us = {op: float(found[2] + extra) for op, extra in zip(seen, found[3:], strict=True)}
-    return Distortion(max(0.0, float(found[0])), float(found[1]), dict.fromkeys(kinds, float(found[2])) | own_us)
+    expected = np.array([0.0, 1.0, guess_us, *[0.0] * len(kinds)])
+    found = _around(expected, np.array([*GUESS_STDS, *[KIND_STD_US] * len(kinds)]), columns / latency_us[:, None])
+    own_us = {op: float(found[2] + extra) for op, extra in zip(kinds, found[3:], strict=True)}
+    return Distortion(max(0.0, float(found[0])), float(found[1]), own_us)
 
 
 def _around(expected: Vector, stds: Vector, rows: Vector) -> Vector:
