@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from autocomp.hardware.design import network_number, next_network, parts_by_error
-from autocomp.hardware.experiment import Specimen, network_files
+from autocomp.hardware.design import next_network, parts_by_error
+from autocomp.hardware.experiment import Specimen, network_files, network_number
 from autocomp.hardware.fingerprint import Fingerprint
-from autocomp.hardware.fit import QUIET, MeasuredNetwork, fit
+from autocomp.hardware.fit import QUIET, fit
 from autocomp.hardware.fitted import FittedModel, KernelSample
 from autocomp.hardware.gains import Gain, measure_gains
-from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.measured_memory import measured_memory
+from autocomp.hardware.measurements import (
+    PROFILED,
+    MeasuredNetwork,
+    Row,
+    append,
+    file_rows,
+    kernel_row,
+    read_measurements,
+    whole,
+)
 from autocomp.hardware.memory import MemoryModel
 from autocomp.hardware.runtimes.runtime import Runtime, cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import Timing, TimingSettings, measure, sample_ms
-
-#: Rows of ``measurements.csv``: a file's latency, a kernel in it that the profiler timed, and a kernel in a file that was
-#: profiled alone.
-FILE, NODE, PROFILED = "file", "node", "profiled"
-KERNEL_FIELDS = tuple(field.name for field in fields(Kernel) if field.name != "sources")
-COLUMNS = ("network", "row", *KERNEL_FIELDS, "time_us", "spread", "reference_us")
 
 #: Calibration wants many files more than it wants each to the last percent; and of those with many weights, which feel
 #: every neighbour in the shared cache, it wants to have some at all.
@@ -92,14 +93,15 @@ def calibrate(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "measurements.csv"
-    if path.exists() and (whole := _whole(text := path.read_text(encoding="utf-8"))) != text:
-        path.write_text(whole, encoding="utf-8")
+    if path.exists():
+        path.write_text(whole(path.read_text(encoding="utf-8")), encoding="utf-8")
     how = _Conditions(cpu_runtime(here.runtime), threads, batch, here)
     dropped = _measure(path, budget_s, how, seed, progress)
     if progress is not None:
         progress(1.0, "measuring what 8 bits are worth")
     gains = measure_gains(how.runtime, threads, batch, narrow_products(here))
-    networks, profiled = read_measurements(path), read_profiled(path)
+    done = read_measurements(path)
+    networks, profiled = done.networks, done.profiled
     if progress is not None:
         progress(1.0, "measuring memory")
     memory = measured_memory(folder / "memory.csv", networks, here, threads, batch, narrow_products(here))
@@ -123,31 +125,31 @@ class _Conditions:
 def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress: Progress | None) -> int:
     """Append measured networks to ``path`` until the budget is spent; how many never settled."""
     done = read_measurements(path)
-    taken = {network_number(network.name) for network in done}
+    taken, alone = done.timed_numbers, done.profiled_numbers
     narrow, rounds_at_run_time = narrow_products(how.here), how.here.runtime == "onnxruntime"
-    parts, looks = parts_by_error(done, read_profiled(path)), list(LOOKS)
-    reference, alone = reference_run(how.runtime, how.threads), _profiled_numbers(path)
-    began, count, dropped = time.monotonic(), len(done), 0
-    quiet_ms = min((network.reference_us / 1e3 for network in done), default=math.inf)
+    parts, looks = parts_by_error(done), list(LOOKS)
+    reference = reference_run(how.runtime, how.threads)
+    began, count, dropped = time.monotonic(), len(done.networks), 0
+    quiet_ms = min((network.reference_us / 1e3 for network in done.networks), default=math.inf)
     while (spent := time.monotonic() - began) < budget_s:
         if looks and spent > looks[0] * budget_s:
             looks.pop(0)
-            parts = parts_by_error(read_measurements(path), read_profiled(path))
+            parts = parts_by_error(read_measurements(path))
         # Files of one network are measured side by side.
         number = next_network(taken, parts)
         taken.add(number)
         group = network_files(seed, number, narrow, rounds_at_run_time)
         timings = _time_group(group, how, reference, quiet_ms)
-        rows: list[dict[str, object]] = []
+        rows: list[Row] = []
         for specimen in group:
             timing = timings[specimen.name]
             quiet_ms = min(quiet_ms, timing.reference_ms)
             if timing.settled:
-                rows.extend(_rows(specimen, timing, how))
+                rows.extend(file_rows(specimen.name, timing, _profile(specimen, how)))
                 count += 1
             else:
                 dropped += 1
-        _append(path, rows)
+        append(path, rows)
         # As long again: a profile is had for a tenth of the time of a timing, and tells of other shapes.
         now = time.monotonic()
         until = now + (now - began - spent)
@@ -155,26 +157,24 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
             number = next_network(alone, parts)
             alone.add(number)
             files = network_files(seed + OTHER_SEED, number, narrow, rounds_at_run_time)
-            _append(path, _profiled_rows(files[number % len(files)], how, reference, quiet_ms))
+            append(path, _profiled_rows(files[number % len(files)], how, reference, quiet_ms))
         if progress is not None:
             latencies = ", ".join(f"{timings[s.name].latency_ms:.3f}" for s in group)
             progress(min(1.0, spent / budget_s), f"{count} files measured; last: {latencies} ms")
     return dropped
 
 
-def _profiled_rows(
-    specimen: Specimen, how: _Conditions, reference: Callable[[], object], quiet_ms: float
-) -> list[dict[str, object]]:
+def _profiled_rows(specimen: Specimen, how: _Conditions, reference: Callable[[], object], quiet_ms: float) -> list[Row]:
     """The kernels that multiply, of one file in :data:`WHOLE_EVERY` all of them; none where the machine was not quiet before
     and after."""
     limit_ms = QUIET * quiet_ms
     if sample_ms(reference, SETTINGS) > limit_ms:
         return []
-    samples = how.runtime.kernel_samples(specimen.model, [specimen.batch_of(how.batch)], how.threads, PROFILE_RUNS)
+    samples = _profile(specimen, how)
     if sample_ms(reference, SETTINGS) > limit_ms:
         return []
     return [
-        _kernel_row(specimen, PROFILED, sample)
+        kernel_row(specimen.name, PROFILED, sample)
         for sample in samples
         if sample.kernel.macs or network_number(specimen.name) % WHOLE_EVERY == 0
     ]
@@ -189,87 +189,5 @@ def _time_group(
     return measure(candidates, SETTINGS, reference=reference, quiet_ms=quiet_ms)
 
 
-def _rows(specimen: Specimen, timing: Timing, how: _Conditions) -> Iterator[dict[str, object]]:
-    yield {
-        "network": specimen.name,
-        "row": FILE,
-        "time_us": f"{timing.latency_ms * 1e3:.3f}",
-        "spread": f"{timing.error:.4f}",
-        "reference_us": f"{timing.reference_ms * 1e3:.3f}",
-    }
-    inputs = [specimen.batch_of(how.batch)]
-    for sample in how.runtime.kernel_samples(specimen.model, inputs, how.threads, PROFILE_RUNS):
-        yield _kernel_row(specimen, NODE, sample)
-
-
-def _kernel_row(specimen: Specimen, row: str, sample: KernelSample) -> dict[str, object]:
-    cells: dict[str, object] = {name: getattr(sample.kernel, name) for name in KERNEL_FIELDS}
-    cells["fused_add"] = int(sample.kernel.fused_add)
-    return {"network": specimen.name, "row": row, **cells, "time_us": f"{sample.time_us:.3f}"}
-
-
-def _append(path: Path, rows: Iterable[dict[str, object]]) -> None:
-    new = not path.exists() or path.stat().st_size == 0
-    with path.open("a", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
-
-
-def _whole(text: str) -> str:
-    """A ``measurements.csv`` without the network whose last row was cut in the middle."""
-    if text.endswith("\n"):
-        return text
-    lines = text.splitlines(keepends=True)[:-1]
-    torn = lines[-1].partition(",")[0] if len(lines) > 1 else ""
-    return "".join(line for line in lines if line.partition(",")[0] != torn)
-
-
-def read_measurements(path: Path) -> tuple[MeasuredNetwork, ...]:
-    """The networks in a ``measurements.csv``; none where there is no such file. One that an interruption cut short is left
-    out."""
-    if not path.exists():
-        return ()
-    found: dict[str, tuple[float, float, float, list[KernelSample]]] = {}
-    for row in csv.DictReader(io.StringIO(_whole(path.read_text(encoding="utf-8")))):
-        if row["row"] == PROFILED:
-            continue
-        if row["row"] == FILE:
-            times = float(row["time_us"]) / 1e3, float(row["spread"]), float(row["reference_us"])
-            found[row["network"]] = (*times, [])
-        else:
-            found[row["network"]][3].append(KernelSample(_kernel(row), float(row["time_us"])))
-    return tuple(
-        MeasuredNetwork(name, _architecture(name), latency_ms, spread, reference_us, tuple(samples))
-        for name, (latency_ms, spread, reference_us, samples) in found.items()
-        if samples
-    )
-
-
-def read_profiled(path: Path) -> tuple[KernelSample, ...]:
-    """The kernels in a ``measurements.csv`` of files that were profiled alone; none where there is no such file."""
-    return tuple(KernelSample(_kernel(row), float(row["time_us"])) for row in _profiled(path))
-
-
-def _profiled(path: Path) -> list[dict[str, str]]:
-    if not path.exists():
-        return []
-    rows = csv.DictReader(io.StringIO(_whole(path.read_text(encoding="utf-8"))))
-    return [row for row in rows if row["row"] == PROFILED]
-
-
-def _profiled_numbers(path: Path) -> set[int]:
-    """Of the networks that were profiled alone."""
-    return {network_number(row["network"]) for row in _profiled(path)}
-
-
-def _architecture(name: str) -> str:
-    """The random network that a specimen is a plan of."""
-    stem = name.rpartition("-")[0]
-    return f"{stem}/{network_number(name)}"
-
-
-def _kernel(row: dict[str, str]) -> Kernel:
-    numbers = {name: int(row[name]) for name in KERNEL_FIELDS if name not in {"op", "fused_add"}}
-    return Kernel(row["op"], (row["network"],), fused_add=row["fused_add"] == "1", **numbers)
+def _profile(specimen: Specimen, how: _Conditions) -> Sequence[KernelSample]:
+    return how.runtime.kernel_samples(specimen.model, [specimen.batch_of(how.batch)], how.threads, PROFILE_RUNS)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 
 from autocomp.errors import MeasurementError
-from autocomp.hardware.experiment import FAMILIES, FILES_PER_NETWORK, family_of
-from autocomp.hardware.fit import MeasuredNetwork, held_out_errors
-from autocomp.hardware.fitted import KernelSample
+from autocomp.hardware.experiment import FAMILIES, family_of, network_number
+from autocomp.hardware.fit import held_out_errors
+from autocomp.hardware.measurements import Measurements
 
 #: Families' parts of the networks before anything is known of their errors.
 EVEN: Mapping[str, float] = {family: FAMILIES.count(family) / len(FAMILIES) for family in FAMILIES}
@@ -21,11 +21,6 @@ SEARCH_SAMPLES = 100
 FOLDS = 2
 
 
-def network_number(name: str) -> int:
-    """Of the network that a measured file is of."""
-    return int(name.rpartition("-")[2]) // FILES_PER_NETWORK
-
-
 def next_network(taken: Collection[int], parts: Mapping[str, float]) -> int:
     """The number of the next network: of the family that is furthest behind its part, the first that is not taken."""
     counts = Counter(family_of(number) for number in taken)
@@ -35,11 +30,11 @@ def next_network(taken: Collection[int], parts: Mapping[str, float]) -> int:
     return next(number for number in itertools.count() if family_of(number) in late and number not in taken)
 
 
-def parts_by_error(networks: Sequence[MeasuredNetwork], profiled: Sequence[KernelSample]) -> Mapping[str, float]:
+def parts_by_error(done: Measurements) -> Mapping[str, float]:
     """Families' parts of the networks to come, in proportion to the mean held-out error on those that there are; even
     ones where these are too few to tell."""
     try:
-        errors = held_out_errors(networks, profiled, FOLDS, SEARCH_SAMPLES)
+        errors = held_out_errors(done.networks, done.profiled, FOLDS, SEARCH_SAMPLES)
     except MeasurementError:
         return EVEN
     found: dict[str, list[float]] = {}

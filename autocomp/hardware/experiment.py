@@ -94,6 +94,11 @@ def family_of(network: int) -> str:
     return FAMILIES[network % len(FAMILIES)]
 
 
+def network_number(name: str) -> int:
+    """Of the network that a specimen is a plan of."""
+    return int(name.rpartition("-")[2]) // FILES_PER_NETWORK
+
+
 def network_files(
     seed: int, network: int, narrow_products: bool = False, rounds_at_run_time: bool = True
 ) -> tuple[Specimen, ...]:

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,8 +28,9 @@ from autocomp.hardware.fitted import (
     samples_by_op,
     trend,
 )
-from autocomp.hardware.kernels import FEATURES, Kernel
+from autocomp.hardware.kernels import FEATURES
 from autocomp.hardware.latency import HeldOutError
+from autocomp.hardware.measurements import MeasuredNetwork
 
 #: Architectures are held out in so many turns, each a part of them, when the error is determined.
 FOLDS = 4
@@ -52,26 +53,6 @@ GUESS_STDS, KIND_STD_US = (500.0, 0.1, 2.0), 0.5
 PROFILE_STD = 0.03
 #: Rounds in which large errors come to count less.
 ROUNDS = 6
-
-
-@dataclass(frozen=True)
-class MeasuredNetwork:
-    """A file that was measured: its latency, the reference workload's beside it, and the kernels in it as the profiler
-    timed them.
-
-    Files of one ``architecture`` differ by their plan only.
-    """
-
-    name: str
-    architecture: str
-    latency_ms: float
-    spread: float
-    reference_us: float
-    samples: tuple[KernelSample, ...]
-
-    @property
-    def kernels(self) -> tuple[Kernel, ...]:
-        return tuple(sample.kernel for sample in self.samples)
 
 
 def fit(

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 
 import numpy as np
@@ -35,6 +35,8 @@ FASTEST_US = 0.2
 MAX_SAMPLES = 1200
 #: An error bar is told by this many at most.
 VARIANCE_SAMPLES = 300
+#: Of a sample's kernel, what is written down.
+SAMPLE_FIELDS = tuple(field.name for field in fields(Kernel) if field.name not in {"op", "sources"})
 #: The profiler counts in whole microseconds.
 CLOCK_US = 0.4
 
@@ -228,54 +230,66 @@ class FittedModel:
         return {}
 
     def to_json(self) -> str:
-        """Everything but the samples, which stand in the profile's measurements."""
+        """JSON that :meth:`from_json` reads back to a model of the same predictions. It holds the samples, one a line,
+        which a calibration has reduced its measurements to: to do so again at every start would take seconds."""
         return json.dumps(
             {
                 "model": "fitted",
-                "hyperparameters": {op: asdict(model.hyperparameters) for op, model in sorted(self.ops.items())},
                 "distortion": asdict(self.distortion),
                 "held_out": None if self.held_out is None else asdict(self.held_out),
                 "repeatability": self.repeatability,
+                "hyperparameters": {op: asdict(model.hyperparameters) for op, model in sorted(self.ops.items())},
+                "sample": ",".join((*SAMPLE_FIELDS, "time_us", "count")),
+                "samples": {
+                    op: [_written(sample) for sample in model.samples] for op, model in sorted(self.ops.items())
+                },
             },
-            indent=2,
+            indent=1,
         )
 
     @staticmethod
-    def from_json(text: str, samples: Callable[[Distortion], Sequence[KernelSample]]) -> FittedModel:
-        """The model written by :meth:`to_json`, conditioned again on its samples.
-
-        Args:
-            samples: gives what :func:`autocomp.hardware.fit.samples_in_context` makes of the profile's measurements.
+    def from_json(text: str) -> FittedModel:
+        """The model written by :meth:`to_json`.
 
         Raises:
             TargetError: it is of another version.
         """
         document = json.loads(text)
-        if "distortion" not in document or any(
+        if document.get("sample") != ",".join((*SAMPLE_FIELDS, "time_us", "count")) or any(
             len(entry["length_scales"]) != len(FEATURES) for entry in document["hyperparameters"].values()
         ):
             raise TargetError(
-                f"a fitted latency model must tell a length for each of {len(FEATURES)} features and how profiles are "
-                "distorted; this one is of another version; calibrate again"
+                f"a fitted latency model must hold samples of {len(SAMPLE_FIELDS)} numbers and a length for each of "
+                f"{len(FEATURES)} features; this one is of another version; calibrate again"
             )
-        distortion = Distortion(**document["distortion"])
-        by_op = samples_by_op(samples(distortion))
         ops = {
             op: OpModel(
                 Hyperparameters(
                     tuple(entry["work_us"]), tuple(entry["length_scales"]), entry["signal"], entry["noise"]
                 ),
-                tuple(by_op[op]),
+                tuple(_read(op, line) for line in document["samples"][op]),
             )
             for op, entry in document["hyperparameters"].items()
         }
         held_out = document["held_out"]
         return FittedModel(
             ops,
-            distortion,
+            Distortion(**document["distortion"]),
             None if held_out is None else HeldOutError(**held_out),
             document["repeatability"],
         )
+
+
+def _written(sample: KernelSample) -> str:
+    cells = [int(getattr(sample.kernel, name)) for name in SAMPLE_FIELDS]
+    return ",".join(map(str, (*cells, sample.time_us, sample.count)))
+
+
+def _read(op: str, line: str) -> KernelSample:
+    *cells, time_us, count = line.split(",")
+    numbers = dict(zip(SAMPLE_FIELDS, map(int, cells), strict=True))
+    kernel = Kernel(op, (), **numbers | {"fused_add": bool(numbers["fused_add"])})
+    return KernelSample(kernel, float(time_us), int(count))
 
 
 def samples_by_op(samples: Iterable[KernelSample]) -> dict[str, list[KernelSample]]:
@@ -291,5 +305,6 @@ def samples_by_op(samples: Iterable[KernelSample]) -> dict[str, list[KernelSampl
     found: dict[str, list[KernelSample]] = {}
     for same in shapes.values():
         mean = math.exp(math.fsum(math.log(one.time_us) for one in same) / len(same))
-        found.setdefault(same[0].kernel.op, []).append(KernelSample(same[0].kernel, mean, len(same)))
+        kernel = changed(same[0].kernel, sources=())
+        found.setdefault(kernel.op, []).append(KernelSample(kernel, mean, len(same)))
     return {op: many[:: max(1, math.ceil(len(many) / MAX_SAMPLES))] for op, many in found.items()}

@@ -7,11 +7,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from autocomp.hardware.design import network_number
-from autocomp.hardware.experiment import FILES_PER_NETWORK, network_files
+from autocomp.hardware.experiment import FILES_PER_NETWORK, network_files, network_number
 from autocomp.hardware.fingerprint import Fingerprint
-from autocomp.hardware.fit import MeasuredNetwork
 from autocomp.hardware.footprint import footprint_bytes, tells_memory
+from autocomp.hardware.measurements import MeasuredNetwork
 from autocomp.hardware.memory import PARTS, MeasuredMemory, MemoryModel, fit_memory
 
 #: As many as a calibration takes two minutes for.

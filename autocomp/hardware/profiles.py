@@ -19,9 +19,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from autocomp.compress.quantize import Numerics
 from autocomp.errors import TargetError, did_you_mean
 from autocomp.hardware import lowering, lowering_openvino, tensorrt
-from autocomp.hardware.calibrate import narrow_products, nchwc_block, read_measurements, read_profiled
+from autocomp.hardware.calibrate import narrow_products, nchwc_block
 from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
-from autocomp.hardware.fit import samples_in_context, undisturbed
 from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.gains import Gain, paying
 from autocomp.hardware.latency import LatencyModel
@@ -99,17 +98,16 @@ class Profile:
     def hash(self) -> str:
         """Of what predictions depend on."""
         digest = hashlib.sha256()
-        for name in ("profile.yaml", "latency_model.json", "measurements.csv"):
-            digest.update((self.folder / name).read_bytes())
+        for name in ("profile.yaml", "latency_model.json", MEMORY_MODEL):
+            if (self.folder / name).is_file():
+                digest.update((self.folder / name).read_bytes())
         return digest.hexdigest()[:16]
 
     def model(self) -> LatencyModel:
         text = (self.folder / "latency_model.json").read_text(encoding="utf-8")
         if self.file.runtime == "tensorrt":
             return RooflineModel.from_json(text)
-        path = self.folder / "measurements.csv"
-        networks, profiled = undisturbed(read_measurements(path)), read_profiled(path)
-        return FittedModel.from_json(text, partial(samples_in_context, networks, profiled))
+        return FittedModel.from_json(text)
 
     def memory(self) -> MemoryModel | None:
         """None where none was measured: for a device out of reach, or on a system that does not tell.

@@ -14,10 +14,11 @@ import pytest
 from autocomp.errors import MeasurementError
 from autocomp.hardware import calibrate as module
 from autocomp.hardware import fit as fitting
-from autocomp.hardware.calibrate import Calibration, calibrate, read_measurements, read_profiled
+from autocomp.hardware.calibrate import Calibration, calibrate
 from autocomp.hardware.experiment import FAMILIES, FILES_PER_NETWORK, network_files
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.latency import HeldOutError
+from autocomp.hardware.measurements import Measurements, read_measurements
 from autocomp.hardware.observed import kernel_of
 from autocomp.hardware.runtimes.onnxruntime import load, profile
 from autocomp.hardware.runtimes.runtime import batch_outputs
@@ -67,7 +68,7 @@ def calibrated(patched: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
 
 def test_the_measurements_read_back(calibrated: tuple[Path, Calibration]) -> None:
     folder, found = calibrated
-    assert read_measurements(folder / "measurements.csv") == found.networks
+    assert read_measurements(folder / "measurements.csv").networks == found.networks
     assert [network.name for network in found.networks] == [f"random-0-{n}" for n in range(FILES_PER_NETWORK)]
     assert found.dropped == 0
     for network in found.networks:
@@ -80,7 +81,7 @@ def test_kernels_of_other_files_are_profiled_alone(
     patched: pytest.MonkeyPatch, calibrated: tuple[Path, Calibration], tmp_path: Path
 ) -> None:
     folder, found = calibrated
-    profiled = read_profiled(folder / "measurements.csv")
+    profiled = read_measurements(folder / "measurements.csv").profiled
     assert found.profiled == len(profiled) > 0
     assert all(sample.time_us > 0 for sample in profiled)
     assert any(sample.kernel.macs > 0 for sample in profiled)
@@ -88,7 +89,7 @@ def test_kernels_of_other_files_are_profiled_alone(
     assert not any(sample.kernel.sources[0] in timed for sample in profiled)
     shutil.copytree(folder, tmp_path / "cpu")
     run(patched, tmp_path / "cpu", 1)
-    more = read_profiled(tmp_path / "cpu" / "measurements.csv")
+    more = read_measurements(tmp_path / "cpu" / "measurements.csv").profiled
     assert more[: len(profiled)] == profiled
     first = {sample.kernel.sources for sample in profiled}
     assert all(sample.kernel.sources not in first for sample in more[len(profiled) :])  # other networks
@@ -111,13 +112,13 @@ def test_an_existing_one_is_continued_and_a_torn_network_left_out(
     path = tmp_path / "cpu" / "measurements.csv"
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(line for line in lines if ",profiled," not in line)[:-9])  # in the last network's last row
-    kept = read_measurements(path)
+    kept = read_measurements(path).networks
     assert kept == whole.networks[:-1]
     again, _ = run(patched, tmp_path / "cpu", 1)
     names = [network.name for network in again.networks]
     assert again.networks[: len(kept)] == kept
     assert len(names) == len(set(names)) == len(kept) + FILES_PER_NETWORK
-    assert read_measurements(path) == again.networks
+    assert read_measurements(path).networks == again.networks
 
 
 @pytest.mark.parametrize("cut", [0, 1, 5, 40, 300, 2000])
@@ -126,7 +127,7 @@ def test_a_file_cut_anywhere_reads(calibrated: tuple[Path, Calibration], tmp_pat
     text = (folder / "measurements.csv").read_text()
     path = tmp_path / "measurements.csv"
     path.write_text(text[: len(text) - cut])
-    found = read_measurements(path)
+    found = read_measurements(path).networks
     places = {network.name: network for network in whole.networks}
     for network in found:
         assert set(network.samples) <= set(places[network.name].samples)
@@ -138,7 +139,7 @@ def test_a_file_cut_in_its_heading_holds_nothing(
 ) -> None:
     folder, _ = calibrated
     (tmp_path / "measurements.csv").write_text((folder / "measurements.csv").read_text()[:length])
-    assert read_measurements(tmp_path / "measurements.csv") == ()
+    assert read_measurements(tmp_path / "measurements.csv") == Measurements()
 
 
 def test_no_time_for_measuring_is_an_error(patched: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from autocomp.errors import MeasurementError
 from autocomp.hardware import design
-from autocomp.hardware.design import EVEN, LEAST_PART, network_number, next_network, parts_by_error
-from autocomp.hardware.experiment import FAMILIES, FILES_PER_NETWORK, family_of
-from autocomp.hardware.fit import MeasuredNetwork
+from autocomp.hardware.design import EVEN, LEAST_PART, next_network, parts_by_error
+from autocomp.hardware.experiment import FAMILIES, FILES_PER_NETWORK, family_of, network_number
+from autocomp.hardware.measurements import MeasuredNetwork, Measurements
 
 
 def measured(count: int) -> list[MeasuredNetwork]:
@@ -45,7 +45,7 @@ def test_what_is_foreseen_worst_is_measured_most(monkeypatch: pytest.MonkeyPatch
     networks = measured(FILES_PER_NETWORK * 2 * len(FAMILIES))
     errors = {one.name: -0.3 if family_of(network_number(one.name)) == "dense" else 0.03 for one in networks}
     monkeypatch.setattr(design, "held_out_errors", lambda *_: errors)
-    parts = parts_by_error(networks, ())
+    parts = parts_by_error(Measurements(tuple(networks)))
     assert sum(parts.values()) == pytest.approx(1.0)
     assert max(parts, key=parts.__getitem__) == "dense"
     assert all(parts[family] >= LEAST_PART * EVEN[family] for family in EVEN)
@@ -56,4 +56,4 @@ def test_too_few_to_tell_are_no_reason_to_stop(monkeypatch: pytest.MonkeyPatch) 
         raise MeasurementError("too few")
 
     monkeypatch.setattr(design, "held_out_errors", refuse)
-    assert parts_by_error(measured(4), ()) == EVEN
+    assert parts_by_error(Measurements(tuple(measured(4)))) == EVEN

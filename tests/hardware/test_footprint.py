@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from autocomp.errors import MeasurementError
 from autocomp.hardware import footprint, measured_memory
-from autocomp.hardware.calibrate import read_measurements
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.footprint import footprint_bytes
 from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.measurements import read_measurements
 from autocomp.hardware.memory import PARTS, MeasuredMemory, fit_memory
 from autocomp.places import shipped_folder
 from tests.hardware.test_onnxruntime import build, linear_file, weights
@@ -87,14 +87,14 @@ def test_a_system_that_does_not_tell_says_so(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(footprint, "_STATUS", tmp_path / "none")
     with pytest.raises(MeasurementError, match="measure it on Linux"):
         footprint_bytes("onnxruntime", linear_file(), [weights(1, 6)], 1)
-    networks = read_measurements(shipped_folder("hardware_profiles") / "cpu" / "measurements.csv")
+    networks = read_measurements(shipped_folder("hardware_profiles") / "cpu" / "measurements.csv").networks
     path = tmp_path / "memory.csv"
     assert measured_memory.measured_memory(path, networks, this_machine(), 1, 1, True) is None
     assert not path.exists()
 
 
 def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    networks = read_measurements(shipped_folder("hardware_profiles") / "cpu" / "measurements.csv")
+    networks = read_measurements(shipped_folder("hardware_profiles") / "cpu" / "measurements.csv").networks
     asked = []
 
     def measure(name: str, *_: object) -> tuple[int, int]:

@@ -10,11 +10,12 @@ import pytest
 
 from autocomp.errors import RequestError, TargetError
 from autocomp.hardware import profiles, resolve
-from autocomp.hardware.calibrate import Calibration, read_measurements
+from autocomp.hardware.calibrate import Calibration
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.gains import Gain
 from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.measurements import read_measurements
 from autocomp.hardware.profiles import find_profile, read_profile, shipped_profiles
 from autocomp.hardware.resolve import resolve_target
 
@@ -52,7 +53,7 @@ def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, float, int
         model = shipped.model()
         assert isinstance(model, FittedModel)
         return Calibration(
-            model, read_measurements(folder / "measurements.csv"), 0, 3, (Gain("conv", "a8", 0.5),), None
+            model, read_measurements(folder / "measurements.csv").networks, 0, 3, (Gain("conv", "a8", 0.5),), None
         )
 
     monkeypatch.setattr(resolve, "calibrate", calibrate)
