@@ -288,7 +288,7 @@ def _written(sample: KernelSample) -> str:
 def _read(op: str, line: str) -> KernelSample:
     *cells, time_us, count = line.split(",")
     numbers = dict(zip(SAMPLE_FIELDS, map(int, cells), strict=True))
-    kernel = Kernel(op, (), **numbers | {"fused_add": bool(numbers["fused_add"])})
+    kernel = Kernel(op, (), fused_add=bool(numbers.pop("fused_add")), **numbers)
     return KernelSample(kernel, float(time_us), int(count))
 
 

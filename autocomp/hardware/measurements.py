@@ -65,7 +65,7 @@ def read_measurements(path: Path) -> Measurements:
     if not path.exists():
         return Measurements()
     found: dict[str, tuple[float, float, float, list[KernelSample]]] = {}
-    profiled = []
+    profiled: list[KernelSample] = []
     for row in csv.DictReader(io.StringIO(whole(path.read_text(encoding="utf-8")))):
         if row["row"] == FILE:
             times = float(row["time_us"]) / 1e3, float(row["spread"]), float(row["reference_us"])
