@@ -11,7 +11,7 @@ from typing import Literal
 
 from autocomp.errors import PlanError, did_you_mean
 from autocomp.graph import Graph
-from autocomp.plan import Format, Plan, Sparsity
+from autocomp.plan import Format, LayerPlan, Plan, Rank, RankMethod, Sparsity
 
 #: What each kind of layer can be compressed by, beside channels where these are free. A kernel that computes in
 #: integers is what ``integer`` says; ranks are those of the weight seen as a matrix.
@@ -56,10 +56,25 @@ class LayerInfo:
     def largest_paying_rank(self) -> int:
         """The largest rank at which two factors hold fewer weights than the matrix; 0 where none does, or where the
         layer is a grouped or transposed convolution, which is no single matrix, or is not called."""
+        return self.largest_rank("svd")
+
+    def largest_rank(self, method: RankMethod) -> int:
+        """The largest rank at which the factors of a method hold fewer weights than the layer; 0 where none does."""
         if self.kind not in RANKED_KINDS or self.groups > 1 or not self.called:
             return 0
         rows, columns = self.matrix_shape
-        return math.ceil(rows * columns / (rows + columns)) - 1
+        if method in {"spatial", "tucker2"}:
+            if self.kind != "conv2d" or min(self.weight_shape[2:]) < 2:
+                return 0
+            outputs, inputs, height, width = self.weight_shape
+            if method == "spatial":
+                rows, columns = outputs * width, inputs * height
+            else:
+                return max(
+                    (r for r in range(1, outputs) if _tucker2_weights(self.weight_shape, r) < rows * columns), default=0
+                )
+        largest = math.ceil(rows * columns / (rows + columns)) - 1
+        return largest if method != "nmf" or largest > 1 else 0
 
 
 @dataclass(frozen=True)
@@ -159,17 +174,11 @@ class Inventory:
                     f"a plan may only name compressible layers; got {name!r}; {did_you_mean(name, self.by_name)}"
                 )
             if layer_plan.rank is not None:
-                if layer.largest_paying_rank == 0:
-                    raise PlanError(
-                        f"no rank of {name!r} saves weights (it is small, grouped, transposed or not called as a module); "
-                        f"got {layer_plan.rank.r}"
-                    )
-                largest = min(layer.matrix_shape)
-                if layer_plan.rank.r >= largest:
-                    raise PlanError(f"the rank of {name!r} must be below {largest}; got {layer_plan.rank.r}")
+                _check_rank(layer, layer_plan.rank)
             if layer_plan.format is not None:
                 self._check_format(layer, layer_plan.format)
-            if layer_plan.sparsity is not None and layer_plan.sparsity.pattern != "unstructured":
+            _check_moments(layer, layer_plan)
+            if layer_plan.sparsity is not None and layer_plan.mask is None:
                 self._check_units(name, layer_plan.sparsity, plan)
 
     def _check_format(self, layer: LayerInfo, chosen: Format) -> None:
@@ -196,6 +205,46 @@ class Inventory:
                     f"coupled layers must lose the same {what}; {name!r} has {sparsity.pattern} {sparsity.level}, "
                     f"{member!r} has {plan[member].describe()}; give all of {', '.join(group.producers)} one level"
                 )
+
+
+def _tucker2_weights(shape: tuple[int, ...], r: int) -> int:
+    outputs, inputs, height, width = shape
+    inner = Rank("tucker2", r).input_rank(inputs, outputs)
+    return inputs * inner + inner * r * height * width + r * outputs
+
+
+def _check_rank(layer: LayerInfo, rank: Rank) -> None:
+    if layer.largest_rank(rank.method) == 0:
+        raise PlanError(
+            f"no rank of {layer.name!r} by {rank.method} saves weights (it is small, grouped, transposed or not called as "
+            f"a module, or the method is for other layers); got {rank.r}"
+        )
+    largest = min(layer.matrix_shape)
+    if rank.method == "spatial":
+        largest = min(layer.weight_shape[0] * layer.weight_shape[3], layer.weight_shape[1] * layer.weight_shape[2])
+    elif rank.method == "tucker2":
+        largest = layer.weight_shape[0]
+    if rank.r >= largest:
+        raise PlanError(f"the rank of {layer.name!r} must be below {largest}; got {rank.r}")
+    if rank.method == "nmf" and rank.r < 2:
+        raise PlanError(f"a non-negative factorization has a rank of at least 2; {layer.name!r} was given {rank.r}")
+
+
+def _check_moments(layer: LayerInfo, layer_plan: LayerPlan) -> None:
+    """What looks at a layer's inputs is for layers that multiply them with a matrix."""
+    if layer.kind in {"conv2d", "linear"}:
+        return
+    if layer_plan.sparsity is not None and layer_plan.sparsity.saliency in {"wanda", "hessian"}:
+        wrong, instead = str(layer_plan.sparsity.saliency), "magnitude"
+    elif layer_plan.format is not None and layer_plan.format.rounding != "nearest":
+        wrong, instead = layer_plan.format.rounding, "nearest"
+    elif layer_plan.rank is not None and layer_plan.rank.method == "whitened":
+        wrong, instead = "whitened", "svd"
+    else:
+        return
+    raise PlanError(
+        f"{wrong} is for convolutions and linears; {layer.name!r} is of kind {layer.kind}; give it {instead}"
+    )
 
 
 def layers_of(graph: Graph, groups: tuple[ChannelGroup, ...]) -> tuple[LayerInfo, ...]:

@@ -8,75 +8,159 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from types import MappingProxyType
 from typing import Literal, get_args
 
 from autocomp.errors import PlanError
 
-Pattern = Literal["unstructured", "channel", "head"]
-RankMethod = Literal["svd"]
+Pattern = Literal["unstructured", "2:4", "1:4", "4:8", "block", "channel", "head"]
+Saliency = Literal["magnitude", "taylor", "wanda", "hessian"]
+RankMethod = Literal["svd", "whitened", "spatial", "tucker2", "nmf"]
+#: Levels of quantized weights: evenly spaced, three, or a table of them that was learned.
+Grid = Literal["uniform", "ternary", "codebook"]
+#: One step for the whole tensor, for each output channel, or for each group of weights in a channel's row.
+Granularity = Literal["channel", "tensor", "group"]
+Clip = Literal["mse", "minmax", "percentile"]
+Rounding = Literal["nearest", "gptq", "adaround"]
 
-WEIGHT_BITS = (8, 4, 2)
+#: Patterns that take whole units out of a layer, and those that keep n of every m weights.
+UNIT_PATTERNS = ("channel", "head")
+N_OF_M = MappingProxyType({"2:4": (2, 4), "1:4": (1, 4), "4:8": (4, 8)})
+
+#: 16 are floats of half precision; 1 is -1 and 1.
+WEIGHT_BITS = (16, 8, 6, 5, 4, 3, 2, 1)
 #: 32 leaves activations as they are: the layer computes in floats with weights that are stored in few bits.
 ACTIVATION_BITS = (8, 32)
+
+
+def _one_of(value: object, kind: object, what: str) -> None:
+    if value not in get_args(kind):
+        raise PlanError(f"{what} must be one of {', '.join(get_args(kind))}; got {value!r}")
 
 
 @dataclass(frozen=True)
 class Sparsity:
     """The share of a layer that is removed.
 
-    ``unstructured`` zeroes the smallest single weights; ``channel`` removes whole output channels, together with
-    those of every layer coupled to it, and makes the layer really smaller; ``head`` does so with whole attention heads,
-    on the layers that make queries, keys and values. ``level`` is the share removed, in (0, 1).
+    ``unstructured`` zeroes single weights; ``2:4`` (and ``1:4``, ``4:8``) keep two of every four weights in a row over
+    the input channels; ``block`` zeroes blocks of four such weights; ``channel`` removes whole output channels,
+    together with those of every layer coupled to it, and makes the layer really smaller; ``head`` does so with whole
+    attention heads, on the layers that make queries, keys and values. ``level`` is the share removed, in (0, 1).
+
+    ``saliency`` says what goes first: what is small (``magnitude``; Han et al., "Learning both weights and
+    connections", 2015), what the output depends on least to first order (``taylor``; Molchanov et al., "Importance
+    estimation for neural network pruning", 2019), what meets small inputs (``wanda``; Sun et al., "A simple and
+    effective pruning approach for large language models", 2023), or what the rest can best make up for, and does
+    (``hessian``; Frantar & Alistarh, "SparseGPT", 2023).
     """
 
     pattern: Pattern
     level: float
+    saliency: Saliency = "magnitude"
 
     def __post_init__(self) -> None:
-        if self.pattern not in get_args(Pattern):
-            raise PlanError(f"sparsity pattern must be one of {', '.join(get_args(Pattern))}; got {self.pattern!r}")
+        _one_of(self.pattern, Pattern, "sparsity pattern")
+        _one_of(self.saliency, Saliency, "saliency")
         if not 0.0 < self.level < 1.0:
             raise PlanError(
                 f"sparsity level must lie between 0 and 1 (exclusive); got {self.level}; for 0 leave it out"
             )
+        if self.pattern in N_OF_M:
+            n, m = N_OF_M[self.pattern]
+            if self.level != 1 - n / m:
+                raise PlanError(f"{self.pattern} removes {1 - n / m} of the weights; got a level of {self.level}")
+
+    def __str__(self) -> str:
+        amount = self.pattern if self.pattern in N_OF_M else f"{self.pattern} {self.level:.0%}"
+        return amount if self.saliency == "magnitude" else f"{amount} by {self.saliency}"
 
 
 @dataclass(frozen=True)
 class Rank:
-    """The rank ``r`` that a layer's weight, seen as an (out, in·k·k) matrix, is truncated to."""
+    """The rank ``r`` that a layer's weight is truncated to.
+
+    Of the weight as an (out, in·k·k) matrix: ``svd`` (least error of the weights), ``whitened`` (least error of the
+    layer's outputs; Wang et al., "SVD-LLM", 2024), ``nmf`` (what is positive and what is negative are non-negative
+    factors of rank r/2; Lee & Seung, "Learning the parts of objects", 1999). Of convolutions also ``spatial``
+    (k×1 to r channels, then 1×k; Jaderberg et al., "Speeding up convolutional neural networks with low rank
+    expansions", 2014) and ``tucker2`` (1×1, k×k to r channels, 1×1; Kim et al., "Compression of deep convolutional
+    neural networks for fast and low power mobile applications", 2016).
+    """
 
     method: RankMethod
     r: int
 
     def __post_init__(self) -> None:
-        if self.method not in get_args(RankMethod):
-            raise PlanError(f"rank method must be one of {', '.join(get_args(RankMethod))}; got {self.method!r}")
+        _one_of(self.method, RankMethod, "rank method")
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
             raise PlanError(f"rank must be a whole number of at least 1; got {self.r!r}")
+
+    def input_rank(self, inputs: int, outputs: int) -> int:
+        """The rank on the input side of a Tucker-2 decomposition, whose output side has rank ``r``: the same share."""
+        return min(inputs, max(1, round(self.r * inputs / outputs)))
+
+    def __str__(self) -> str:
+        return f"rank {self.r}" if self.method == "svd" else f"rank {self.r} by {self.method}"
 
 
 @dataclass(frozen=True)
 class Format:
-    """The bits of a layer's weights (uniform, symmetric, one scale per output channel, or per row of an embedding) and
-    of its input activations.
+    """The bits of a layer's weights (symmetric around zero) and of its input activations.
 
-    ``dynamic``: the range of the activations is found anew at every run, not calibrated. Written ``w8a8``, ``w8d8``
-    (dynamic) and ``w4a32`` (activations in floats).
+    ``dynamic``: the range of the activations is found anew at every run, not calibrated. ``grid``: the levels of the
+    weights, ``group`` the size of the groups where the ``granularity`` is one. ``clip`` is how a step is chosen, for
+    the weights and for the activations that the layer reads: least squared error (``mse``), the largest value
+    (``minmax``) or all but a thousandth of the values (``percentile``). ``rounding``: to the ``nearest`` level; or so
+    that what is rounded later makes up for what was rounded before (``gptq``; Frantar et al., "GPTQ", 2022); or up or
+    down as the layer's outputs have it (``adaround``; Nagel et al., "Up or down?", 2020).
+
+    Written ``w8a8``, ``w8d8`` (dynamic), ``w4a32`` (activations in floats), ``t2a8`` (ternary), ``c4a8`` (a codebook of
+    16 levels), with ``/tensor`` or ``/g32`` for the granularity and ``+gptq``, ``+minmax`` and the like.
     """
 
     weight_bits: int
     activation_bits: int = 8
     dynamic: bool = False
+    grid: Grid = "uniform"
+    granularity: Granularity = "channel"
+    group: int = 0
+    clip: Clip = "mse"
+    rounding: Rounding = "nearest"
 
     def __post_init__(self) -> None:
         if self.weight_bits not in WEIGHT_BITS:
             raise PlanError(f"weight bits must be one of {WEIGHT_BITS}; got {self.weight_bits!r}")
         if self.activation_bits not in ACTIVATION_BITS:
             raise PlanError(f"activation bits must be one of {ACTIVATION_BITS}; got {self.activation_bits!r}")
+        for value, kind, what in (
+            (self.grid, Grid, "the grid of weights"),
+            (self.granularity, Granularity, "the granularity of steps"),
+            (self.clip, Clip, "the way to clip"),
+            (self.rounding, Rounding, "the rounding"),
+        ):
+            _one_of(value, kind, what)
+        self._check_together()
+
+    def _check_together(self) -> None:
         if self.dynamic and self.activation_bits != 8:
             raise PlanError(f"dynamic activations have 8 bits; got {self.activation_bits}; leave out dynamic")
+        if self.weight_bits == 16 and (self.activation_bits != 32 or self._how != ("uniform", "channel", "nearest")):
+            raise PlanError(f"weights of 16 bits are floats, w16a32 and nothing else; got {self}")
+        if self.grid == "ternary" and self.weight_bits != 2:
+            raise PlanError(f"ternary weights have 2 bits; got {self.weight_bits}")
+        if self.grid == "codebook" and not 2 <= self.weight_bits <= 6:
+            raise PlanError(f"codebooks have 2 to 6 bits; got {self.weight_bits}")
+        if (self.granularity == "group") != (self.group > 0):
+            raise PlanError(
+                f"groups of weights have a size, and nothing else has; got {self.granularity}, {self.group}"
+            )
+        if self.granularity == "group" and self.activation_bits != 32:
+            raise PlanError(f"integer kernels take one step a channel; got {self}; give groups activations of 32 bits")
+
+    @property
+    def _how(self) -> tuple[str, str, str]:
+        return self.grid, self.granularity, self.rounding
 
     @property
     def integer_activations(self) -> bool:
@@ -88,8 +172,22 @@ class Format:
         """Whether its input is rounded on a grid that calibration found."""
         return self.integer_activations and not self.dynamic
 
+    @property
+    def tables_of_integers(self) -> bool:
+        """Whether an embedding of this format stays integers, of which only the rows read become floats."""
+        return self.weight_bits < 16 and self.granularity != "group"
+
+    @property
+    def needs_two_bit_type(self) -> bool:
+        """Whether a packed file stores the weights in ONNX's type of 2 bits, for which the file's opset is 25."""
+        return self.weight_bits == 2 and self.grid == "uniform"
+
     def __str__(self) -> str:
-        return f"w{self.weight_bits}{'d' if self.dynamic else 'a'}{self.activation_bits}"
+        letter = {"uniform": "w", "ternary": "t", "codebook": "c"}[self.grid]
+        steps = {"channel": "", "tensor": "/tensor", "group": f"/g{self.group}"}[self.granularity]
+        rest = [name for name in (self.rounding, self.clip) if name not in {"nearest", "mse"}]
+        how = "d" if self.dynamic else "a"
+        return f"{letter}{self.weight_bits}{how}{self.activation_bits}{steps}{''.join(f'+{name}' for name in rest)}"
 
 
 @dataclass(frozen=True)
@@ -111,25 +209,34 @@ class LayerPlan:
 
     def channel_level(self) -> float:
         """The share of output channels removed, in whole heads or not; 0 where channels are not pruned."""
-        return self.sparsity.level if self.sparsity is not None and self.sparsity.pattern != "unstructured" else 0.0
+        return self.sparsity.level if self.sparsity is not None and self.sparsity.pattern in UNIT_PATTERNS else 0.0
 
-    def unstructured_level(self) -> float:
-        """The share of single weights zeroed; 0 where they are not."""
-        return self.sparsity.level if self.sparsity is not None and self.sparsity.pattern == "unstructured" else 0.0
+    @property
+    def mask(self) -> Sparsity | None:
+        """The sparsity that zeroes weights and leaves the layer's shape; None where there is none."""
+        return None if self.sparsity is None or self.sparsity.pattern in UNIT_PATTERNS else self.sparsity
+
+    def masked_level(self) -> float:
+        """The share of weights zeroed; 0 where none are."""
+        return 0.0 if self.mask is None else self.mask.level
 
     def describe(self) -> str:
         """A few words for tables: ``rank 16, channel 50 %, w4a8``."""
-        words = []
-        if self.rank is not None:
-            words.append(f"rank {self.rank.r}")
-        if self.sparsity is not None:
-            words.append(f"{self.sparsity.pattern} {self.sparsity.level:.0%}")
-        if self.format is not None:
-            words.append(str(self.format))
+        words = [str(one) for one in (self.rank, self.sparsity, self.format) if one is not None]
         return ", ".join(words) or "untouched"
 
 
 UNTOUCHED = LayerPlan()
+
+
+def _told(option: Sparsity | Rank | Format) -> dict[str, object]:
+    """The fields that are not as usual, so that plans from before a field was there keep their hash."""
+    always = {"activation_bits"}
+    return {
+        one.name: getattr(option, one.name)
+        for one in fields(option)
+        if one.name in always or getattr(option, one.name) != one.default
+    }
 
 
 @dataclass(frozen=True)
@@ -164,12 +271,9 @@ class Plan:
     def to_json(self) -> str:
         """Canonical JSON: the same plan gives the same text."""
         layers = {
-            name: {key: value for key, value in asdict(lp).items() if value is not None}
+            name: {key: _told(value) for key, value in vars(lp).items() if value is not None}
             for name, lp in self.layers.items()
         }
-        for entry in layers.values():
-            if not entry.get("format", {}).get("dynamic", True):
-                del entry["format"]["dynamic"]  # so that plans from before it was there keep their hash
         return json.dumps({"layers": layers, "dropped_blocks": list(self.dropped_blocks)}, sort_keys=True)
 
     @staticmethod

@@ -12,15 +12,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from autocomp.errors import PlanError, SpaceError, did_you_mean
 from autocomp.inventory import Inventory, LayerInfo
 from autocomp.places import shipped_folder
-from autocomp.plan import Drop, Format, LayerPlan, Pattern, Plan, Rank, Sparsity
+from autocomp.plan import (
+    UNIT_PATTERNS,
+    Clip,
+    Drop,
+    Format,
+    Grid,
+    LayerPlan,
+    Pattern,
+    Plan,
+    Rank,
+    RankMethod,
+    Rounding,
+    Saliency,
+    Sparsity,
+)
 
 Kind = Literal["block", "channel", "head", "unstructured", "rank", "format"]
 KINDS: tuple[Kind, ...] = ("block", "channel", "head", "unstructured", "rank", "format")
@@ -37,7 +51,10 @@ WORKS: tuple[Work, ...] = ("conv", "depthwise", "linear", "sequence")
 #: Ranks are rounded to a multiple of this, which kernels like better.
 RANK_STEP = 4
 
-_FORMAT = re.compile(r"^w(?P<weight>\d+)(?:(?P<how>[ad])(?P<activation>\d+))?$")
+_FORMAT = re.compile(
+    r"^(?P<grid>[wtc])(?P<weight>\d+)(?:(?P<how>[ad])(?P<activation>\d+))?(?:/(?P<steps>tensor|g\d+))?(?P<ways>(?:\+\w+)*)$"
+)
+_GRIDS: dict[str, Grid] = {"w": "uniform", "t": "ternary", "c": "codebook"}
 
 
 class _Strict(BaseModel):
@@ -47,6 +64,7 @@ class _Strict(BaseModel):
 class _SparsityRule(_Strict):
     pattern: Pattern
     level: float
+    saliency: Saliency = "magnitude"
 
     @field_validator("level")
     @classmethod
@@ -55,11 +73,23 @@ class _SparsityRule(_Strict):
             raise ValueError(f"a sparsity level must lie between 0 and 1, both exclusive; got {level}")
         return level
 
+    @model_validator(mode="after")
+    def _possible(self) -> _SparsityRule:
+        try:
+            self.sparsity()
+        except PlanError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def sparsity(self) -> Sparsity:
+        return Sparsity(self.pattern, self.level, self.saliency)
+
 
 class _Rule(_Strict):
     layers: str
     sparsity: tuple[_SparsityRule, ...] | None = None
     rank: tuple[float, ...] | None = None
+    rank_methods: tuple[RankMethod, ...] = ("svd",)
     format: tuple[str, ...] | None = None
     drop: bool | None = None
 
@@ -93,10 +123,34 @@ def check_format(text: str) -> None:
     match = _FORMAT.match(text)
     if match is None:
         raise ValueError(
-            f"a format is written like w8 (activations as suits the layer), w8a8, w8d8 or w4a32; got {text!r}"
+            f"a format is written like w8 (activations as suits the layer), w8a8, w8d8, w4a32, t2 (ternary) or c4 (a "
+            f"codebook), and then /tensor or /g32, +gptq, +adaround, +minmax or +percentile; got {text!r}"
         )
+    # Without a word on activations, floats are what every format can have.
+    _format(match, f"{match['how']}{match['activation']}" if match["how"] else "a32")
+
+
+def _format(match: re.Match[str], activations: str) -> Format:
+    """Raises:
+    ValueError: these bits, or these ways together, are not offered.
+    """
+    steps, ways = match["steps"] or "", [way for way in match["ways"].split("+") if way]
+    for way in ways:
+        if way not in (*get_args(Rounding), *get_args(Clip)):
+            raise ValueError(
+                f"a way to round or clip is one of {', '.join((*get_args(Rounding), *get_args(Clip)))}; got {way}"
+            )
     try:
-        Format(int(match["weight"]), int(match["activation"] or 8), match["how"] == "d")
+        return Format(
+            int(match["weight"]),
+            int(activations[1:]),
+            activations[0] == "d",
+            _GRIDS[match["grid"]],
+            "tensor" if steps == "tensor" else "group" if steps else "channel",
+            int(steps[1:]) if steps.startswith("g") else 0,
+            next((way for way in get_args(Clip) if way in ways), "mse"),
+            next((way for way in get_args(Rounding) if way in ways), "nearest"),
+        )
     except PlanError as error:
         raise ValueError(str(error)) from error
 
@@ -123,19 +177,16 @@ def format_for(text: str, layer: LayerInfo, activations: Sequence[Activations]) 
     match = _FORMAT.match(text)
     if match is None:
         return None
-    if match["how"] is not None:
-        wanted = f"{match['how']}{match['activation']}"
-        possible = (
-            wanted == "a32" or (layer.computes_integers and (wanted == "a8" or layer.kind == "linear"))
-        ) and wanted in activations
-        return Format(int(match["weight"]), int(match["activation"]), match["how"] == "d") if possible else None
     order: tuple[Activations, ...] = ("a8", "a32") if layer.computes_integers else ("a32",)
     if layer.kind == "linear":
         order = ("d8", "a8", "a32") if len(layer.out_shape) > 1 else ("a8", "d8", "a32")
-    for how in order:
-        if how in activations:
-            return Format(int(match["weight"]), int(how[1:]), how[0] == "d")
-    return None
+    if match["how"] is not None:
+        wanted = f"{match['how']}{match['activation']}"
+        possible = wanted == "a32" or (layer.computes_integers and (wanted == "a8" or layer.kind == "linear"))
+        return _format(match, wanted) if possible and wanted in activations else None
+    if match["weight"] == "16" or (match["steps"] or "").startswith("g"):
+        order = ("a32",)
+    return next((_format(match, how) for how in order if how in activations), None)
 
 
 def builtin_spaces() -> dict[str, Path]:
@@ -291,11 +342,12 @@ def build_space(
         rule = rules.get(layer.name)
         if rule is None:
             continue
-        if "unstructured" in patterns:
-            levels = sorted(s.level for s in rule.sparsity or () if s.pattern == "unstructured")
-            decisions.append(_decision("unstructured", (layer.name,), [Sparsity("unstructured", v) for v in levels]))
+        masks = [one.sparsity() for one in rule.sparsity or () if one.pattern not in UNIT_PATTERNS]
+        masks = [one for one in masks if one.pattern in patterns and _can_weigh(layer, one)]
+        masks.sort(key=lambda one: one.level)
+        decisions.append(_decision("unstructured", (layer.name,), masks))
         if ranks:
-            decisions.append(_decision("rank", (layer.name,), _rank_options(layer, rule.rank or ())))
+            decisions.append(_decision("rank", (layer.name,), _rank_options(layer, rule.rank or (), rule.rank_methods)))
         work = work_of(layer)
         possible = stored if work is None else activations[work]
         formats = [format_for(text, layer, possible) for text in rule.format or ()]
@@ -341,17 +393,32 @@ def _unit_decisions(
             continue
         # Coupled layers lose the same channels: only what the rules of all of them allow.
         allowed = [
-            {s.level for s in rules[name].sparsity or () if s.pattern == group.pattern} for name in group.producers
+            {one.sparsity() for one in rules[name].sparsity or () if one.pattern == group.pattern}
+            for name in group.producers
         ]
-        levels = sorted(set.intersection(*allowed))
+        common = sorted(set.intersection(*allowed), key=lambda one: (one.level, one.saliency))
         # On few channels, two levels may cut the same number.
-        distinct = {group.kept(level): level for level in reversed(levels) if group.kept(level) < group.width}
-        options = [Sparsity(group.pattern, level) for level in sorted(distinct.values())]
+        distinct = {
+            (group.kept(one.level), one.saliency): one
+            for one in reversed(common)
+            if group.kept(one.level) < group.width
+        }
+        options = sorted(distinct.values(), key=lambda one: (one.level, one.saliency))
         yield _decision(group.pattern, group.producers, options)
 
 
-def _rank_options(layer: LayerInfo, shares: Sequence[float]) -> list[Rank]:
+def _can_weigh(layer: LayerInfo, sparsity: Sparsity) -> bool:
+    """Whether the saliency knows what it asks for."""
+    return layer.kind in {"conv2d", "linear"} or sparsity.saliency in {"magnitude", "taylor"}
+
+
+def _rank_options(layer: LayerInfo, shares: Sequence[float], methods: Sequence[RankMethod]) -> list[Rank]:
     """Ranks from the weakest truncation to the strongest; none for layers where none saves."""
-    largest = layer.largest_paying_rank
-    ranks = {max(RANK_STEP, round(share * largest / RANK_STEP) * RANK_STEP) for share in shares}
-    return [Rank("svd", r) for r in sorted(ranks, reverse=True) if r <= largest]
+    found: list[tuple[float, Rank]] = []
+    for method in methods:
+        largest = layer.largest_rank(method)
+        if method == "whitened" and layer.kind == "embedding":
+            continue
+        ranks = {max(RANK_STEP, round(share * largest / RANK_STEP) * RANK_STEP) for share in shares}
+        found += [(r / largest, Rank(method, r)) for r in ranks if r <= largest]
+    return [rank for _, rank in sorted(found, key=lambda one: -one[0])]

@@ -47,7 +47,7 @@ from autocomp.hardware.runtimes.onnxruntime import load
 from autocomp.hardware.runtimes.runtime import batch_outputs, loaded_run, reference_run
 from autocomp.hardware.timing import measure
 from autocomp.inventory import Inventory
-from autocomp.plan import WEIGHT_BITS, Format, LayerPlan, Plan, Rank, Sparsity
+from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 from autocomp.search.verify import predictor
 from autocomp.task import Metric, Task
 from autocomp.tasks.load import builtin_tasks, load_task
@@ -80,6 +80,9 @@ ZOO = tuple(
 
 #: A file may be this far from the simulated model, in float32, and so many times further than that is from itself.
 FLOAT_ERROR, SELF_ERRORS = 1e-4, 2.0
+
+#: Weight bits of random plans.
+BITS = (8, 4, 2)
 
 #: Copies of the simulated model with nudged weights, and by what share of its value each weight is nudged.
 NUDGED, NUDGE = 3, float(np.finfo(np.float32).eps)
@@ -218,7 +221,7 @@ def random_plan(inventory: Inventory, seed: int, rounded: bool) -> Plan:
             cut = Sparsity("unstructured", rng.choice([0.3, 0.6, 0.9]))
         largest = layer.largest_paying_rank
         rank = Rank("svd", rng.randint(max(1, largest // 3), largest)) if largest and rng.random() < 0.15 else None
-        bits, how = rng.choice(WEIGHT_BITS), rng.random()
+        bits, how = rng.choice(BITS), rng.random()
         chosen = None
         if rng.random() < 0.6:
             floats = not rounded or not layer.computes_integers or how < 0.2

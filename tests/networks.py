@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,7 +20,22 @@ from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.runtimes.onnxruntime import load
 from autocomp.hardware.runtimes.runtime import batch_outputs
 from autocomp.inventory import Inventory, LayerInfo
-from autocomp.plan import WEIGHT_BITS, Format, LayerPlan, Plan, Rank, Sparsity
+from autocomp.plan import (
+    N_OF_M,
+    WEIGHT_BITS,
+    Clip,
+    Format,
+    Granularity,
+    Grid,
+    LayerPlan,
+    Pattern,
+    Plan,
+    Rank,
+    RankMethod,
+    Rounding,
+    Saliency,
+    Sparsity,
+)
 
 #: On layers this small a second thread is no help, and on a busy machine each of them waits for it.
 torch.set_num_threads(1)
@@ -559,7 +574,7 @@ def eight_bits(network: str) -> Plan:
 
 
 def random_plan(inventory: Inventory, seed: int, formats: bool = True) -> Plan:
-    """Every method in some layers: ranks that pay, channels, heads or single weights cut, 8, 4 and 2 bits with
+    """Every method in some layers: ranks that pay, channels, heads or single weights cut, all bits and grids with
     activations of every kind that the layer takes, and blocks left out."""
     chance = random.Random(seed)
     sparsity: dict[str, Sparsity] = {}
@@ -571,20 +586,49 @@ def random_plan(inventory: Inventory, seed: int, formats: bool = True) -> Plan:
     for layer in inventory.layers:
         cut = sparsity.get(layer.name)
         if cut is None and chance.random() < 0.4:
-            cut = Sparsity("unstructured", chance.choice([0.3, 0.6, 0.9]))
-        rank = None
-        if layer.largest_paying_rank and chance.random() < 0.3:
-            rank = Rank("svd", chance.randint(1, layer.largest_paying_rank))
+            cut = _random_mask(layer, chance)
+        rank = _random_rank(layer, chance) if chance.random() < 0.3 else None
         chosen = _random_format(layer, chance) if formats and chance.random() < 0.6 else None
         plans[layer.name] = LayerPlan(cut, rank, chosen)
     return Plan(plans, tuple(block.name for block in inventory.blocks if chance.random() < 0.25))
 
 
+def _random_mask(layer: LayerInfo, chance: random.Random) -> Sparsity:
+    patterns: list[Pattern] = ["unstructured", "unstructured", "block", "2:4", "1:4", "4:8"]
+    pattern = chance.choice(patterns)
+    looks = layer.kind in {"conv2d", "linear"} and layer.called
+    saliencies: list[Saliency] = ["magnitude", "taylor", "wanda", "hessian"]
+    saliency = chance.choice(saliencies if looks else saliencies[:2])
+    if pattern in N_OF_M:
+        n, m = N_OF_M[pattern]
+        return Sparsity(pattern, 1 - n / m, saliency)
+    return Sparsity(pattern, chance.choice([0.3, 0.6, 0.9]), saliency)
+
+
+def _random_rank(layer: LayerInfo, chance: random.Random) -> Rank | None:
+    methods: list[RankMethod] = ["svd", "nmf", "spatial", "tucker2", "whitened"]
+    possible = [method for method in methods if layer.largest_rank(method) > 1]
+    possible = [method for method in possible if method != "whitened" or layer.kind != "embedding"]
+    if not possible:
+        return None
+    method = chance.choice(possible)
+    return Rank(method, chance.randint(2, layer.largest_rank(method)))
+
+
 def _random_format(layer: LayerInfo, chance: random.Random) -> Format:
-    bits, kind = chance.choice(WEIGHT_BITS), chance.random()
+    grids: list[tuple[Grid, int]] = [("uniform", bits) for bits in WEIGHT_BITS]
+    grid, bits = chance.choice([*grids, ("ternary", 2), ("codebook", 2), ("codebook", 3), ("codebook", 4)])
+    kind = chance.random()
+    if bits == 16:
+        return Format(16, 32)
+    roundings: list[Rounding] = ["nearest", "nearest", "gptq", "adaround"]
+    rounding = chance.choice(roundings if layer.kind in {"conv2d", "linear"} and layer.called else roundings[:1])
+    clip: Clip = chance.choice(get_args(Clip))
+    granularity: Granularity = chance.choice(["channel", "tensor"])
     if not layer.computes_integers or kind > 0.8:
-        return Format(bits, 32)
-    return Format(bits, dynamic=layer.kind == "linear" and kind < 0.4)
+        group = chance.choice((0, 0, 16))
+        return Format(bits, 32, False, grid, "group" if group else granularity, group, clip, rounding)
+    return Format(bits, 8, layer.kind == "linear" and kind < 0.4, grid, granularity, 0, clip, rounding)
 
 
 def ready(model: nn.Module, seed: int) -> nn.Module:

@@ -3,25 +3,68 @@
 from __future__ import annotations
 
 import pickle
+from typing import get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autocomp.errors import PlanError
-from autocomp.plan import UNTOUCHED, WEIGHT_BITS, Format, LayerPlan, Plan, Rank, Sparsity
-
-sparsities = st.builds(
+from autocomp.plan import (
+    N_OF_M,
+    UNTOUCHED,
+    WEIGHT_BITS,
+    Clip,
+    Format,
+    Granularity,
+    Grid,
+    LayerPlan,
+    Plan,
+    Rank,
+    RankMethod,
+    Rounding,
+    Saliency,
     Sparsity,
-    st.sampled_from(["unstructured", "channel", "head"]),
-    st.floats(0, 1, exclude_min=True, exclude_max=True),
 )
-formats = st.sampled_from([Format(bits, *how) for bits in WEIGHT_BITS for how in ((8, False), (8, True), (32, False))])
+
+levels = st.floats(0, 1, exclude_min=True, exclude_max=True)
+saliencies = st.sampled_from(get_args(Saliency))
+sparsities = st.one_of(
+    st.builds(Sparsity, st.sampled_from(["unstructured", "block", "channel", "head"]), levels, saliencies),
+    st.builds(
+        lambda pattern, saliency: Sparsity(pattern, 1 - N_OF_M[pattern][0] / N_OF_M[pattern][1], saliency),
+        st.sampled_from(sorted(N_OF_M)),
+        saliencies,
+    ),
+)
+
+
+@st.composite
+def formats(draw: st.DrawFn) -> Format:
+    grid = draw(st.sampled_from(get_args(Grid)))
+    bits = {"uniform": WEIGHT_BITS, "ternary": (2,), "codebook": (2, 3, 4, 5, 6)}[grid]
+    weight_bits = draw(st.sampled_from(bits))
+    if weight_bits == 16:
+        return Format(16, 32)
+    activation_bits, dynamic = draw(st.sampled_from([(8, False), (8, True), (32, False)]))
+    granularity = draw(st.sampled_from(get_args(Granularity) if activation_bits == 32 else ("channel", "tensor")))
+    return Format(
+        weight_bits,
+        activation_bits,
+        dynamic,
+        grid,
+        granularity,
+        draw(st.integers(1, 256)) if granularity == "group" else 0,
+        draw(st.sampled_from(get_args(Clip))),
+        draw(st.sampled_from(get_args(Rounding))),
+    )
+
+
 layer_plans = st.builds(
     LayerPlan,
     st.none() | sparsities,
-    st.none() | st.builds(Rank, st.just("svd"), st.integers(1, 10_000)),
-    st.none() | formats,
+    st.none() | st.builds(Rank, st.sampled_from(get_args(RankMethod)), st.integers(1, 10_000)),
+    st.none() | formats(),
 )
 plans = st.builds(
     Plan,
@@ -67,15 +110,15 @@ def test_the_default_leaves_every_layer_untouched() -> None:
     assert Plan({"any": LayerPlan()}) == Plan()
     assert Plan({"any": LayerPlan()}).hash == Plan().hash
     assert LayerPlan().describe() == "untouched"
-    assert LayerPlan().channel_level() == LayerPlan().unstructured_level() == 0.0
+    assert LayerPlan().channel_level() == LayerPlan().masked_level() == 0.0
 
 
 def test_a_level_counts_for_its_own_pattern_only() -> None:
     channel, single = LayerPlan(Sparsity("channel", 0.5)), LayerPlan(Sparsity("unstructured", 0.5))
-    assert (channel.channel_level(), channel.unstructured_level()) == (0.5, 0.0)
-    assert (single.channel_level(), single.unstructured_level()) == (0.0, 0.5)
+    assert (channel.channel_level(), channel.masked_level()) == (0.5, 0.0)
+    assert (single.channel_level(), single.masked_level()) == (0.0, 0.5)
     head = LayerPlan(Sparsity("head", 0.5))
-    assert (head.channel_level(), head.unstructured_level()) == (0.5, 0.0)
+    assert (head.channel_level(), head.masked_level()) == (0.5, 0.0)
 
 
 def test_a_layer_is_described_in_a_few_words() -> None:
@@ -102,6 +145,11 @@ def test_a_rank_outside_its_range_is_named(r: int) -> None:
         (Format(8), "w8a8", True, True),
         (Format(8, dynamic=True), "w8d8", True, False),
         (Format(4, 32), "w4a32", False, False),
+        (Format(16, 32), "w16a32", False, False),
+        (Format(1), "w1a8", True, True),
+        (Format(2, grid="ternary", rounding="gptq"), "t2a8+gptq", True, True),
+        (Format(4, 32, grid="codebook", granularity="tensor"), "c4a32/tensor", False, False),
+        (Format(4, 32, granularity="group", group=32, clip="minmax"), "w4a32/g32+minmax", False, False),
     ],
 )
 def test_a_format_says_how_it_computes(chosen: Format, name: str, integers: bool, calibrated: bool) -> None:
@@ -114,7 +162,7 @@ def test_floats_are_not_rounded_dynamically() -> None:
         Format(8, 32, dynamic=True)
 
 
-@pytest.mark.parametrize("bits", [0, 1, 3, 16, 32])
+@pytest.mark.parametrize("bits", [0, 7, 12, 32])
 def test_bits_that_are_not_offered_are_named(bits: int) -> None:
     with pytest.raises(PlanError, match=str(bits)) as raised:
         Format(bits)
@@ -125,8 +173,8 @@ def test_bits_that_are_not_offered_are_named(bits: int) -> None:
 
 
 def test_an_unknown_method_is_named() -> None:
-    with pytest.raises(PlanError, match="'block'"):
-        Sparsity("block", 0.5)  # type: ignore[arg-type]
+    with pytest.raises(PlanError, match="'grid'"):
+        Sparsity("grid", 0.5)  # type: ignore[arg-type]
     with pytest.raises(PlanError, match="'tucker'"):
         Rank("tucker", 4)  # type: ignore[arg-type]
 
@@ -153,3 +201,32 @@ def test_a_text_that_is_no_plan_is_refused(text: str) -> None:
 def test_a_level_outside_its_range_is_refused_in_json_too() -> None:
     with pytest.raises(PlanError, match=r"1\.5"):
         Plan.from_json('{"layers": {"a": {"sparsity": {"pattern": "channel", "level": 1.5}}}}')
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"weight_bits": 7}, "must be one of"),
+        ({"weight_bits": 16}, "w16a32 and nothing else"),
+        ({"weight_bits": 16, "activation_bits": 32, "rounding": "gptq"}, "w16a32 and nothing else"),
+        ({"weight_bits": 3, "grid": "ternary"}, "ternary weights have 2 bits; got 3"),
+        ({"weight_bits": 8, "grid": "codebook"}, "codebooks have 2 to 6 bits; got 8"),
+        ({"weight_bits": 4, "granularity": "group"}, "have a size"),
+        ({"weight_bits": 4, "group": 8}, "have a size"),
+        ({"weight_bits": 4, "granularity": "group", "group": 8}, "one step a channel"),
+        ({"weight_bits": 4, "rounding": "up"}, "must be one of nearest, gptq, adaround; got 'up'"),
+        ({"weight_bits": 4, "activation_bits": 32, "dynamic": True}, "dynamic activations have 8 bits"),
+    ],
+)
+def test_a_format_that_does_not_hold_together_is_refused(given: dict[str, object], message: str) -> None:
+    with pytest.raises(PlanError, match=message) as raised:
+        Format(**given)  # type: ignore[arg-type]
+    assert "\n" not in str(raised.value)
+
+
+def test_a_pattern_of_n_in_m_has_its_own_level() -> None:
+    assert str(Sparsity("2:4", 0.5, "wanda")) == "2:4 by wanda"
+    with pytest.raises(PlanError, match=r"2:4 removes 0.5 of the weights; got a level of 0.25"):
+        Sparsity("2:4", 0.25)
+    with pytest.raises(PlanError, match="saliency must be one of magnitude, taylor, wanda, hessian; got 'luck'"):
+        Sparsity("unstructured", 0.25, "luck")  # type: ignore[arg-type]

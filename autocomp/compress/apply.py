@@ -12,26 +12,24 @@ import torch
 from torch import nn
 
 from autocomp.compress.agreement import failing
-from autocomp.compress.attention import Heads, choose_heads, cut_heads, find_heads
+from autocomp.compress.attention import HeadCut, Heads, choose_heads, cut_heads, find_heads
 from autocomp.compress.blocks import drop_blocks, find_blocks
-from autocomp.compress.channels import Coupling, choose_units, prune
+from autocomp.compress.channels import Coupling, Cut, choose_units, gone_channels, prune
 from autocomp.compress.couplings import find_couplings
-from autocomp.compress.factorize import factorize
 from autocomp.compress.fold import fold_batch_norm
-from autocomp.compress.prune import magnitude_mask
+from autocomp.compress.grids import QuantizedWeight, with_larger_steps
 from autocomp.compress.quantize import (
     DEFAULT_NUMERICS,
     ActivationQuantizer,
     Numerics,
-    QuantizedWeight,
     calibrate_activations,
     complete_formats,
     quantize_dynamically,
-    quantize_weight,
     quantized_tensors,
     rounded_for_products,
-    with_larger_steps,
 )
+from autocomp.compress.solve import Gone, Setting, Solver
+from autocomp.compress.statistics import Batches
 from autocomp.compress.structure import restructure
 from autocomp.compress.unpack import unpack_attention
 from autocomp.errors import AutocompError
@@ -44,8 +42,6 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
     from autocomp.graph import Node
-
-Batches = Sequence[tuple[torch.Tensor, ...]]
 
 #: The layers that methods know, told by what they compute: a class of a user's own that inherits this is one of them.
 FORWARDS = {kind.forward for kind in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)}
@@ -179,7 +175,8 @@ def _with_sound_shapes(prepared: Prepared) -> Prepared:
             }
         )
         try:
-            built, said = read_graph(_restructured(prepared, plan)[1]), restructure(prepared.inventory, plan).graph
+            _, program = _restructured(prepared, plan, _cuts(prepared, plan), {})
+            built, said = read_graph(program), restructure(prepared.inventory, plan).graph
         except AutocompError as error:
             return f"the network without them cannot be built ({error})"
         if [_facts(node) for node in built.nodes] != [_facts(node) for node in said.nodes]:
@@ -235,22 +232,35 @@ def _why_left(model: nn.Module, used: Counter[str]) -> dict[str, str]:
     return found
 
 
-def apply(prepared: Prepared, plan: Plan, calibration: Batches, numerics: Numerics = DEFAULT_NUMERICS) -> Compressed:
-    """Compress a prepared model. Pure: the same arguments give the same result, and nothing given is changed.
+def apply(
+    prepared: Prepared,
+    plan: Plan,
+    calibration: Batches,
+    numerics: Numerics = DEFAULT_NUMERICS,
+    solver: Solver | None = None,
+) -> Compressed:
+    """Compress a prepared model. Pure: the same arguments give the same result, and no model given is changed.
 
     Args:
-        calibration: batches of positional inputs for the ranges of quantized activations.
+        calibration: batches of positional inputs, for the ranges of quantized activations and for what looks at the
+            layers' inputs.
         numerics: the integer arithmetic of the runtime that the result is for.
+        solver: of this model and calibration; knows the layers that it has solved before.
 
     Raises:
         PlanError: the plan does not fit the model.
-        CompressionError: a group of channels cannot be cut.
+        CompressionError: a group of channels cannot be cut, or a layer's inputs cannot be seen.
     """
     prepared.inventory.check(plan)
-    module, program = _restructured(prepared, plan)
+    solver = Solver(prepared.model, calibration) if solver is None else solver
+    cuts = _cuts(prepared, plan)
+    ranks = {name: one.rank for name, one in plan.layers.items() if one.rank is not None}
+    factors = {name: solver.factors(name, rank, [*ranks]) for name, rank in ranks.items()}
+    module, program = _restructured(prepared, plan, cuts, factors)
     graph = read_graph(program)
-    masks = _cut_weights(module, graph, plan)
-    formats, weights, bias_scales = _quantize(module, graph, plan, masks, calibration, numerics)
+    formats = _formats(graph, plan, numerics)
+    weights, masks = _solve(module, graph, plan, cuts, formats, numerics, solver)
+    bias_scales = _quantize(module, graph, formats, weights, calibration, numerics)
     return Compressed(plan, module, graph, prepared.example, formats, weights, masks, bias_scales, numerics)
 
 
@@ -278,84 +288,130 @@ def compress(
     return apply(prepare(model, example_inputs, dynamic_dims), plan, calibration, numerics)
 
 
-def _restructured(prepared: Prepared, plan: Plan) -> tuple[GraphModule, ExportedProgram]:
-    """Ranks truncated, channels and heads cut, blocks left out. Which channels and heads go is decided on the untouched
-    weights."""
-    inventory = prepared.inventory
-    model = copy.deepcopy(prepared.model)
-    for name, layer_plan in plan.layers.items():
-        if layer_plan.rank is not None:
-            parent, _, child = name.rpartition(".")
-            setattr(model.get_submodule(parent), child, factorize(model.get_submodule(name), layer_plan.rank.r))
-    levels = {(group.name, group.pattern): group.kept(level) for group, level in inventory.unit_levels(plan)}
-    cut = [
+@dataclass(frozen=True)
+class _Cuts:
+    """The units that a plan cuts, and the channels that its layers lose by them."""
+
+    channels: tuple[Cut, ...]
+    heads: tuple[HeadCut, ...]
+    gone: Mapping[str, Gone]
+
+
+def _cuts(prepared: Prepared, plan: Plan) -> _Cuts:
+    """Which channels and heads go is decided on the untouched weights."""
+    levels = {(group.name, group.pattern): group.kept(level) for group, level in prepared.inventory.unit_levels(plan)}
+    channels = tuple(
         (one, choose_units(prepared.model, one, levels[one.group.name, "channel"]))
         for one in prepared.couplings
         if (one.group.name, "channel") in levels
-    ]
-    program = export_program(prune(model, cut) if cut else model, prepared.example)
-    module = graph_module(program)
-    heads = [
+    )
+    heads = tuple(
         (one, choose_heads(prepared.model, one, levels[one.group.name, "head"]))
         for one in prepared.heads
         if (one.group.name, "head") in levels
-    ]
-    blocks: tuple[ResidualBlock, ...] = inventory.dropped(plan)
-    if heads or blocks:
-        cut_heads(module, heads)
+    )
+    sides: dict[tuple[str, str], set[int]] = {}
+    for (path, side, dim), indices in gone_channels(channels).items():
+        if dim is None and side != "own":
+            sides.setdefault((path, side), set()).update(indices)
+    for one, units in heads:
+        for side, tables in (("out", one.rows), ("in", one.columns)):
+            for path, table in tables.items():
+                sides.setdefault((path, side), set()).update(index for unit in units for index in table[unit])
+    paths = {path for path, _ in sides}
+    gone = {
+        path: Gone(*(tuple(sorted(sides.get((path, side), ()))) for side in ("out", "in"))) for path in sorted(paths)
+    }
+    return _Cuts(channels, heads, gone)
+
+
+def _restructured(
+    prepared: Prepared, plan: Plan, cuts: _Cuts, factors: Mapping[str, nn.Sequential]
+) -> tuple[GraphModule, ExportedProgram]:
+    """Ranks truncated, channels and heads cut, blocks left out.
+
+    Args:
+        factors: layer → the stages that take its place.
+    """
+    model = copy.deepcopy(prepared.model)
+    for name, stages in factors.items():
+        parent, _, child = name.rpartition(".")
+        setattr(model.get_submodule(parent), child, copy.deepcopy(stages))
+    program = export_program(prune(model, cuts.channels) if cuts.channels else model, prepared.example)
+    module = graph_module(program)
+    blocks: tuple[ResidualBlock, ...] = prepared.inventory.dropped(plan)
+    if cuts.heads or blocks:
+        cut_heads(module, cuts.heads)
         drop_blocks(module, blocks)
         program = export_program(module, prepared.example)
         module = graph_module(program)
     return module, program
 
 
+def origin(plan: Plan, layer: str) -> tuple[str, int]:
+    """The layer of the untouched model that a layer of the restructured one is a stage of, and which."""
+    parent, _, stage = layer.rpartition(".")
+    return (parent, int(stage)) if stage in {"0", "1", "2"} and plan[parent].rank is not None else (layer, 0)
+
+
 def plan_of(plan: Plan, layer: str) -> LayerPlan:
-    """The plan of a layer of the restructured model: a low-rank pair's halves have that of the layer they replace."""
-    parent, _, half = layer.rpartition(".")
-    return plan[parent] if half in {"0", "1"} and plan[parent].rank is not None else plan[layer]
+    """The plan of a layer of the restructured model: low-rank stages have that of the layer they replace."""
+    return plan[origin(plan, layer)[0]]
 
 
-def _cut_weights(module: GraphModule, graph: Graph, plan: Plan) -> dict[str, torch.Tensor]:
-    """Zero the weights that unstructured sparsity cuts, in place; parameter name → mask of what stays."""
-    masks = {}
-    for node in graph.layers:
-        level = plan_of(plan, node.layer or "").unstructured_level()
-        if level > 0:
-            weight = module.get_parameter(f"{node.layer}.weight")
-            mask = magnitude_mask(weight, level)
-            weight.data = torch.where(mask, weight.data, torch.zeros(()))
-            masks[f"{node.layer}.weight"] = mask
-    return masks
+def _formats(graph: Graph, plan: Plan, numerics: Numerics) -> dict[str, Format]:
+    """Layer → the format that it really gets."""
+    planned = {node.layer: plan_of(plan, node.layer).format for node in graph.layers if node.layer is not None}
+    return {name: one for name, one in complete_formats(graph, planned, numerics).items() if one is not None}
+
+
+def _solve(
+    module: GraphModule,
+    graph: Graph,
+    plan: Plan,
+    cuts: _Cuts,
+    formats: Mapping[str, Format],
+    numerics: Numerics,
+    solver: Solver,
+) -> tuple[dict[str, QuantizedWeight], dict[str, torch.Tensor]]:
+    """Cut and round weights, in place; parameter name → what is stored of it, and the mask of what stays."""
+    settings: dict[str, Setting] = {}
+    for name in dict.fromkeys(node.layer for node in graph.layers if node.layer is not None):
+        layer, stage = origin(plan, name)
+        chosen = formats.get(name)
+        narrow = numerics.narrow_products and chosen is not None and chosen.integer_activations
+        one = Setting(layer, stage, cuts.gone.get(layer, Gone()), plan[layer].rank, plan[layer].mask, chosen, narrow)
+        if one.mask is not None or one.format is not None:
+            settings[name] = one
+    weights, masks = {}, {}
+    for name, one in settings.items():
+        found = solver.solution(one, [*settings.values()])
+        module.get_parameter(f"{name}.weight").data = found.weight.clone()
+        if found.kept is not None:
+            masks[f"{name}.weight"] = found.kept
+        if found.quantized is not None:
+            weights[f"{name}.weight"] = found.quantized
+    return weights, masks
 
 
 def _quantize(
     module: GraphModule,
     graph: Graph,
-    plan: Plan,
-    masks: Mapping[str, torch.Tensor],
+    formats: Mapping[str, Format],
+    weights: dict[str, QuantizedWeight],
     calibration: Batches,
     numerics: Numerics,
-) -> tuple[dict[str, Format], dict[str, QuantizedWeight], dict[str, torch.Tensor]]:
-    """Round weights, then activations on the calibration batches, then biases to the product of both steps."""
-    planned = {node.layer: plan_of(plan, node.layer).format for node in graph.layers if node.layer is not None}
-    formats = {name: one for name, one in complete_formats(graph, planned, numerics).items() if one is not None}
-    weights: dict[str, QuantizedWeight] = {}
-    for name, chosen in formats.items():
-        parameter = module.get_parameter(f"{name}.weight")
-        narrow = numerics.narrow_products and chosen.integer_activations
-        stored = quantize_weight(parameter, chosen.weight_bits, masks.get(f"{name}.weight"), narrow)
-        parameter.data = stored.dequantized()
-        weights[f"{name}.weight"] = stored
+) -> dict[str, torch.Tensor]:
+    """Round activations on the calibration batches, then biases to the product of both steps."""
     public = quantized_tensors(graph, formats, numerics)
     private = rounded_for_products(graph, formats, public)
     sites = (*public, *private)
     readers = {name: [node.name for node in graph.users[name] if _reads_rounded(node, formats)] for name in private}
     quantizers = calibrate_activations(module, sites, calibration, numerics, readers)
     quantize_dynamically(module, graph, [name for name, chosen in formats.items() if chosen.dynamic])
-    calibrated = [node for node in graph.layers if node.layer in formats and formats[node.layer].calibrated]
+    calibrated = [node for node in graph.layers if _reads_rounded(node, formats)]
     in_integers = [node for node in calibrated if node.op == "conv2d" or node.is_gemm]
-    biases = _round_biases(module, in_integers, weights, quantizers) if numerics.integer_bias else {}
-    return formats, weights, biases
+    return _round_biases(module, in_integers, formats, weights, quantizers) if numerics.integer_bias else {}
 
 
 def _reads_rounded(node: Node, formats: Mapping[str, Format]) -> bool:
@@ -366,6 +422,7 @@ def _reads_rounded(node: Node, formats: Mapping[str, Format]) -> bool:
 def _round_biases(
     module: GraphModule,
     layers: Sequence[Node],
+    formats: Mapping[str, Format],
     weights: dict[str, QuantizedWeight],
     quantizers: Mapping[str, ActivationQuantizer],
 ) -> dict[str, torch.Tensor]:
@@ -377,13 +434,15 @@ def _round_biases(
     scales: dict[str, torch.Tensor] = {}
     used = Counter(node.layer for node in layers)
     for node in layers:
-        name = f"{node.layer}.weight"
+        layer = node.layer or ""
+        name = f"{layer}.weight"
         if node.has_bias and used[node.layer] == 1:  # one bias has no step for several inputs
-            bias = module.get_parameter(f"{node.layer}.bias")
+            bias = module.get_parameter(f"{layer}.bias")
             input_step = quantizers[node.inputs[0]].scale
-            weights[name] = with_larger_steps(weights[name], bias.abs() / (LARGEST_BIAS * input_step))
+            smallest = bias.abs() / (LARGEST_BIAS * input_step)
+            weights[name] = with_larger_steps(weights[name], smallest, formats[layer])
             module.get_parameter(name).data = weights[name].dequantized()
             step = weights[name].scale * input_step
             bias.data = (bias / step).round() * step
-            scales[f"{node.layer}.bias"] = step
+            scales[f"{layer}.bias"] = step
     return scales

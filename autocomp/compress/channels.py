@@ -67,12 +67,12 @@ def choose_units(model: torch.nn.Module, coupling: Coupling, kept: int) -> list[
 def prune(model: torch.nn.Module, cuts: Iterable[Cut]) -> torch.nn.Module:
     """A copy of ``model`` without the given units of each group.
 
-    Where a low-rank pair has taken a layer's place, its first half loses inputs and its second outputs.
+    Where low-rank stages have taken a layer's place, the first loses inputs and the last outputs.
     """
     from torch import nn
 
     work = copy.deepcopy(model).requires_grad_(False)
-    for (path, side, dim), gone in _gone(cuts).items():
+    for (path, side, dim), gone in gone_channels(cuts).items():
         if dim is not None:
             parent, _, name = path.rpartition(".")
             owner, parameter = work.get_submodule(parent), work.get_parameter(path)
@@ -80,8 +80,8 @@ def prune(model: torch.nn.Module, cuts: Iterable[Cut]) -> torch.nn.Module:
             continue
         module = work.get_submodule(path)
         if isinstance(module, nn.Sequential):
-            module = module[1 if side == "out" else 0]
-        _cut(module, side, gone)
+            module = module[-1 if side == "out" else 0]
+        cut_channels(module, side, gone)
     return work
 
 
@@ -92,7 +92,7 @@ def mask(model: torch.nn.Module, cuts: Iterable[Cut]) -> torch.nn.Module:
 
     work = copy.deepcopy(model).requires_grad_(False)
     with torch.no_grad():
-        for (path, side, dim), gone in _gone(cuts).items():
+        for (path, side, dim), gone in gone_channels(cuts).items():
             indices = torch.tensor(sorted(gone))
             if dim is not None:
                 work.get_parameter(path).index_fill_(dim, indices, 0)
@@ -109,7 +109,7 @@ def mask(model: torch.nn.Module, cuts: Iterable[Cut]) -> torch.nn.Module:
     return work
 
 
-def _gone(cuts: Iterable[Cut]) -> dict[tuple[str, Side, int | None], set[int]]:
+def gone_channels(cuts: Iterable[Cut]) -> dict[tuple[str, Side, int | None], set[int]]:
     """What every module loses, over all groups, in the channels of the untouched model."""
     gone: dict[tuple[str, Side, int | None], set[int]] = defaultdict(set)
     for coupling, units in cuts:
@@ -140,7 +140,7 @@ def _kept(parameter: torch.Tensor, dim: int, gone: set[int]) -> torch.nn.Paramet
     return torch.nn.Parameter(parameter.detach().index_select(dim, stay), requires_grad=False)
 
 
-def _cut(module: torch.nn.Module, side: Side, gone: set[int]) -> None:
+def cut_channels(module: torch.nn.Module, side: Side, gone: set[int]) -> None:
     """Take channels out of one module, in place."""
     from torch import nn
 

@@ -1,4 +1,4 @@
-"""Uniform quantization of weights and activations, simulated exactly as the exported file computes it."""
+"""Which tensors are rounded to 8 bits, and their grids, simulated exactly as the exported file computes them."""
 
 from __future__ import annotations
 
@@ -17,8 +17,7 @@ from autocomp.plan import Format
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
-#: Shares of the largest magnitude that are tried as clipping range of a weight channel, and of an activation.
-WEIGHT_CLIPS = torch.linspace(0.2, 1.0, 41)
+#: Shares of the range that are tried as clipping range of an activation.
 ACTIVATION_CLIPS = torch.linspace(0.6, 1.0, 17)
 
 #: Operations whose result holds some of the values they read, so that what is rounded before needs no grid of its own
@@ -50,70 +49,6 @@ class Numerics:
 
 
 DEFAULT_NUMERICS = Numerics()
-
-
-@dataclass(frozen=True)
-class QuantizedWeight:
-    """Integer levels and their step: the weight is ``levels * scale``.
-
-    ``levels`` int8, the weight's shape; ``scale`` float32, one per output channel (dimension 0); ``kept`` a bool mask
-    of the weight's shape, None where nothing was cut.
-    """
-
-    levels: torch.Tensor
-    scale: torch.Tensor
-    bits: int
-    kept: torch.Tensor | None = None
-
-    def dequantized(self) -> torch.Tensor:
-        return self.levels.float() * _per_channel(self.scale, self.levels.dim())
-
-
-def _per_channel(values: torch.Tensor, dimensions: int) -> torch.Tensor:
-    return values.reshape(-1, *[1] * (dimensions - 1))
-
-
-def level_range(bits: int, narrow_products: bool = False) -> tuple[int, int]:
-    """Lowest and highest integer level. 8 bits leave out -128, so that the range is symmetric; the narrow formats
-    cannot spare a level. Two products of 255 and 64 still fit into 16 bits."""
-    if bits == 8 and narrow_products:
-        return -64, 64
-    return (-127, 127) if bits == 8 else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
-
-
-def quantize_weight(
-    weight: torch.Tensor, bits: int, kept: torch.Tensor | None = None, narrow_products: bool = False
-) -> QuantizedWeight:
-    """Round to nearest on a symmetric grid per output channel, clipped where the squared error is least.
-
-    Args:
-        weight: (out, …) float.
-        bits: 8, 4 or 2.
-        kept: mask of the weights that were not cut; the others stay exactly zero.
-        narrow_products: see :class:`Numerics`.
-    """
-    low, high = level_range(bits, narrow_products)
-    rows = weight.detach().reshape(weight.shape[0], -1)
-    largest = rows.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny * 2**20)
-    largest = torch.where(rows.any(dim=1), largest, torch.ones(()))  # any step will do for a channel of zeros
-    best_error = torch.full_like(largest, torch.inf)
-    scale = largest / high
-    for clip in WEIGHT_CLIPS if bits < 8 else WEIGHT_CLIPS[-1:]:
-        candidate = largest * clip / high
-        error = ((rows / candidate[:, None]).round().clamp(low, high) * candidate[:, None] - rows).square().sum(dim=1)
-        scale = torch.where(error < best_error, candidate, scale)
-        best_error = torch.minimum(error, best_error)
-    levels = (rows / scale[:, None]).round().clamp(low, high).to(torch.int8).reshape(weight.shape)
-    if kept is not None:
-        levels = torch.where(kept, levels, torch.zeros_like(levels))
-    return QuantizedWeight(levels, scale, bits, kept)
-
-
-def with_larger_steps(stored: QuantizedWeight, smallest: torch.Tensor) -> QuantizedWeight:
-    """``stored`` with no step below ``smallest`` (one per output channel); channels above it stay as they are."""
-    scale = torch.maximum(stored.scale, smallest)
-    ratio = _per_channel(stored.scale / scale, stored.levels.dim())
-    return QuantizedWeight((stored.levels * ratio).round().to(torch.int8), scale, stored.bits, stored.kept)
 
 
 class ActivationQuantizer(nn.Module):

@@ -22,7 +22,7 @@ from autocomp.compress.quantize import (
 from autocomp.compress.shapes import SPLITS, follow, part, unflattened
 from autocomp.graph import CONVOLUTIONS, Graph, Node
 from autocomp.inventory import Inventory
-from autocomp.plan import Format, LayerPlan, Plan
+from autocomp.plan import Format, LayerPlan, Plan, Rank
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ class Structure:
     def integer_tables(self) -> frozenset[str]:
         """The embeddings that stay integers."""
         tables = (node.layer for node in self.graph.layers if node.op == "embedding" and node.layer is not None)
-        return frozenset(name for name in tables if self.layers[name].format is not None)
+        formats = {name: self.layers[name].format for name in tables}
+        return frozenset(name for name, chosen in formats.items() if chosen is not None and chosen.tables_of_integers)
 
     @property
     def macs(self) -> int:
@@ -100,10 +101,11 @@ def restructure(inventory: Inventory, plan: Plan, numerics: Numerics = DEFAULT_N
         if node.layer is not None and node.layer in inventory.by_name:
             layer_plan = plan[node.layer]
             whole = _resized(shaped, outputs.get(node.layer), inputs_cut.get(node.layer, 0))
-            for half in _split(whole, layer_plan):
-                nodes[half.name] = half
-                layers[half.layer or ""] = _stored(half, layer_plan)
-                renamed[node.name] = half.name
+            source = nodes[whole.inputs[0]].shape if whole.inputs else ()
+            for stage in _split(whole, source, layer_plan.rank, node):
+                nodes[stage.name] = stage
+                layers[stage.layer or ""] = _stored(stage, layer_plan)
+                renamed[node.name] = stage.name
             shaped = whole
         else:
             nodes[node.name] = shaped
@@ -159,32 +161,80 @@ def _resized(node: Node, outputs: int | None, inputs_cut: int) -> Node:
     return changed(resized, shape=(*node.shape[:channels], resized.outputs, *node.shape[channels + 1 :]))
 
 
-def _split(node: Node, layer_plan: LayerPlan) -> tuple[Node, ...]:
-    """The node, or the two halves that a truncated rank makes of it."""
-    if layer_plan.rank is None:
+def _split(node: Node, source: tuple[int, ...], rank: Rank | None, uncut: Node) -> tuple[Node, ...]:
+    """The node, or the stages that a truncated rank makes of it, as :func:`autocomp.compress.factorize.factorize` does.
+
+    Args:
+        source: the shape of what the node reads.
+        uncut: the node with all of its channels.
+    """
+    if rank is None:
         return (node,)
-    r = layer_plan.rank.r
+    if rank.method == "spatial":
+        return _spatial_stages(node, source, rank.r)
+    if rank.method == "tucker2":
+        inner = rank.input_rank(uncut.weight_shape[1], uncut.weight_shape[0])
+        first = _stage(node, 0, node.inputs, (inner, node.weight_shape[1], 1, 1), source[2:])
+        middle = _stage(node, 1, (first.name,), (rank.r, inner, *node.kernel), node.shape[2:], of=node)
+        return first, middle, _last_stage(node, 2, middle.name, rank.r)
+    r = rank.r
     convolution = node.op == "conv2d"
-    middle = (node.shape[0], r, *node.shape[2:]) if convolution else (*node.shape[:-1], r)
+    middle_shape = (node.shape[0], r, *node.shape[2:]) if convolution else (*node.shape[:-1], r)
     weight = (node.weight_shape[0], r) if node.op == "embedding" else (r, *node.weight_shape[1:])
     first = changed(
-        node, name=f"{node.name}/0", layer=f"{node.layer}.0", weight_shape=weight, shape=middle, has_bias=False
+        node, name=f"{node.name}/0", layer=f"{node.layer}.0", weight_shape=weight, shape=middle_shape, has_bias=False
     )
-    second = Node(
-        name=f"{node.name}/1",
+    return first, _last_stage(node, 1, first.name, r)
+
+
+def _spatial_stages(node: Node, source: tuple[int, ...], r: int) -> tuple[Node, ...]:
+    (height, width), (down, across), (top, left) = node.kernel, node.stride, node.padding
+    between = (node.shape[2], source[3])
+    first = _stage(node, 0, node.inputs, (r, node.weight_shape[1], height, 1), between)
+    last = _stage(node, 1, (first.name,), (node.outputs, r, 1, width), node.shape[2:])
+    return (
+        changed(first, stride=(down, 1), padding=(top, 0)),
+        changed(last, stride=(1, across), padding=(0, left), has_bias=node.has_bias),
+    )
+
+
+def _stage(
+    node: Node,
+    number: int,
+    inputs: tuple[str, ...],
+    weight: tuple[int, ...],
+    size: tuple[int, ...],
+    of: Node | None = None,
+) -> Node:
+    """A convolution in a factorized one's row, which moves as ``of`` does or by single steps."""
+    stage = Node(
+        name=f"{node.name}/{number}",
+        op="conv2d",
+        inputs=inputs,
+        shape=(node.shape[0], weight[0], *size),
+        layer=f"{node.layer}.{number}",
+        weight_shape=weight,
+        kernel=(weight[2], weight[3]),
+    )
+    return stage if of is None else changed(stage, stride=of.stride, padding=of.padding)
+
+
+def _last_stage(node: Node, number: int, before: str, r: int) -> Node:
+    """From r channels to the outputs."""
+    convolution = node.op == "conv2d"
+    return Node(
+        name=f"{node.name}/{number}",
         op="conv2d" if convolution else "linear",
-        inputs=(first.name,),
+        inputs=(before,),
         shape=node.shape,
-        layer=f"{node.layer}.1",
+        layer=f"{node.layer}.{number}",
         weight_shape=(node.outputs, r, 1, 1) if convolution else (node.outputs, r),
         has_bias=node.has_bias,
     )
-    return first, second
 
 
 def _stored(node: Node, layer_plan: LayerPlan) -> LayerShape:
-    level = layer_plan.unstructured_level()
-    kept = kept_count(node.weights, level) if level > 0 else None
+    kept = None if layer_plan.mask is None else kept_count(node.weight_shape, layer_plan.mask)
     return LayerShape(node.weight_shape, node.has_bias, layer_plan.format, kept)
 
 

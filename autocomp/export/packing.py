@@ -2,12 +2,8 @@
 
 Packed weights are expanded by ordinary ONNX operators that depend on initializers only. A runtime that folds constants
 (onnxruntime does, when the file is loaded) is left with one int8 or float initializer, so that the file is small and
-the layers run as those of a plain file do. The expansion is written once, as model-local functions; a layer costs one
-call of them:
-
-    Levels(v, s) {axis}                levels in 8, 4 or 2 bits and scales → float weights
-    Spread(m, v) {shape}               bit mask and kept values → the tensor with zeros where the mask has none
-    SpreadLevels(m, v, s) {shape, axis}  both
+the layers run as those of a plain file do. The expansion is written once, as model-local functions
+(:mod:`autocomp.export.unpacking`); a layer costs one call of them.
 
 Weights that no integer kernel reads are levels times scale (``Cast``, ``Mul``), which onnxruntime folds into floats; a
 ``DequantizeLinear`` that feeds no integer kernel it leaves in the graph and runs every time. Weights of ``MatMulInteger``
@@ -25,114 +21,144 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import onnx.parser
-from onnx import FunctionProto, ModelProto, NodeProto, TensorProto, helper
+from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from autocomp.errors import ExportError
+from autocomp.export.codes import UNSIGNED, Code, Plane, packed_numbers, packed_values, table_of
+from autocomp.export.opsets import opset_of, raise_opset, set_opset
+from autocomp.export.unpacking import DOMAIN, Reader, Scaling, Use, functions
+from autocomp.plan import Format
 
-Form = Literal["plain", "dense", "sparse"]
-FunctionKind = Literal["Levels", "Spread", "SpreadLevels"]
-#: What the graph is given: floats behind a ``DequantizeLinear``, floats that fold, or the int8 levels themselves.
-Use = Literal["dequantized", "floats", "levels"]
 Array: TypeAlias = npt.NDArray[np.int8] | npt.NDArray[np.float32]
 
-#: Short, because every call repeats it.
-DOMAIN = "ac"
-
-_TYPES = {32: TensorProto.FLOAT, 8: TensorProto.INT8, 4: TensorProto.INT4, 2: TensorProto.INT2}
-#: The operators of the functions need 18, an INT4 tensor 21, an INT2 tensor 25.
-_PACKED_OPSETS = {32: 18, 8: 18, 4: 21, 2: 25}
-#: From here up to opset 25, GroupNormalization is the only operator whose inputs change their meaning.
-_OLDEST_RAISED_OPSET = 20
+#: The operators of the functions need 18, tensors of 4 bits 21, of 2 bits 25.
+_FUNCTION_OPSET = 18
+_TYPE_OPSETS: dict[int, int] = {TensorProto.INT4: 21, TensorProto.UINT4: 21, TensorProto.INT2: 25}
 #: Forms are compared for a name of this length, so that the form depends on the numbers and not on the layer's name.
-_NOMINAL_NAME_BYTES = 24
+_NOMINAL_NAME = "n" * 24
+_INT8 = Plane(TensorProto.INT8, 8)
 
-#: In ONNX's textual syntax. Tensor names are local to a function, so that one letter does.
-_BODIES: dict[FunctionKind, str] = {
-    "Levels": f"""<axis> (v, s) => (y) {{
-        h = Shape (s)
-        z = ConstantOfShape <value = int8[1] {{0}}> (h)
-        i = Cast <to = {TensorProto.INT8}> (v)
-        y = DequantizeLinear <axis: int = @axis> (i, s, z)
-    }}""",
-    # A kept weight's place in v is the number of kept ones up to it; a pruned one's is 0, where v holds a zero.
-    # NonZero and ScatterND would be shorter, and onnxruntime does not fold them.
-    "Spread": f"""<shape> (m, v) => (y) {{
-        h = Constant <value_ints: ints = @shape> ()
-        b = Constant <value = uint8[8] {{1, 2, 4, 8, 16, 32, 64, 128}}> ()
-        z = Constant <value_ints = [0]> ()
-        l = Constant <value_ints = [-1]> ()
-        a = BitwiseAnd (m, b)
-        u = Reshape (a, l)
-        c = Cast <to = {TensorProto.BOOL}> (u)
-        d = Cast <to = {TensorProto.INT32}> (c)
-        f = CumSum (d, z)
-        g = Mul (d, f)
-        j = Gather (v, g)
-        p = ReduceProd (h)
-        i = Slice (j, z, p)
-        y = Reshape (i, h)
-    }}""",
-    # The cast comes first: onnxruntime gathers no INT4 or INT2.
-    "SpreadLevels": f"""<shape, axis> (m, v, s) => (y) {{
-        i = Cast <to = {TensorProto.INT8}> (v)
-        j = {DOMAIN}.Spread <shape: ints = @shape> (m, i)
-        y = {DOMAIN}.Levels <axis: int = @axis> (j, s)
-    }}""",
-}
+
+@dataclass(frozen=True)
+class WeightSpec:
+    """All that the bytes of a stored weight depend on.
+
+    ``kept_count``: how many weights are not pruned; None where there is no mask. ``axis``: the dimension of its
+    channels. ``scaling``: how many steps there are, groups being of ``group`` weights in a row of a channel.
+
+    Raises:
+        ExportError: the axis is not one of the shape's, or more are kept than there are.
+    """
+
+    shape: tuple[int, ...]
+    code: Code
+    kept_count: int | None = None
+    axis: int = 0
+    use: Use = "dequantized"
+    scaling: Scaling = "channel"
+    group: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.shape or min(self.shape) < 1:
+            raise ExportError(f"a stored weight needs at least one dimension, none of them 0; got {self.shape}")
+        if not 0 <= self.axis < len(self.shape):
+            raise ExportError(f"the channel axis must lie in [0, {len(self.shape) - 1}]; got {self.axis}")
+        if self.kept_count is not None and not 0 <= self.kept_count <= self.count:
+            raise ExportError(f"the weights kept must lie in [0, {self.count}]; got {self.kept_count}")
+        if self.scaling == "group" and (self.use == "dequantized" or self.group < 1 or self.axis > 1):
+            raise ExportError(f"groups of at least one weight are for weights used as floats; got {self}")
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def scale_shape(self) -> tuple[int, ...] | None:
+        """The shape of the scale; None where none is stored with the weight."""
+        if self.code.is_float or self.use == "levels":
+            return None
+        if self.scaling == "tensor":
+            return ()
+        channels = self.shape[self.axis]
+        if self.scaling == "channel":
+            return (channels,)
+        groups = math.ceil(self.count // channels / self.group)
+        return (channels, groups) if self.axis == 0 else (groups, channels)
+
+
+def weight_spec(
+    shape: tuple[int, ...], chosen: Format | None, kept_count: int | None, axis: int, stays_integers: bool
+) -> WeightSpec:
+    """How a layer's weight is stored.
+
+    Args:
+        chosen: its format; None for floats of 32 bits.
+        stays_integers: for ``MatMulInteger`` or ``Gather``, which read the levels themselves.
+    """
+    if chosen is None or chosen.weight_bits == 16:
+        return WeightSpec(shape, Code(32 if chosen is None else 16), kept_count, axis, "floats")
+    code = Code(chosen.weight_bits, chosen.grid)
+    if stays_integers:
+        return WeightSpec(shape, code, kept_count, axis, "levels")
+    use: Use = "dequantized" if chosen.calibrated else "floats"
+    return WeightSpec(shape, code, kept_count, axis, use, chosen.granularity, chosen.group)
 
 
 @dataclass(frozen=True, eq=False)
 class StoredWeight:
     """One weight tensor as it is to be stored.
 
-    ``values``: int8 levels for 8, 4 and 2 bits, float32 for 32; any shape of at least one dimension, none of them 0.
-    ``scale``: float32, shape (``values.shape[axis]``,), the step between two levels of a channel; None for 32 bits.
-    ``kept``: bool, the shape of ``values``; where it is False the weight is pruned and its value 0. None = not pruned.
-    ``use``: what is made of the levels; for ``levels`` the scale is somebody else's and None here.
+    ``values``: int8 levels, or float32 where the code is one of floats; the shape of ``spec``. ``scale``: float32 of
+    ``spec.scale_shape``, the step between two levels. ``kept``: bool, the shape of ``values``; where it is False the
+    weight is pruned and its value 0; None = not pruned.
 
     Raises:
-        ExportError: the arrays do not fit each other, or a level does not fit the bits.
+        ExportError: the arrays do not fit each other, or a level does not fit the code.
     """
 
+    spec: WeightSpec
     values: Array
-    bits: int
     scale: npt.NDArray[np.float32] | None = None
-    axis: int = 0
     kept: npt.NDArray[np.bool_] | None = None
-    use: Use = "dequantized"
 
     def __post_init__(self) -> None:
-        _check(self.values.shape, self.bits, None, self.axis)
-        dtype = np.float32 if self.bits == 32 else np.int8
-        if self.values.dtype != dtype:
-            raise ExportError(f"weights of {self.bits} bits must be {np.dtype(dtype)}; got {self.values.dtype}")
+        spec = self.spec
+        if self.values.shape != spec.shape:
+            raise ExportError(f"the weights must have the shape {spec.shape}; got {self.values.shape}")
         given = None if self.scale is None else (self.scale.dtype.name, self.scale.shape)
-        scaled = self.bits != 32 and self.use != "levels"
-        asked = ("float32", (self.values.shape[self.axis],)) if scaled else None
+        asked = None if spec.scale_shape is None else ("float32", spec.scale_shape)
         if given != asked:
-            raise ExportError(f"the scale of these {self.bits}-bit weights must be {asked}; got {given}")
-        low, high, limit = self.values.min(), self.values.max(), 1 << (self.bits - 1)
-        if self.bits != 32 and (low < -limit or high >= limit):
-            raise ExportError(f"{self.bits}-bit levels lie in [{-limit}, {limit - 1}]; got [{low}, {high}]; clip them")
+            raise ExportError(f"the scale of these {spec.code.bits}-bit weights must be {asked}; got {given}")
         if self.kept is not None and (self.kept.dtype != np.bool_ or self.kept.shape != self.values.shape):
             raise ExportError(f"kept must be bool {self.values.shape}; got {self.kept.dtype} {self.kept.shape}")
+        if (None if self.kept is None else int(np.count_nonzero(self.kept))) != spec.kept_count:
+            raise ExportError(f"the mask must keep {spec.kept_count} weights; it does not")
         if self.kept is not None and np.any(self.values[~self.kept]):
             raise ExportError("a pruned weight must be 0; got another value where kept is False; apply the mask")
+        spec.code.check(self.values if self.kept is None else self.values[self.kept])
+
+
+@dataclass(frozen=True)
+class Form:
+    """``plain``: whole bytes, which any runtime reads. Otherwise packed: all weights, or the kept ones beside a bit mask
+    (``gap_bits`` 0) or beside positions with so many low bits."""
+
+    plain: bool
+    gap_bits: int | None = None
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What defines one tensor when appended to a graph of at least such an opset; the functions once a model, whoever
-    needs them."""
+    """What defines one tensor when appended to a graph of at least such an opset, and the functions that it needs of
+    the model."""
 
     nodes: tuple[NodeProto, ...]
     initializers: tuple[TensorProto, ...]
-    functions: tuple[FunctionProto, ...]
+    readers: tuple[Reader, ...]
     opset: int
 
 
@@ -140,14 +166,14 @@ class Encoded:
 class Footprint:
     """How a weight is stored and what that costs.
 
-    ``data_bytes``: raw data of its tensors (values, mask, scales, zero points). ``graph_bytes``: what it adds to the
-    serialized GraphProto, data included. ``functions``: what it needs of the model, see :func:`function_bytes`.
+    ``data_bytes``: raw data of its tensors. ``graph_bytes``: what it adds to the serialized GraphProto, data included.
+    ``readers``: the functions that it needs of the model, see :func:`function_bytes`.
     """
 
     form: Form
     data_bytes: int
     graph_bytes: int
-    functions: tuple[FunctionKind, ...]
+    readers: tuple[Reader, ...]
 
 
 @dataclass(frozen=True)
@@ -161,36 +187,23 @@ class _Slot:
 
 
 def encode(name: str, weight: StoredWeight, packed: bool) -> Encoded:
-    """Nodes, initializers and functions that define the tensor ``name`` of the shape of ``weight.values``: float32, or
-    int8 where the levels themselves are used.
+    """Nodes, initializers and functions that define the tensor ``name`` of the weight's shape: float32, or int8 where
+    the levels themselves are used.
 
-    The helper tensors are called ``name`` + ``.v``, ``.s``, ``.z``, ``.m``, ``.i`` and ``.j``. The nodes depend on
-    initializers only: put them before the graph's own (:func:`install` does). Same weight, same bytes.
+    The helper tensors are called ``name`` + a dot and a letter. The nodes depend on initializers only: put them before
+    the graph's own (:func:`install` does). Same weight, same bytes.
     """
-    shape = weight.values.shape
-    kept_count = None if weight.kept is None else int(np.count_nonzero(weight.kept))
-    form = chosen_form(shape, weight.bits, kept_count, packed, weight.axis, weight.use)
-    data: dict[str, bytes] = {}
-    if weight.scale is not None:
-        data[".s"], data[".z"] = _pack(weight.scale, 32), bytes(weight.scale.size)
-    if form == "sparse" and weight.kept is not None:
-        # The first value stands for all the pruned ones: see Spread.
-        values = np.concatenate([np.zeros(1, weight.values.dtype), weight.values[weight.kept]])
-        data[".m"] = np.packbits(weight.kept.reshape(-1), bitorder="little").tobytes()
-        data[".v"] = _pack(values, weight.bits)
-    else:
-        bits = 8 if form == "plain" and weight.bits != 32 else weight.bits
-        bare = bits == 32 or (weight.use == "levels" and bits == 8)
-        data["" if bare else ".v"] = _pack(weight.values.reshape(-1), bits)
-    opset = required_opset(weight.bits, packed)
+    spec = weight.spec
+    form = chosen_form(spec, packed)
+    data = _data(weight, form)
     return Encoded(
-        nodes=_nodes(name, shape, weight.axis, weight.bits, form, weight.use),
+        nodes=_nodes(name, spec, form),
         initializers=tuple(
             TensorProto(dims=slot.dims, data_type=slot.data_type, name=name + slot.suffix, raw_data=data[slot.suffix])
-            for slot in _slots(shape, weight.axis, weight.bits, kept_count or 0, form, weight.use)
+            for slot in _slots(spec, form)
         ),
-        functions=tuple(_function(kind, opset) for kind in _functions_needed(weight.bits, form, weight.use)),
-        opset=opset,
+        readers=_readers(spec, form),
+        opset=required_opset(spec, packed),
     )
 
 
@@ -209,110 +222,56 @@ def install(model: ModelProto, encoded: Sequence[Encoded]) -> None:
             if name in taken:
                 raise ExportError(f"a graph's tensor names are unique; {name!r} is taken; remove its initializer first")
             taken.add(name)
-    functions = {function.name: function for one in encoded for function in one.functions}
     raise_opset(model, max((one.opset for one in encoded), default=1))
     own = list(graph.node)
     del graph.node[:]
     graph.node.extend([node for one in encoded for node in one.nodes] + own)
     graph.initializer.extend(tensor for one in encoded for tensor in one.initializers)
-    present = {function.name for function in model.functions if function.domain == DOMAIN}
-    model.functions.extend(functions[name] for name in sorted(functions.keys() - present))
-    _set_opset(model, _opset(model))
-    if functions and all(entry.domain != DOMAIN for entry in model.opset_import):
+    present = {one.name for one in model.functions if one.domain == DOMAIN}
+    needed = functions((reader for one in encoded for reader in one.readers), opset_of(model))
+    model.functions.extend(one for one in needed if one.name not in present)
+    set_opset(model, opset_of(model))
+    if needed and all(entry.domain != DOMAIN for entry in model.opset_import):
         model.opset_import.append(helper.make_opsetid(DOMAIN, 1))
 
 
-def raise_opset(model: ModelProto, opset: int) -> None:
-    """Raise, in place, the model's opset to at least ``opset`` (at most 25) and its IR version to what that asks for.
-
-    Only numbers change. From opset 20 on that is right for every operator but GroupNormalization, whose scale and bias
-    opset 21 takes per channel instead of per group; ``onnx.version_converter`` leaves all others as they are, too.
-
-    Raises:
-        ExportError: the model's opset is below 20, or it holds a GroupNormalization from before 21.
-    """
-    current = _opset(model)
-    nodes = (node for holder in (model.graph, *model.functions) for node in holder.node)
-    old_groups = any(node.op_type == "GroupNormalization" and not node.domain for node in nodes)
-    oldest = 21 if old_groups else _OLDEST_RAISED_OPSET
-    if current < min(oldest, opset):
-        raise ExportError(f"this model's opset can be raised from {oldest} on; got {current}; export it with {oldest}")
-    _set_opset(model, max(current, opset))
-    model.ir_version = max(model.ir_version, required_ir_version(opset))
-
-
-def required_opset(bits: int, packed: bool) -> int:
+def required_opset(spec: WeightSpec, packed: bool) -> int:
     """The lowest opset of ONNX's own operators that knows what :func:`encode` writes."""
-    return _PACKED_OPSETS[bits] if packed else 13  # DequantizeLinear with an axis
-
-
-def required_ir_version(opset: int) -> int:
-    """The IR version that goes with an opset: 8 for 18 (functions), 10 for 21 (INT4), 13 for 25 (INT2)."""
-    return int(helper.find_min_ir_version_for([helper.make_opsetid("", opset)]))
+    form = chosen_form(spec, packed)
+    types = max((_TYPE_OPSETS.get(slot.data_type, 1) for slot in _slots(spec, form)), default=1)
+    return max(types, _FUNCTION_OPSET if _readers(spec, form) else 13)  # DequantizeLinear with an axis
 
 
 @lru_cache(maxsize=1 << 16)
-def chosen_form(
-    shape: tuple[int, ...], bits: int, kept_count: int | None, packed: bool, axis: int = 0, use: Use = "dequantized"
-) -> Form:
-    """The smaller form, the dense one where they tie: a function of the numbers alone, never of the values.
+def chosen_form(spec: WeightSpec, packed: bool) -> Form:
+    """The smallest form, the first where they tie: a function of the numbers alone, never of the values.
 
     The functions' own bytes, paid once a model, are left out of the comparison.
     """
-    _check(shape, bits, kept_count, axis)
     if not packed:
-        return "plain"
-    if kept_count is None:
-        return "dense"
-    dense = _graph_bytes(_NOMINAL_NAME_BYTES, shape, axis, bits, 0, "dense", use)
-    sparse = _graph_bytes(_NOMINAL_NAME_BYTES, shape, axis, bits, kept_count, "sparse", use)
-    return "sparse" if sparse < dense else "dense"
+        return Form(plain=True)
+    forms = []
+    if spec.kept_count in (None, spec.count) or spec.code.has_zero:
+        forms.append(Form(plain=False))
+    if spec.kept_count is not None:
+        forms += [Form(plain=False, gap_bits=bits) for bits in (0, *UNSIGNED)]
+    return min(forms, key=lambda form: _graph_bytes(_NOMINAL_NAME, spec, form))
 
 
 @lru_cache(maxsize=1 << 16)
-def footprint(
-    name: str,
-    shape: tuple[int, ...],
-    bits: int,
-    kept_count: int | None,
-    packed: bool,
-    axis: int = 0,
-    use: Use = "dequantized",
-) -> Footprint:
-    """What :func:`encode` of such a weight will cost, exactly, without its values.
-
-    ``kept_count`` is the number of weights that are not pruned; None where there is no mask.
-
-    Raises:
-        ExportError: the bits are not offered, the axis is not one of the shape's, or more are kept than there are.
-    """
-    form = chosen_form(shape, bits, kept_count, packed, axis, use)
-    data_bytes = sum(slot.data_bytes for slot in _slots(shape, axis, bits, kept_count or 0, form, use))
-    graph_bytes = _graph_bytes(len(name.encode()), shape, axis, bits, kept_count or 0, form, use)
-    return Footprint(form, data_bytes, graph_bytes, _functions_needed(bits, form, use))
+def footprint(name: str, spec: WeightSpec, packed: bool) -> Footprint:
+    """What :func:`encode` of such a weight will cost, exactly, without its values."""
+    form = chosen_form(spec, packed)
+    data_bytes = sum(slot.data_bytes for slot in _slots(spec, form))
+    return Footprint(form, data_bytes, _graph_bytes(name, spec, form), _readers(spec, form))
 
 
-def stored_bytes(shape: tuple[int, ...], bits: int, kept_count: int | None, packed: bool, axis: int = 0) -> int:
-    """Raw data in bytes: values, mask, scales and zero points, without the names and framing around them."""
-    return footprint("", shape, bits, kept_count, packed, axis).data_bytes
-
-
-def encoded_bytes(
-    name: str, shape: tuple[int, ...], bits: int, kept_count: int | None, packed: bool, axis: int = 0
-) -> int:
-    """What the weight adds to the serialized GraphProto, in bytes.
-
-    A file is its own fields, :func:`field_bytes` of the whole graph, and :func:`function_bytes` of the functions that
-    its weights need together.
-    """
-    return footprint(name, shape, bits, kept_count, packed, axis).graph_bytes
-
-
-def function_bytes(kinds: Iterable[FunctionKind]) -> int:
+def function_bytes(readers: Iterable[Reader]) -> int:
     """What functions add to the serialized ModelProto, in bytes, the import of their domain included."""
-    needed = set(kinds)
+    needed = functions(readers, max(_TYPE_OPSETS.values()))  # an opset below 128 takes one byte, whichever it is
     domain = field_bytes(helper.make_opsetid(DOMAIN, 1).ByteSize()) if needed else 0
-    return domain + sum(_function_field_bytes(kind) for kind in needed)
+    # ModelProto.functions is field 25, whose tag takes two bytes.
+    return domain + sum(1 + field_bytes(one.ByteSize()) for one in needed)
 
 
 def field_bytes(payload_bytes: int) -> int:
@@ -320,117 +279,133 @@ def field_bytes(payload_bytes: int) -> int:
     return 1 + _varint_bytes(payload_bytes) + payload_bytes
 
 
-def _check(shape: tuple[int, ...], bits: int, kept_count: int | None, axis: int) -> None:
-    if bits not in _TYPES:
-        raise ExportError(f"weights are stored in one of {', '.join(map(str, _TYPES))} bits; got {bits}")
-    if not shape or min(shape) < 1:
-        raise ExportError(f"a stored weight needs at least one dimension, none of them 0; got {shape}")
-    if not 0 <= axis < len(shape):
-        raise ExportError(f"the channel axis must lie in [0, {len(shape) - 1}]; got {axis}")
-    if kept_count is not None and not 0 <= kept_count <= math.prod(shape):
-        raise ExportError(f"the weights kept must lie in [0, {math.prod(shape)}]; got {kept_count}")
+def _data(weight: StoredWeight, form: Form) -> dict[str, bytes]:
+    """Suffix → raw data."""
+    spec = weight.spec
+    code = _code(spec, form)
+    flat = weight.values.reshape(-1)
+    found: dict[str, bytes] = {}
+    if weight.scale is not None:
+        found[".s"], found[".z"] = weight.scale.astype("<f4").tobytes(), bytes(weight.scale.size)
+    if form.gap_bits is not None and weight.kept is not None:
+        kept = weight.kept.reshape(-1)
+        flat = flat[kept]
+        found |= _positions(np.flatnonzero(kept), kept.size, form.gap_bits)
+    table = table_of(flat.astype(np.int8), code) if code.table_length else None
+    if table is not None:
+        found[".c"] = table.tobytes()
+    names = ("",) if _is_bare_tensor(spec, form) else (".v", ".u")
+    found |= dict(zip(names, packed_values(flat, code, table), strict=False))
+    return found
 
 
-def _pack(flat: Array, bits: int) -> bytes:
-    """Values as ONNX's raw data has them: sub-byte levels fill a byte from its lowest bits on, the last one padded."""
-    if bits >= 8:
-        return flat.astype(flat.dtype.newbyteorder("<"), copy=False).tobytes()
-    per_byte = 8 // bits
-    levels = np.pad(flat.astype(np.int8).view(np.uint8), (0, -flat.size % per_byte)) & ((1 << bits) - 1)
-    shifted = levels.reshape(-1, per_byte) << (np.arange(per_byte, dtype=np.uint8) * bits)
-    return bytes(np.bitwise_or.reduce(shifted, axis=1).astype(np.uint8).tobytes())
+def _positions(places: npt.NDArray[np.intp], count: int, gap_bits: int) -> dict[str, bytes]:
+    """A bit mask, or the Elias–Fano code of some places among so many."""
+    bits = np.zeros(_position_bits(places.size, count, gap_bits), np.bool_)
+    if gap_bits == 0:
+        bits[places] = True
+        return {".m": np.packbits(bits, bitorder="little").tobytes()}
+    bits[(places >> gap_bits) + np.arange(places.size)] = True
+    low = packed_numbers(places & ((1 << gap_bits) - 1), UNSIGNED[gap_bits])
+    return {".m": np.packbits(bits, bitorder="little").tobytes(), **dict(zip((".w", ".x"), low, strict=False))}
 
 
-def _slots(shape: tuple[int, ...], axis: int, bits: int, kept_count: int, form: Form, use: Use) -> tuple[_Slot, ...]:
-    count, channels = math.prod(shape), shape[axis]
-    if form == "sparse":
-        mask_bytes = -(-count // 8)
-        slots = [
-            _Slot(".m", TensorProto.UINT8, (mask_bytes, 1), mask_bytes),
-            _Slot(".v", _TYPES[bits], (kept_count + 1,), -(-(kept_count + 1) * bits // 8)),
+def _position_bits(kept: int, count: int, gap_bits: int) -> int:
+    return count if gap_bits == 0 else kept + ((count - 1) >> gap_bits)
+
+
+def _code(spec: WeightSpec, form: Form) -> Code:
+    """Plain levels are whole bytes, whatever their code."""
+    return Code(8) if form.plain and not spec.code.is_float else spec.code
+
+
+def _is_bare_tensor(spec: WeightSpec, form: Form) -> bool:
+    """Whether the weight is an initializer of its own name."""
+    code = _code(spec, form)
+    return form.gap_bits is None and (code.bits == 32 or (spec.use == "levels" and code == Code(8)))
+
+
+def _slots(spec: WeightSpec, form: Form) -> tuple[_Slot, ...]:
+    code = _code(spec, form)
+    sparse = form.gap_bits is not None
+    count = (spec.kept_count or 0) if sparse else spec.count
+    names = ("",) if _is_bare_tensor(spec, form) else (".v", ".u")
+    slots = [
+        _Slot(
+            name,
+            plane.data_type,
+            spec.shape if code.is_bare and not sparse else (plane.dims(count),),
+            plane.data_bytes(count),
+        )
+        for name, plane in zip(names, code.planes, strict=False)
+    ]
+    if code.table_length:
+        slots.append(_Slot(".c", TensorProto.INT8, (code.table_length,), code.table_length))
+    if form.gap_bits is not None:
+        mask_bytes = -(-_position_bits(count, spec.count, form.gap_bits) // 8)
+        slots.append(_Slot(".m", TensorProto.UINT8, (mask_bytes,), mask_bytes))
+        low = UNSIGNED[form.gap_bits] if form.gap_bits else ()
+        slots += [
+            _Slot(name, plane.data_type, (plane.dims(count),), plane.data_bytes(count))
+            for name, plane in zip((".w", ".x"), low, strict=False)
         ]
-    elif bits == 32:
-        slots = [_Slot("", TensorProto.FLOAT, shape, 4 * count)]
-    else:
-        stored = 8 if form == "plain" else bits
-        suffix = "" if use == "levels" and stored == 8 else ".v"
-        slots = [_Slot(suffix, _TYPES[stored], shape, -(-count * stored // 8))]
-        if form == "plain" and use == "dequantized":
-            slots.append(_Slot(".z", TensorProto.INT8, (channels,), channels))
-    if bits != 32 and use != "levels":
-        spread = (*[1] * axis, channels, *[1] * (len(shape) - axis - 1)) if use == "floats" else (channels,)
-        slots.append(_Slot(".s", TensorProto.FLOAT, spread, 4 * channels))
+    if spec.scale_shape is not None:
+        if form.plain and spec.use == "dequantized":
+            slots.append(_Slot(".z", TensorProto.INT8, spec.scale_shape, math.prod(spec.scale_shape)))
+        dims = spec.scale_shape
+        if spec.use == "floats" and spec.scaling == "channel":
+            dims = (*[1] * spec.axis, *dims, *[1] * (len(spec.shape) - spec.axis - 1))
+        slots.append(_Slot(".s", TensorProto.FLOAT, dims, 4 * math.prod(dims)))
     return tuple(slots)
 
 
-def _nodes(name: str, shape: tuple[int, ...], axis: int, bits: int, form: Form, use: Use) -> tuple[NodeProto, ...]:
-    v, s, z, m, i, j = (name + suffix for suffix in (".v", ".s", ".z", ".m", ".i", ".j"))
-    if bits == 32:
-        return (helper.make_node("Spread", [m, v], [name], domain=DOMAIN, shape=shape),) if form == "sparse" else ()
-    if use == "dequantized":
-        if form == "sparse":
-            return (helper.make_node("SpreadLevels", [m, v, s], [name], domain=DOMAIN, shape=shape, axis=axis),)
-        if form == "plain":
-            return (helper.make_node("DequantizeLinear", [v, s, z], [name], axis=axis),)
-        return (helper.make_node("Levels", [v, s], [name], domain=DOMAIN, axis=axis),)
-    narrow, sparse = bits < 8 and form != "plain", form == "sparse"
-    if use == "levels":
-        last = v
-        nodes = []
-        if narrow:
-            last = i if sparse else name
-            nodes.append(helper.make_node("Cast", [v], [last], to=TensorProto.INT8))
-        if sparse:
-            nodes.append(helper.make_node("Spread", [m, last], [name], domain=DOMAIN, shape=shape))
-        return tuple(nodes)
-    nodes = [helper.make_node("Cast", [v], [i], to=TensorProto.FLOAT)]
-    if sparse:
-        nodes.append(helper.make_node("Spread", [m, i], [j], domain=DOMAIN, shape=shape))
-    return (*nodes, helper.make_node("Mul", [j if sparse else i, s], [name]))
+def _nodes(name: str, spec: WeightSpec, form: Form) -> tuple[NodeProto, ...]:
+    if _is_bare_tensor(spec, form):
+        return ()
+    code = _code(spec, form)
+    v, i, s, z = (name + suffix for suffix in (".v", ".i", ".s", ".z"))
+    if form.gap_bits is None and code.is_bare and (code.is_float or spec.use == "levels"):
+        to = TensorProto.FLOAT if code.is_float else TensorProto.INT8
+        return (helper.make_node("Cast", [v], [name], to=to),)
+    readers = _readers(spec, form)
+    if readers:
+        (reader,) = readers
+        given: dict[str, Any] = {"shape": spec.shape, "axis": spec.axis, "along": 1 - spec.axis, "group": spec.group}
+        inputs = [slot.suffix for slot in _slots(spec, form)]
+        order = [suffix for suffix in (".v", ".u", ".c", ".m", ".w", ".x", ".s") if suffix in inputs]
+        chosen = {attribute: given[attribute] for attribute in reader.attributes}
+        return (helper.make_node(reader.name, [name + suffix for suffix in order], [name], domain=DOMAIN, **chosen),)
+    if spec.use == "dequantized":
+        attributes: dict[str, Any] = {"axis": spec.axis} if spec.scaling == "channel" else {}
+        return (helper.make_node("DequantizeLinear", [v, s, z], [name], **attributes),)
+    return (
+        helper.make_node("Cast", [v], [i], to=TensorProto.FLOAT),
+        helper.make_node("Mul", [i, s], [name]),
+    )
 
 
-def _functions_needed(bits: int, form: Form, use: Use) -> tuple[FunctionKind, ...]:
-    if form == "sparse":
-        return ("Levels", "Spread", "SpreadLevels") if bits != 32 and use == "dequantized" else ("Spread",)
-    return ("Levels",) if form == "dense" and bits != 32 and use == "dequantized" else ()
+def _readers(spec: WeightSpec, form: Form) -> tuple[Reader, ...]:
+    code = _code(spec, form)
+    plain_values = form.gap_bits is None and code.is_bare
+    grouped = spec.scaling == "group" and spec.scale_shape is not None
+    if (form.plain and not grouped) or (plain_values and (code.is_float or spec.use == "levels")):
+        return ()
+    return (Reader(code, form.gap_bits, spec.use, spec.scaling),)
 
 
-def _graph_bytes(
-    name_bytes: int, shape: tuple[int, ...], axis: int, bits: int, kept_count: int, form: Form, use: Use
-) -> int:
-    total = _nodes_bytes(name_bytes, shape, axis, bits, form, use)
-    for slot in _slots(shape, axis, bits, kept_count, form, use):
+def _graph_bytes(name: str, spec: WeightSpec, form: Form) -> int:
+    stem = len(name.encode())
+    total = _nodes_bytes(stem, spec, form)
+    for slot in _slots(spec, form):
         numbers = sum(1 + _varint_bytes(number) for number in (*slot.dims, slot.data_type))
-        total += field_bytes(numbers + field_bytes(name_bytes + len(slot.suffix)) + field_bytes(slot.data_bytes))
+        total += field_bytes(numbers + field_bytes(stem + len(slot.suffix)) + field_bytes(slot.data_bytes))
     return total
 
 
 @lru_cache(maxsize=1 << 12)
-def _nodes_bytes(name_bytes: int, shape: tuple[int, ...], axis: int, bits: int, form: Form, use: Use) -> int:
-    return sum(field_bytes(node.ByteSize()) for node in _nodes("n" * name_bytes, shape, axis, bits, form, use))
+def _nodes_bytes(name_bytes: int, spec: WeightSpec, form: Form) -> int:
+    return sum(field_bytes(node.ByteSize()) for node in _nodes("n" * name_bytes, spec, form))
 
 
 def _varint_bytes(value: int) -> int:
     return max(1, -(-value.bit_length() // 7))
-
-
-@lru_cache(maxsize=8)
-def _function_field_bytes(kind: FunctionKind) -> int:
-    # ModelProto.functions is field 25, whose tag takes two bytes. An opset below 128 takes one, whichever it is.
-    return 1 + field_bytes(_function(kind, max(_PACKED_OPSETS.values())).ByteSize())
-
-
-def _opset(holder: ModelProto | FunctionProto) -> int:
-    return next((entry.version for entry in holder.opset_import if entry.domain in ("", "ai.onnx")), 1)
-
-
-def _set_opset(model: ModelProto, opset: int) -> None:
-    for holder in (model, *model.functions):  # a function's opset has to agree with its model's
-        for entry in holder.opset_import:
-            if entry.domain in ("", "ai.onnx"):
-                entry.version = opset
-
-
-def _function(kind: FunctionKind, opset: int) -> FunctionProto:
-    imports = f'"": {opset}, "{DOMAIN}": 1' if kind == "SpreadLevels" else f'"": {opset}'
-    return onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: [{imports}]> {kind} {_BODIES[kind]}')

@@ -14,7 +14,8 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from autocomp.compress.structure import LayerShape, Structure
-from autocomp.export.packing import Footprint, FunctionKind, Use, field_bytes, footprint, function_bytes
+from autocomp.export.packing import Footprint, field_bytes, footprint, function_bytes, weight_spec
+from autocomp.export.unpacking import Reader
 from autocomp.graph import ATTENTION, Node
 
 #: An attention that is written out, because the file's opset has no kernel for it as one operator.
@@ -47,12 +48,11 @@ class SizeModel:
 
     def predict(self, structure: Structure) -> int:
         """Bytes of the file of a compressed network of this structure."""
-        functions: set[FunctionKind] = set()
+        readers: set[Reader] = set()
         total = self.fixed_bytes
         rounded_at_run_time: set[str] = set()
-        two_bits = any(
-            layer.format is not None and layer.format.weight_bits == 2 for layer in structure.layers.values()
-        )
+        formats = (layer.format for layer in structure.layers.values())
+        two_bits = any(chosen is not None and chosen.needs_two_bit_type for chosen in formats)
         attention_bytes = WRITTEN_OUT_BYTES if self.packed and self.attention_operator and two_bits else 0
         for node in structure.graph.nodes:
             if node.layer is None:
@@ -62,22 +62,20 @@ class SizeModel:
             if layer.format is not None and layer.format.dynamic:
                 rounded_at_run_time.add(node.inputs[0])
             weight = self._weight(node, layer)
-            functions.update(weight.functions)
+            readers.update(weight.readers)
             total += weight.graph_bytes + self._around(node, layer)
         total += len(rounded_at_run_time) * _node("DynamicQuantizeLinear", 1, 3)
         rounded = len(structure.rounded) + len(structure.rounded_for_products)
-        return total + function_bytes(functions) + rounded * _rounding_bytes()
+        return total + function_bytes(readers) + rounded * _rounding_bytes()
 
     def _weight(self, node: Node, layer: LayerShape) -> Footprint:
         """How the exporter stores the layer's weight."""
         chosen = layer.format
-        bits = 32 if chosen is None else chosen.weight_bits
-        turned = node.op == "linear" and (not node.is_gemm or (chosen is not None and chosen.dynamic))
+        dynamic = chosen is not None and chosen.dynamic
+        turned = node.op == "linear" and (not node.is_gemm or dynamic)
         shape = layer.weight_shape[::-1] if turned else layer.weight_shape
-        use: Use = "dequantized" if chosen is None or chosen.calibrated else "floats"
-        if chosen is not None and (chosen.dynamic or node.op == "embedding"):
-            use = "levels"
-        return footprint(NAME, shape, bits, layer.kept, self.packed, int(turned), use)
+        in_integers = chosen is not None and (dynamic or (node.op == "embedding" and chosen.tables_of_integers))
+        return footprint(NAME, weight_spec(shape, chosen, layer.kept, int(turned), in_integers), self.packed)
 
     def _around(self, node: Node, layer: LayerShape) -> int:
         """The layer's operators and its bias."""
@@ -90,7 +88,7 @@ class SizeModel:
             operators = _node("MatMulInteger", 3) + _node("Cast", 1, to=1) + 2 * _node("Mul", 2)
             operators += _node("Add", 2) if node.has_bias else 0
             return bias + operators + _tensor_bytes(NAME + ".s", TensorProto.FLOAT, (channels,))
-        if chosen is not None and node.op == "embedding":
+        if chosen is not None and node.op == "embedding" and chosen.tables_of_integers:
             operators = 2 * _node("Gather", 2, axis=0) + _node("Cast", 1, to=1) + _node("Mul", 2)
             return operators + _tensor_bytes(NAME + ".s", TensorProto.FLOAT, (layer.weight_shape[0], 1))
         return bias + _layer_bytes(node.op if not node.is_gemm else "gemm", node.has_bias)

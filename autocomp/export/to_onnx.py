@@ -22,7 +22,8 @@ from autocomp.export.integers import (
     replace_node,
     sums_before_norms,
 )
-from autocomp.export.packing import StoredWeight, encode, install, raise_opset
+from autocomp.export.opsets import raise_opset
+from autocomp.export.packing import StoredWeight, encode, install, weight_spec
 from autocomp.graph import ATTENTION, Graph, copied, operator_name
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from torch.fx import Node as FxNode
 
     from autocomp.compress.apply import Compressed
+    from autocomp.plan import Format
 
 
 Array = npt.NDArray[Any]
@@ -53,7 +55,7 @@ def export_onnx(compressed: Compressed, packed: bool) -> bytes:
     Raises:
         ExportError: torch.onnx cannot write an operator, or rewrote a weight that the plan stores in its own way.
     """
-    in_two_bits = packed and any(weight.bits == 2 for weight in compressed.weights.values())
+    in_two_bits = packed and any(chosen.needs_two_bit_type for chosen in compressed.formats.values())
     attention = compressed.numerics.attention_operator and not in_two_bits
     model = _float_graph(compressed, attention)
     graph = model.graph
@@ -101,7 +103,7 @@ def _quiet() -> Iterator[None]:
 
 def _weight_names(compressed: Compressed) -> tuple[str, ...]:
     """The weights that this module stores, not torch.onnx."""
-    return tuple(dict.fromkeys([*compressed.weights, *compressed.masks]))
+    return tuple(dict.fromkeys([*(f"{name}.weight" for name in compressed.formats), *compressed.masks]))
 
 
 def _stored_names(compressed: Compressed) -> tuple[str, ...]:
@@ -166,27 +168,32 @@ def _stored(compressed: Compressed, name: str, place: _Place) -> StoredWeight:
     mask = compressed.masks.get(name)
     chosen = compressed.formats.get(name.removesuffix(".weight"))
     turn = place.turned or (chosen is not None and chosen.dynamic)
-    axis = 1 if turn else 0
 
     def turned(values: torch.Tensor) -> Array:
         return np.ascontiguousarray((values.T if turn else values).detach().numpy())
 
     kept = None if mask is None else turned(mask)
-    if quantized is None or chosen is None:
-        return StoredWeight(turned(compressed.model.get_parameter(name)), 32, None, axis, kept)
-    levels = turned(quantized.levels)
-    if chosen.dynamic or place.reader.op_type == "Gather":
-        return StoredWeight(levels, quantized.bits, None, axis, kept, "levels")
-    scale = quantized.scale.numpy()
-    return StoredWeight(levels, quantized.bits, scale, axis, kept, "dequantized" if chosen.calibrated else "floats")
+    values = turned(compressed.model.get_parameter(name) if quantized is None else quantized.levels)
+    in_integers = chosen is not None and _stays_integers(chosen, place)
+    spec = weight_spec(
+        values.shape, chosen, None if kept is None else int(np.count_nonzero(kept)), int(turn), in_integers
+    )
+    if quantized is None or spec.scale_shape is None:
+        return StoredWeight(spec, values, None, kept)
+    scale = quantized.scale.T if spec.scaling == "group" and turn else quantized.scale
+    return StoredWeight(spec, values, scale.numpy().copy(), kept)
+
+
+def _stays_integers(chosen: Format, place: _Place) -> bool:
+    return chosen.dynamic or (place.reader.op_type == "Gather" and chosen.tables_of_integers)
 
 
 def _rewrite(graph: GraphProto, compressed: Compressed, name: str, place: _Place, rounded: dict[str, str]) -> None:
     """Give a weight that stays integers the operators that read it so."""
     quantized, chosen = compressed.weights.get(name), compressed.formats.get(name.removesuffix(".weight"))
-    if quantized is None or chosen is None or not (chosen.dynamic or place.reader.op_type == "Gather"):
+    if quantized is None or chosen is None or not _stays_integers(chosen, place):
         return
-    scale, values = f"{place.tensor}.s", quantized.scale.numpy()
+    scale, values = f"{place.tensor}.s", quantized.scale.expand(len(quantized.levels)).numpy()
     if place.reader.op_type == "Gather":
         values = values[:, None]
         nodes = integer_lookup(place.reader, place.tensor, scale)

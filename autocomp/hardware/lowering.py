@@ -87,7 +87,7 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
         structure.dynamic_layers,
         structure.integer_tables,
         structure.rounded,
-        all(chosen.weight_bits != 2 for chosen in formats.values()),
+        not any(chosen.needs_two_bit_type for chosen in formats.values()),
         block,
     )
     fused: dict[str, str] = {}

@@ -28,7 +28,7 @@ from autocomp.hardware.memory import PARTS, MemoryModel
 from autocomp.hardware.roofline import RooflineModel
 from autocomp.hardware.target import Artifact, Offer, RuntimeName, Target
 from autocomp.places import cache_folder, shipped_folder
-from autocomp.plan import Pattern
+from autocomp.plan import UNIT_PATTERNS, Pattern
 from autocomp.space import Activations, Work
 
 #: The file of a profile's model of memory.
@@ -172,7 +172,7 @@ def _offer(file: ProfileFile, artifact: Artifact) -> Offer:
     ways = tuple(how for how in offer.activations if packed or how != "a32" or how in measured)
     return Offer(
         offer.weight_bits if packed else tuple(bits for bits in offer.weight_bits if bits == 8),
-        offer.patterns if packed else tuple(pattern for pattern in offer.patterns if pattern != "unstructured"),
+        offer.patterns if packed else tuple(pattern for pattern in offer.patterns if pattern in UNIT_PATTERNS),
         offer.ranks,
         paying(gains, ways),
     )

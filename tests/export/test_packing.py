@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -17,46 +20,90 @@ from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from autocomp.errors import ExportError
+from autocomp.export.codes import SIGNED, Code
+from autocomp.export.opsets import raise_opset, required_ir_version
 from autocomp.export.packing import (
-    DOMAIN,
     Encoded,
-    FunctionKind,
     StoredWeight,
+    WeightSpec,
     chosen_form,
     encode,
-    encoded_bytes,
     field_bytes,
     footprint,
     function_bytes,
     install,
-    raise_opset,
-    required_ir_version,
     required_opset,
-    stored_bytes,
 )
+from autocomp.export.unpacking import DOMAIN, Reader, Scaling, Use
 
-ALL_BITS = (32, 8, 4, 2)
+ALL_CODES = (
+    *(Code(bits) for bits in SIGNED),
+    Code(2, "ternary"),
+    *(Code(bits, "codebook") for bits in (1, 2, 3, 4, 5, 6)),
+)
+INTEGER_CODES = tuple(code for code in ALL_CODES if not code.is_float)
 
 
-def make_weight(shape: tuple[int, ...], bits: int, density: float | None, axis: int = 0, seed: int = 0) -> StoredWeight:
+def name_of(code: Code) -> str:
+    return f"{code.grid}-{code.bits}"
+
+
+def make_weight(
+    shape: tuple[int, ...],
+    code: Code,
+    density: float | None,
+    axis: int = 0,
+    seed: int = 0,
+    use: Use = "dequantized",
+    scaling: Scaling = "channel",
+) -> StoredWeight:
     rng = np.random.default_rng(seed)
     kept = None if density is None else rng.random(shape) < density
+    use = "floats" if code.is_float else use
+    group = 3 if scaling == "group" and not code.is_float else 0
+    spec = WeightSpec(
+        shape,
+        code,
+        None if kept is None else int(kept.sum()),
+        axis,
+        use,
+        "channel" if scaling == "group" and not group else scaling,
+        group,
+    )
     values: npt.NDArray[np.int8] | npt.NDArray[np.float32]
-    if bits == 32:
-        values = rng.standard_normal(shape).astype(np.float32)
+    if code.is_float:
+        values = rng.standard_normal(shape).astype(np.float16).astype(np.float32)
+    elif code.grid == "codebook":
+        half = rng.permutation(np.arange(1, 128))[: code.table_length // 2]
+        values = rng.choice(np.concatenate([-half, half]), shape).astype(np.int8)
+    elif code.grid == "ternary":
+        values = rng.integers(-1, 2, shape).astype(np.int8)
+    elif code.bits == 1:
+        values = rng.choice(np.array([-1, 1], np.int8), shape)
     else:
-        values = rng.integers(-(1 << (bits - 1)), 1 << (bits - 1), shape).astype(np.int8)
+        values = rng.integers(-(1 << (code.bits - 1)), 1 << (code.bits - 1), shape).astype(np.int8)
     if kept is not None:
         values[~kept] = 0
-    scale = None if bits == 32 else rng.uniform(0.5, 1.5, shape[axis]).astype(np.float32)
-    return StoredWeight(values, bits, scale, axis, kept)
+    scale = None if spec.scale_shape is None else np.asarray(rng.uniform(0.5, 1.5, spec.scale_shape), np.float32)
+    return StoredWeight(spec, values, scale, kept)
 
 
-def real_weight(weight: StoredWeight) -> npt.NDArray[np.float32]:
+def real_weight(weight: StoredWeight) -> npt.NDArray[np.generic]:
+    spec = weight.spec
+    if spec.use == "levels":
+        return weight.values
     if weight.scale is None:
         return weight.values.astype(np.float32)
-    scale = np.expand_dims(weight.scale, [d for d in range(weight.values.ndim) if d != weight.axis])
-    return weight.values.astype(np.float32) * scale
+    if spec.scaling == "tensor":
+        return weight.values.astype(np.float32) * weight.scale
+    if spec.scaling == "channel":
+        return weight.values.astype(np.float32) * np.expand_dims(
+            weight.scale, [d for d in range(weight.values.ndim) if d != spec.axis]
+        )
+    matrix = weight.values.reshape(spec.shape[0], -1).astype(np.float32)
+    along = 1 - spec.axis
+    steps = np.repeat(weight.scale, spec.group, axis=along).take(range(matrix.shape[along]), axis=along)
+    return (matrix * steps).reshape(spec.shape)
 
 
 def empty_model(text: str = "(float[1] x) => (float[1] y) { y = Relu (x) }", opset: int = 20) -> ModelProto:
@@ -69,7 +116,8 @@ def model_of(weights: list[tuple[str, StoredWeight]], packed: bool) -> ModelProt
     install(model, [encode(name, weight, packed) for name, weight in weights])
     for name, weight in weights:
         model.graph.node.append(helper.make_node("Identity", [name], [name + "_out"]))
-        model.graph.output.append(helper.make_tensor_value_info(name + "_out", TensorProto.FLOAT, weight.values.shape))
+        kind = TensorProto.INT8 if weight.spec.use == "levels" else TensorProto.FLOAT
+        model.graph.output.append(helper.make_tensor_value_info(name + "_out", kind, weight.values.shape))
     return model
 
 
@@ -82,46 +130,71 @@ def session(model: ModelProto, optimized: Path | None = None, severity: int = 3)
     return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
-def kinds_of(encoded: list[Encoded]) -> set[FunctionKind]:
-    kinds: set[FunctionKind] = set()
-    for one in encoded:
-        for function in one.functions:
-            assert function.name in ("Levels", "Spread", "SpreadLevels")
-            kinds.add(function.name)  # type: ignore[arg-type]
-    return kinds
+def readers_of(encoded: list[Encoded]) -> set[Reader]:
+    return {reader for one in encoded for reader in one.readers}
 
 
 @st.composite
-def weights(draw: st.DrawFn, bits: int | None = None) -> StoredWeight:
-    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=1, max_size=4)))
+def weights(draw: st.DrawFn, code: Code | None = None) -> StoredWeight:
+    use: Use = draw(st.sampled_from(get_args(Use)))
+    scalings: tuple[Scaling, ...] = get_args(Scaling)
+    scaling = draw(st.sampled_from([one for one in scalings if one != "group" or use == "floats"]))
+    fewest, most = (2, 2) if scaling == "group" else (1, 4)
+    shape = tuple(draw(st.lists(st.integers(1, 9), min_size=fewest, max_size=most)))
     return make_weight(
         shape,
-        draw(st.sampled_from(ALL_BITS)) if bits is None else bits,
+        draw(st.sampled_from(ALL_CODES)) if code is None else code,
         draw(st.none() | st.sampled_from((0.0, 0.02, 0.1, 0.3, 0.6, 1.0))),
         draw(st.integers(0, len(shape) - 1)),
         draw(st.integers(0, 2**16)),
+        use,
+        scaling,
     )
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
-@settings(max_examples=25, deadline=None, derandomize=True)
+@pytest.mark.parametrize("code", ALL_CODES, ids=name_of)
+@settings(max_examples=20, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_unpacking_gives_back_what_was_packed(bits: int, data: st.DataObject) -> None:
-    weight = data.draw(weights(bits))
+def test_unpacking_gives_back_what_was_packed(code: Code, data: st.DataObject) -> None:
+    weight = data.draw(weights(code))
     packed = data.draw(st.booleans())
     (out,) = session(model_of([("w", weight)], packed)).run(None, {})
     np.testing.assert_array_equal(out, real_weight(weight))
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize("code", ALL_CODES, ids=name_of)
 @pytest.mark.parametrize("shape", [(64, 32, 3, 3), (67, 129)])
-def test_the_sparse_form_gives_back_what_was_packed(bits: int, shape: tuple[int, ...]) -> None:
-    for density in (0.0, 0.01, 0.1, 0.35):
-        weight = make_weight(shape, bits, density, axis=1)
-        assert weight.kept is not None
-        assert chosen_form(shape, bits, int(weight.kept.sum()), True, 1) == "sparse"
+def test_sparse_weights_give_back_what_was_packed(code: Code, shape: tuple[int, ...]) -> None:
+    for density in (0.0, 0.003, 0.02, 0.1, 0.3):
+        weight = make_weight(shape, code, density, axis=1)
+        form = chosen_form(weight.spec, True)
+        assert form.gap_bits is not None
+        assert not form.gap_bits or density < 0.25  # from there on a bit mask is smaller
         (out,) = session(model_of([("w", weight)], True)).run(None, {})
         np.testing.assert_array_equal(out, real_weight(weight))
+
+
+@pytest.mark.parametrize("gap_bits", [2, 3, 4, 5, 6, 8])
+def test_every_number_of_gap_bits_gives_back_what_was_packed(gap_bits: int) -> None:
+    specs = [WeightSpec((256, 512), Code(4), round(131072 / step)) for step in np.geomspace(4, 1000, 200)]
+    spec = next(one for one in specs if chosen_form(one, True).gap_bits == gap_bits)
+    rng = np.random.default_rng(0)
+    values = np.zeros(131072, np.int8)
+    values[rng.choice(131072, spec.kept_count, replace=False)] = rng.integers(1, 8, spec.kept_count)
+    scale = np.linspace(0.5, 1.5, 256, dtype=np.float32)
+    weight = StoredWeight(spec, values.reshape(256, 512), scale, values.reshape(256, 512) != 0)
+    (out,) = session(model_of([("w", weight)], True)).run(None, {})
+    np.testing.assert_array_equal(out, real_weight(weight))
+
+
+def test_a_weight_whose_ends_are_kept_or_not_reads() -> None:
+    for places in ([0], [8191], [0, 8191], list(range(30)), list(range(8160, 8192))):
+        values = np.zeros(8192, np.int8)
+        values[places] = -3
+        spec = WeightSpec((64, 128), Code(4), len(places), use="levels")
+        weight = StoredWeight(spec, values.reshape(64, 128), kept=values.reshape(64, 128) != 0)
+        (out,) = session(model_of([("w", weight)], True)).run(None, {})
+        np.testing.assert_array_equal(out, weight.values)
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -136,64 +209,78 @@ def test_the_file_has_the_bytes_foretold(drawn: list[StoredWeight], packed: bool
     rest = model.ByteSize() - field_bytes(graph_before)
     named = [(f"{stem}{i}", weight) for i, weight in enumerate(drawn)]
     encoded = [encode(name, weight, packed) for name, weight in named]
-    foretold = graph_before
-    data = 0
-    needed: set[FunctionKind] = set()
-    for name, weight in named:
-        kept = None if weight.kept is None else int(weight.kept.sum())
-        shape = weight.values.shape
-        foretold += encoded_bytes(name, shape, weight.bits, kept, packed, weight.axis)
-        data += stored_bytes(shape, weight.bits, kept, packed, weight.axis)
-        needed.update(footprint(name, shape, weight.bits, kept, packed, weight.axis).functions)
+    costs = [footprint(name, weight.spec, packed) for name, weight in named]
+    needed = {reader for cost in costs for reader in cost.readers}
     install(model, encoded)
-    assert sum(len(tensor.raw_data) for tensor in model.graph.initializer) == data
-    assert kinds_of(encoded) == needed
+    assert sum(len(tensor.raw_data) for tensor in model.graph.initializer) == sum(cost.data_bytes for cost in costs)
+    assert readers_of(encoded) == needed
+    foretold = graph_before + sum(cost.graph_bytes for cost in costs)
     assert len(model.SerializeToString()) == rest + field_bytes(foretold) + function_bytes(needed)
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
+@pytest.mark.parametrize("code", ALL_CODES, ids=name_of)
 @pytest.mark.parametrize("density", [None, 0.1, 0.9])
-def test_large_weights_have_the_bytes_foretold(bits: int, density: float | None) -> None:
-    weight = make_weight((700, 801), bits, density)
-    kept = None if weight.kept is None else int(weight.kept.sum())
+def test_large_weights_have_the_bytes_foretold(code: Code, density: float | None) -> None:
+    weight = make_weight((700, 801), code, density)
     for packed in (False, True):
         graph = helper.make_graph([], "", [], [])
         before = graph.ByteSize()
         encoded = encode("layer", weight, packed)
         graph.node.extend(encoded.nodes)
         graph.initializer.extend(encoded.initializers)
-        assert graph.ByteSize() - before == encoded_bytes("layer", (700, 801), bits, kept, packed)
+        assert graph.ByteSize() - before == footprint("layer", weight.spec, packed).graph_bytes
 
 
 def test_foretelling_allocates_no_weights() -> None:
-    assert stored_bytes((1 << 20, 1 << 20), 4, None, True) == (1 << 39) + (1 << 22)  # half a terabyte
+    spec = WeightSpec((1 << 20, 1 << 20), Code(4))
+    assert footprint("w", spec, True).data_bytes == (1 << 39) + (1 << 22)  # half a terabyte
 
 
-@given(st.lists(st.integers(1, 64), min_size=1, max_size=4), st.sampled_from(ALL_BITS), st.floats(0, 1))
+@given(st.lists(st.integers(1, 64), min_size=1, max_size=4), st.sampled_from(ALL_CODES), st.floats(0, 1))
 @settings(max_examples=100, deadline=None, derandomize=True)
-def test_the_smaller_form_is_chosen(dims: list[int], bits: int, density: float) -> None:
+def test_the_smaller_form_is_chosen(dims: list[int], code: Code, density: float) -> None:
     shape = tuple(dims)
-    kept = round(density * math.prod(shape))
+    use: Use = "floats" if code.is_float else "dequantized"
+    kept = WeightSpec(shape, code, round(density * math.prod(shape)), use=use)
+    whole = WeightSpec(shape, code, use=use)
     name = "n" * 24
-    masked = footprint(name, shape, bits, kept, True)
-    dense = footprint(name, shape, bits, None, True)
-    assert masked.graph_bytes <= dense.graph_bytes
-    assert (masked.form == "sparse") == (masked.graph_bytes < dense.graph_bytes)
-    assert footprint(name, shape, bits, kept, False) == footprint(name, shape, bits, None, False)
+    masked, dense = footprint(name, kept, True), footprint(name, whole, True)
+    if code.has_zero:
+        assert masked.graph_bytes <= dense.graph_bytes
+        assert (masked.form.gap_bits is not None) == (masked.graph_bytes < dense.graph_bytes)
+    assert footprint(name, kept, False) == footprint(name, whole, False)
 
 
 def test_narrower_and_sparser_is_smaller() -> None:
     shape = (64, 64, 3, 3)
     count = math.prod(shape)
-    dense = [encoded_bytes("w", shape, bits, None, True) for bits in ALL_BITS]
+
+    def graph_bytes(code: Code, kept: int | None) -> int:
+        return footprint(
+            "w", WeightSpec(shape, code, kept, use="floats" if code.is_float else "levels"), True
+        ).graph_bytes
+
+    dense = [graph_bytes(Code(bits), None) for bits in SIGNED]
     assert dense == sorted(dense, reverse=True)
-    for bits in ALL_BITS:
-        by_kept = [encoded_bytes("w", shape, bits, kept, True) for kept in range(0, count + 1, count // 16)]
-        assert by_kept == sorted(by_kept)
-        assert by_kept[-1] == encoded_bytes("w", shape, bits, None, True)
+    assert graph_bytes(Code(1), None) < graph_bytes(Code(2, "ternary"), None) < graph_bytes(Code(2), None)
+    for code in ALL_CODES:
+        by_kept = [graph_bytes(code, kept) for kept in range(0, count + 1, count // 16)]
+        assert by_kept[:-1] == sorted(by_kept[:-1])
+        assert by_kept[-1] == graph_bytes(code, None)
 
 
-def quantized_chain(bits: int, density: float | None, packed: bool) -> ModelProto:
+def test_positions_of_few_weights_cost_little_more_than_they_must() -> None:
+    """Against the entropy of where they are, from 1 in 4 to 1 in 500."""
+    count = 1 << 20
+    for kept in (count // 4, count // 10, count // 20, count // 50, count // 100, count // 500):
+        share = kept / count
+        entropy_bits = -count * (share * math.log2(share) + (1 - share) * math.log2(1 - share))
+        spec = WeightSpec((1 << 10, 1 << 10), Code(1), kept, use="levels")
+        position_bits = 8 * footprint("w", spec, True).data_bytes - kept
+        assert position_bits < 1.24 * entropy_bits
+
+
+def quantized_chain(code: Code, density: float | None, packed: bool) -> ModelProto:
     """Three convolutions and a linear: uint8 activations, per-channel weights, int32 biases."""
     rng = np.random.default_rng(1)
     channels = 16
@@ -203,14 +290,13 @@ def quantized_chain(bits: int, density: float | None, packed: bool) -> ModelProt
     here = "q"
     for i in range(4):
         shape = (10, channels * 64) if i == 3 else (channels, channels, 3, 3)
-        kept = None if density is None else rng.random(shape) < density
-        highest = (1 << (bits - 1)) - 1
-        values = rng.integers(-highest, highest + 1, shape).astype(np.int8)
-        if kept is not None:
-            values[~kept] = 0
+        weight = make_weight(shape, code, density, seed=i)
+        if code == Code(2):  # whose lowest level has no opposite, so that outputs would be all negative
+            weight = replace(weight, values=np.maximum(weight.values, -1))
+        values = weight.values
         unit = values.std() * math.sqrt(math.prod(shape[1:]))  # outputs about as large as inputs
         scale = (rng.uniform(0.5, 1.5, shape[0]) / unit).astype(np.float32)
-        encoded.append(encode(f"w{i}", StoredWeight(values, bits, scale, 0, kept), packed))
+        encoded.append(encode(f"w{i}", replace(weight, scale=scale), packed))
         arrays[f"b{i}_q"] = rng.integers(-40, 40, shape[0]).astype(np.int32)
         arrays[f"b{i}_s"] = np.float32(0.05) * scale
         text += f"b{i} = DequantizeLinear <axis = 0> (b{i}_q, b{i}_s)\n"
@@ -238,11 +324,11 @@ def outcome(model: ModelProto, folder: Path) -> tuple[npt.NDArray[np.float32], C
     return outputs, Counter(node.op_type for node in optimized.graph.node)
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
+@pytest.mark.parametrize("code", INTEGER_CODES, ids=name_of)
 @pytest.mark.parametrize("density", [None, 0.1, 0.4])
-def test_packed_layers_run_as_bare_int8_kernels(bits: int, density: float | None, tmp_path: Path) -> None:
-    expected, plain_operators = outcome(quantized_chain(bits, density, packed=False), tmp_path)
-    packed = quantized_chain(bits, density, packed=True)
+def test_packed_layers_run_as_bare_int8_kernels(code: Code, density: float | None, tmp_path: Path) -> None:
+    expected, plain_operators = outcome(quantized_chain(code, density, packed=False), tmp_path)
+    packed = quantized_chain(code, density, packed=True)
     got, operators = outcome(packed, tmp_path)
     assert operators == plain_operators
     assert operators["QLinearConv"] == 3
@@ -251,11 +337,11 @@ def test_packed_layers_run_as_bare_int8_kernels(bits: int, density: float | None
     assert set(operators) <= {"QLinearConv", "QGemm", "QuantizeLinear", "DequantizeLinear", "Flatten", "Transpose"}
     assert len(np.unique(expected)) > 4
     np.testing.assert_array_equal(got, expected)
-    assert {node.op_type for node in packed.graph.node} & {"Levels", "SpreadLevels"}
+    assert {node.domain for node in packed.graph.node} == {"", DOMAIN}
 
 
-@pytest.mark.parametrize("bits", [8, 4, 2])
-def test_a_matmul_with_channels_last_is_fused(bits: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", INTEGER_CODES, ids=name_of)
+def test_a_matmul_with_channels_last_is_fused(code: Code, tmp_path: Path) -> None:
     text = """(float[2,48] x) => (float[2,24] y) {
         q = QuantizeLinear (x, s, z)
         d = DequantizeLinear (q, s, z)
@@ -272,18 +358,19 @@ def test_a_matmul_with_channels_last_is_fused(bits: int, tmp_path: Path) -> None
                 numpy_helper.from_array(np.asarray(np.uint8(9)), "z"),
             ]
         )
-        install(model, [encode("w", make_weight((48, 24), bits, 0.2, axis=1), packed)])
+        install(model, [encode("w", make_weight((48, 24), code, 0.2, axis=1), packed)])
         results.append(outcome(model, tmp_path))
     assert results[0][1] == results[1][1] == {"QuantizeLinear": 1, "QLinearMatMul": 1, "DequantizeLinear": 1}
     np.testing.assert_array_equal(results[0][0], results[1][0])
 
 
-def test_float_weights_behind_a_mask_become_a_plain_initializer(tmp_path: Path) -> None:
+@pytest.mark.parametrize("code", [Code(32), Code(16)], ids=name_of)
+def test_float_weights_behind_a_mask_become_a_plain_initializer(code: Code, tmp_path: Path) -> None:
     text = "(float[1,16,8,8] x) => (float[1,16,8,8] y) { c = Conv <pads = [1, 1, 1, 1]> (x, w)\n y = Relu (c) }"
     results = []
     for packed in (False, True):
         model = empty_model(text)
-        install(model, [encode("w", make_weight((16, 16, 3, 3), 32, 0.2), packed)])
+        install(model, [encode("w", make_weight((16, 16, 3, 3), code, 0.2), packed)])
         results.append(outcome(model, tmp_path))
     assert results[0][1] == results[1][1]
     assert "Relu" not in results[1][1]  # fused into the convolution
@@ -293,18 +380,19 @@ def test_float_weights_behind_a_mask_become_a_plain_initializer(tmp_path: Path) 
 def test_packed_files_are_valid_and_load_without_a_warning(capfd: pytest.CaptureFixture[str]) -> None:
     session(empty_model(), severity=2)
     capfd.readouterr()  # what the runtime says of the machine, it says with the first file
-    for bits in (8, 4, 2):
+    for code in INTEGER_CODES:
         for density in (None, 0.1):
-            model = quantized_chain(bits, density, packed=True)
+            model = quantized_chain(code, density, packed=True)
             onnx.checker.check_model(model)
             session(model, severity=2)
     assert capfd.readouterr().err == ""
 
 
-@pytest.mark.parametrize("bits", ALL_BITS)
-def test_the_lowest_opset_is_enough_and_one_less_is_not(bits: int) -> None:
-    model = model_of([("w", make_weight((32, 32), bits, 0.1))], packed=True)
-    asked = required_opset(bits, True)
+@pytest.mark.parametrize("code", ALL_CODES, ids=name_of)
+def test_the_lowest_opset_is_enough_and_one_less_is_not(code: Code) -> None:
+    weight = make_weight((64, 64), code, 0.1)
+    model = model_of([("w", weight)], packed=True)
+    asked = required_opset(weight.spec, True)
     assert model.opset_import[0].version == max(20, asked)
     assert model.ir_version == required_ir_version(max(20, asked))
     for entry in [*model.opset_import, *(entry for function in model.functions for entry in function.opset_import)]:
@@ -366,18 +454,19 @@ def test_an_opset_that_cannot_be_raised_is_refused() -> None:
 def test_functions_come_once_and_follow_the_models_opset() -> None:
     model = empty_model()
     for bits, opset in ((8, 20), (32, 20), (4, 21), (2, 25), (4, 25)):
-        named = [(f"{bits}{opset}{i}", make_weight((32, 32), bits, 0.1, seed=i)) for i in range(3)]
+        named = [(f"{bits}{opset}{i}", make_weight((32, 32), Code(bits), 0.4, seed=i)) for i in range(3)]
         install(model, [encode(name, weight, True) for name, weight in named])
         versions = {e.version for function in model.functions for e in function.opset_import if not e.domain}
         assert versions == {opset}
         onnx.checker.check_model(model)
-    assert sorted(function.name for function in model.functions) == ["Levels", "Spread", "SpreadLevels"]
+    names = [function.name for function in model.functions]
+    assert len(names) == len(set(names)) == 2 + 4  # B and M, and one for each number of bits
     assert [entry.domain for entry in model.opset_import] == ["", DOMAIN]
     session(model)
 
 
 def test_raising_the_opset_raises_the_functions_with_it() -> None:
-    model = model_of([("w", make_weight((32, 32), 4, 0.1))], packed=True)
+    model = model_of([("w", make_weight((32, 32), Code(4), 0.1))], packed=True)
     raise_opset(model, 25)
     assert {e.version for function in model.functions for e in function.opset_import if not e.domain} == {25}
     onnx.checker.check_model(model)
@@ -385,7 +474,7 @@ def test_raising_the_opset_raises_the_functions_with_it() -> None:
 
 def test_plain_weights_leave_the_model_as_it_was() -> None:
     model = empty_model()
-    install(model, [encode(f"w{bits}", make_weight((8, 8), bits, 0.1), False) for bits in ALL_BITS])
+    install(model, [encode(name_of(code), make_weight((8, 8), code, 0.1), False) for code in ALL_CODES])
     assert (model.ir_version, len(model.functions), len(model.opset_import)) == (9, 0, 1)
     assert model.opset_import[0].version == 20
 
@@ -393,44 +482,68 @@ def test_plain_weights_leave_the_model_as_it_was() -> None:
 def test_a_name_that_is_taken_is_refused() -> None:
     model = empty_model()
     with pytest.raises(ExportError, match="'y' is taken"):
-        install(model, [encode("y", make_weight((8, 8), 4, None), True)])
-    one = encode("w", make_weight((8, 8), 4, None), True)
+        install(model, [encode("y", make_weight((8, 8), Code(4), None), True)])
+    one = encode("w", make_weight((8, 8), Code(4), None), True)
     with pytest.raises(ExportError, match=r"'w\.v' is taken"):
         install(model, [one, one])
 
 
 def test_the_same_weight_gives_the_same_bytes() -> None:
-    first, second = (model_of([("w", make_weight((32, 32), 4, 0.2))], True) for _ in range(2))
+    first, second = (model_of([("w", make_weight((32, 32), Code(4), 0.2))], True) for _ in range(2))
     assert first.SerializeToString(deterministic=True) == second.SerializeToString(deterministic=True)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bits": 3}, "one of 32, 8, 4, 2 bits; got 3"),
         ({"values": np.full((2, 3), 8, np.int8)}, r"lie in \[-8, 7\]; got \[8, 8\]"),
         ({"values": np.zeros((2, 3), np.float32)}, "must be int8; got float32"),
-        ({"values": np.zeros((0, 3), np.int8)}, "none of them 0"),
+        ({"values": np.zeros((3, 2), np.int8)}, r"the shape \(2, 3\); got \(3, 2\)"),
         ({"scale": None}, "must be .'float32', .2,.*got None"),
         ({"scale": np.ones(3, np.float32)}, "must be .'float32', .2,"),
         ({"scale": np.ones(2)}, "got .'float64'"),
-        ({"axis": 2}, r"lie in \[0, 1\]; got 2"),
         ({"kept": np.ones((3, 2), np.bool_)}, "kept must be bool"),
-        ({"values": np.ones((2, 3), np.int8), "kept": np.zeros((2, 3), np.bool_)}, "pruned weight must be 0"),
+        ({"kept": np.ones((2, 3), np.bool_)}, "must keep None weights"),
+        ({"spec": WeightSpec((2, 3), Code(1))}, "of one bit are -1 and 1"),
+        (
+            {
+                "spec": WeightSpec((2, 3), Code(4), 0),
+                "values": np.ones((2, 3), np.int8),
+                "kept": np.zeros((2, 3), np.bool_),
+            },
+            "pruned weight must be 0",
+        ),
+        (
+            {
+                "spec": WeightSpec((2, 3), Code(1, "codebook")),
+                "values": np.array([[1, 2, 3], [1, 2, 3]], np.int8),
+            },
+            "a codebook of 1 bits holds 2 levels; got 3",
+        ),
     ],
 )
 def test_a_weight_that_does_not_hold_together_is_refused(change: dict[str, object], message: str) -> None:
     right: dict[str, object] = {
+        "spec": WeightSpec((2, 3), Code(4)),
         "values": np.zeros((2, 3), np.int8),
-        "bits": 4,
         "scale": np.ones(2, np.float32),
-        "axis": 0,
     }
     with pytest.raises(ExportError, match=message) as caught:
         StoredWeight(**(right | change))  # type: ignore[arg-type]
     assert "\n" not in str(caught.value)
 
 
-def test_more_kept_than_there_are_is_refused() -> None:
-    with pytest.raises(ExportError, match=r"lie in \[0, 6\]; got 7"):
-        stored_bytes((2, 3), 4, 7, True)
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Code(7), "one of 32, 16, 8, 6, 5, 4, 3, 2, 1 bits; got 7"),
+        (lambda: Code(8, "codebook"), "one of 1, 2, 3, 4, 5, 6 bits; got 8"),
+        (lambda: WeightSpec((2, 3), Code(4), 7), r"lie in \[0, 6\]; got 7"),
+        (lambda: WeightSpec((2, 3), Code(4), axis=2), r"lie in \[0, 1\]; got 2"),
+        (lambda: WeightSpec((0, 3), Code(4)), "none of them 0"),
+        (lambda: WeightSpec((2, 3), Code(4), scaling="group", group=2), "weights used as floats"),
+    ],
+)
+def test_what_cannot_be_stored_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ExportError, match=message):
+        make()

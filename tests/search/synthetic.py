@@ -74,7 +74,7 @@ class PaperBench:
             layer = plan[name]
             bits = 32 if layer.format is None else layer.format.weight_bits
             share = 1.0 if layer.rank is None else layer.rank.r / 32
-            size += 1000 * bits * share * (1 - 0.9 * layer.unstructured_level())
+            size += 1000 * bits * share * (1 - 0.9 * layer.masked_level())
             latency += share * (1.0 if layer.format is None else 0.4)
         return Cost(latency, 0.05 * latency, round(size), 1, 1, "fitted")
 
@@ -86,7 +86,7 @@ class PaperBench:
         for weight, name in enumerate(LAYERS, start=1):
             layer = plan[name]
             bits = 32 if layer.format is None else layer.format.weight_bits
-            loss += weight * (8 / bits + layer.unstructured_level() + (0 if layer.rank is None else 8 / layer.rank.r))
+            loss += weight * (8 / bits + layer.masked_level() + (0 if layer.rank is None else 8 / layer.rank.r))
         return Score(BASELINE - loss + 1.0)
 
 

@@ -1,0 +1,321 @@
+"""The model-local ONNX functions that make weights of what is stored of them, each written once a model.
+
+One letter stands for each of the small ones, which the others call:
+
+    B(m) {low, to}       bytes → eight numbers each, low or 1
+    C(m) {low, to}       bytes → four numbers each, from low to low + 3
+    T(m)                 bytes → five numbers each, -1, 0 or 1
+    J(h, l) {shift}      high and low planes → numbers
+    M(m, v)              bit mask and kept values → values with zeros where the mask has none
+    G(m, w, v, n) {base} positions and kept values → n values; positions are Elias–Fano coded
+
+Positions are stored as P. Elias ("Efficient storage and retrieval by content and address of static files", 1974) and
+R. Fano have it: the low bits of each as they are (``w``), the gaps between the rest in unary (``m``), which is within
+half a bit a weight of what is possible, and whose length depends on the numbers of weights and of kept ones alone.
+
+A runtime that folds constants evaluates all of this when it loads the file. Two operators do not fold or take ten times
+as long in onnxruntime, and are avoided: ``NonZero``, and ``Gather`` of single values, for which ``GatherElements``
+stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import onnx.parser
+from onnx import FunctionProto, TensorProto
+
+from autocomp.export.codes import UNSIGNED, Code, Plane
+
+#: What the graph is given: floats behind a ``DequantizeLinear``, floats that fold, or the int8 levels themselves.
+Use = Literal["dequantized", "floats", "levels"]
+#: How many steps there are: one for the tensor, one for each channel, one for each group of weights of a channel.
+Scaling = Literal["tensor", "channel", "group"]
+
+#: Short, because every call repeats it.
+DOMAIN = "ac"
+
+_INT8, _INT32, _UINT8 = TensorProto.INT8, TensorProto.INT32, TensorProto.UINT8
+_FLOAT, _BOOL = TensorProto.FLOAT, TensorProto.BOOL
+
+_PRIMITIVES = {
+    "B": f"""<low, to> (m) => (y) {{
+        s = Constant <value_int = 0> ()
+        e = Constant <value_int = 256> ()
+        o = Constant <value_int = 1> ()
+        r = Range (s, e, o)
+        u = Cast <to = {_UINT8}> (r)
+        l = Constant <value_ints = [-1, 1]> ()
+        c = Reshape (u, l)
+        b = Constant <value = uint8[8] {{1, 2, 4, 8, 16, 32, 64, 128}}> ()
+        a = BitwiseAnd (c, b)
+        t = Cast <to = {_BOOL}> (a)
+        w = Constant <value_int: int = @low> ()
+        x = Where (t, o, w)
+        g = Cast <to: int = @to> (x)
+        i = Cast <to = {_INT32}> (m)
+        j = Gather (g, i)
+        f = Constant <value_ints = [-1]> ()
+        y = Reshape (j, f)
+    }}""",
+    "C": f"""<low, to> (m) => (y) {{
+        s = Constant <value_int = 0> ()
+        e = Constant <value_int = 256> ()
+        o = Constant <value_int = 1> ()
+        r = Range (s, e, o)
+        l = Constant <value_ints = [-1, 1]> ()
+        c = Reshape (r, l)
+        b = Constant <value = int64[4] {{1, 4, 16, 64}}> ()
+        a = Div (c, b)
+        w = Constant <value_int: int = @low> ()
+        d = Sub (a, w)
+        t = Constant <value_int = 4> ()
+        x = Mod (d, t)
+        q = Add (x, w)
+        g = Cast <to: int = @to> (q)
+        i = Cast <to = {_INT32}> (m)
+        j = Gather (g, i)
+        f = Constant <value_ints = [-1]> ()
+        y = Reshape (j, f)
+    }}""",
+    "T": f"""(m) => (y) {{
+        s = Constant <value_int = 0> ()
+        e = Constant <value_int = 243> ()
+        o = Constant <value_int = 1> ()
+        r = Range (s, e, o)
+        l = Constant <value_ints = [-1, 1]> ()
+        c = Reshape (r, l)
+        b = Constant <value = int64[5] {{1, 3, 9, 27, 81}}> ()
+        a = Div (c, b)
+        t = Constant <value_int = 3> ()
+        x = Mod (a, t)
+        w = Sub (x, o)
+        g = Cast <to = {_INT8}> (w)
+        i = Cast <to = {_INT32}> (m)
+        j = Gather (g, i)
+        f = Constant <value_ints = [-1]> ()
+        y = Reshape (j, f)
+    }}""",
+    "J": f"""<shift> (h, l) => (y) {{
+        u = Cast <to = {_UINT8}> (h)
+        c = Constant <value_int: int = @shift> ()
+        s = Cast <to = {_UINT8}> (c)
+        a = BitShift <direction = "LEFT"> (u, s)
+        n = Shape (h)
+        z = Constant <value_ints = [0]> ()
+        b = Slice (l, z, n)
+        o = BitwiseOr (a, b)
+        y = Cast <to = {_INT8}> (o)
+    }}""",
+    # A kept weight's place in v is the number of kept ones up to it; a pruned one's is 0, where a zero is put.
+    "M": f"""(m, v) => (y) {{
+        d = {DOMAIN}.B <low = 0, to = {_INT32}> (m)
+        z = Constant <value_ints = [0]> ()
+        f = CumSum (d, z)
+        r = Mul (d, f)
+        o = CastLike (z, v)
+        w = Concat <axis = 0> (o, v)
+        y = GatherElements <axis = 0> (w, r)
+    }}""",
+    # Every one among the bits is a kept weight, and every zero before it a step of base; what belongs to a zero is
+    # put behind the last weight and cut off.
+    "G": f"""<base> (m, w, v, n) => (y) {{
+        d = {DOMAIN}.B <low = 0, to = {_INT32}> (m)
+        z = Constant <value_ints = [0]> ()
+        f = CumSum (d, z)
+        r = Mul (d, f)
+        a = CastLike (z, v)
+        b = Concat <axis = 0> (a, v)
+        t = GatherElements <axis = 0> (b, r)
+        c = CastLike (z, w)
+        e = Concat <axis = 0> (c, w)
+        l = GatherElements <axis = 0> (e, r)
+        s = Shape (d)
+        q = Squeeze (s)
+        g = Constant <value_int = 0> ()
+        o = Constant <value_int = 1> ()
+        i = Range (g, q, o)
+        j = Cast <to = {_INT32}> (i)
+        k = Sub (j, f)
+        x = Cast <to = {_INT32}> (o)
+        u = Add (k, x)
+        h = Constant <value_int: int = @base> ()
+        p = Cast <to = {_INT32}> (h)
+        i1 = Mul (u, p)
+        i2 = Add (i1, l)
+        i3 = Cast <to = {_BOOL}> (d)
+        i4 = Cast <to = {_INT32}> (n)
+        i5 = Where (i3, i2, i4)
+        i6 = Add (n, o)
+        i7 = ConstantOfShape <value = int8[1] {{0}}> (i6)
+        i8 = CastLike (i7, v)
+        i9 = ScatterElements <axis = 0> (i8, i5, t)
+        y = Slice (i9, z, n)
+    }}""",
+}
+
+
+@dataclass(frozen=True)
+class Reader:
+    """The function that reads weights which are stored in one way.
+
+    ``gap_bits``: how many low bits of the positions are stored; 0 where there is a bit mask, None where all weights are
+    stored. Its inputs are the code's planes, its table, mask or positions, and the scale.
+    """
+
+    code: Code
+    gap_bits: int | None
+    use: Use
+    scaling: Scaling
+
+    @property
+    def name(self) -> str:
+        where = {None: "", 0: "m"}.get(self.gap_bits, f"g{self.gap_bits}")
+        how = "" if self.code.is_float or self.use == "levels" else self.scaling[0]
+        return f"{where}{self.code.grid[0]}{self.code.bits}{self.use[0]}{how}"
+
+    @property
+    def has_shape(self) -> bool:
+        return self.gap_bits is not None or not self.code.is_bare
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        found = ["shape"] if self.has_shape else []
+        if self.use == "dequantized" and self.scaling == "channel":
+            found.append("axis")
+        return (*found, "along", "group") if self.grouped else tuple(found)
+
+    @property
+    def grouped(self) -> bool:
+        return self.scaling == "group" and self.use == "floats" and not self.code.is_float
+
+    @property
+    def primitives(self) -> tuple[str, ...]:
+        """The small functions that it calls, those that they call included."""
+        text = "".join(self._lines())
+        found = {name for name in _PRIMITIVES if f"{DOMAIN}.{name} " in text}
+        if found & {"M", "G"}:
+            found.add("B")
+        return tuple(sorted(found))
+
+    @property
+    def text(self) -> str:
+        """In ONNX's textual syntax. Tensor names are local to a function, so that one or two letters do."""
+        head = f"<{', '.join(self.attributes)}> " if self.attributes else ""
+        return f"{head}({', '.join(self._inputs())}) => (y) {{\n{chr(10).join(self._lines())}\n}}"
+
+    def _inputs(self) -> Iterator[str]:
+        yield from "vu"[: len(self.code.planes)]
+        if self.code.table_length:
+            yield "c"
+        if self.gap_bits is not None:
+            yield "m"
+            if self.gap_bits:
+                yield from "wx"[: len(UNSIGNED[self.gap_bits])]
+        if not self.code.is_float and self.use != "levels":
+            yield "s"
+
+    def _lines(self) -> Iterator[str]:
+        yield from self._values()
+        if self.has_shape:
+            yield from ("h = Constant <value_ints: ints = @shape> ()", "n = ReduceProd (h)")
+            yield "z = Constant <value_ints = [0]> ()"
+        if self.gap_bits is None:
+            last = "e" if self.code.is_bare else "f"
+            if not self.code.is_bare:
+                yield "f = Slice (e, z, n)"
+        elif self.gap_bits == 0:
+            yield from (f"q = {DOMAIN}.M (m, e)", "f = Slice (q, z, n)")
+            last = "f"
+        else:
+            if self.gap_bits < 8:
+                yield from _numbers("w", "x", UNSIGNED[self.gap_bits], "k", signed=False)
+            yield f"i = Cast <to = {_INT32}> ({'k' if self.gap_bits < 8 else 'w'})"
+            yield f"f = {DOMAIN}.G <base = {1 << self.gap_bits}> (m, i, e, n)"
+            last = "f"
+        if self.has_shape:
+            yield f"r = Reshape ({last}, h)"
+            last = "r"
+        yield from self._scaled(last)
+
+    def _values(self) -> Iterator[str]:
+        """Lines that give the values, flat or in the weight's own shape, as ``e``."""
+        code = self.code
+        if code.grid == "ternary":
+            yield f"e = {DOMAIN}.T (v)"
+        elif code.is_float:
+            yield f"e = Cast <to = {_FLOAT}> (v)"
+        elif code.grid == "codebook":
+            yield from _numbers("v", "u", code.planes, "a", signed=code.bits > 1)
+            yield f"b = Cast <to = {_INT32}> (a)"
+            yield "e = GatherElements <axis = 0> (c, b)"
+        else:
+            yield from _numbers("v", "u", code.planes, "e", signed=True)
+
+    def _scaled(self, last: str) -> Iterator[str]:
+        if self.code.is_float or self.use == "levels":
+            yield f"y = Identity ({last})"
+        elif self.use == "dequantized":
+            yield from ("o = Shape (s)", "t = ConstantOfShape <value = int8[1] {0}> (o)")
+            axis = " <axis: int = @axis>" if self.scaling == "channel" else ""
+            yield f"y = DequantizeLinear{axis} ({last}, s, t)"
+        elif self.grouped:
+            yield f"l = Cast <to = {_FLOAT}> ({last})"
+            yield from _grouped_lines()
+        else:
+            yield from (f"l = Cast <to = {_FLOAT}> ({last})", "y = Mul (l, s)")
+
+
+def _grouped_lines() -> Iterator[str]:
+    """Floats ``l`` as a matrix, whose rows or columns are channels, times a scale ``s`` for each group of the others."""
+    yield "A = Constant <value_ints = [0, -1]> ()"
+    yield "B = Reshape (l, A)"
+    yield "C = Shape (B)"
+    yield "D = Constant <value_int: int = @along> ()"
+    yield "E = Gather (C, D)"
+    yield "F = Constant <value_int = 0> ()"
+    yield "G = Constant <value_int = 1> ()"
+    yield "H = Range (F, E, G)"
+    yield "I = Constant <value_int: int = @group> ()"
+    yield "J = Div (H, I)"
+    yield "K = Gather <axis: int = @along> (s, J)"
+    yield "L = Mul (B, K)"
+    yield "M = Shape (l)"
+    yield "y = Reshape (L, M)"
+
+
+def _numbers(high: str, low: str, planes: tuple[Plane, ...], result: str, signed: bool) -> Iterator[str]:
+    """Lines that give the numbers of one or two planes as int8."""
+    if len(planes) == 1:
+        yield _plane(high, planes[0], result, _INT8, signed)
+        return
+    yield _plane(high, planes[0], f"{result}h", _INT8, signed)
+    yield _plane(low, planes[1], f"{result}l", _UINT8, signed=False)
+    yield f"{result} = {DOMAIN}.J <shift = {planes[1].bits}> ({result}h, {result}l)"
+
+
+def _plane(name: str, plane: Plane, result: str, to: int, signed: bool) -> str:
+    if plane.packing == "element":
+        return f"{result} = Cast <to = {to}> ({name})"
+    primitive, lowest = ("B", -1) if plane.packing == "bits" else ("C", -2)
+    return f"{result} = {DOMAIN}.{primitive} <low = {lowest if signed else 0}, to = {to}> ({name})"
+
+
+@lru_cache(maxsize=256)
+def function(name: str, text: str, opset: int) -> FunctionProto:
+    """A function of :data:`DOMAIN` from its text."""
+    imports = f'"": {opset}, "{DOMAIN}": 1' if f"{DOMAIN}." in text else f'"": {opset}'
+    return onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: [{imports}]> {name} {text}')
+
+
+def functions(readers: Iterable[Reader], opset: int) -> tuple[FunctionProto, ...]:
+    """Those of some readers, and the small ones that they call, in a fixed order."""
+    chosen = sorted(set(readers), key=lambda reader: reader.name)
+    small = sorted({name for reader in chosen for name in reader.primitives})
+    return (
+        *(function(name, _PRIMITIVES[name], opset) for name in small),
+        *(function(reader.name, reader.text, opset) for reader in chosen),
+    )
