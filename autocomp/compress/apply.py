@@ -414,6 +414,33 @@ def _quantize(
     return _round_biases(module, in_integers, formats, weights, quantizers) if numerics.integer_bias else {}
 
 
+def requantized(
+    compressed: Compressed,
+    module: GraphModule,
+    weights: Mapping[str, QuantizedWeight],
+    masks: Mapping[str, torch.Tensor],
+) -> Compressed:
+    """The result with other weights, steps and biases, which are rounded to what these make of the accumulator's steps.
+
+    Args:
+        module: as ``compressed.model``, with parameters and quantizers of its own; changed in place.
+        weights: the stored form of its weights.
+        masks: of what is sparse.
+    """
+    graph, stored = compressed.graph, dict(weights)
+    calibrated = [node for node in graph.layers if _reads_rounded(node, compressed.formats)]
+    in_integers = [node for node in calibrated if node.op == "conv2d" or node.is_gemm]
+    quantizers = {
+        name.removeprefix("quantizer_"): one
+        for name, one in module.named_modules()
+        if isinstance(one, ActivationQuantizer)
+    }
+    scales: dict[str, torch.Tensor] = {}
+    if compressed.numerics.integer_bias:
+        scales = _round_biases(module, in_integers, compressed.formats, stored, quantizers)
+    return replace(compressed, model=module, weights=stored, masks=dict(masks), bias_scales=scales)
+
+
 def _reads_rounded(node: Node, formats: Mapping[str, Format]) -> bool:
     chosen = formats.get(node.layer or "")
     return chosen is not None and chosen.calibrated

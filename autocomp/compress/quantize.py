@@ -224,15 +224,18 @@ def _on_a_grid(graph: Graph, rounded: Iterable[str]) -> set[str]:
 
 
 def insert_after(
-    module: GraphModule, sites: Mapping[str, nn.Module], readers: Mapping[str, Collection[str]] | None = None
+    module: GraphModule,
+    sites: Mapping[str, nn.Module],
+    readers: Mapping[str, Collection[str]] | None = None,
+    stem: str = "quantizer",
 ) -> None:
     """Put a module behind each named node of ``module``, in place; all its readers then read the module's result, or
-    those that ``readers`` names for it."""
+    those that ``readers`` names for it. Its path is ``stem`` and the node's name."""
     nodes = {node.name: node for node in module.graph.nodes}
     for name, inserted in sites.items():
         node = nodes[name]
         only = None if readers is None else readers.get(name)
-        path = f"quantizer_{name}"
+        path = f"{stem}_{name}"
         module.add_submodule(path, inserted)
         with module.graph.inserting_after(node):
             call = module.graph.call_module(path, (node,))

@@ -1,0 +1,151 @@
+"""Weights while they are trained: floats behind, what the file will hold in front, and a gradient that goes straight
+through the rounding (Y. Bengio et al., "Estimating or propagating gradients through stochastic neurons", 2013)."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from autocomp.compress.grids import Levels, QuantizedWeight, spread_steps
+from autocomp.compress.quantize import ActivationQuantizer, DynamicQuantizer
+from autocomp.plan import Format
+
+#: How sharply the gradient of a sign falls off around zero, at first and at last (H. Qin et al., "Forward and backward
+#: information retention for accurate binary neural networks", 2020).
+SIGN_SHARPNESS = (1.0, 10.0)
+
+#: The largest level of a table.
+LARGEST_LEVEL = 127
+
+
+class Latent(nn.Module):
+    """One weight. Its steps are learned with it (S. Esser et al., "Learned step size quantization", 2020), as logarithms,
+    so that a step of the optimizer is a share of them; so are the levels of a table (S. Han et al., "Deep compression",
+    2016) and the magnitude of signs (M. Rastegari et al., "XNOR-Net", 2016).
+
+    Args:
+        weight: the floats to start from.
+        chosen: its format; None for floats.
+        stored: what the format made of it; None for floats.
+        kept: the mask of what is not cut; None where nothing is.
+    """
+
+    def __init__(
+        self,
+        weight: torch.Tensor,
+        chosen: Format | None,
+        stored: QuantizedWeight | None,
+        kept: torch.Tensor | None,
+        narrow_products: bool = False,
+    ) -> None:
+        super().__init__()
+        self.chosen = chosen
+        self.group = 0 if stored is None else stored.group
+        self.latent = nn.Parameter(weight.detach().clone())
+        self.log_scale = None if stored is None else nn.Parameter(stored.scale.log())
+        self.kept: torch.Tensor | None
+        self.register_buffer("kept", kept)
+        self.table: nn.Parameter | None = None
+        self._levels: Levels | None = None
+        self.sharpness = SIGN_SHARPNESS[0]
+        if chosen is not None and stored is not None:
+            if chosen.grid == "codebook":
+                there = stored.levels if kept is None else stored.levels[kept]
+                self.table = nn.Parameter(torch.unique(there).float())
+            else:
+                self._levels = Levels.of(chosen, narrow_products)
+
+    def forward(self) -> torch.Tensor:
+        """The weight as the file computes with it."""
+        levels, steps = self._rounded()
+        return levels if steps is None else (levels * steps).reshape(self.latent.shape)
+
+    def stored(self) -> QuantizedWeight | None:
+        """What the file holds; None for floats."""
+        with torch.no_grad():
+            levels, steps = self._rounded()
+            if steps is None or self.log_scale is None:
+                return None
+            whole = levels.round().to(torch.int8).reshape(self.latent.shape)
+            return QuantizedWeight(whole, self.log_scale.exp(), self.kept, self.group)
+
+    def _rounded(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        weight = self.latent if self.kept is None else self.latent * self.kept
+        if self.chosen is not None and self.chosen.weight_bits == 16:
+            return _through(weight, weight.half().float()), None
+        if self.log_scale is None or self.chosen is None:
+            return weight, None
+        rows = weight.reshape(len(weight), -1)
+        steps = spread_steps(self.log_scale.exp(), len(rows), rows.shape[1], self.group)
+        if self.chosen.weight_bits == 1:
+            levels = self._signs(rows)
+        elif self.table is not None:
+            levels = self._from_table(rows / steps, self.table)
+        else:
+            assert self._levels is not None
+            x = (rows / steps).clamp(float(self._levels.values[0]), self._levels.highest)
+            levels = _through(x, self._levels.nearest(x.detach()))
+        return (levels if self.kept is None else levels * self.kept.reshape(rows.shape)), steps
+
+    def _signs(self, rows: torch.Tensor) -> torch.Tensor:
+        """Of weights around their mean, of which signs tell most."""
+        stay = torch.ones_like(rows) if self.kept is None else self.kept.reshape(rows.shape).float()
+        count = stay.sum(dim=1, keepdim=True).clamp_min(1)
+        middle = (rows * stay).sum(dim=1, keepdim=True) / count
+        spread = (((rows - middle) * stay).square().sum(dim=1, keepdim=True) / count).sqrt().clamp_min(1e-12)
+        x = (rows - middle) / spread
+        smooth = torch.tanh(self.sharpness * x) * max(1.0, 1.0 / self.sharpness)
+        return _through(smooth, torch.where(x >= 0, torch.ones(()), -torch.ones(())))
+
+    def _from_table(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+        whole = _through(table, table.detach().round()).clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
+        order = whole.detach().argsort(stable=True)
+        sorted_levels = whole.detach()[order]
+        places = torch.bucketize(x.detach(), (sorted_levels[1:] + sorted_levels[:-1]) / 2)
+        return whole[order[places]] + (x - x.detach())
+
+    def cut_to(self, kept: torch.Tensor) -> None:
+        """From now on only these stay."""
+        self.kept = kept
+
+
+def _through(smooth: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """``value``, with the gradient of ``smooth``."""
+    return smooth + (value - smooth).detach()
+
+
+class LearnedQuantizer(nn.Module):
+    """An :class:`ActivationQuantizer` whose step is learned; those of one grid share the parameter."""
+
+    def __init__(self, start: ActivationQuantizer, log_scale: nn.Parameter) -> None:
+        super().__init__()
+        self.log_scale = log_scale
+        self.zero_point, self.low, self.high = start.zero_point, start.low, start.high
+        self.signed = start.dtype == torch.int8
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        scale = self.log_scale.exp()
+        levels = (x / scale + self.zero_point).clamp(self.low, self.high)
+        rounded: torch.Tensor = (_through(levels, levels.detach().round()) - self.zero_point) * scale
+        return rounded
+
+    def fixed(self) -> ActivationQuantizer:
+        return ActivationQuantizer(float(self.log_scale.detach().exp()), self.zero_point, self.signed)
+
+
+class StraightDynamicQuantizer(DynamicQuantizer):
+    """A :class:`DynamicQuantizer` whose gradient goes straight through."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return _through(x, super().forward(x.detach()))
+
+
+def learned_quantizers(module: nn.Module) -> list[nn.Parameter]:
+    """Put learned quantizers in the place of the calibrated ones, in place; their parameters, one for each grid."""
+    shared: dict[tuple[float, int], nn.Parameter] = {}
+    for name, quantizer in list(module.named_modules()):
+        if isinstance(quantizer, ActivationQuantizer):
+            key = (quantizer.scale, quantizer.zero_point)
+            parameter = shared.setdefault(key, nn.Parameter(torch.tensor(quantizer.scale).log()))
+            module.set_submodule(name, LearnedQuantizer(quantizer, parameter))
+    return list(shared.values())

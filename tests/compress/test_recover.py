@@ -1,0 +1,162 @@
+"""Recovery: nearer to the uncompressed network, with everything that the plan asks for held."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from autocomp.compress.apply import Compressed, apply
+from autocomp.compress.prune import kept_count
+from autocomp.compress.recover import Batch, Recovery, distillation, recover
+from autocomp.compress.solve import Solver
+from autocomp.errors import CompressionError
+from autocomp.export.to_onnx import export_onnx
+from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
+from tests.networks import inputs, prepared, run_file, run_module
+
+CALIBRATION = [inputs("residual", 32, seed=100)]
+CHOICES = {
+    "sparse": LayerPlan(Sparsity("unstructured", 0.7)),
+    "2:4": LayerPlan(Sparsity("2:4", 0.5, "wanda")),
+    "8 bits": LayerPlan(format=Format(8)),
+    "sparse at 4 bits": LayerPlan(Sparsity("unstructured", 0.6), None, Format(4)),
+    "2 bits by gptq": LayerPlan(format=Format(2, rounding="gptq")),
+    "ternary": LayerPlan(format=Format(2, grid="ternary")),
+    "binary": LayerPlan(format=Format(1)),
+    "a table": LayerPlan(Sparsity("unstructured", 0.5), None, Format(3, grid="codebook", granularity="tensor")),
+    "groups": LayerPlan(format=Format(3, 32, granularity="group", group=16)),
+    "half": LayerPlan(Sparsity("unstructured", 0.7), None, Format(16, 32)),
+}
+
+
+def batches(count: int = 12, classes: bool = False) -> list[Batch]:
+    """Inputs, and what the uncompressed network makes of them."""
+    found = []
+    for seed in range(count):
+        given = inputs("residual", 16, seed=seed)
+        output = run_module(prepared("residual").model, given)
+        found.append((*given, output.argmax(dim=1) if classes else output))
+    return found
+
+
+def plan(choice: LayerPlan) -> Plan:
+    return Plan({layer.name: choice for layer in prepared("residual").inventory.layers})
+
+
+def error(compressed: Compressed) -> float:
+    given = inputs("residual", 64, seed=77)
+    reference = run_module(prepared("residual").model, given)
+    return float(distillation(run_module(compressed.model, given), reference, None, 0.0))
+
+
+def both(choice: LayerPlan, recovery: Recovery, labelled: bool = False) -> tuple[Compressed, Compressed]:
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(choice), CALIBRATION, solver=solver)
+    return before, recover(net, before, batches(classes=labelled), recovery, solver, labelled=labelled)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_it_comes_nearer_with_all_that_the_plan_asks_for_held(choice: str) -> None:
+    chosen = CHOICES[choice]
+    before, after = both(chosen, Recovery(6, rate=0.02))
+    assert error(after) < (1.05 if choice == "8 bits" else 0.9) * error(
+        before
+    )  # where there is next to nothing to gain
+    assert after.formats == before.formats
+    assert after.masks.keys() == before.masks.keys()
+    for name, mask in after.masks.items():
+        assert torch.equal(mask, before.masks[name])
+        assert not after.model.get_parameter(name)[~mask].any()
+    for name, stored in after.weights.items():
+        assert torch.equal(after.model.get_parameter(name), stored.dequantized())
+        bits = after.formats[name.removesuffix(".weight")].weight_bits
+        assert len(torch.unique(stored.levels)) <= (1 << bits) + (stored.kept is not None)
+        assert stored.scale.shape == before.weights[name].scale.shape
+
+
+@pytest.mark.parametrize("choice", ["8 bits", "2 bits by gptq", "sparse at 4 bits", "binary", "a table", "half"])
+def test_the_file_computes_what_the_recovered_model_does(choice: str) -> None:
+    _, after = both(CHOICES[choice], Recovery(1))
+    given = inputs("residual", 32, seed=5)
+    simulated = run_module(after.model, given)
+    actual = run_file(export_onnx(after, packed=True), given)
+    step = (simulated.max() - simulated.min()) / 255
+    assert (actual - simulated).abs().mean() <= 0.2 * step
+
+
+def test_sparsity_may_grow_to_its_level() -> None:
+    before, after = both(LayerPlan(Sparsity("unstructured", 0.8)), Recovery(6, gradual=True, l1=1e-3))
+    for mask in after.masks.values():
+        assert int(mask.sum()) == kept_count(tuple(mask.shape), Sparsity("unstructured", 0.8))
+    assert any(not torch.equal(mask, before.masks[name]) for name, mask in after.masks.items())
+    assert error(after) < error(before)
+
+
+def test_labels_and_features_are_learned_from() -> None:
+    choice = LayerPlan(Sparsity("unstructured", 0.7), Rank("svd", 4))
+    layers = {
+        layer.name: choice if layer.largest_paying_rank >= 4 else LayerPlan(choice.sparsity)
+        for layer in prepared("residual").inventory.layers
+    }
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, Plan(layers), CALIBRATION, solver=solver)
+    after = recover(net, before, batches(classes=True), Recovery(4, features=1.0, rate=0.02), solver)
+    assert error(after) < error(before)
+
+
+def test_nothing_given_is_changed_and_the_same_seed_gives_the_same() -> None:
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES["sparse at 4 bits"]), CALIBRATION, solver=solver)
+    models = [copy.deepcopy(model.state_dict()) for model in (net.model, before.model)]
+    data = batches(6)
+    one, other, third = (
+        recover(net, before, data, Recovery(2, seed=seed), solver, labelled=False) for seed in (1, 1, 2)
+    )
+    for model, was in zip((net.model, before.model), models, strict=True):
+        assert all(torch.equal(value, was[name]) for name, value in model.state_dict().items())
+    given = inputs("residual", 8)
+    assert torch.equal(run_module(one.model, given), run_module(other.model, given))
+    assert not torch.equal(run_module(one.model, given), run_module(third.model, given))
+
+
+def test_progress_is_told_every_epoch() -> None:
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES["sparse"]), CALIBRATION, solver=solver)
+    seen: list[tuple[int, int]] = []
+    recover(net, before, batches(4), Recovery(3), solver, False, lambda epoch, of, loss: seen.append((epoch, of)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_attention_and_rounding_at_run_time_are_recovered_as_well() -> None:
+    net, data = prepared("encoder"), [inputs("encoder", 8, seed=seed) for seed in range(6)]
+    solver = Solver(net.model, data[:2])
+    layers = {
+        layer.name: LayerPlan(
+            format=Format(2, 32) if layer.kind == "embedding" else Format(2, dynamic=layer.kind == "linear")
+        )
+        for layer in net.inventory.layers
+    }
+    before = apply(net, Plan(layers), data[:2], solver=solver)
+    after = recover(net, before, data, Recovery(8, rate=0.02), solver, labelled=False)
+    given = inputs("encoder", 32, seed=9)
+    reference = run_module(net.model, given)
+    errors = [float((run_module(one.model, given) - reference).norm()) for one in (before, after)]
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_what_cannot_be_done_is_one_line() -> None:
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES["sparse"]), CALIBRATION, solver=solver)
+    with pytest.raises(CompressionError, match="must have data"):
+        recover(net, before, [], Recovery(1), solver)
+    with pytest.raises(CompressionError, match="at least one epoch; got 0"):
+        Recovery(0)
+    with pytest.raises(CompressionError, match="between 0 and 1; got 2"):
+        Recovery(1, labels=2.0)
