@@ -49,6 +49,9 @@ FORWARDS = {kind.forward for kind in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, 
 #: The largest bias in steps of the int32 accumulator; the other half of its range is left to the sum of products.
 LARGEST_BIAS = 2**30
 
+#: Biases below it are stored in half precision, whose largest number is 65,504.
+LARGEST_HALF = 65_000.0
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -66,13 +69,23 @@ class Prepared:
 
 
 @dataclass(frozen=True)
+class IntegerBias:
+    """A bias that an integer kernel adds in its accumulator: a whole number of ``steps``, () or one a channel, each the
+    step of the input times that of the weight. ``halves`` are the floats of half precision that it was rounded from, as
+    float32; None where it is too large for them."""
+
+    steps: torch.Tensor
+    halves: torch.Tensor | None
+
+
+@dataclass(frozen=True)
 class Compressed:
     """A compressed model.
 
     ``model`` is a module that computes what the exported file computes: pruned, factorized, with weights and
     activations rounded as the file rounds them. ``formats`` are those that the layers really got; ``weights`` holds
     the stored form of every weight that is quantized, by parameter name; ``masks`` of those that are sparse;
-    ``bias_scales`` the steps of the biases that are stored as int32; ``numerics`` the arithmetic it is made for.
+    ``biases`` those that integer kernels add; ``numerics`` the arithmetic it is made for.
     """
 
     plan: Plan
@@ -82,7 +95,7 @@ class Compressed:
     formats: Mapping[str, Format]
     weights: Mapping[str, QuantizedWeight]
     masks: Mapping[str, torch.Tensor]
-    bias_scales: Mapping[str, torch.Tensor]
+    biases: Mapping[str, IntegerBias]
     numerics: Numerics
 
 
@@ -260,8 +273,8 @@ def apply(
     graph = read_graph(program)
     formats = _formats(graph, plan, numerics)
     weights, masks = _solve(module, graph, plan, cuts, formats, numerics, solver)
-    bias_scales = _quantize(module, graph, formats, weights, calibration, numerics)
-    return Compressed(plan, module, graph, prepared.example, formats, weights, masks, bias_scales, numerics)
+    biases = _quantize(module, graph, formats, weights, calibration, numerics)
+    return Compressed(plan, module, graph, prepared.example, formats, weights, masks, biases, numerics)
 
 
 def compress(
@@ -401,7 +414,7 @@ def _quantize(
     weights: dict[str, QuantizedWeight],
     calibration: Batches,
     numerics: Numerics,
-) -> dict[str, torch.Tensor]:
+) -> dict[str, IntegerBias]:
     """Round activations on the calibration batches, then biases to the product of both steps."""
     public = quantized_tensors(graph, formats, numerics)
     private = rounded_for_products(graph, formats, public)
@@ -435,10 +448,10 @@ def requantized(
         for name, one in module.named_modules()
         if isinstance(one, ActivationQuantizer)
     }
-    scales: dict[str, torch.Tensor] = {}
+    biases: dict[str, IntegerBias] = {}
     if compressed.numerics.integer_bias:
-        scales = _round_biases(module, in_integers, compressed.formats, stored, quantizers)
-    return replace(compressed, model=module, weights=stored, masks=dict(masks), bias_scales=scales)
+        biases = _round_biases(module, in_integers, compressed.formats, stored, quantizers)
+    return replace(compressed, model=module, weights=stored, masks=dict(masks), biases=biases)
 
 
 def _reads_rounded(node: Node, formats: Mapping[str, Format]) -> bool:
@@ -452,24 +465,26 @@ def _round_biases(
     formats: Mapping[str, Format],
     weights: dict[str, QuantizedWeight],
     quantizers: Mapping[str, ActivationQuantizer],
-) -> dict[str, torch.Tensor]:
+) -> dict[str, IntegerBias]:
     """Integer kernels add the bias in the accumulator, whose step is that of the input times that of the weight.
 
     A channel whose weights are next to nothing (a batch norm has switched it off, or pruning took them all) may still
     have a bias; its weights, entries of ``weights``, are then given a step with which the bias does not overflow.
     """
-    scales: dict[str, torch.Tensor] = {}
+    biases: dict[str, IntegerBias] = {}
     used = Counter(node.layer for node in layers)
     for node in layers:
         layer = node.layer or ""
         name = f"{layer}.weight"
         if node.has_bias and used[node.layer] == 1:  # one bias has no step for several inputs
             bias = module.get_parameter(f"{layer}.bias")
+            halves = bias.detach().half().float() if float(bias.abs().max()) < LARGEST_HALF else None
             input_step = quantizers[node.inputs[0]].scale
             smallest = bias.abs() / (LARGEST_BIAS * input_step)
             weights[name] = with_larger_steps(weights[name], smallest, formats[layer])
             module.get_parameter(name).data = weights[name].dequantized()
-            step = weights[name].scale * input_step
-            bias.data = (bias / step).round() * step
-            scales[f"{layer}.bias"] = step
-    return scales
+            steps = weights[name].scale * input_step
+            source = bias if halves is None else halves
+            bias.data = (source / steps).round() * steps
+            biases[f"{layer}.bias"] = IntegerBias(steps, halves)
+    return biases

@@ -30,7 +30,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 from autocomp.errors import ExportError
 from autocomp.export.codes import UNSIGNED, Code, Plane, packed_numbers, packed_values, table_of
 from autocomp.export.opsets import opset_of, raise_opset, set_opset
-from autocomp.export.unpacking import DOMAIN, Reader, Scaling, Use, functions
+from autocomp.export.unpacking import BIAS, DOMAIN, Reader, Scaling, Use, functions
 from autocomp.plan import Format
 
 Array: TypeAlias = npt.NDArray[np.int8] | npt.NDArray[np.float32]
@@ -158,7 +158,7 @@ class Encoded:
 
     nodes: tuple[NodeProto, ...]
     initializers: tuple[TensorProto, ...]
-    readers: tuple[Reader, ...]
+    readers: tuple[Reader | str, ...]
     opset: int
 
 
@@ -205,6 +205,28 @@ def encode(name: str, weight: StoredWeight, packed: bool) -> Encoded:
         readers=_readers(spec, form),
         opset=required_opset(spec, packed),
     )
+
+
+def encode_bias(name: str, halves: npt.NDArray[np.float32], input_step: str, weight_step: str) -> Encoded:
+    """The bias of an integer layer from floats of half precision: rounded to whole numbers of the accumulator's steps
+    when the file is loaded.
+
+    Args:
+        halves: (channels,).
+        input_step, weight_step: the tensors whose product the steps are.
+    """
+    values = TensorProto(
+        dims=halves.shape, data_type=TensorProto.FLOAT16, name=f"{name}.v", raw_data=halves.astype("<f2").tobytes()
+    )
+    node = helper.make_node(BIAS, [f"{name}.v", input_step, weight_step], [name], domain=DOMAIN)
+    return Encoded((node,), (values,), (BIAS,), _FUNCTION_OPSET)
+
+
+def bias_bytes(name: str, channels: int, step: str) -> int:
+    """What :func:`encode_bias` adds to the serialized GraphProto, for names of such lengths."""
+    encoded = encode_bias(name, np.zeros(channels, np.float32), step, step)
+    sizes = [*(node.ByteSize() for node in encoded.nodes), *(tensor.ByteSize() for tensor in encoded.initializers)]
+    return sum(map(field_bytes, sizes))
 
 
 def install(model: ModelProto, encoded: Sequence[Encoded]) -> None:
@@ -266,7 +288,7 @@ def footprint(name: str, spec: WeightSpec, packed: bool) -> Footprint:
     return Footprint(form, data_bytes, _graph_bytes(name, spec, form), _readers(spec, form))
 
 
-def function_bytes(readers: Iterable[Reader]) -> int:
+def function_bytes(readers: Iterable[Reader | str]) -> int:
     """What functions add to the serialized ModelProto, in bytes, the import of their domain included."""
     needed = functions(readers, max(_TYPE_OPSETS.values()))  # an opset below 128 takes one byte, whichever it is
     domain = field_bytes(helper.make_opsetid(DOMAIN, 1).ByteSize()) if needed else 0

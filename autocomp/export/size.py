@@ -14,8 +14,8 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from autocomp.compress.structure import LayerShape, Structure
-from autocomp.export.packing import Footprint, field_bytes, footprint, function_bytes, weight_spec
-from autocomp.export.unpacking import Reader
+from autocomp.export.packing import Footprint, bias_bytes, field_bytes, footprint, function_bytes, weight_spec
+from autocomp.export.unpacking import BIAS, Reader
 from autocomp.graph import ATTENTION, Node
 
 #: An attention that is written out, because the file's opset has no kernel for it as one operator.
@@ -48,7 +48,7 @@ class SizeModel:
 
     def predict(self, structure: Structure) -> int:
         """Bytes of the file of a compressed network of this structure."""
-        readers: set[Reader] = set()
+        readers: set[Reader | str] = set()
         total = self.fixed_bytes
         rounded_at_run_time: set[str] = set()
         formats = (layer.format for layer in structure.layers.values())
@@ -64,6 +64,8 @@ class SizeModel:
             weight = self._weight(node, layer)
             readers.update(weight.readers)
             total += weight.graph_bytes + self._around(node, layer)
+            if self.packed and self._integer_bias(node, layer):
+                readers.add(BIAS)
         total += len(rounded_at_run_time) * _node("DynamicQuantizeLinear", 1, 3)
         rounded = len(structure.rounded) + len(structure.rounded_for_products)
         return total + function_bytes(readers) + rounded * _rounding_bytes()
@@ -77,13 +79,19 @@ class SizeModel:
         in_integers = chosen is not None and (dynamic or (node.op == "embedding" and chosen.tables_of_integers))
         return footprint(NAME, weight_spec(shape, chosen, layer.kept, int(turned), in_integers), self.packed)
 
+    def _integer_bias(self, node: Node, layer: LayerShape) -> bool:
+        """Whether an integer kernel adds the layer's bias."""
+        computed = node.has_bias and (node.op == "conv2d" or node.is_gemm)
+        return self.integer_bias and computed and layer.format is not None and layer.format.calibrated
+
     def _around(self, node: Node, layer: LayerShape) -> int:
         """The layer's operators and its bias."""
         chosen, channels = layer.format, node.outputs
         bias = 0
         if node.has_bias:
-            in_integers = chosen is not None and chosen.calibrated and (node.op == "conv2d" or node.is_gemm)
-            bias = _bias_bytes(channels, integer=in_integers and self.integer_bias)
+            integer = self._integer_bias(node, layer)
+            one_step = chosen is not None and chosen.granularity == "tensor"
+            bias = _bias_bytes(channels, integer, self.packed, one_step)
         if chosen is not None and chosen.dynamic:
             operators = _node("MatMulInteger", 3) + _node("Cast", 1, to=1) + 2 * _node("Mul", 2)
             operators += _node("Add", 2) if node.has_bias else 0
@@ -123,12 +131,14 @@ def _layer_bytes(op: str, has_bias: bool) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _bias_bytes(channels: int, integer: bool) -> int:
-    values = _tensor_bytes(NAME + (".v" if integer else ""), TensorProto.FLOAT, (channels,))
+def _bias_bytes(channels: int, integer: bool, packed: bool, one_step: bool) -> int:
     if not integer:
-        return values
+        return _tensor_bytes(NAME, TensorProto.FLOAT, (channels,))
+    if packed:
+        return bias_bytes(NAME, channels, NAME)
+    steps = _tensor_bytes(NAME + ".s", TensorProto.FLOAT, () if one_step else (channels,))
     node = helper.make_node("DequantizeLinear", [NAME + ".v", NAME + ".s"], [NAME], axis=0)
-    return 2 * values + field_bytes(node.ByteSize())
+    return _tensor_bytes(NAME + ".v", TensorProto.FLOAT, (channels,)) + steps + field_bytes(node.ByteSize())
 
 
 @lru_cache(maxsize=1)

@@ -23,7 +23,7 @@ from autocomp.export.integers import (
     sums_before_norms,
 )
 from autocomp.export.opsets import raise_opset
-from autocomp.export.packing import StoredWeight, encode, install, weight_spec
+from autocomp.export.packing import StoredWeight, encode, encode_bias, install, weight_spec
 from autocomp.graph import ATTENTION, Graph, copied, operator_name
 
 if TYPE_CHECKING:
@@ -67,12 +67,16 @@ def export_onnx(compressed: Compressed, packed: bool) -> bytes:
         place = places[name]
         stored[place.tensor] = _stored(compressed, name, place)
         _rewrite(graph, compressed, name, place, rounded)
-    biases = {places[name].tensor: _integer_bias(compressed, name) for name in compressed.bias_scales}
     short = _shorten(model)
-    for tensor, (levels, step) in biases.items():
-        _add_bias(model, short[tensor], levels, step)
     raise_opset(model, OPSET)
-    install(model, [encode(short[tensor], weight, packed) for tensor, weight in stored.items()])
+    encoded = [encode(short[tensor], weight, packed) for tensor, weight in stored.items()]
+    for name, bias in compressed.biases.items():
+        tensor, values = short[places[name].tensor], compressed.model.get_parameter(name)
+        if packed and bias.halves is not None:
+            encoded.append(encode_bias(tensor, bias.halves.numpy(), *_steps(graph, tensor)))
+        else:
+            _add_bias(model, tensor, *_integer_bias(values, bias.steps))
+    install(model, encoded)
     checker.check_model(model)
     return bytes(model.SerializeToString())
 
@@ -107,7 +111,7 @@ def _weight_names(compressed: Compressed) -> tuple[str, ...]:
 
 
 def _stored_names(compressed: Compressed) -> tuple[str, ...]:
-    return (*_weight_names(compressed), *compressed.bias_scales)
+    return (*_weight_names(compressed), *compressed.biases)
 
 
 def _marked(compressed: Compressed) -> GraphModule:
@@ -222,11 +226,17 @@ def _take(graph: GraphProto, number: int, name: str) -> _Place:
     )
 
 
-def _integer_bias(compressed: Compressed, name: str) -> tuple[Array, Array]:
+def _steps(graph: GraphProto, bias: str) -> tuple[str, str]:
+    """The steps of the input and of the weight of the layer that reads a bias."""
+    (reader,) = consumers(graph.node, bias)
+    (before,) = (node for node in graph.node if reader.input[0] in node.output)
+    return before.input[1], f"{reader.input[1]}.s"
+
+
+def _integer_bias(values: torch.Tensor, steps: torch.Tensor) -> tuple[Array, Array]:
     """The int32 that the integer kernels add, and its step: input scale times weight scale, one per channel."""
-    values, step = compressed.model.get_parameter(name).detach().numpy(), compressed.bias_scales[name]
-    levels = np.rint(values.astype(np.float64) / step.numpy().astype(np.float64)).clip(-(2**31), 2**31 - 1)
-    return levels.astype(np.int32), step.numpy().astype(np.float32)
+    levels = np.rint(values.detach().double().numpy() / steps.double().numpy()).clip(-(2**31), 2**31 - 1)
+    return levels.astype(np.int32), steps.float().numpy()
 
 
 def _add_bias(model: ModelProto, name: str, levels: Array, step: Array) -> None:

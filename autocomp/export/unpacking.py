@@ -8,6 +8,7 @@ One letter stands for each of the small ones, which the others call:
     J(h, l) {shift}      high and low planes → numbers
     M(m, v)              bit mask and kept values → values with zeros where the mask has none
     G(m, w, v, n) {base} positions and kept values → n values; positions are Elias–Fano coded
+    A(v, x, w)           a bias in half precision, steps of input and weight → one in whole steps of the accumulator
 
 Positions are stored as P. Elias ("Efficient storage and retrieval by content and address of static files", 1974) and
 R. Fano have it: the low bits of each as they are (``w``), the gaps between the rest in unary (``m``), which is within
@@ -41,7 +42,18 @@ DOMAIN = "ac"
 _INT8, _INT32, _UINT8 = TensorProto.INT8, TensorProto.INT32, TensorProto.UINT8
 _FLOAT, _BOOL = TensorProto.FLOAT, TensorProto.BOOL
 
+#: The small function that makes biases.
+BIAS = "A"
+
 _PRIMITIVES = {
+    BIAS: f"""(v, x, w) => (y) {{
+        m = Mul (x, w)
+        f = Cast <to = {_FLOAT}> (v)
+        q = Div (f, m)
+        r = Round (q)
+        i = Cast <to = {_INT32}> (r)
+        y = DequantizeLinear <axis = 0> (i, m)
+    }}""",
     "B": f"""<low, to> (m) => (y) {{
         s = Constant <value_int = 0> ()
         e = Constant <value_int = 256> ()
@@ -311,11 +323,12 @@ def function(name: str, text: str, opset: int) -> FunctionProto:
     return onnx.parser.parse_function(f'<domain: "{DOMAIN}", opset_import: [{imports}]> {name} {text}')
 
 
-def functions(readers: Iterable[Reader], opset: int) -> tuple[FunctionProto, ...]:
-    """Those of some readers, and the small ones that they call, in a fixed order."""
-    chosen = sorted(set(readers), key=lambda reader: reader.name)
-    small = sorted({name for reader in chosen for name in reader.primitives})
+def functions(readers: Iterable[Reader | str], opset: int) -> tuple[FunctionProto, ...]:
+    """Those of some readers, and the small ones that they call or that are named, in a fixed order."""
+    asked = set(readers)
+    chosen = sorted((one for one in asked if isinstance(one, Reader)), key=lambda reader: reader.name)
+    small = {name for reader in chosen for name in reader.primitives} | {one for one in asked if isinstance(one, str)}
     return (
-        *(function(name, _PRIMITIVES[name], opset) for name in small),
+        *(function(name, _PRIMITIVES[name], opset) for name in sorted(small)),
         *(function(reader.name, reader.text, opset) for reader in chosen),
     )

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
 from autocomp.compress.apply import Compressed, Prepared, apply
+from autocomp.compress.solve import Solver
 from autocomp.compress.structure import Structure, restructure
 from autocomp.errors import WorkError
 from autocomp.export.size import SizeModel
@@ -26,11 +28,16 @@ class Workbench:
     target: Target
     sizes: SizeModel
 
+    @cached_property
+    def solver(self) -> Solver:
+        """Knows the layers that were solved before."""
+        return Solver(self.prepared.model, self.task.calibration)
+
     def structure(self, plan: Plan) -> Structure:
         return restructure(self.prepared.inventory, plan, self.target.numerics)
 
     def compress(self, plan: Plan) -> Compressed:
-        return apply(self.prepared, plan, self.task.calibration, self.target.numerics)
+        return apply(self.prepared, plan, self.task.calibration, self.target.numerics, self.solver)
 
     def cost(self, plan: Plan) -> Cost:
         """Predicted, without touching a weight.

@@ -61,7 +61,7 @@ def test_the_default_plan_computes_what_the_model_does(network: str) -> None:
     torch.testing.assert_close(run_module(result.model, batch), expected, rtol=1e-4, atol=1e-5)
     assert not result.weights
     assert not result.masks
-    assert not result.bias_scales
+    assert not result.biases
 
 
 @pytest.mark.parametrize("network", ["residual", "separable", "encoder", "vit"])
@@ -134,9 +134,9 @@ def test_stored_weights_are_those_of_the_model(network: str) -> None:
 
 def test_biases_are_whole_numbers_of_accumulator_steps() -> None:
     result = compressed("residual", uniform_plan("residual", format=Format(4)))
-    assert len(result.bias_scales) == len(prepared("residual").inventory.layers)
-    for name, step in result.bias_scales.items():
-        levels = result.model.get_parameter(name).double() / step.double()
+    assert len(result.biases) == len(prepared("residual").inventory.layers)
+    for name, bias in result.biases.items():
+        levels = result.model.get_parameter(name).double() / bias.steps.double()
         torch.testing.assert_close(levels, levels.round(), rtol=1e-6, atol=1e-3)
         assert levels.abs().max() < 2**31
 
@@ -160,7 +160,7 @@ def test_a_channel_without_weights_keeps_its_bias(switched_off: float) -> None:
 def test_float_biases_stay_as_they_are() -> None:
     plan = uniform_plan("residual", format=Format(8))
     result = apply(prepared("residual"), plan, CALIBRATION, Numerics(symmetric_activations=True, integer_bias=False))
-    assert not result.bias_scales
+    assert not result.biases
     for layer in prepared("residual").inventory.layers:
         bias = f"{layer.name}.bias"
         assert torch.equal(result.model.get_parameter(bias), prepared("residual").model.get_parameter(bias))

@@ -131,7 +131,7 @@ def session(model: ModelProto, optimized: Path | None = None, severity: int = 3)
 
 
 def readers_of(encoded: list[Encoded]) -> set[Reader]:
-    return {reader for one in encoded for reader in one.readers}
+    return {reader for one in encoded for reader in one.readers if isinstance(reader, Reader)}
 
 
 @st.composite
