@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
     import torch
 
-    from autocomp.compress.apply import Compressed, Prepared
+    from autocomp.compress.apply import Compressed
     from autocomp.compress.quantize import Numerics
+    from autocomp.compress.rebuild import Prepared
     from autocomp.hardware.latency import Forecast
     from autocomp.hardware.target import Artifact, Target
     from autocomp.search import flow
@@ -147,7 +148,7 @@ class Run:
         return load_task(request.task, data=_data_of(request, request.task))
 
     def _prepared(self, task: Task | None) -> Prepared:
-        from autocomp.compress.apply import prepare
+        from autocomp.compress.prepare import prepare
 
         loaded = task or self._task()
         prepared = prepare(loaded.model, loaded.example_inputs, loaded.dynamic_dims)
@@ -424,7 +425,7 @@ def predict(
         RequestError: a file for a target that is not this machine, or with a plan.
         MeasurementError: the runtime cannot load the file.
     """
-    from autocomp.compress.apply import prepare
+    from autocomp.compress.prepare import prepare
     from autocomp.compress.structure import restructure
     from autocomp.hardware.latency import Forecast
     from autocomp.hardware.resolve import resolve_target

@@ -53,6 +53,11 @@ class LayerInfo:
         return self.kind in INTEGER_KINDS
 
     @property
+    def sees_inputs(self) -> bool:
+        """Whether what it multiplies its weights with can be watched: what looks at a layer's inputs asks for that."""
+        return self.kind in INTEGER_KINDS and self.called
+
+    @property
     def largest_paying_rank(self) -> int:
         """The largest rank at which two factors hold fewer weights than the matrix; 0 where none does, or where the
         layer is a grouped or transposed convolution, which is no single matrix, or is not called."""
@@ -231,8 +236,7 @@ def _check_rank(layer: LayerInfo, rank: Rank) -> None:
 
 
 def _check_moments(layer: LayerInfo, layer_plan: LayerPlan) -> None:
-    """What looks at a layer's inputs is for layers that multiply them with a matrix."""
-    if layer.kind in {"conv2d", "linear"}:
+    if layer.sees_inputs:
         return
     if layer_plan.sparsity is not None and layer_plan.sparsity.saliency in {"wanda", "hessian"}:
         wrong, instead = str(layer_plan.sparsity.saliency), "magnitude"
@@ -243,7 +247,8 @@ def _check_moments(layer: LayerInfo, layer_plan: LayerPlan) -> None:
     else:
         return
     raise PlanError(
-        f"{wrong} is for convolutions and linears; {layer.name!r} is of kind {layer.kind}; give it {instead}"
+        f"{wrong} looks at what convolutions and linears read; {layer.name!r} ({layer.kind}) cannot be watched; "
+        f"give it {instead}"
     )
 
 

@@ -24,6 +24,9 @@ Granularity = Literal["channel", "tensor", "group"]
 Clip = Literal["mse", "minmax", "percentile"]
 Rounding = Literal["nearest", "gptq", "adaround"]
 
+#: What is done to the whole network, see :class:`Plan`.
+Adjustment = Literal["equalize", "smooth", "bias", "norms"]
+
 #: Patterns that take whole units out of a layer, and those that keep n of every m weights.
 UNIT_PATTERNS = ("channel", "head")
 N_OF_M = MappingProxyType({"2:4": (2, 4), "1:4": (1, 4), "4:8": (4, 8)})
@@ -243,30 +246,38 @@ def _told(option: Sparsity | Rank | Format) -> dict[str, object]:
 class Plan:
     """Layer path → :class:`LayerPlan`; a layer that is not named is left untouched.
 
-    ``dropped_blocks`` names residual blocks that are left out altogether.
+    ``dropped_blocks`` names residual blocks that are left out altogether. ``adjustments`` are of the whole network:
+    before its layers are compressed, ``equalize`` brings the ranges of neighbouring layers' weights together and
+    ``smooth`` takes outliers out of what linears behind layer norms read; afterwards ``bias`` puts the means of channels
+    back, and ``norms`` their spreads as well (see :mod:`autocomp.compress.adjust`).
     """
 
     layers: Mapping[str, LayerPlan] = field(default_factory=dict)
     dropped_blocks: tuple[str, ...] = ()
+    adjustments: tuple[Adjustment, ...] = ()
 
     def __post_init__(self) -> None:
+        for one in self.adjustments:
+            _one_of(one, Adjustment, "an adjustment")
         touched = {name: lp for name, lp in sorted(self.layers.items()) if not lp.untouched}
         object.__setattr__(self, "layers", MappingProxyType(touched))
         object.__setattr__(self, "dropped_blocks", tuple(sorted(self.dropped_blocks)))
+        object.__setattr__(self, "adjustments", tuple(sorted(set(self.adjustments))))
 
     def __getitem__(self, layer: str) -> LayerPlan:
         return self.layers.get(layer, UNTOUCHED)
 
     def __hash__(self) -> int:
-        return hash((tuple(self.layers.items()), self.dropped_blocks))
+        return hash((tuple(self.layers.items()), self.dropped_blocks, self.adjustments))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Plan):
             return NotImplemented
-        return dict(self.layers) == dict(other.layers) and self.dropped_blocks == other.dropped_blocks
+        mine, theirs = (self.dropped_blocks, self.adjustments), (other.dropped_blocks, other.adjustments)
+        return dict(self.layers) == dict(other.layers) and mine == theirs
 
-    def __reduce__(self) -> tuple[type[Plan], tuple[dict[str, LayerPlan], tuple[str, ...]]]:
-        return (Plan, (dict(self.layers), self.dropped_blocks))  # a mapping proxy does not pickle
+    def __reduce__(self) -> tuple[type[Plan], tuple[dict[str, LayerPlan], tuple[str, ...], tuple[Adjustment, ...]]]:
+        return (Plan, (dict(self.layers), self.dropped_blocks, self.adjustments))  # a mapping proxy does not pickle
 
     def to_json(self) -> str:
         """Canonical JSON: the same plan gives the same text."""
@@ -274,7 +285,10 @@ class Plan:
             name: {key: _told(value) for key, value in vars(lp).items() if value is not None}
             for name, lp in self.layers.items()
         }
-        return json.dumps({"layers": layers, "dropped_blocks": list(self.dropped_blocks)}, sort_keys=True)
+        document = {"layers": layers, "dropped_blocks": list(self.dropped_blocks)}
+        if self.adjustments:
+            document["adjustments"] = list(self.adjustments)
+        return json.dumps(document, sort_keys=True)
 
     @staticmethod
     def from_json(text: str) -> Plan:
@@ -293,7 +307,7 @@ class Plan:
                 )
                 for name, entry in document["layers"].items()
             }
-            return Plan(layers, tuple(document.get("dropped_blocks", ())))
+            return Plan(layers, tuple(document.get("dropped_blocks", ())), tuple(document.get("adjustments", ())))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"a plan must be the JSON that Plan.to_json writes; got {text[:60]!r} ({error})") from error
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Literal, get_args
@@ -183,10 +183,15 @@ def format_for(text: str, layer: LayerInfo, activations: Sequence[Activations]) 
     if match["how"] is not None:
         wanted = f"{match['how']}{match['activation']}"
         possible = wanted == "a32" or (layer.computes_integers and (wanted == "a8" or layer.kind == "linear"))
-        return _format(match, wanted) if possible and wanted in activations else None
+        return _rounded(_format(match, wanted), layer) if possible and wanted in activations else None
     if match["weight"] == "16" or (match["steps"] or "").startswith("g"):
         order = ("a32",)
-    return next((_format(match, how) for how in order if how in activations), None)
+    return next((_rounded(_format(match, how), layer) for how in order if how in activations), None)
+
+
+def _rounded(chosen: Format, layer: LayerInfo) -> Format:
+    """To the nearest levels where the rounding looks at inputs that cannot be seen."""
+    return chosen if layer.sees_inputs else replace(chosen, rounding="nearest")
 
 
 def builtin_spaces() -> dict[str, Path]:
@@ -342,8 +347,8 @@ def build_space(
         rule = rules.get(layer.name)
         if rule is None:
             continue
-        masks = [one.sparsity() for one in rule.sparsity or () if one.pattern not in UNIT_PATTERNS]
-        masks = [one for one in masks if one.pattern in patterns and _can_weigh(layer, one)]
+        masks = [_weighed(one.sparsity(), layer) for one in rule.sparsity or () if one.pattern not in UNIT_PATTERNS]
+        masks = [one for one in masks if one.pattern in patterns]
         masks.sort(key=lambda one: one.level)
         decisions.append(_decision("unstructured", (layer.name,), masks))
         if ranks:
@@ -407,18 +412,18 @@ def _unit_decisions(
         yield _decision(group.pattern, group.producers, options)
 
 
-def _can_weigh(layer: LayerInfo, sparsity: Sparsity) -> bool:
-    """Whether the saliency knows what it asks for."""
-    return layer.kind in {"conv2d", "linear"} or sparsity.saliency in {"magnitude", "taylor"}
+def _weighed(sparsity: Sparsity, layer: LayerInfo) -> Sparsity:
+    """By magnitude where the saliency looks at inputs that cannot be seen."""
+    looks = sparsity.saliency in {"wanda", "hessian"}
+    return replace(sparsity, saliency="magnitude") if looks and not layer.sees_inputs else sparsity
 
 
 def _rank_options(layer: LayerInfo, shares: Sequence[float], methods: Sequence[RankMethod]) -> list[Rank]:
     """Ranks from the weakest truncation to the strongest; none for layers where none saves."""
     found: list[tuple[float, Rank]] = []
-    for method in methods:
+    for asked in methods:
+        method: RankMethod = "svd" if asked == "whitened" and not layer.sees_inputs else asked
         largest = layer.largest_rank(method)
-        if method == "whitened" and layer.kind == "embedding":
-            continue
         ranks = {max(RANK_STEP, round(share * largest / RANK_STEP) * RANK_STEP) for share in shares}
         found += [(r / largest, Rank(method, r)) for r in ranks if r <= largest]
     return [rank for _, rank in sorted(found, key=lambda one: -one[0])]

@@ -32,7 +32,7 @@ import torch
 from latency_files import ARCHITECTURES, RUNTIMES, WORK, Written, files, images, random_plan, write
 from tables import write_table
 
-from autocomp.compress.apply import prepare
+from autocomp.compress.prepare import prepare
 from autocomp.compress.structure import Structure, restructure
 from autocomp.hardware import lowering_openvino
 from autocomp.hardware.calibrate import nchwc_block

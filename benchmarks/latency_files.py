@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from autocomp.compress.apply import Prepared, apply, prepare
+from autocomp.compress.apply import apply
+from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import Numerics
+from autocomp.compress.rebuild import Prepared
 from autocomp.compress.structure import Structure, restructure
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.calibrate import narrow_products

@@ -32,10 +32,12 @@ from torch import nn
 
 import autocomp
 from autocomp.compress.agreement import flat_output, shake
-from autocomp.compress.apply import Compressed, Prepared, apply, prepare
+from autocomp.compress.apply import Compressed, apply
 from autocomp.compress.attention import cut_heads, mask_heads
 from autocomp.compress.channels import mask, prune
+from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import Numerics
+from autocomp.compress.rebuild import Prepared
 from autocomp.compress.structure import restructure
 from autocomp.export.size import SizeModel
 from autocomp.export.to_onnx import export_onnx

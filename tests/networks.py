@@ -13,8 +13,10 @@ import torch.nn.functional as functional
 from torch import nn
 
 from autocomp.compress.agreement import flat_output
-from autocomp.compress.apply import Compressed, Prepared, apply, prepare
+from autocomp.compress.apply import Compressed, apply
+from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import Numerics
+from autocomp.compress.rebuild import Prepared
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.runtimes.onnxruntime import load

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from autocomp.compress.apply import prepare
+from autocomp.compress.prepare import prepare
 from autocomp.errors import PlanError
 from autocomp.inventory import ChannelGroup, LayerInfo
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from autocomp.compress.agreement import flat_output, output_tensors
-from autocomp.compress.apply import Compressed, Prepared, apply, plan_of, requantized
+from autocomp.compress.apply import Compressed, apply, plan_of, requantized
 from autocomp.compress.latent import (
     SIGN_SHARPNESS,
     Latent,
@@ -25,6 +25,7 @@ from autocomp.compress.latent import (
 )
 from autocomp.compress.prune import cut_weights
 from autocomp.compress.quantize import DynamicQuantizer, insert_after
+from autocomp.compress.rebuild import Prepared
 from autocomp.compress.solve import Solver
 from autocomp.errors import CompressionError
 from autocomp.graph import ADDITIONS, ATTENTION, copied, export_program, graph_module
@@ -338,11 +339,15 @@ def distillation(output: object, wanted: object, target: torch.Tensor | None, la
 
 
 def _without_formats(plan: Plan) -> Plan:
-    return Plan({name: LayerPlan(one.sparsity, one.rank) for name, one in plan.layers.items()}, plan.dropped_blocks)
+    return Plan(
+        {name: LayerPlan(one.sparsity, one.rank) for name, one in plan.layers.items()},
+        plan.dropped_blocks,
+        plan.adjustments,
+    )
 
 
 def _without_masks(plan: Plan) -> Plan:
     layers = {
         name: LayerPlan(None if one.mask is not None else one.sparsity, one.rank) for name, one in plan.layers.items()
     }
-    return Plan(layers, plan.dropped_blocks)
+    return Plan(layers, plan.dropped_blocks, plan.adjustments)

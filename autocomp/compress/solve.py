@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -74,10 +74,19 @@ class Solver:
     """
 
     def __init__(self, model: nn.Module, calibration: Batches) -> None:
-        self._model = model
+        self.model = model
+        self._calibration = calibration
+        self._adjusted: dict[Hashable, Solver] = {}
         self.statistics = Statistics(model, calibration)
         self._kept: OrderedDict[Hashable, tuple[int, Solution | nn.Sequential]] = OrderedDict()
         self.solved = 0
+
+    def of_adjusted(self, adjustments: Sequence[str], adjust: Callable[[nn.Module], nn.Module]) -> Solver:
+        """The solver of the model after some adjustments, which are made once."""
+        key = tuple(adjustments)
+        if key not in self._adjusted:
+            self._adjusted[key] = Solver(adjust(self.model), self._calibration)
+        return self._adjusted[key]
 
     def factors(self, layer: str, rank: Rank, others: Sequence[str] = ()) -> nn.Sequential:
         """The stages that take the place of a layer, over all of its channels; to be copied before they are changed.
@@ -90,7 +99,7 @@ class Solver:
         if isinstance(known, nn.Sequential):
             return known
         moment = self.statistics.moment(layer, others) if rank.method == "whitened" else None
-        found = factorize(self._model.get_submodule(layer), rank, moment)
+        found = factorize(self.model.get_submodule(layer), rank, moment)
         self._keep(key, sum(one.numel() for one in found.parameters()), found)
         return found
 
@@ -125,7 +134,7 @@ class Solver:
 
     def _stages(self, setting: Setting) -> list[nn.Module]:
         """The layer's stages without the channels that are gone, otherwise untouched."""
-        layer = self._model.get_submodule(setting.layer)
+        layer = self.model.get_submodule(setting.layer)
         whole = [layer] if setting.rank is None else [*self.factors(setting.layer, setting.rank)]
         stages = [copy.deepcopy(stage).requires_grad_(False) for stage in whole]
         outputs, inputs = {*setting.gone.outputs}, {*setting.gone.inputs}

@@ -8,7 +8,8 @@ from functools import cached_property
 
 import torch
 
-from autocomp.compress.apply import Compressed, Prepared, apply
+from autocomp.compress.apply import Compressed, apply
+from autocomp.compress.rebuild import Prepared
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import Structure, restructure
 from autocomp.errors import WorkError

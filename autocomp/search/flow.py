@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from autocomp.compress.apply import Prepared, apply, prepare
+from autocomp.compress.apply import apply
+from autocomp.compress.prepare import prepare
+from autocomp.compress.rebuild import Prepared
 from autocomp.compress.structure import restructure
 from autocomp.errors import RunError, WorkError
 from autocomp.export.size import SizeModel

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from autocomp.compress.apply import apply, compress, prepare
+from autocomp.compress.apply import apply, compress
+from autocomp.compress.prepare import prepare
 from autocomp.compress.prune import kept_count
 from autocomp.compress.quantize import Numerics
 from autocomp.errors import PlanError

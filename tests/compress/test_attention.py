@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as functional
 from torch import nn
 
-from autocomp.compress.apply import Prepared, apply, prepare
+from autocomp.compress.apply import apply
 from autocomp.compress.attention import Heads, choose_heads, cut_heads, mask_heads
+from autocomp.compress.prepare import prepare
+from autocomp.compress.rebuild import Prepared
 from autocomp.errors import CompressionError
 from autocomp.graph import copied, export_program, graph_module
 from autocomp.plan import LayerPlan, Plan, Rank, Sparsity

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from autocomp.compress.apply import apply, prepare
+from autocomp.compress.apply import apply
 from autocomp.compress.blocks import drop_blocks, find_blocks
+from autocomp.compress.prepare import prepare
 from autocomp.compress.structure import restructure
 from autocomp.errors import CompressionError
 from autocomp.graph import Example, export_program, graph_module, read_graph

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from autocomp.compress.apply import Prepared, apply, prepare
+from autocomp.compress.apply import apply
+from autocomp.compress.prepare import prepare
+from autocomp.compress.rebuild import Prepared
 from autocomp.compress.structure import restructure
 from autocomp.errors import PlanError
 from autocomp.graph import Graph

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from autocomp.compress.apply import prepare
+from autocomp.compress.prepare import prepare
 from autocomp.compress.unpack import UnpackedAttention, unpack_attention
 from tests.networks import inputs, prepared, ready
 

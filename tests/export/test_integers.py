@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
-from autocomp.compress.apply import Compressed, apply, prepare
+from autocomp.compress.apply import Compressed, apply
+from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import DynamicQuantizer
 from autocomp.export.integers import dynamic_product, integer_lookup, replace_node, sums_before_norms
 from autocomp.export.to_onnx import export_onnx

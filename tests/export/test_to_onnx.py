@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from autocomp.compress.apply import Compressed, apply, prepare
+from autocomp.compress.apply import Compressed, apply
+from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import DEFAULT_NUMERICS
 from autocomp.errors import ExportError
 from autocomp.export.to_onnx import export_onnx

@@ -1,0 +1,178 @@
+"""A model made ready to be compressed again and again: batch norms folded, attentions unpacked, inventory taken."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from autocomp.compress.agreement import failing
+from autocomp.compress.attention import find_heads
+from autocomp.compress.blocks import find_blocks
+from autocomp.compress.channels import Coupling
+from autocomp.compress.couplings import find_couplings
+from autocomp.compress.fold import fold_batch_norm
+from autocomp.compress.rebuild import Prepared, cuts_of, rebuilt
+from autocomp.compress.structure import restructure
+from autocomp.compress.unpack import unpack_attention
+from autocomp.errors import AutocompError
+from autocomp.graph import Example, Graph, OutputForm, export_program, graph_module, read_graph
+from autocomp.inventory import ChannelGroup, Inventory, layers_of
+from autocomp.plan import LayerPlan, Plan, Sparsity
+
+if TYPE_CHECKING:
+    from autocomp.graph import Node
+
+#: The layers that methods know, told by what they compute: a class of a user's own that inherits this is one of them.
+FORWARDS = {kind.forward for kind in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)}
+
+
+def prepare(
+    model: nn.Module,
+    example_inputs: tuple[torch.Tensor, ...],
+    dynamic_dims: tuple[tuple[int, ...], ...] = (),
+) -> Prepared:
+    """Fold batch norms, unpack attentions and take the inventory. ``model`` is left as it is.
+
+    Args:
+        example_inputs: positional inputs at batch 1.
+        dynamic_dims: see :class:`autocomp.task.Task`.
+
+    Raises:
+        TraceError: torch.export cannot follow the model.
+    """
+    example = Example(example_inputs, dynamic_dims)
+    still = copy.deepcopy(model).eval().requires_grad_(False)
+    folded = fold_batch_norm(unpack_attention(still, example_inputs), example)
+    program = export_program(folded, example)
+    graph = read_graph(program)
+    used = Counter(node.layer for node in graph.layers if node.layer is not None)
+    reasons = _why_left(folded, used) | dict.fromkeys(
+        _of_constants(graph), "it computes with constants alone, and is folded when the file is written"
+    )
+    order = [name for name in used if name not in reasons]
+    heads = find_heads(graph_module(program), graph, example.doubled())
+    in_heads = {name for one in heads for name in one.group.producers}
+    couplings = tuple(
+        _forbid(one, next(reasons[name] for name in one.group.producers if name in reasons))
+        if reasons.keys() & {*one.group.producers}
+        else _forbid(one, "they make attention heads, which go as a whole")
+        if in_heads & {*one.group.producers}
+        else one
+        for one in find_couplings(folded, example_inputs, list(used), graph)
+    )
+    with torch.no_grad():
+        outputs = OutputForm.of(folded(*example_inputs))
+    taken = Prepared(folded, example, Inventory((), (), (), graph, find_blocks(graph)), couplings, heads, outputs)
+    called = _called(folded, example_inputs)
+    grouped = _with_groups(taken, order, reasons, called)
+    return _with_groups(_with_sound_shapes(grouped), order, reasons, called)
+
+
+def _with_groups(
+    prepared: Prepared, order: Sequence[str], reasons: Mapping[str, str], called: Collection[str]
+) -> Prepared:
+    """The inventory of what was found."""
+    channels = tuple(one.group for one in prepared.couplings)
+    heads = tuple(one.group for one in prepared.heads)
+    known = tuple(group for group in heads if group.producers)
+    layers = tuple(
+        replace(layer, called=layer.name in called)
+        for layer in layers_of(prepared.inventory.graph, channels)
+        if layer.name in order
+    )
+    skipped = (*reasons.items(), *((group.name, f"its heads stay: {group.reason}") for group in heads if group.reason))
+    blocks = tuple(block for block in prepared.inventory.blocks if not reasons.keys() & {*block.layers})
+    inventory = Inventory(layers, (*channels, *known), skipped, prepared.inventory.graph, blocks)
+    return replace(prepared, inventory=inventory)
+
+
+def _called(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> set[str]:
+    """The modules that the model calls; some take a linear's weight and compute with it themselves."""
+    called: set[str] = set()
+    hooks = [
+        module.register_forward_pre_hook(lambda *_, name=name: called.add(name))
+        for name, module in model.named_modules()
+    ]
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return called
+
+
+def _with_sound_shapes(prepared: Prepared) -> Prepared:
+    """The groups whose cut has the shapes that :func:`restructure` says; the others get a reason."""
+    groups = [group for group in prepared.inventory.groups if group.prunable]
+
+    def why_not(some: Sequence[ChannelGroup]) -> str | None:
+        plan = Plan(
+            {
+                name: LayerPlan(Sparsity(group.pattern, max(1, group.width // 4) / group.width))
+                for group in some
+                for name in group.producers
+            }
+        )
+        try:
+            _, program = rebuilt(prepared, plan, cuts_of(prepared, plan), {})
+            built, said = read_graph(program), restructure(prepared.inventory, plan).graph
+        except AutocompError as error:
+            return f"the network without them cannot be built ({error})"
+        if [_facts(node) for node in built.nodes] != [_facts(node) for node in said.nodes]:
+            return "the shapes of the network without them could not be followed"
+        return None
+
+    bad = failing(groups, why_not)
+    return replace(
+        prepared,
+        couplings=tuple(
+            _forbid(one, bad[id(one.group)]) if id(one.group) in bad else one for one in prepared.couplings
+        ),
+        heads=tuple(
+            replace(one, group=replace(one.group, reason=bad[id(one.group)])) if id(one.group) in bad else one
+            for one in prepared.heads
+        ),
+    )
+
+
+def _facts(node: Node) -> tuple[object, ...]:
+    return node.op, node.layer, node.shape, node.weight_shape, node.groups
+
+
+def _forbid(coupling: Coupling, reason: str) -> Coupling:
+    return replace(coupling, group=replace(coupling.group, reason=reason))
+
+
+def _of_constants(graph: Graph) -> set[str]:
+    """The layers, but for tables, that nothing given to the model reaches."""
+    reached: set[str] = set()
+    for node in graph.nodes:
+        if node.op == "input" or not reached.isdisjoint(node.inputs):
+            reached.add(node.name)
+    return {node.layer for node in graph.layers if node.layer and node.op != "embedding" and node.name not in reached}
+
+
+def _why_left(model: nn.Module, used: Counter[str]) -> dict[str, str]:
+    """Modules with weights that are left as they are → the reason."""
+    found = {}
+    shared_weights = {id(model.get_parameter(f"{name}.weight")) for name in used}
+    for name, module in model.named_modules():
+        if used[name] > 1:
+            found[name] = "its weight is used more than once"
+        elif not any(True for _ in module.parameters(recurse=False)):
+            continue
+        elif name not in used and type(module).forward in FORWARDS:
+            shared = id(getattr(module, "weight", None)) in shared_weights
+            found[name] = "its weight is used more than once" if shared else "the model does not use it in evaluation"
+        elif name not in used:
+            found[name or "(the model itself)"] = f"{type(module).__name__} has no compression method here"
+        elif type(module).forward not in FORWARDS:
+            found[name] = f"{type(module).__name__} computes with its weight in its own way"
+    return found

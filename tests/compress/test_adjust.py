@@ -1,0 +1,152 @@
+"""Adjustments of the whole network: the same function before compression, the old means and spreads after it."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+import torch
+from torch import nn
+
+from autocomp.compress.adjust import equalized, output_moments, smoothed
+from autocomp.compress.apply import apply
+from autocomp.compress.prepare import prepare
+from autocomp.errors import PlanError
+from autocomp.graph import Graph
+from autocomp.plan import Adjustment, Format, LayerPlan, Plan, Rank, Sparsity
+from tests.networks import NETWORKS, inputs, prepared, random_plan, run_module
+
+
+def error(plan: Plan, network: str) -> float:
+    net, given = prepared(network), inputs(network, 64, seed=3)
+    result = apply(net, plan, [inputs(network, 64, seed=4)])
+    reference = run_module(net.model, given)
+    return float((run_module(result.model, given) - reference).norm() / reference.norm())
+
+
+def uneven() -> nn.Sequential:
+    """A perceptron with channels of very different sizes, which the next layer takes back."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(20, 32), nn.ReLU(), nn.Linear(32, 16), nn.ReLU(), nn.Linear(16, 5)).eval()
+    sizes = torch.logspace(-1, 1, 32)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.startswith("0."):
+                parameter.mul_(sizes.reshape(-1, *[1] * (parameter.dim() - 1)))
+            elif name == "2.weight":
+                parameter.div_(sizes)
+    return model
+
+
+def layer_outputs(
+    module: torch.fx.GraphModule, graph: Graph, given: tuple[torch.Tensor, ...]
+) -> dict[str, torch.Tensor]:
+    """Layer → mean and spread of its output's channels in a compressed network."""
+    layers = {node.name: node.layer for node in graph.layers}
+    found: dict[str, torch.Tensor] = {}
+
+    class Recorder(torch.fx.Interpreter):
+        def run_node(self, n: torch.fx.Node) -> object:
+            result: object = super().run_node(n)
+            if n.name in layers and isinstance(result, torch.Tensor):
+                channels = result.movedim(1, 0).flatten(1)
+                found[layers[n.name] or ""] = torch.stack([channels.mean(dim=1), channels.std(dim=1, correction=0)])
+            return result
+
+    with torch.no_grad():
+        Recorder(module).run(*given)
+    return found
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_equalizing_changes_no_output(network: str) -> None:
+    net = prepared(network)
+    even = equalized(net.model, net.inventory.graph, net.example.inputs)
+    given = inputs(network, 8, seed=1)
+    expected = run_module(net.model, given)
+    torch.testing.assert_close(run_module(even, given), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+
+
+def test_equalizing_brings_ranges_together_and_helps_few_bits() -> None:
+    generator = torch.Generator().manual_seed(0)
+    given, other = (torch.randn(64, 20, generator=generator) for _ in range(2))
+    net = prepare(uneven(), (given[:1],))
+    even = equalized(net.model, net.inventory.graph, net.example.inputs)
+
+    def spread(model: nn.Module) -> float:
+        largest = model.get_submodule("0").get_parameter("weight").abs().amax(dim=1)
+        return float(largest.max() / largest.median())
+
+    assert spread(even) < 0.5 * spread(net.model)
+    reference = run_module(net.model, (given,))
+    choice = LayerPlan(format=Format(4, 32, granularity="tensor"))
+    errors = []
+    adjustments: tuple[Adjustment, ...]
+    for adjustments in ((), ("equalize",)):
+        plan = Plan({layer.name: choice for layer in net.inventory.layers}, adjustments=adjustments)
+        result = apply(net, plan, [(other,)])
+        errors.append(float((run_module(result.model, (given,)) - reference).norm()))
+    assert errors[1] < 0.5 * errors[0]
+
+
+@pytest.mark.parametrize("network", ["vit"])
+def test_smoothing_changes_no_output_and_takes_outliers_out(network: str) -> None:
+    net = prepared(network)
+    calibration = [inputs(network, 16, seed=2)]
+    smooth = smoothed(net.model, calibration, net.example.inputs)
+    given = inputs(network, 8, seed=1)
+    expected = run_module(net.model, given)
+    torch.testing.assert_close(run_module(smooth, given), expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
+    norms = [name for name, one in net.model.named_modules() if type(one) is nn.LayerNorm]
+    changed = [
+        name
+        for name in norms
+        if not torch.equal(
+            smooth.get_submodule(name).get_parameter("weight"), net.model.get_submodule(name).get_parameter("weight")
+        )
+    ]
+    assert changed
+
+
+def test_means_and_spreads_are_put_back() -> None:
+    net, given = prepared("plain"), inputs("plain", 64, seed=4)
+    names = [layer.name for layer in net.inventory.layers]
+    choice = LayerPlan(Sparsity("unstructured", 0.6), None, Format(3, 32))
+    wanted = output_moments(net.model, names, given)
+    off = {}
+    adjustments: tuple[Adjustment, ...]
+    for adjustments in ((), ("bias",), ("norms",)):
+        result = apply(net, Plan(dict.fromkeys(names, choice), adjustments=adjustments), [given])
+        seen = layer_outputs(result.model, result.graph, given)
+        off[adjustments] = [
+            sum(float((seen[name][row] - wanted[name][row]).abs().mean()) for name in names) for row in (0, 1)
+        ]
+    assert off["bias",][0] < 0.01 * off[()][0]
+    assert off["norms",][0] < 0.01 * off[()][0]
+    assert off["norms",][1] < 0.2 * off[()][1]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("network", ["residual", "separable", "encoder", "vit"])
+def test_adjustments_go_with_any_plan(network: str, seed: int) -> None:
+    plan = random_plan(prepared(network).inventory, seed)
+    adjusted = Plan(plan.layers, plan.dropped_blocks, get_args(Adjustment))
+    given = inputs(network, 16)
+    result = apply(prepared(network), adjusted, [given])
+    assert run_module(result.model, given).isfinite().all()
+    again = Plan.from_json(adjusted.to_json())
+    assert (again, again.hash) == (adjusted, adjusted.hash)
+    assert adjusted.hash != plan.hash
+
+
+def test_a_low_rank_layer_is_corrected_behind_its_last_stage() -> None:
+    net = prepared("residual")
+    layers = {
+        layer.name: LayerPlan(rank=Rank("svd", 3)) for layer in net.inventory.layers if layer.largest_paying_rank >= 3
+    }
+    assert error(Plan(layers, adjustments=("norms",)), "residual") < error(Plan(layers), "residual")
+
+
+def test_an_adjustment_that_does_not_exist_is_named() -> None:
+    with pytest.raises(PlanError, match="one of equalize, smooth, bias, norms; got 'polish'"):
+        Plan(adjustments=("polish",))  # type: ignore[arg-type]
