@@ -222,7 +222,7 @@ class Run:
         from autocomp.search.tables import verifications
 
         path = self.folder.exports / str(point.number) / "model.onnx"
-        measured = verifications(self.folder).get(point.plan.hash, {}).get("measured")
+        measured = verifications(self.folder).get(point.key, {}).get("measured")
         if not path.is_file() or not isinstance(measured, dict):
             return None
         model = path.read_bytes()
@@ -232,7 +232,9 @@ class Run:
         """The file of a point, compressed anew in the numerics that the run was searched in."""
         from autocomp.compress.apply import apply
         from autocomp.compress.quantize import Numerics
+        from autocomp.compress.recovered import read_weights, with_weights
         from autocomp.export.to_onnx import export_onnx
+        from autocomp.search.recovery import weights_path
 
         target = self.folder.read()["target"]
         numerics = target.get("numerics") if isinstance(target, dict) else None
@@ -241,7 +243,10 @@ class Run:
         loaded = task or self._task()
         prepared = self._prepared(loaded)
         told = Numerics(**{name: bool(value) for name, value in numerics.items()})
-        return export_onnx(apply(prepared, point.plan, loaded.calibration, told), packed=artifact == "onnx-packed")
+        compressed = apply(prepared, point.plan, loaded.calibration, told)
+        if point.weights is not None:
+            compressed = with_weights(compressed, read_weights(weights_path(self.folder, point.weights)))
+        return export_onnx(compressed, packed=artifact == "onnx-packed")
 
     def report(self, task: Task | None = None) -> Path:
         """Rebuild tables, figures and ``report.html`` from the run's truth; returns the page's path.
@@ -266,7 +271,7 @@ class Run:
 
 
 def _latency_ms(point: Trial, verified: dict[str, Json]) -> float:
-    measured = verified.get(point.plan.hash, {}).get("measured")
+    measured = verified.get(point.key, {}).get("measured")
     found = measured.get("latency_ms") if isinstance(measured, dict) and measured.get("settled") else None
     if isinstance(found, (int, float)):
         return float(found)
@@ -292,6 +297,7 @@ def search(
     max_latency_ms: float | None = None,
     max_size_kb: float | None = None,
     max_drop: float | None = None,
+    recover_epochs: int = 0,
     seed: int = 0,
     resume: bool = False,
     data: str | Path | None = None,
@@ -310,6 +316,7 @@ def search(
         space: name or file of a search space.
         max_latency_ms, max_size_kb: limits of the predicted cost (1 kB = 1000 bytes).
         max_drop: the largest loss of the search metric against the untouched model, in the metric's units.
+        recover_epochs: how long the points worth it are trained on for, at the end; each gives a trial of its own.
         resume: go on with the run in ``out``.
         data: the folder of the task's data. Default: the environment variable AUTOCOMP_DATA, for tasks that take data.
 
@@ -351,6 +358,7 @@ def search(
         max_size_kb=max_size_kb,
         max_drop=max_drop,
         data=used,
+        recover_epochs=recover_epochs,
     )
     flow.search(flow.set_up(request, loaded, found), folder, resume, watcher)
     return Run(folder)

@@ -119,6 +119,9 @@ def search(
     max_size_kb: Annotated[float | None, typer.Option(help="Limit of the file's size (1 kB = 1000 bytes).")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Largest loss of the metric, in its own units.")] = None,
     sampler: Annotated[SamplerChoice, typer.Option(help="What proposes plans.")] = "auto",
+    recover: Annotated[
+        int, typer.Option(min=0, help="Epochs that the points worth it are trained on for, at the end.")
+    ] = 0,
     artifact: FormatOption = None,
     threads: Annotated[int | None, typer.Option(help="Threads per inference.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples per inference.")] = None,
@@ -147,6 +150,7 @@ def search(
             max_latency_ms=max_latency_ms,
             max_size_kb=max_size_kb,
             max_drop=max_drop,
+            recover_epochs=recover,
             seed=seed,
             resume=resume,
             data=data,

@@ -43,10 +43,13 @@ class Request:
     max_size_kb: float | None = None
     max_drop: float | None = None
     data: str | None = None
+    recover_epochs: int = 0
 
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise RequestError(f"a search needs at least 1 trial, the untouched plan; got --trials {self.trials}")
+        if self.recover_epochs < 0:
+            raise RequestError(f"recovery takes 0 epochs (none) or more; got --recover {self.recover_epochs}")
         for name in ("timeout_s", "max_latency_ms", "max_size_kb"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -54,8 +57,8 @@ class Request:
         if self.max_drop is not None and not (math.isfinite(self.max_drop) and self.max_drop >= 0):
             raise RequestError(f"a largest drop must be 0 or more; got max_drop {self.max_drop}; leave it out for none")
 
-    #: How long a search goes on may change from one sitting to the next, and data may move.
-    FREE = ("trials", "timeout_s", "data")
+    #: How long a search goes on, and what is recovered, may change from one sitting to the next; and data may move.
+    FREE = ("trials", "timeout_s", "data", "recover_epochs")
 
     def changes(self, other: Request) -> list[str]:
         """In what ``other`` asks for another search, in words."""

@@ -12,6 +12,9 @@ from autocomp.plan import Plan
 Source = Literal["measured", "fitted", "datasheet"]
 TrialState = Literal["complete", "failed", "running"]
 
+#: Recovered trials are numbered from here on, in the order in which they were recovered.
+RECOVERED = 1_000_000
+
 
 @dataclass(frozen=True)
 class Cost:
@@ -38,7 +41,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Trial:
-    """One evaluated plan. ``metric`` is the score on the search split; None where the trial failed."""
+    """One evaluated plan. ``metric`` is the score on the search split; None where the trial failed.
+
+    A recovered one has a ``parent``, whose plan and cost it shares, and ``weights`` of its own (their hash).
+    """
 
     number: int
     plan: Plan
@@ -50,3 +56,9 @@ class Trial:
     error: str | None = None
     parent: int | None = None
     recovery_seed: int | None = None
+    weights: str | None = None
+
+    @property
+    def key(self) -> str:
+        """Tells what is computed: the plan's hash, with that of the weights where they were recovered."""
+        return self.plan.hash if self.weights is None else f"{self.plan.hash}-{self.weights}"

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from autocomp.compress.agreement import flat_output, output_tensors
-from autocomp.compress.apply import Compressed, apply, plan_of, requantized
+from autocomp.compress.apply import Compressed, apply, plan_of
 from autocomp.compress.latent import (
     SIGN_SHARPNESS,
     Latent,
@@ -26,6 +26,7 @@ from autocomp.compress.latent import (
 from autocomp.compress.prune import cut_weights
 from autocomp.compress.quantize import DynamicQuantizer, insert_after
 from autocomp.compress.rebuild import Prepared
+from autocomp.compress.recovered import FLOAT, KEPT, LEVELS, SCALE, STEP, Recovered, with_weights
 from autocomp.compress.solve import Solver
 from autocomp.errors import CompressionError
 from autocomp.graph import ADDITIONS, ATTENTION, copied, export_program, graph_module
@@ -87,7 +88,7 @@ def recover(
     solver: Solver,
     labelled: bool = True,
     progress: Progress | None = None,
-) -> Compressed:
+) -> Recovered:
     """Train a compressed network on; the best state by the data kept apart is what is returned, be it the first.
 
     The loss is distillation from the uncompressed network: of softened logits beside the labels where the targets are
@@ -141,7 +142,8 @@ def recover(
         if waited >= PATIENCE:
             break
     student.load(best)
-    return student.compressed()
+    weights = student.weights()
+    return Recovered(with_weights(compressed, weights), weights)
 
 
 class _Student:
@@ -259,24 +261,22 @@ class _Student:
         latents = [tensor for one in self._latents.values() for tensor in one.state_dict(keep_vars=True).values()]
         return [*latents, *self._plain.values(), *self._scales]
 
-    def compressed(self) -> Compressed:
-        """What has been trained, as :func:`autocomp.compress.apply.apply` gives it."""
-        module = copied(self._compressed.model)
+    def weights(self) -> dict[str, torch.Tensor]:
+        """What has been trained, as :func:`autocomp.compress.recovered.with_weights` takes it."""
+        found = {FLOAT + name: parameter.detach().clone() for name, parameter in self._plain.items()}
         for name, quantizer in self._module.named_modules():
             if isinstance(quantizer, LearnedQuantizer):
-                module.set_submodule(name, quantizer.fixed())
-        weights, masks = {}, {}
+                found[STEP + name] = quantizer.log_scale.detach().exp()
         with torch.no_grad():
-            for name, parameter in self._plain.items():
-                module.get_parameter(name).data = parameter.detach().clone()
             for name, one in self._latents.items():
                 stored = one.stored()
-                module.get_parameter(name).data = one().detach() if stored is None else stored.dequantized()
-                if stored is not None:
-                    weights[name] = stored
                 if one.kept is not None:
-                    masks[name] = one.kept
-        return requantized(self._compressed, module.requires_grad_(False), weights, masks)
+                    found[KEPT + name] = one.kept
+                if stored is None:
+                    found[FLOAT + name] = one().detach().clone()
+                else:
+                    found |= {LEVELS + name: stored.levels, SCALE + name: stored.scale}
+        return found
 
 
 def _common_additions(prepared: Prepared, compressed: Compressed) -> tuple[str, ...]:

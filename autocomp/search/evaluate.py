@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 
 from autocomp.compress.apply import Compressed, apply
 from autocomp.compress.rebuild import Prepared
+from autocomp.compress.recovered import read_weights, with_weights
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import Structure, restructure
 from autocomp.errors import WorkError
@@ -37,8 +39,10 @@ class Workbench:
     def structure(self, plan: Plan) -> Structure:
         return restructure(self.prepared.inventory, plan, self.target.numerics)
 
-    def compress(self, plan: Plan) -> Compressed:
-        return apply(self.prepared, plan, self.task.calibration, self.target.numerics, self.solver)
+    def compress(self, plan: Plan, weights: Path | None = None) -> Compressed:
+        """The compressed model; with the weights that recovery gave it, where these are named."""
+        compressed = apply(self.prepared, plan, self.task.calibration, self.target.numerics, self.solver)
+        return compressed if weights is None else with_weights(compressed, read_weights(weights))
 
     def cost(self, plan: Plan) -> Cost:
         """Predicted, without touching a weight.

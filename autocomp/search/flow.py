@@ -23,6 +23,7 @@ from autocomp.hardware.target import Target
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder, write_whole
 from autocomp.search.evaluate import Workbench
+from autocomp.search.recovery import recover_points, recovered_trials, weights_path, worth_recovering
 from autocomp.search.study import Limits, open_study, read_study, read_trials, run_trials
 from autocomp.search.tables import BASELINE, VERIFIED, front_trials, verifications, write_tables
 from autocomp.search.verify import Exported, export_and_score, time_files, verification
@@ -103,13 +104,18 @@ def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> l
             setup.baseline.value,
             lambda trial, trials: watcher.trial(trial, trials, request.trials, bench.task.metric),
         )
-        trials = read_trials(study, request.seed)
+        trials = load_trials(folder)
         points = write_tables(folder, request, bench.task.metric, trials)
         if not points:
             errors = [trial.error for trial in trials if trial.error]
             raise WorkError(
                 f"the untouched model could not be evaluated: {errors[0] if errors else 'no trial was run'}"
             )
+        if request.recover_epochs:
+            worth = worth_recovering(trials, points)
+            recover_points(bench, folder, worth, request.recover_epochs, request.seed, watcher)
+            trials = load_trials(folder)
+            points = write_tables(folder, request, bench.task.metric, trials)
         if len(points) == 1:
             watcher.say("no trial kept the limits asked for; the front holds the uncompressed model only")
         verify(setup, folder, points, watcher, again=False)
@@ -121,7 +127,7 @@ def _tell_of_misses(folder: RunFolder, points: Sequence[Trial], request: Request
     """Limits are kept by prediction; say where the measured file breaks one, or where its timing never settled."""
     verified = verifications(folder)
     for point in points:
-        measured = verified.get(point.plan.hash, {}).get("measured")
+        measured = verified.get(point.key, {}).get("measured")
         if not isinstance(measured, dict) or not isinstance(latency_ms := measured["latency_ms"], float):
             continue
         limit = request.max_latency_ms
@@ -139,7 +145,7 @@ def verify(setup: Setup, folder: RunFolder, points: Sequence[Trial], watcher: Wa
         again: also those that were verified before.
     """
     done = set() if again else set(verifications(folder))
-    wanted = [point for point in points if point.plan.hash not in done]
+    wanted = [point for point in points if point.key not in done]
     if not wanted:
         return
     baseline = next(trial for trial in load_trials(folder) if trial.number == BASELINE)
@@ -147,7 +153,8 @@ def verify(setup: Setup, folder: RunFolder, points: Sequence[Trial], watcher: Wa
     exported: dict[int, Exported] = {}
     for place, point in enumerate(everything):
         watcher.step("exporting and scoring", place, len(everything))
-        exported[point.number] = export_and_score(setup.bench, point.plan)
+        weights = None if point.weights is None else weights_path(folder, point.weights)
+        exported[point.number] = export_and_score(setup.bench, point.plan, weights)
         write_whole(folder.exports / str(point.number) / "model.onnx", exported[point.number].model)
     watcher.step("exporting and scoring", len(everything), len(everything))
     timings = time_files(
@@ -159,19 +166,20 @@ def verify(setup: Setup, folder: RunFolder, points: Sequence[Trial], watcher: Wa
     for point in everything:
         if point.cost is not None:
             found = verification(
-                setup.bench, point.number, point.cost, exported[point.number], reference, timings.get(point.number)
+                setup.bench, point, point.cost, exported[point.number], reference, timings.get(point.number)
             )
             folder.append_event({"event": VERIFIED, "verification": found})
 
 
 def load_trials(folder: RunFolder) -> tuple[Trial, ...]:
-    """All trials of a run.
+    """All trials of a run, those that were recovered last.
 
     Raises:
         RunError: the folder holds no run.
     """
     request = folder.request()
-    return read_trials(read_study(folder.journal), request.seed)
+    trials = read_trials(read_study(folder.journal), request.seed)
+    return (*trials, *recovered_trials(folder, trials))
 
 
 def metric_of(folder: RunFolder) -> Metric:

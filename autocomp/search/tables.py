@@ -30,6 +30,8 @@ FRONT_COLUMNS = (
     "measured_latency_spread",
     "measured_latency_settled",
     "plan_hash",
+    "parent",
+    "recovery_seed",
 )
 TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "seconds", "error")
 
@@ -56,9 +58,7 @@ def front_trials(trials: Sequence[Trial], metric: Metric, limits: Limits) -> lis
     baseline = next((t for t in trials if t.number == BASELINE and t.metric is not None), None)
     if baseline is None or baseline.metric is None:
         return []
-    candidates = list({t.plan.hash: t for t in reversed(within(trials, limits, metric, baseline.metric))}.values())[
-        ::-1
-    ]
+    candidates = list({t.key: t for t in reversed(within(trials, limits, metric, baseline.metric))}.values())[::-1]
     rows = [
         (metric.drop(baseline.metric, t.metric), t.cost.latency_ms, t.cost.size_bytes)
         for t in candidates
@@ -77,12 +77,12 @@ def knee_trial(points: Sequence[Trial], metric: Metric) -> Trial:
 
 
 def verifications(folder: RunFolder) -> dict[str, Json]:
-    """Plan hash → the latest verification of it."""
+    """What was verified (:attr:`autocomp.trial.Trial.key`) → its latest verification."""
     found: dict[str, Json] = {}
     for event in folder.events():
         if event.get("event") == VERIFIED:
             document = cast("Json", event["verification"])
-            found[cast("str", document["plan_hash"])] = document
+            found[cast("str", document.get("key", document["plan_hash"]))] = document
     return found
 
 
@@ -94,13 +94,13 @@ def write_tables(folder: RunFolder, request: Request, metric: Metric, trials: Se
     """
     verified = verifications(folder)
     points = front_trials(trials, metric, Limits.of(request))
-    folder.write("front.csv", _csv(FRONT_COLUMNS, [_row(t, verified.get(t.plan.hash)) for t in points]))
-    folder.write("trials.csv", _csv(TRIAL_COLUMNS, [_row(t, verified.get(t.plan.hash)) for t in trials]))
+    folder.write("front.csv", _csv(FRONT_COLUMNS, [_row(t, verified.get(t.key)) for t in points]))
+    folder.write("trials.csv", _csv(TRIAL_COLUMNS, [_row(t, verified.get(t.key)) for t in trials]))
     for point in points:
         folder.write(f"exports/{point.number}/plan.json", point.plan.to_json() + "\n")
-        if point.plan.hash in verified:
+        if point.key in verified:
             folder.write_json(
-                f"exports/{point.number}/verification.json", {**verified[point.plan.hash], "trial": point.number}
+                f"exports/{point.number}/verification.json", {**verified[point.key], "trial": point.number}
             )
     return points
 
@@ -120,6 +120,8 @@ def _row(trial: Trial, verified: Json | None) -> dict[str, object]:
         "is_baseline": "true" if trial.number == BASELINE else "false",
         "metric_search": trial.metric,
         "plan_hash": trial.plan.hash,
+        "parent": trial.parent,
+        "recovery_seed": trial.recovery_seed,
         "state": trial.state,
         "seconds": None if trial.seconds is None else round(trial.seconds, 3),
         "error": trial.error,

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +21,8 @@ from autocomp.hardware.timing import Timing, TimingSettings, measure
 from autocomp.plan import Plan
 from autocomp.run import Json
 from autocomp.search.evaluate import Workbench
-from autocomp.task import Predict, Score
-from autocomp.trial import Cost
+from autocomp.task import Metric, Predict, Score
+from autocomp.trial import Cost, Trial
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -43,14 +44,17 @@ class Exported:
     measured: Score
 
 
-def export_and_score(bench: Workbench, plan: Plan) -> Exported:
+def export_and_score(bench: Workbench, plan: Plan, weights: Path | None = None) -> Exported:
     """Export ``plan`` and score simulated model and file on the test split.
+
+    Args:
+        weights: that recovery gave it; None where it was not recovered.
 
     Raises:
         ExportError: the file cannot be written.
         MeasurementError: the runtime refuses the file.
     """
-    compressed = bench.compress(plan)
+    compressed = bench.compress(plan, weights)
     model = export_onnx(compressed, packed=bench.target.artifact == "onnx-packed")
     # A file for a device that is out of reach is scored by what it means, not by this machine's integer kernels.
     threads = bench.target.threads
@@ -100,7 +104,7 @@ def _example(bench: Workbench) -> list[npt.NDArray[np.generic]]:
     return found
 
 
-def drop_interval(bench: Workbench, baseline: Score, score: Score) -> tuple[float, float, float]:
+def drop_interval(metric: Metric, baseline: Score, score: Score) -> tuple[float, float, float]:
     """How much worse ``score`` is than ``baseline``, and the paired 95 % interval of that.
 
     Where both have per-example outcomes, the interval is that of the mean of their differences: for outcomes that are
@@ -108,11 +112,11 @@ def drop_interval(bench: Workbench, baseline: Score, score: Score) -> tuple[floa
     matched proportions", 2005), which is not empty where both were right on the same examples; for others the normal
     approximation. Where not, nothing is known of it and it is infinite.
     """
-    drop = bench.task.metric.drop(baseline.value, score.value)
+    drop = metric.drop(baseline.value, score.value)
     before, after = baseline.outcomes, score.outcomes
     if before is None or after is None or len(before) != len(after) or len(before) < 2:
         return drop, -np.inf, np.inf
-    worse = before - after if bench.task.metric.direction == "maximize" else after - before
+    worse = before - after if metric.direction == "maximize" else after - before
     scale = _scale(baseline, score)
     if np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all():
         count = len(worse) + 2
@@ -134,13 +138,14 @@ def _scale(*scores: Score) -> float:
 
 
 def verification(
-    bench: Workbench, number: int, predicted: Cost, exported: Exported, baseline: Score, timing: Timing | None
+    bench: Workbench, point: Trial, predicted: Cost, exported: Exported, baseline: Score, timing: Timing | None
 ) -> Json:
     """What ``verification.json`` and the event of a verified point hold: predicted beside measured."""
-    drop, low, high = drop_interval(bench, baseline, exported.measured)
+    drop, low, high = drop_interval(bench.task.metric, baseline, exported.measured)
     return {
-        "trial": number,
+        "trial": point.number,
         "plan_hash": exported.plan.hash,
+        "key": point.key,
         "format": bench.target.artifact,
         "predicted": {
             "size_bytes": predicted.size_bytes,

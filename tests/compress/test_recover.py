@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from autocomp.compress.apply import Compressed, apply
 from autocomp.compress.prune import kept_count
 from autocomp.compress.recover import Batch, Recovery, distillation, recover
+from autocomp.compress.recovered import read_weights, with_weights
 from autocomp.compress.solve import Solver
 from autocomp.errors import CompressionError
 from autocomp.export.to_onnx import export_onnx
@@ -55,7 +57,7 @@ def both(choice: LayerPlan, recovery: Recovery, labelled: bool = False) -> tuple
     net = prepared("residual")
     solver = Solver(net.model, CALIBRATION)
     before = apply(net, plan(choice), CALIBRATION, solver=solver)
-    return before, recover(net, before, batches(classes=labelled), recovery, solver, labelled=labelled)
+    return before, recover(net, before, batches(classes=labelled), recovery, solver, labelled=labelled).compressed
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -104,7 +106,7 @@ def test_labels_and_features_are_learned_from() -> None:
     net = prepared("residual")
     solver = Solver(net.model, CALIBRATION)
     before = apply(net, Plan(layers), CALIBRATION, solver=solver)
-    after = recover(net, before, batches(classes=True), Recovery(4, features=1.0, rate=0.02), solver)
+    after = recover(net, before, batches(classes=True), Recovery(4, features=1.0, rate=0.02), solver).compressed
     assert error(after) < error(before)
 
 
@@ -114,9 +116,10 @@ def test_nothing_given_is_changed_and_the_same_seed_gives_the_same() -> None:
     before = apply(net, plan(CHOICES["sparse at 4 bits"]), CALIBRATION, solver=solver)
     models = [copy.deepcopy(model.state_dict()) for model in (net.model, before.model)]
     data = batches(6)
-    one, other, third = (
-        recover(net, before, data, Recovery(2, seed=seed), solver, labelled=False) for seed in (1, 1, 2)
-    )
+    found = [recover(net, before, data, Recovery(2, seed=seed), solver, labelled=False) for seed in (1, 1, 2)]
+    one, other, third = (each.compressed for each in found)
+    hashes = [weights_hash(each.weights) for each in found]
+    assert hashes[0] == hashes[1] != hashes[2]
     for model, was in zip((net.model, before.model), models, strict=True):
         assert all(torch.equal(value, was[name]) for name, value in model.state_dict().items())
     given = inputs("residual", 8)
@@ -143,7 +146,7 @@ def test_attention_and_rounding_at_run_time_are_recovered_as_well() -> None:
         for layer in net.inventory.layers
     }
     before = apply(net, Plan(layers), data[:2], solver=solver)
-    after = recover(net, before, data, Recovery(8, rate=0.02), solver, labelled=False)
+    after = recover(net, before, data, Recovery(8, rate=0.02), solver, labelled=False).compressed
     given = inputs("encoder", 32, seed=9)
     reference = run_module(net.model, given)
     errors = [float((run_module(one.model, given) - reference).norm()) for one in (before, after)]
@@ -160,3 +163,26 @@ def test_what_cannot_be_done_is_one_line() -> None:
         Recovery(0)
     with pytest.raises(CompressionError, match="between 0 and 1; got 2"):
         Recovery(1, labels=2.0)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_weights_that_are_kept_bring_the_recovered_network_back(choice: str, tmp_path: Path) -> None:
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES[choice]), CALIBRATION, solver=solver)
+    found = recover(net, before, batches(4), Recovery(1, rate=0.02), solver, labelled=False)
+    torch.save(dict(found.weights), tmp_path / "weights.pt")
+    again = with_weights(apply(net, before.plan, CALIBRATION), read_weights(tmp_path / "weights.pt"))
+    assert export_onnx(again, packed=True) == export_onnx(found.compressed, packed=True)
+
+
+def test_weights_of_another_plan_are_refused(tmp_path: Path) -> None:
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES["8 bits"]), CALIBRATION, solver=solver)
+    found = recover(net, before, batches(2), Recovery(1), solver, labelled=False)
+    other = apply(net, Plan({"3.conv2": LayerPlan(rank=Rank("svd", 4))}), CALIBRATION)
+    with pytest.raises(CompressionError, match="this network and plan"):
+        with_weights(other, found.weights)
+    with pytest.raises(CompressionError, match="a file that recovery wrote"):
+        read_weights(tmp_path / "none.pt")

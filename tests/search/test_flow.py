@@ -23,7 +23,7 @@ from autocomp.run import RunFolder
 from autocomp.search import flow
 from autocomp.search.tables import FRONT_COLUMNS, TRIAL_COLUMNS, verifications
 from autocomp.search.verify import drop_interval
-from autocomp.task import Predict, Score, Split, Task
+from autocomp.task import Metric, Predict, Score, Split, Task
 from autocomp.trial import Trial
 from autocomp.watch import SILENT, Silent
 from tests import small_task
@@ -357,17 +357,17 @@ def test_a_space_that_fits_no_layer_is_found_before_anything_is_written(tmp_path
 
 
 def test_the_drops_interval_is_paired() -> None:
-    bench = small_setup().bench
+    metric = Metric("accuracy", "maximize", "%")
     right = np.array([1.0] * 90 + [0.0] * 10)
     certain = np.linspace(0.2, 0.9, 100)
     worse = right.copy()
     worse[:5] = 0.0
-    drop, low, high = drop_interval(bench, Score(90.0, right), Score(85.0, worse))
+    drop, low, high = drop_interval(metric, Score(90.0, right), Score(85.0, worse))
     assert drop == pytest.approx(5.0)
     assert 0.0 < low < drop < high < 10.0
-    drop, low, high = drop_interval(bench, Score(90.0, right), Score(90.0, right))
+    drop, low, high = drop_interval(metric, Score(90.0, right), Score(90.0, right))
     assert (drop, low) == (0.0, -high)
     assert 0.0 < high < 2.5  # a hundred images cannot tell more
-    drop, low, high = drop_interval(bench, Score(55.0, certain), Score(54.0, certain - 0.01))
+    drop, low, high = drop_interval(metric, Score(55.0, certain), Score(54.0, certain - 0.01))
     assert [low, high] == pytest.approx([1.0, 1.0])  # the same loss on every one
-    assert drop_interval(bench, Score(90.0), Score(85.0)) == (5.0, -np.inf, np.inf)
+    assert drop_interval(metric, Score(90.0), Score(85.0)) == (5.0, -np.inf, np.inf)

@@ -1,0 +1,131 @@
+"""Recovery as the last stage of a search: the points worth it are trained on, and each result is a trial of its own, with
+the point it came from as its parent. Every one is an event of the run, and its weights are a file in the run folder."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from autocomp.compress.recover import Recovery, recover
+from autocomp.compress.recovered import weights_hash
+from autocomp.pareto import front
+from autocomp.run import RunFolder
+from autocomp.search.tables import BASELINE
+from autocomp.trial import RECOVERED, Trial
+from autocomp.watch import Watcher
+
+if TYPE_CHECKING:
+    from autocomp.search.evaluate import Workbench
+
+#: The event of one recovered point.
+EVENT = "recovered"
+#: At most so many points are recovered.
+MOST_POINTS = 8
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What came of one recovery: ``metric`` on the search split, ``weights`` by hash."""
+
+    parent: int
+    plan_hash: str
+    seed: int
+    epochs: int
+    metric: float
+    seconds: float
+    weights: str
+
+
+def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[Trial]:
+    """The points of the front, and those that would be on it if they lost nothing: of what is fast and small, training may
+    bring back what compression took. Of many, some evenly from the slowest to the fastest.
+
+    Args:
+        trials: all of a run.
+        points: its front.
+    """
+    done = [t for t in trials if t.cost is not None and t.number != BASELINE and t.parent is None]
+    plans = {trial.plan.hash: trial for trial in reversed(done)}
+    unique = sorted(plans.values(), key=lambda trial: trial.number)
+    rows = [(t.cost.latency_ms, t.cost.size_bytes) for t in unique if t.cost is not None]
+    cheap = [unique[place] for place in front(rows)] if rows else []
+    on_front = {point.number for point in points if point.parent is None}
+    chosen = {t.number: t for t in (*cheap, *(t for t in unique if t.number in on_front))}
+    ordered = sorted(chosen.values(), key=lambda t: (t.cost.latency_ms if t.cost is not None else 0.0, t.number))
+    if len(ordered) <= MOST_POINTS:
+        return ordered
+    places = [round(step * (len(ordered) - 1) / (MOST_POINTS - 1)) for step in range(MOST_POINTS)]
+    return [ordered[place] for place in dict.fromkeys(places)]
+
+
+def recover_points(
+    bench: Workbench, folder: RunFolder, points: Sequence[Trial], epochs: int, seed: int, watcher: Watcher
+) -> None:
+    """Recover points, those left out that were recovered before; each is on disk when the next begins. A task without
+    train batches is distilled on its calibration inputs.
+
+    Raises:
+        CompressionError: training came to no number.
+    """
+    labelled = bench.task.train is not None
+    batches = bench.task.calibration if bench.task.train is None else bench.task.train
+    known = {(one.plan_hash, one.seed, one.epochs) for one in _done(folder)}
+    for place, point in enumerate(points):
+        if (point.plan.hash, seed, epochs) in known:
+            continue
+        what = f"recovering trial {point.number} ({place + 1} of {len(points)})"
+        watcher.step(what, 0, epochs)
+        began = time.monotonic()
+        found = recover(
+            bench.prepared,
+            bench.compress(point.plan),
+            batches,
+            Recovery(epochs, seed),
+            bench.solver,
+            labelled,
+            progress=lambda epoch, of, _, what=what: watcher.step(what, epoch, of),  # type: ignore[misc]
+        )
+        with torch.no_grad():
+            metric = bench.task.evaluate(found.compressed.model, "search").value
+        name = weights_hash(found.weights)
+        path = weights_path(folder, name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(dict(found.weights), path)
+        done = _Done(point.number, point.plan.hash, seed, epochs, metric, time.monotonic() - began, name)
+        folder.append_event({"event": EVENT, **asdict(done)})
+        watcher.step(what, epochs, epochs)
+
+
+def recovered_trials(folder: RunFolder, trials: Sequence[Trial]) -> tuple[Trial, ...]:
+    """The trials that recovery added to those of the study."""
+    by_number = {trial.number: trial for trial in trials}
+    found = []
+    for count, one in enumerate(_done(folder)):
+        parent = by_number.get(one.parent)
+        if parent is None or parent.plan.hash != one.plan_hash:
+            continue
+        trial = replace(
+            parent,
+            number=RECOVERED + count,
+            metric=one.metric,
+            seconds=one.seconds,
+            parent=parent.number,
+            recovery_seed=one.seed,
+            weights=one.weights,
+        )
+        found.append(trial)
+    return tuple(found)
+
+
+def weights_path(folder: RunFolder, name: str) -> Path:
+    return folder.path / "weights" / f"{name}.pt"
+
+
+def _done(folder: RunFolder) -> list[_Done]:
+    events = (event for event in folder.events() if event["event"] == EVENT)
+    return [_Done(**{field.name: event[field.name] for field in fields(_Done)}) for event in events]  # type: ignore[arg-type]

@@ -1,0 +1,105 @@
+"""Recovery as a search's last stage: trials of their own, kept with their weights, never done twice."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autocomp.errors import RequestError
+from autocomp.export.to_onnx import export_onnx
+from autocomp.plan import Format, LayerPlan, Plan
+from autocomp.run import RunFolder
+from autocomp.search import flow
+from autocomp.search.recovery import EVENT, MOST_POINTS, weights_path, worth_recovering
+from autocomp.search.tables import verifications
+from autocomp.trial import RECOVERED, Cost, Trial
+from autocomp.watch import SILENT
+from tests.search.test_flow import rows
+from tests.targets import REQUEST, small_setup
+
+
+def trial(number: int, latency_ms: float, size_bytes: int, metric: float = 50.0) -> Trial:
+    plan = Plan({f"layer{number}": LayerPlan(format=Format(8))}) if number else Plan()
+    cost = Cost(latency_ms, 0.0, size_bytes, 1, 1, "fitted")
+    return Trial(number, plan, "complete", metric, cost, 1.0, 0)
+
+
+def test_what_is_fast_and_small_is_worth_it_whatever_it_lost() -> None:
+    trials = [trial(0, 9.0, 900, 90.0), trial(1, 5.0, 500, 85.0), trial(2, 2.0, 200, 10.0), trial(3, 6.0, 600, 20.0)]
+    assert [one.number for one in worth_recovering(trials, trials[:2])] == [2, 1]
+
+
+def test_of_many_points_some_are_taken_from_the_slowest_to_the_fastest() -> None:
+    trials = [trial(0, 99.0, 9900), *(trial(n, float(n), 100 * (60 - n)) for n in range(1, 50))]
+    chosen = [one.number for one in worth_recovering(trials, trials)]
+    assert len(chosen) == MOST_POINTS
+    assert (chosen[0], chosen[-1]) == (1, 49)
+    assert chosen == sorted(chosen)
+
+
+@pytest.fixture(scope="module")
+def recovered_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+    folder = RunFolder(tmp_path_factory.mktemp("recovered") / "run")
+    flow.search(small_setup(recover_epochs=2), folder, resume=False, watcher=SILENT)
+    return folder
+
+
+@pytest.mark.slow
+class TestRecovered:
+    def test_every_recovered_point_is_a_trial_with_a_parent(self, recovered_run: RunFolder) -> None:
+        table = rows(recovered_run.path / "trials.csv")
+        own = [row for row in table if row["parent"]]
+        events = [event for event in recovered_run.events() if event["event"] == EVENT]
+        assert len(own) == len(events) > 0
+        by_number = {row["trial"]: row for row in table}
+        for count, row in enumerate(own):
+            assert int(row["trial"]) == RECOVERED + count
+            parent = by_number[row["parent"]]
+            for name in ("plan_hash", "size_bytes", "latency_ms"):
+                assert row[name] == parent[name]
+            assert row["recovery_seed"] == str(REQUEST.seed)
+        assert len(table) - len(own) == REQUEST.trials
+
+    def test_the_front_is_no_worse_for_it(self, recovered_run: RunFolder) -> None:
+        trials = flow.load_trials(recovered_run)
+        gains = [
+            (one.metric or 0.0) - (next(t for t in trials if t.number == one.parent).metric or 0.0)
+            for one in trials
+            if one.parent is not None
+        ]
+        assert max(gains) > 0
+        assert any(one.parent is not None for one in flow.front_of(recovered_run))
+
+    def test_recovered_points_are_verified_as_files(self, recovered_run: RunFolder) -> None:
+        setup, known = small_setup(recover_epochs=2), verifications(recovered_run)
+        points = [point for point in flow.front_of(recovered_run) if point.weights is not None]
+        for point in points:
+            assert point.weights is not None
+            weights = weights_path(recovered_run, point.weights)
+            file = export_onnx(setup.bench.compress(point.plan, weights), packed=True)
+            assert file == (recovered_run.exports / str(point.number) / "model.onnx").read_bytes()
+            measured = known[point.key]["measured"]
+            assert isinstance(measured, dict)
+            assert measured["size_bytes"] == len(file)
+
+    def test_going_on_recovers_nothing_twice(self, recovered_run: RunFolder) -> None:
+        before = (recovered_run.path / "events.jsonl").read_bytes()
+        tables = (recovered_run.path / "trials.csv").read_text()
+        flow.search(small_setup(recover_epochs=2), recovered_run, resume=True, watcher=SILENT)
+        assert (recovered_run.path / "events.jsonl").read_bytes() == before
+        assert (recovered_run.path / "trials.csv").read_text() == tables
+
+
+@pytest.mark.slow
+def test_a_finished_search_may_be_recovered_later(finished_run: Path, tmp_path: Path) -> None:
+    folder = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "run")))
+    flow.search(small_setup(recover_epochs=1), folder, resume=True, watcher=SILENT)
+    assert any(row["parent"] for row in rows(folder.path / "trials.csv"))
+
+
+def test_epochs_below_none_are_refused() -> None:
+    with pytest.raises(RequestError, match=r"0 epochs .* or more; got --recover -1"):
+        replace(REQUEST, recover_epochs=-1)
