@@ -33,8 +33,10 @@ N_OF_M = MappingProxyType({"2:4": (2, 4), "1:4": (1, 4), "4:8": (4, 8)})
 
 #: 16 are floats of half precision; 1 is -1 and 1.
 WEIGHT_BITS = (16, 8, 6, 5, 4, 3, 2, 1)
-#: 32 leaves activations as they are: the layer computes in floats with weights that are stored in few bits.
-ACTIVATION_BITS = (8, 32)
+#: 32 leaves activations as they are: the layer computes in floats with weights that are stored in few bits. For 16, 4 and 1
+#: no runtime here has a kernel: they are simulated.
+ACTIVATION_BITS = (8, 32, 16, 4, 1)
+SIMULATED_BITS = (16, 4, 1)
 
 
 def _one_of(value: object, kind: object, what: str) -> None:
@@ -148,8 +150,10 @@ class Format:
     def _check_together(self) -> None:
         if self.dynamic and self.activation_bits != 8:
             raise PlanError(f"dynamic activations have 8 bits; got {self.activation_bits}; leave out dynamic")
-        if self.weight_bits == 16 and (self.activation_bits != 32 or self._how != ("uniform", "channel", "nearest")):
-            raise PlanError(f"weights of 16 bits are floats, w16a32 and nothing else; got {self}")
+        if self.weight_bits == 16 and (
+            self.activation_bits not in (16, 32) or self._how != ("uniform", "channel", "nearest")
+        ):
+            raise PlanError(f"weights of 16 bits are floats, w16a32 or w16a16 and nothing else; got {self}")
         if self.grid == "ternary" and self.weight_bits != 2:
             raise PlanError(f"ternary weights have 2 bits; got {self.weight_bits}")
         if self.grid == "codebook" and not 2 <= self.weight_bits <= 6:
@@ -158,7 +162,7 @@ class Format:
             raise PlanError(
                 f"groups of weights have a size, and nothing else has; got {self.granularity}, {self.group}"
             )
-        if self.granularity == "group" and self.activation_bits != 32:
+        if self.granularity == "group" and self.integer_activations:
             raise PlanError(f"integer kernels take one step a channel; got {self}; give groups activations of 32 bits")
 
     @property
@@ -169,6 +173,11 @@ class Format:
     def integer_activations(self) -> bool:
         """Whether the layer reads integers, so that an integer kernel can compute it."""
         return self.activation_bits == 8
+
+    @property
+    def simulated(self) -> bool:
+        """Whether its activations are rounded for research only: computed in floats, with no time gained."""
+        return self.activation_bits in SIMULATED_BITS
 
     @property
     def calibrated(self) -> bool:
@@ -190,7 +199,10 @@ class Format:
         steps = {"channel": "", "tensor": "/tensor", "group": f"/g{self.group}"}[self.granularity]
         rest = [name for name in (self.rounding, self.clip) if name not in {"nearest", "mse"}]
         how = "d" if self.dynamic else "a"
-        return f"{letter}{self.weight_bits}{how}{self.activation_bits}{steps}{''.join(f'+{name}' for name in rest)}"
+        told = " (simulated)" if self.simulated else ""
+        return (
+            f"{letter}{self.weight_bits}{how}{self.activation_bits}{steps}{''.join(f'+{name}' for name in rest)}{told}"
+        )
 
 
 @dataclass(frozen=True)

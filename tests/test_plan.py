@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from autocomp.errors import PlanError
 from autocomp.plan import (
     N_OF_M,
+    SIMULATED_BITS,
     UNTOUCHED,
     WEIGHT_BITS,
     Clip,
@@ -45,9 +46,10 @@ def formats(draw: st.DrawFn) -> Format:
     bits = {"uniform": WEIGHT_BITS, "ternary": (2,), "codebook": (2, 3, 4, 5, 6)}[grid]
     weight_bits = draw(st.sampled_from(bits))
     if weight_bits == 16:
-        return Format(16, 32)
-    activation_bits, dynamic = draw(st.sampled_from([(8, False), (8, True), (32, False)]))
-    granularity = draw(st.sampled_from(get_args(Granularity) if activation_bits == 32 else ("channel", "tensor")))
+        return Format(16, draw(st.sampled_from((16, 32))))
+    how = [(8, False), (8, True), *((bits, False) for bits in (32, *SIMULATED_BITS))]
+    activation_bits, dynamic = draw(st.sampled_from(how))
+    granularity = draw(st.sampled_from(get_args(Granularity) if activation_bits != 8 else ("channel", "tensor")))
     return Format(
         weight_bits,
         activation_bits,
@@ -147,6 +149,8 @@ def test_a_rank_outside_its_range_is_named(r: int) -> None:
         (Format(4, 32), "w4a32", False, False),
         (Format(16, 32), "w16a32", False, False),
         (Format(1), "w1a8", True, True),
+        (Format(1, 1), "w1a1 (simulated)", False, False),
+        (Format(4, 4), "w4a4 (simulated)", False, False),
         (Format(2, grid="ternary", rounding="gptq"), "t2a8+gptq", True, True),
         (Format(4, 32, grid="codebook", granularity="tensor"), "c4a32/tensor", False, False),
         (Format(4, 32, granularity="group", group=32, clip="minmax"), "w4a32/g32+minmax", False, False),
@@ -207,8 +211,8 @@ def test_a_level_outside_its_range_is_refused_in_json_too() -> None:
     ("given", "message"),
     [
         ({"weight_bits": 7}, "must be one of"),
-        ({"weight_bits": 16}, "w16a32 and nothing else"),
-        ({"weight_bits": 16, "activation_bits": 32, "rounding": "gptq"}, "w16a32 and nothing else"),
+        ({"weight_bits": 16}, "w16a32 or w16a16 and nothing else"),
+        ({"weight_bits": 16, "activation_bits": 32, "rounding": "gptq"}, "w16a32 or w16a16 and nothing else"),
         ({"weight_bits": 3, "grid": "ternary"}, "ternary weights have 2 bits; got 3"),
         ({"weight_bits": 8, "grid": "codebook"}, "codebooks have 2 to 6 bits; got 8"),
         ({"weight_bits": 4, "granularity": "group"}, "have a size"),

@@ -25,6 +25,7 @@ from autocomp.compress.quantize import (
     rounded_for_products,
 )
 from autocomp.compress.rebuild import Cuts, Prepared, cuts_of, rebuilt
+from autocomp.compress.simulate import simulate_activations
 from autocomp.compress.solve import Gone, Setting, Solver
 from autocomp.compress.statistics import Batches, left
 from autocomp.graph import Example, Graph, read_graph
@@ -230,6 +231,7 @@ def _quantize(
     sites = (*public, *private)
     readers = {name: [node.name for node in graph.users[name] if reads_rounded(node, formats)] for name in private}
     quantizers = calibrate_activations(module, sites, calibration, numerics, readers)
+    simulate_activations(module, graph, formats, calibration)
     quantize_dynamically(module, graph, [name for name, chosen in formats.items() if chosen.dynamic])
     return round_biases(module, graph, formats, weights, quantizers) if numerics.integer_bias else {}
 

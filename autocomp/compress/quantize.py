@@ -204,7 +204,7 @@ def complete_formats(
             continue
         chosen = complete.get(node.layer)
         inside = node.inputs[0] in rounded and graph.tail(node).name in rounded
-        if inside and (chosen is None or not chosen.integer_activations):
+        if inside and (chosen is None or not (chosen.integer_activations or chosen.simulated)):
             complete[node.layer] = Format(8 if chosen is None else chosen.weight_bits)
     return complete
 

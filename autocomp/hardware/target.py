@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from autocomp.errors import UncoveredKernelError
 from autocomp.hardware.latency import LatencyModel, Prediction
 from autocomp.plan import Pattern
 from autocomp.space import Activations, Work
@@ -76,6 +77,15 @@ class Target:
         """The latency of a compressed network of this structure.
 
         Raises:
-            UncoveredKernelError: the latency model was not calibrated on one of its kernels.
+            UncoveredKernelError: the latency model was not calibrated on one of its kernels, or activations are of a kind
+                that the runtime has none for.
         """
+        formats = {name: layer.format for name, layer in structure.layers.items()}
+        simulated = tuple(name for name, chosen in formats.items() if chosen is not None and chosen.simulated)
+        if simulated:
+            raise UncoveredKernelError(
+                f"{self.runtime} has no kernel for activations of {formats[simulated[0]]}, which are simulated for research "
+                f"only; layers {', '.join(simulated[:5])}; give them 8 or 32 bits to have a latency",
+                simulated,
+            )
         return self.model.predict(self.lower(structure))

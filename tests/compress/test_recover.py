@@ -11,7 +11,7 @@ import torch
 from autocomp.compress.apply import Compressed, apply
 from autocomp.compress.prune import kept_count
 from autocomp.compress.recover import Batch, Recovery, distillation, recover
-from autocomp.compress.recovered import read_weights, with_weights
+from autocomp.compress.recovered import read_weights, weights_hash, with_weights
 from autocomp.compress.solve import Solver
 from autocomp.errors import CompressionError
 from autocomp.export.to_onnx import export_onnx

@@ -1,0 +1,93 @@
+"""Activations that no runtime here has a kernel for: 4 bits, signs, half precision. They are computed in floats, in the
+simulated model and in its file alike, for research on what a network would bear; no time is ever gained by them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from autocomp.compress.quantize import RangeObserver, insert_after
+from autocomp.compress.statistics import Batches
+from autocomp.graph import Graph
+from autocomp.plan import Format
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
+
+
+#: Shares of the range that are tried for the least squared error.
+CLIPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+
+
+class SimulatedQuantizer(nn.Module):
+    """Rounds a tensor and gives floats: to 16 levels of a calibrated grid; to its sign times a calibrated magnitude
+    (M. Rastegari et al., "XNOR-Net", 2016); or to half precision. In training, gradients go straight through where the
+    value is inside the grid."""
+
+    def __init__(self, bits: int, low: float, high: float, magnitude: float) -> None:
+        super().__init__()
+        self.bits = bits
+        self.magnitude = magnitude
+        self.levels = (1 << bits) - 1
+        self.scale = max((high - low) / self.levels, 1e-12)
+        self.zero_point = round(-low / self.scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            inside = x.clamp(*self._range())
+            return inside + (self._rounded(x) - inside).detach()
+        return self._rounded(x)
+
+    def _range(self) -> tuple[float, float]:
+        if self.bits == 1:
+            return -self.magnitude, self.magnitude
+        if self.bits == 16:
+            return -torch.inf, torch.inf
+        return -self.zero_point * self.scale, (self.levels - self.zero_point) * self.scale
+
+    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
+        if self.bits == 16:
+            return x.half().float()
+        if self.bits == 1:
+            return torch.where(x >= 0, self.magnitude, -self.magnitude)
+        levels = (torch.round(x / self.scale) + self.zero_point).clamp(0, self.levels)
+        return (levels - self.zero_point) * self.scale
+
+
+def simulate_activations(
+    module: GraphModule, graph: Graph, formats: Mapping[str, Format], calibration: Batches
+) -> None:
+    """Put a :class:`SimulatedQuantizer` in front of every layer whose format has such activations, in place."""
+    readers: dict[tuple[str, int], list[str]] = {}
+    for node in graph.layers:
+        chosen = formats.get(node.layer or "")
+        if chosen is not None and chosen.simulated:
+            readers.setdefault((node.inputs[0], chosen.activation_bits), []).append(node.name)
+    for bits in sorted({bits for _, bits in readers}):
+        observers = {source: _Observer() for source, of in readers if of == bits}
+        names = {source: readers[source, bits] for source in observers}
+        stem = f"simulated{bits}"
+        insert_after(module, observers, names, stem)
+        with torch.no_grad():
+            for batch in calibration:
+                module(*batch)
+        for source, observer in observers.items():
+            module.set_submodule(f"{stem}_{source}", observer.simulated(bits))
+
+
+class _Observer(RangeObserver):
+    def simulated(self, bits: int) -> SimulatedQuantizer:
+        values = torch.cat(self.samples)
+        magnitude = float(values.abs().mean())
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
+        if bits != 4:
+            return SimulatedQuantizer(bits, low, high, magnitude)
+        # The share of the range that leaves the least squared error on the sample.
+        tried = [
+            SimulatedQuantizer(bits, clip * low, clip * high, magnitude)
+            for clip in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+        ]
+        return min(tried, key=lambda one: float((one(values) - values).square().mean()))
