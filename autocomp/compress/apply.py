@@ -82,7 +82,7 @@ def apply(
     if before:
         solver = solver.of_adjusted(before, lambda _: _adjusted(prepared, before, calibration))
         prepared = replace(prepared, model=solver.model)
-    cuts = cuts_of(prepared, plan)
+    cuts = cuts_of(prepared, plan, solver)
     ranks = {name: one.rank for name, one in plan.layers.items() if one.rank is not None}
     factors = {name: solver.factors(name, rank, [*ranks]) for name, rank in ranks.items()}
     module, program = rebuilt(prepared, plan, cuts, factors)
@@ -152,7 +152,7 @@ def _solve(
         chosen = formats.get(name)
         narrow = numerics.narrow_products and chosen is not None and chosen.integer_activations
         one = Setting(layer, stage, cuts.gone.get(layer, Gone()), plan[layer].rank, plan[layer].mask, chosen, narrow)
-        if one.mask is not None or one.format is not None:
+        if one.mask is not None or one.format is not None or one.compensates:
             settings[name] = one
     weights, masks = {}, {}
     for name, one in settings.items():

@@ -10,7 +10,7 @@ without some heads computes what the original does with the same heads masked.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -291,11 +291,15 @@ def _why_not(some: Sequence[Heads], module: GraphModule, inputs: tuple[torch.Ten
     return None
 
 
-def choose_heads(model: torch.nn.Module, heads: Heads, kept: int) -> list[int]:
-    """The heads to cut so that ``kept`` stay: those of least magnitude (L2 over rows and columns), sorted."""
+def choose_heads(heads: Heads, kept: int, scores: Callable[[str], torch.Tensor]) -> list[int]:
+    """The heads to cut so that ``kept`` stay: those whose weights, over rows and columns, have the least scores together;
+    sorted.
+
+    Args:
+        scores: layer → a score for each of its weights, of the weight's shape.
+    """
     total = torch.zeros(heads.group.width, dtype=torch.float64)
     for dim, tables in enumerate((heads.rows, heads.columns)):
         for layer, table in tables.items():
-            weight = model.get_submodule(layer).get_parameter("weight").detach().double()
-            total += weight.square().sum(dim=1 - dim)[torch.tensor(table)].sum(dim=1)
+            total += scores(layer).double().sum(dim=1 - dim)[torch.tensor(table)].sum(dim=1)
     return sorted(total.sort(stable=True).indices[: heads.group.width - kept].tolist())

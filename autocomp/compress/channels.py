@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -42,9 +42,14 @@ class Coupling:
 Cut = tuple[Coupling, Sequence[int]]
 
 
-def choose_units(model: torch.nn.Module, coupling: Coupling, kept: int) -> list[int]:
-    """The units of a group to cut so that ``kept`` stay: those of least group magnitude (L2 over the weights of all
-    that is cut with them, as in DepGraph), ties broken by index.
+def choose_units(
+    model: torch.nn.Module, coupling: Coupling, kept: int, scores: Callable[[str], torch.Tensor]
+) -> list[int]:
+    """The units of a group to cut so that ``kept`` stay: those whose weights, of all that is cut with them (as in
+    DepGraph), have the least scores together; ties broken by index.
+
+    Args:
+        scores: module → a score for each of its weights, of the weight's shape.
 
     Returns:
         Sorted units, ``group.width - kept`` of them.
@@ -57,7 +62,7 @@ def choose_units(model: torch.nn.Module, coupling: Coupling, kept: int) -> list[
             continue
         module = model.get_submodule(one.path)
         along = _along(module, one.side)
-        energy = module.get_parameter("weight").detach().double().square().movedim(along, 0).flatten(1).sum(dim=1)
+        energy = scores(one.path).double().movedim(along, 0).flatten(1).sum(dim=1)
         indices = torch.tensor(one.indices)
         total += energy[indices % len(energy)].sum(dim=1)
     order = total.sort(stable=True).indices

@@ -18,6 +18,7 @@ from autocomp.compress.channels import Coupling
 from autocomp.compress.couplings import find_couplings
 from autocomp.compress.fold import fold_batch_norm
 from autocomp.compress.rebuild import Prepared, cuts_of, rebuilt
+from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
 from autocomp.compress.unpack import unpack_attention
 from autocomp.errors import AutocompError
@@ -111,6 +112,7 @@ def _called(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> set[str]:
 def _with_sound_shapes(prepared: Prepared) -> Prepared:
     """The groups whose cut has the shapes that :func:`restructure` says; the others get a reason."""
     groups = [group for group in prepared.inventory.groups if group.prunable]
+    solver = Solver(prepared.model, ())
 
     def why_not(some: Sequence[ChannelGroup]) -> str | None:
         plan = Plan(
@@ -121,7 +123,7 @@ def _with_sound_shapes(prepared: Prepared) -> Prepared:
             }
         )
         try:
-            _, program = rebuilt(prepared, plan, cuts_of(prepared, plan), {})
+            _, program = rebuilt(prepared, plan, cuts_of(prepared, plan, solver), {})
             built, said = read_graph(program), restructure(prepared.inventory, plan).graph
         except AutocompError as error:
             return f"the network without them cannot be built ({error})"

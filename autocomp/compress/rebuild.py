@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
+import torch
 from torch import nn
 
 from autocomp.compress.attention import HeadCut, Heads, choose_heads, cut_heads
 from autocomp.compress.blocks import drop_blocks
 from autocomp.compress.channels import Coupling, Cut, choose_units, gone_channels, prune
-from autocomp.compress.solve import Gone
+from autocomp.compress.solve import Gone, Solver
 from autocomp.graph import Example, OutputForm, export_program, graph_module
 from autocomp.inventory import Inventory, ResidualBlock
-from autocomp.plan import Plan
+from autocomp.plan import Plan, Sparsity
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
@@ -46,32 +48,49 @@ class Cuts:
     gone: Mapping[str, Gone]
 
 
-def cuts_of(prepared: Prepared, plan: Plan) -> Cuts:
-    """Which channels and heads go is decided on the untouched weights."""
-    levels = {(group.name, group.pattern): group.kept(level) for group, level in prepared.inventory.unit_levels(plan)}
-    channels = tuple(
-        (one, choose_units(prepared.model, one, levels[one.group.name, "channel"]))
-        for one in prepared.couplings
-        if (one.group.name, "channel") in levels
-    )
-    heads = tuple(
-        (one, choose_heads(prepared.model, one, levels[one.group.name, "head"]))
-        for one in prepared.heads
-        if (one.group.name, "head") in levels
-    )
+def cuts_of(prepared: Prepared, plan: Plan, solver: Solver) -> Cuts:
+    """Which channels and heads go is decided on the untouched weights, by the saliency that the plan names."""
+    chosen = {
+        (group.name, group.pattern): (group.kept(level), plan[group.name].sparsity)
+        for group, level in prepared.inventory.unit_levels(plan)
+    }
+
+    def scores(asked: Sparsity | None) -> Callable[[str], torch.Tensor]:
+        return partial(solver.scores, saliency="magnitude" if asked is None else asked.saliency)
+
+    channels: list[Cut] = []
+    for one in prepared.couplings:
+        if (one.group.name, "channel") in chosen:
+            kept, asked = chosen[one.group.name, "channel"]
+            channels.append((one, choose_units(prepared.model, one, kept, scores(asked))))
+    heads: list[HeadCut] = []
+    for each in prepared.heads:
+        if (each.group.name, "head") in chosen:
+            kept, asked = chosen[each.group.name, "head"]
+            heads.append((each, choose_heads(each, kept, scores(asked))))
+    made_up_for = {
+        consumer
+        for group, _ in prepared.inventory.unit_levels(plan)
+        for consumer in group.consumers
+        if (own := plan[group.name].sparsity) is not None and own.saliency == "hessian"
+        if consumer in prepared.inventory.by_name and prepared.inventory.by_name[consumer].sees_inputs
+    }
     sides: dict[tuple[str, str], set[int]] = {}
     for (path, side, dim), indices in gone_channels(channels).items():
         if dim is None and side != "own":
             sides.setdefault((path, side), set()).update(indices)
-    for one, units in heads:
-        for side, tables in (("out", one.rows), ("in", one.columns)):
+    for each, units in heads:
+        for side, tables in (("out", each.rows), ("in", each.columns)):
             for path, table in tables.items():
                 sides.setdefault((path, side), set()).update(index for unit in units for index in table[unit])
     paths = {path for path, _ in sides}
     gone = {
-        path: Gone(*(tuple(sorted(sides.get((path, side), ()))) for side in ("out", "in"))) for path in sorted(paths)
+        path: Gone(
+            tuple(sorted(sides.get((path, "out"), ()))), tuple(sorted(sides.get((path, "in"), ()))), path in made_up_for
+        )
+        for path in sorted(paths)
     }
-    return Cuts(channels, heads, gone)
+    return Cuts(tuple(channels), tuple(heads), gone)
 
 
 def rebuilt(

@@ -6,7 +6,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -17,7 +17,8 @@ from autocomp.compress.grids import QuantizedWeight
 from autocomp.compress.prune import Moment, cut_weights
 from autocomp.compress.rounding import quantize_weight
 from autocomp.compress.statistics import Batches, Statistics, left
-from autocomp.plan import Format, Rank, Sparsity
+from autocomp.compress.surgeon import DAMPING, inverse_factor
+from autocomp.plan import Format, Rank, Saliency, Sparsity
 
 #: Weights that are kept, of all solutions together; the ones longest unused go first.
 KEPT_WEIGHTS = 200_000_000
@@ -25,10 +26,12 @@ KEPT_WEIGHTS = 200_000_000
 
 @dataclass(frozen=True)
 class Gone:
-    """The channels of a layer's outputs and inputs that are cut, sorted."""
+    """The channels of a layer's outputs and inputs that are cut, sorted; and whether its other weights make up for the
+    inputs that it has lost."""
 
     outputs: tuple[int, ...] = ()
     inputs: tuple[int, ...] = ()
+    made_up_for: bool = False
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,12 @@ class Setting:
     def reads_inputs(self) -> bool:
         """Whether solving it looks at what the layer reads."""
         looks = self.mask is not None and self.mask.saliency in {"wanda", "hessian"}
-        return looks or (self.format is not None and self.format.rounding != "nearest")
+        return looks or self.compensates or (self.format is not None and self.format.rounding != "nearest")
+
+    @property
+    def compensates(self) -> bool:
+        """Whether its weights make up for inputs that are gone."""
+        return self.gone.made_up_for and bool(self.gone.inputs) and self.reads_whole
 
     @property
     def reads_whole(self) -> bool:
@@ -119,6 +127,10 @@ class Solver:
         weight = stages[setting.stage].get_parameter("weight").detach()
         moment = self._moment(setting, stages, others) if setting.reads_inputs else None
         kept = quantized = None
+        if setting.compensates:
+            whole = self.statistics.moment(setting.layer)
+            weight = _compensated(self._uncut(setting), whole, setting.gone, stages[0])
+            stages[0].get_parameter("weight").data = weight
         if setting.mask is not None:
             gradient = self._gradient(setting, stages) if setting.mask.saliency == "taylor" else None
             weight, kept = cut_weights(weight, setting.mask, moment, gradient)
@@ -146,6 +158,30 @@ class Solver:
             cut_channels(stages[0], "in", inputs)
         return stages
 
+    def _uncut(self, setting: Setting) -> torch.Tensor:
+        """The first stage's weight with all of the input channels."""
+        every = replace(setting, gone=Gone(setting.gone.outputs))
+        return self._stages(every)[0].get_parameter("weight").detach()
+
+    def scores(self, layer: str, saliency: Saliency) -> torch.Tensor:
+        """What each weight of a layer is worth, of the weight's shape, by a saliency; by magnitude where that looks at
+        inputs that cannot be seen."""
+        module = self.model.get_submodule(layer)
+        weight = module.get_parameter("weight").detach().double()
+        squares = weight.square()
+        if saliency == "taylor":
+            return squares * self.statistics.gradient(layer).double()
+        if saliency in {"wanda", "hessian"} and type(module) in {nn.Conv2d, nn.Linear}:
+            second = self.statistics.moment(layer).second
+            rows = len(weight) // len(second)
+            if saliency == "wanda":
+                worth = second.diagonal(dim1=1, dim2=2)
+            else:  # what cutting one weight costs when all others make up for it
+                factors = [inverse_factor(one) for one in second]
+                worth = torch.stack([1 / factor.square().sum(dim=0) for factor in factors])
+            return squares * worth.repeat_interleave(rows, dim=0).reshape(weight.shape)
+        return squares
+
     def _moment(self, setting: Setting, stages: Sequence[nn.Module], others: Sequence[Setting]) -> Moment:
         if not setting.reads_whole:
             return self.statistics.moment_behind(setting.layer, stages[: setting.stage + 1], setting.gone.inputs)
@@ -169,6 +205,32 @@ class Solver:
         self._kept[key] = weights, found
         while sum(count for count, _ in self._kept.values()) > KEPT_WEIGHTS and len(self._kept) > 1:
             self._kept.popitem(last=False)
+
+
+def _compensated(weight: torch.Tensor, moment: Moment, gone: Gone, layer: nn.Module) -> torch.Tensor:
+    """The weights of the inputs that are left that come nearest to what all of them gave: least squares, as ZipLM has it
+    (E. Kurtić et al., 2023).
+
+    Args:
+        weight: (out, in, …) with all inputs.
+        moment: of all inputs.
+        layer: without those that are gone.
+    """
+    own = layer.get_parameter("weight")
+    if len(moment.second) > 1:  # grouped: the channels of a group have no others to make up for them
+        return own.detach()
+    kernel = weight[0, 0].numel()
+    kept = left(weight.shape[1], gone.inputs)
+    columns = (kept[:, None] * kernel + torch.arange(kernel)).flatten()
+    second = moment.second[0].double()
+    inner = second[columns][:, columns]
+    inner = inner + DAMPING * inner.diagonal().mean().clamp_min(1e-12) * torch.eye(len(inner), dtype=torch.float64)
+    wanted = weight.flatten(1).double() @ second[:, columns]
+    plain = weight.flatten(1).double()[:, columns]
+    # Damped towards the weights as they were, not towards zero.
+    change = torch.linalg.solve(inner, (wanted - plain @ second[columns][:, columns]).T).T
+    found: torch.Tensor = (plain + change).to(weight.dtype).reshape(own.shape)
+    return found
 
 
 def _narrowed(moment: Moment, gone: Gone, layer: nn.Module) -> Moment:

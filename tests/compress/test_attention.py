@@ -17,6 +17,7 @@ from autocomp.compress.rebuild import Prepared
 from autocomp.errors import CompressionError
 from autocomp.graph import copied, export_program, graph_module
 from autocomp.plan import LayerPlan, Plan, Rank, Sparsity
+from tests.compress.test_channels import magnitudes
 from tests.networks import TOKENS, WORDS, SelfAttention, compressed, inputs, prepared, ready, run_module, seeds
 
 NETWORKS = ("encoder", "vit", "packed", "tied")
@@ -73,7 +74,7 @@ def test_cut_heads_equal_masked_heads(network: str, seed: int) -> None:
 def test_a_plan_cuts_the_heads_of_least_magnitude(network: str) -> None:
     one = open_heads(network)[0]
     plan = Plan({name: LayerPlan(Sparsity("head", 0.5)) for name in one.group.producers})
-    gone = choose_heads(prepared(network).model, one, one.group.width // 2)
+    gone = choose_heads(one, one.group.width // 2, magnitudes(prepared(network).model))
     assert len(gone) == one.group.width // 2
     masked, batch = traced(network), inputs(network, 3, seed=4)
     mask_heads(masked, [(one, gone)])
@@ -90,7 +91,7 @@ def test_small_heads_go_first() -> None:
             model.get_parameter("layers.0.attention.qkv.weight")[list(one.rows["layers.0.attention.qkv"][head])] *= 1e-3
             columns = list(one.columns["layers.0.attention.proj"][head])
             model.get_parameter("layers.0.attention.proj.weight")[:, columns] *= 1e-3
-    assert choose_heads(model, one, 2) == [1, 3]
+    assert choose_heads(one, 2, magnitudes(model)) == [1, 3]
 
 
 def test_heads_are_cut_behind_a_truncated_rank() -> None:

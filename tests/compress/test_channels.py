@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,8 +14,9 @@ from autocomp.compress import couplings
 from autocomp.compress.apply import apply
 from autocomp.compress.channels import Coupling, choose_units, mask, prune
 from autocomp.compress.couplings import find_couplings
+from autocomp.compress.prepare import prepare
 from autocomp.errors import PlanError
-from autocomp.plan import LayerPlan, Plan, Sparsity
+from autocomp.plan import LayerPlan, Plan, Saliency, Sparsity
 from tests.networks import NETWORKS, inputs, prepared, ready, run_module, seeds
 
 LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
@@ -22,6 +24,10 @@ LAYERS = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)
 
 def prunable(network: str) -> list[Coupling]:
     return [one for one in prepared(network).couplings if one.group.prunable]
+
+
+def magnitudes(model: nn.Module) -> Callable[[str], torch.Tensor]:
+    return lambda path: model.get_submodule(path).get_parameter("weight").detach().square()
 
 
 def some_units(coupling: Coupling, chance: random.Random) -> list[int]:
@@ -215,7 +221,7 @@ def test_finding_and_pruning_leave_the_model_as_it_is() -> None:
         if coupling is not None:
             prune(model, [(coupling, [0])])
             mask(model, [(coupling, [0])])
-            choose_units(model, coupling, 3)
+            choose_units(model, coupling, 3, magnitudes(model))
         assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -228,7 +234,7 @@ def test_channels_of_least_magnitude_go(kept: int) -> None:
     with torch.no_grad():
         model.get_submodule("1.conv1").get_parameter("weight")[small] *= 1e-3
         model.get_submodule("1.conv2").get_parameter("weight")[:, small] *= 1e-3
-    assert choose_units(model, coupling, kept) == small
+    assert choose_units(model, coupling, kept, magnitudes(model)) == small
 
 
 def test_equal_channels_go_in_order() -> None:
@@ -237,4 +243,41 @@ def test_equal_channels_go_in_order() -> None:
         for parameter in model.parameters():
             parameter.fill_(0.5)
     coupling = find_couplings(model, (torch.zeros(1, 4),), ["0", "2"])[0]
-    assert choose_units(model, coupling, 4) == [0, 1]
+    assert choose_units(model, coupling, 4, magnitudes(model)) == [0, 1]
+
+
+def output_error(plan: Plan, network: str = "residual") -> float:
+    net, given = prepared(network), inputs(network, 64, seed=3)
+    result = apply(net, plan, [inputs(network, 128, seed=4)])
+    reference = run_module(net.model, given)
+    return float((run_module(result.model, given) - reference).norm() / reference.norm())
+
+
+@pytest.mark.parametrize("network", ["residual", "plain"])
+def test_the_saliency_decides_which_channels_go(network: str) -> None:
+    group = next(one for one in prepared(network).inventory.groups if one.prunable and one.width >= 8)
+    saliencies: tuple[Saliency, ...] = ("magnitude", "taylor", "wanda", "hessian")
+    errors = {}
+    for saliency in saliencies:
+        chosen = LayerPlan(Sparsity("channel", 0.5, saliency))
+        errors[saliency] = output_error(Plan(dict.fromkeys(group.producers, chosen)), network)
+    assert errors["hessian"] == min(errors.values())  # because what is left makes up for what went
+    assert len(set(errors.values())) > 2
+
+
+def test_what_is_left_makes_up_for_channels_that_are_copies_of_others() -> None:
+    """Of two channels that are the same, one can go without a trace when the next layer's weights take over."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        for parameter in model[0].parameters():
+            parameter[4:] = parameter[:4]
+    given = torch.randn(256, 6)
+    net = prepare(model, (given[:1],))
+    errors = []
+    saliencies: tuple[Saliency, ...] = ("magnitude", "hessian")
+    for saliency in saliencies:
+        plan = Plan({"0": LayerPlan(Sparsity("channel", 0.125, saliency))})
+        result = apply(net, plan, [(given,)])
+        errors.append(float((run_module(result.model, (given,)) - run_module(model, (given,))).detach().norm()))
+    assert errors[1] < 0.1 * errors[0]
