@@ -54,19 +54,23 @@ def choose_units(
     Returns:
         Sorted units, ``group.width - kept`` of them.
     """
+    order = unit_scores(model, coupling, scores).sort(stable=True).indices
+    return sorted(order[: coupling.group.width - kept].tolist())
+
+
+def unit_scores(model: torch.nn.Module, coupling: Coupling, scores: Callable[[str], torch.Tensor]) -> torch.Tensor:
+    """The sum of the scores of all weights that go with each unit of a group, (width,)."""
     import torch
 
     total = torch.zeros(coupling.group.width, dtype=torch.float64)
     for one in coupling.slices:
         if one.side == "own":
             continue
-        module = model.get_submodule(one.path)
-        along = _along(module, one.side)
+        along = _along(model.get_submodule(one.path), one.side)
         energy = scores(one.path).double().movedim(along, 0).flatten(1).sum(dim=1)
         indices = torch.tensor(one.indices)
         total += energy[indices % len(energy)].sum(dim=1)
-    order = total.sort(stable=True).indices
-    return sorted(order[: coupling.group.width - kept].tolist())
+    return total
 
 
 def prune(model: torch.nn.Module, cuts: Iterable[Cut]) -> torch.nn.Module:

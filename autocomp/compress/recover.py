@@ -58,7 +58,8 @@ class Recovery:
     """How a network is trained on.
 
     ``labels``: the weight of the labels beside the uncompressed network's outputs, where there are any; ``features``:
-    that of the results of its residual additions (A. Romero et al., "FitNets", 2015). ``gradual``: sparsity grows over
+    that of the results of its residual additions, or of its layers where it has none (A. Romero et al., "FitNets",
+    2015). ``gradual``: sparsity grows over
     the first half (M. Zhu & S. Gupta, "To prune, or not to prune", 2017) by the magnitudes as they then are; else masks
     are those of the plan from the start. ``l1``: the weight of the sum of magnitudes until masks are final, in shares of
     the loss (S. Han et al., "Learning both weights and connections", 2015). ``rate``: a step in shares of a weight's
@@ -153,7 +154,7 @@ class _Student:
         self, prepared: Prepared, compressed: Compressed, solver: Solver, batches: Sequence[Batch], recovery: Recovery
     ) -> None:
         self._compressed, self._recovery = compressed, recovery
-        names = _common_additions(prepared, compressed) if recovery.features > 0 else ()
+        names = _common_results(prepared, compressed) if recovery.features > 0 else ()
         self._teacher = graph_module(export_program(prepared.model, prepared.example))
         self._module = copied(compressed.model)
         self._taps, self._teacher_taps = _tapped(self._module, names), _tapped(self._teacher, names)
@@ -279,14 +280,17 @@ class _Student:
         return found
 
 
-def _common_additions(prepared: Prepared, compressed: Compressed) -> tuple[str, ...]:
-    """The additions whose results have the same shape in both networks; none where blocks are left out, behind which the
-    additions of one are not those of the other."""
+def _common_results(prepared: Prepared, compressed: Compressed) -> tuple[str, ...]:
+    """The additions whose results have the same shape in both networks, or the layers where there are no additions; none
+    where blocks are left out, behind which the nodes of one are not those of the other."""
     if compressed.plan.dropped_blocks:
         return ()
     before = prepared.inventory.graph.by_name
-    same = (node for node in compressed.graph.nodes if node.op in ADDITIONS and node.name in before)
-    return tuple(node.name for node in same if node.shape == before[node.name].shape)
+    nodes = compressed.graph.nodes
+    same = [node for node in nodes if node.name in before and node.shape == before[node.name].shape]
+    additions = [node for node in same if node.op in ADDITIONS]
+    chosen = additions or [node for node in same if node.layer is not None and before[node.name].layer == node.layer]
+    return tuple(node.name for node in chosen)
 
 
 class _Tap(nn.Module):

@@ -1,0 +1,61 @@
+"""One threshold for a whole network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autocomp.compress.apply import apply
+from autocomp.compress.levels import MOST, global_levels, global_plan
+from autocomp.compress.solve import Solver
+from autocomp.errors import PlanError
+from autocomp.plan import Saliency
+from tests.networks import inputs, prepared
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.integers(10, 400), min_size=1, max_size=6), st.floats(0.02, 0.9), st.integers(0, 1000))
+def test_as_much_goes_as_asked_for_and_no_layer_is_cut_off(sizes: list[int], level: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    scores = {str(n): torch.rand(size, generator=generator) * (n + 1) for n, size in enumerate(sizes)}
+    levels = global_levels(scores, level)
+    gone = sum(levels[name] * own.numel() for name, own in scores.items())
+    assert gone == pytest.approx(round(level * sum(sizes)), abs=1)
+    assert all(0 <= share <= MOST for share in levels.values())
+
+
+def test_what_is_worth_least_goes_first() -> None:
+    scores = {"low": torch.linspace(0, 1, 100), "high": torch.linspace(5, 6, 100)}
+    assert global_levels(scores, 0.25) == {"low": 0.5, "high": 0.0}
+    assert global_levels(scores, 0.75) == {"low": MOST, "high": 0.52}
+
+
+@pytest.mark.parametrize("saliency", ["magnitude", "taylor", "wanda", "hessian"])
+def test_a_plan_over_single_weights_fits_and_has_the_level(saliency: Saliency) -> None:
+    net, calibration = prepared("residual"), [inputs("residual", 32)]
+    solver = Solver(net.model, calibration)
+    plan = global_plan(net, solver, 0.6, saliency=saliency)
+    result = apply(net, plan, calibration, solver=solver)
+    weights = sum(net.model.get_submodule(layer.name).get_parameter("weight").numel() for layer in net.inventory.layers)
+    gone = sum(int((~mask).sum()) for mask in result.masks.values())
+    assert gone / weights == pytest.approx(0.6, abs=0.01)
+    assert len({layer.masked_level() for layer in plan.layers.values()}) > 1
+
+
+def test_a_plan_over_channels_fits() -> None:
+    net, calibration = prepared("residual"), [inputs("residual", 32)]
+    solver = Solver(net.model, calibration)
+    plan = global_plan(net, solver, 0.4, "channel", "taylor")
+    net.inventory.check(plan)
+    assert any(layer.channel_level() > 0 for layer in plan.layers.values())
+    apply(net, plan, calibration, solver=solver)
+
+
+def test_what_has_no_threshold_is_refused() -> None:
+    net = prepared("residual")
+    with pytest.raises(PlanError, match="got 2:4; give levels by layer"):
+        global_plan(net, Solver(net.model, ()), 0.5, "2:4")
+    with pytest.raises(PlanError, match="between 0 and 1"):
+        global_plan(net, Solver(net.model, ()), 1.5)
