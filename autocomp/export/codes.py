@@ -37,14 +37,14 @@ class Plane:
     bits: int
     packing: Packing = "element"
 
-    def dims(self, count: int) -> int:
-        """The tensor's length for so many numbers."""
+    def dims(self, count: int) -> tuple[int, ...]:
+        """The tensor's shape for so many numbers: one dimension, or a column of bytes."""
         if self.packing == "element":
-            return count
-        return math.ceil(count / PER_BYTE[self.packing])
+            return (count,)
+        return (math.ceil(count / PER_BYTE[self.packing]), 1)
 
     def data_bytes(self, count: int) -> int:
-        return math.ceil(self.dims(count) * (self.bits if self.packing == "element" else 8) / 8)
+        return math.ceil(self.dims(count)[0] * (self.bits if self.packing == "element" else 8) / 8)
 
 
 _FLOAT, _HALF = Plane(TensorProto.FLOAT, 32), Plane(TensorProto.FLOAT16, 16)
@@ -56,6 +56,12 @@ _PAIR, _BIT, _TRIT = (
     Plane(TensorProto.UINT8, 2, "trits"),
 )
 
+#: Low bits that positions may have. With a single one they would never be smaller than a bit mask.
+GAP_BITS = (2, 3, 4, 5, 6, 8)
+
+#: Two planes are of one length, so that they can be joined as they are: the numbers are filled up to a multiple of this.
+JOINED = 8
+
 #: Bits → the planes of two's complement numbers, the high one first. One bit is -1 or 1.
 SIGNED = MappingProxyType(
     {
@@ -65,17 +71,17 @@ SIGNED = MappingProxyType(
         6: (_INT4, _PAIR),
         5: (_INT4, _BIT),
         4: (_INT4,),
-        3: (_PAIR, _BIT),
+        3: (_BIT, _PAIR),
         2: (_INT2,),
         1: (_BIT,),
     }
 )
-#: Bits → the planes of numbers from 0 on; what positions have as their low bits. With a single one they would never be
-#: smaller than a bit mask.
+#: Bits → the planes of numbers from 0 on: of those that count a table, and of the low bits of positions.
 UNSIGNED = MappingProxyType(
     {
+        1: (_BIT,),
         2: (_PAIR,),
-        3: (_PAIR, _BIT),
+        3: (_BIT, _PAIR),
         4: (_UINT4,),
         5: (_UINT4, _BIT),
         6: (_UINT4, _PAIR),
@@ -113,7 +119,7 @@ class Code:
     def planes(self) -> tuple[Plane, ...]:
         if self.grid == "ternary":
             return (_TRIT,)
-        return (_PAIR,) if (self.bits, self.grid) == (2, "codebook") else SIGNED[self.bits]
+        return UNSIGNED[self.bits] if self.grid == "codebook" else SIGNED[self.bits]
 
     @property
     def is_bare(self) -> bool:
@@ -149,6 +155,11 @@ class Code:
             raise ExportError(f"{self.bits}-bit levels lie in [{lowest}, {highest}]; got [{low}, {high}]; clip them")
         if self.bits == 1 and not levels.all():
             raise ExportError("levels of one bit are -1 and 1; got 0; prune what is to be 0")
+
+
+def stored_count(count: int, planes: tuple[Plane, ...]) -> int:
+    """How many numbers planes hold for so many."""
+    return count if len(planes) == 1 else math.ceil(count / JOINED) * JOINED
 
 
 def _range(bits: int) -> tuple[int, int]:
@@ -187,6 +198,7 @@ def packed_numbers(numbers: npt.NDArray[np.generic], planes: tuple[Plane, ...]) 
     if len(planes) == 1:
         return (_plane(rest, planes[0]),)
     high, low = planes
+    rest = np.pad(rest, (0, stored_count(rest.size, planes) - rest.size))
     return _plane(rest >> low.bits, high), _plane(rest & ((1 << low.bits) - 1), low)
 
 

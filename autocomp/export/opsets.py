@@ -1,8 +1,10 @@
-"""A model's opset and IR version, and raising them."""
+"""What the ONNX standard says for itself: opsets and IR versions, and attributes that need not be written."""
 
 from __future__ import annotations
 
-from onnx import FunctionProto, ModelProto, helper
+from functools import lru_cache
+
+from onnx import FunctionProto, ModelProto, NodeProto, defs, helper
 
 from autocomp.errors import ExportError
 
@@ -32,6 +34,32 @@ def raise_opset(model: ModelProto, opset: int) -> None:
 def required_ir_version(opset: int) -> int:
     """The IR version that goes with an opset: 8 for 18 (functions), 10 for 21 (INT4), 13 for 25 (INT2)."""
     return int(helper.find_min_ir_version_for([helper.make_opsetid("", opset)]))
+
+
+def leave_out_defaults(node: NodeProto) -> None:
+    """Take attributes out of a node, in place, that say what holds without them."""
+    if node.domain:
+        return
+    usual = _defaults(node.op_type)
+    kept = [one for one in node.attribute if not _is_default(one.name, helper.get_attribute_value(one), usual)]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+
+
+def _is_default(name: str, value: object, usual: dict[str, object]) -> bool:
+    if isinstance(value, list) and name in {"strides", "dilations", "pads"}:
+        return all(number == (0 if name == "pads" else 1) for number in value)
+    return name in usual and usual[name] == value
+
+
+@lru_cache(maxsize=256)
+def _defaults(op: str) -> dict[str, object]:
+    try:
+        schema = defs.get_schema(op)
+    except defs.SchemaError:
+        return {}
+    written = {name: one.default_value for name, one in schema.attributes.items()}
+    return {name: helper.get_attribute_value(one) for name, one in written.items() if one.name}
 
 
 def opset_of(holder: ModelProto | FunctionProto) -> int:

@@ -18,7 +18,7 @@ stores them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -28,7 +28,7 @@ import numpy.typing as npt
 from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from autocomp.errors import ExportError
-from autocomp.export.codes import UNSIGNED, Code, Plane, packed_numbers, packed_values, table_of
+from autocomp.export.codes import GAP_BITS, UNSIGNED, Code, Plane, packed_numbers, packed_values, stored_count, table_of
 from autocomp.export.opsets import opset_of, raise_opset, set_opset
 from autocomp.export.unpacking import BIAS, DOMAIN, Reader, Scaling, Use, functions
 from autocomp.plan import Format
@@ -40,7 +40,6 @@ _FUNCTION_OPSET = 18
 _TYPE_OPSETS: dict[int, int] = {TensorProto.INT4: 21, TensorProto.UINT4: 21, TensorProto.INT2: 25}
 #: Forms are compared for a name of this length, so that the form depends on the numbers and not on the layer's name.
 _NOMINAL_NAME = "n" * 24
-_INT8 = Plane(TensorProto.INT8, 8)
 
 
 @dataclass(frozen=True)
@@ -276,7 +275,7 @@ def chosen_form(spec: WeightSpec, packed: bool) -> Form:
     if spec.kept_count in (None, spec.count) or spec.code.has_zero:
         forms.append(Form(plain=False))
     if spec.kept_count is not None:
-        forms += [Form(plain=False, gap_bits=bits) for bits in (0, *UNSIGNED)]
+        forms += [Form(plain=False, gap_bits=bits) for bits in (0, *GAP_BITS)]
     return min(forms, key=lambda form: _graph_bytes(_NOMINAL_NAME, spec, form))
 
 
@@ -352,25 +351,16 @@ def _slots(spec: WeightSpec, form: Form) -> tuple[_Slot, ...]:
     sparse = form.gap_bits is not None
     count = (spec.kept_count or 0) if sparse else spec.count
     names = ("",) if _is_bare_tensor(spec, form) else (".v", ".u")
-    slots = [
-        _Slot(
-            name,
-            plane.data_type,
-            spec.shape if code.is_bare and not sparse else (plane.dims(count),),
-            plane.data_bytes(count),
-        )
-        for name, plane in zip(names, code.planes, strict=False)
-    ]
+    slots = [*_plane_slots(names, code.planes, count)]
+    if code.is_bare and not sparse:
+        (one,) = slots
+        slots = [_Slot(one.suffix, one.data_type, spec.shape, one.data_bytes)]
     if code.table_length:
         slots.append(_Slot(".c", TensorProto.INT8, (code.table_length,), code.table_length))
     if form.gap_bits is not None:
         mask_bytes = -(-_position_bits(count, spec.count, form.gap_bits) // 8)
-        slots.append(_Slot(".m", TensorProto.UINT8, (mask_bytes,), mask_bytes))
-        low = UNSIGNED[form.gap_bits] if form.gap_bits else ()
-        slots += [
-            _Slot(name, plane.data_type, (plane.dims(count),), plane.data_bytes(count))
-            for name, plane in zip((".w", ".x"), low, strict=False)
-        ]
+        slots.append(_Slot(".m", TensorProto.UINT8, (mask_bytes, 1), mask_bytes))
+        slots += _plane_slots((".w", ".x"), UNSIGNED[form.gap_bits] if form.gap_bits else (), count)
     if spec.scale_shape is not None:
         if form.plain and spec.use == "dequantized":
             slots.append(_Slot(".z", TensorProto.INT8, spec.scale_shape, math.prod(spec.scale_shape)))
@@ -379,6 +369,12 @@ def _slots(spec: WeightSpec, form: Form) -> tuple[_Slot, ...]:
             dims = (*[1] * spec.axis, *dims, *[1] * (len(spec.shape) - spec.axis - 1))
         slots.append(_Slot(".s", TensorProto.FLOAT, dims, 4 * math.prod(dims)))
     return tuple(slots)
+
+
+def _plane_slots(names: Sequence[str], planes: tuple[Plane, ...], count: int) -> Iterator[_Slot]:
+    stored = stored_count(count, planes)
+    for name, plane in zip(names, planes, strict=False):
+        yield _Slot(name, plane.data_type, plane.dims(stored), plane.data_bytes(stored))
 
 
 def _nodes(name: str, spec: WeightSpec, form: Form) -> tuple[NodeProto, ...]:
@@ -392,7 +388,10 @@ def _nodes(name: str, spec: WeightSpec, form: Form) -> tuple[NodeProto, ...]:
     readers = _readers(spec, form)
     if readers:
         (reader,) = readers
+        # What the bits that fill the last byte stand for lies behind the last weight.
+        size = (spec.count + (8 << (form.gap_bits or 0)),)
         given: dict[str, Any] = {"shape": spec.shape, "axis": spec.axis, "along": 1 - spec.axis, "group": spec.group}
+        given["size"] = size
         inputs = [slot.suffix for slot in _slots(spec, form)]
         order = [suffix for suffix in (".v", ".u", ".c", ".m", ".w", ".x", ".s") if suffix in inputs]
         chosen = {attribute: given[attribute] for attribute in reader.attributes}

@@ -14,6 +14,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from autocomp.compress.structure import LayerShape, Structure
+from autocomp.export.opsets import leave_out_defaults
 from autocomp.export.packing import Footprint, bias_bytes, field_bytes, footprint, function_bytes, weight_spec
 from autocomp.export.unpacking import BIAS, Reader
 from autocomp.graph import ATTENTION, Node
@@ -99,15 +100,20 @@ class SizeModel:
         if chosen is not None and node.op == "embedding" and chosen.tables_of_integers:
             operators = 2 * _node("Gather", 2, axis=0) + _node("Cast", 1, to=1) + _node("Mul", 2)
             return operators + _tensor_bytes(NAME + ".s", TensorProto.FLOAT, (layer.weight_shape[0], 1))
-        return bias + _layer_bytes(node.op if not node.is_gemm else "gemm", node.has_bias)
+        kind = "gemm" if node.is_gemm else node.op
+        return bias + _layer_bytes(kind, node.has_bias, node.kernel, node.stride, node.padding, node.groups)
 
 
 def _node(op: str, inputs: int, outputs: int = 1, **attributes: Any) -> int:
-    return field_bytes(helper.make_node(op, [NAME] * inputs, [NAME] * outputs, **attributes).ByteSize())
+    node = helper.make_node(op, [NAME] * inputs, [NAME] * outputs, **attributes)
+    leave_out_defaults(node)
+    return field_bytes(node.ByteSize())
 
 
-@lru_cache(maxsize=64)
-def _layer_bytes(op: str, has_bias: bool) -> int:
+@lru_cache(maxsize=1024)
+def _layer_bytes(
+    op: str, has_bias: bool, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], groups: int
+) -> int:
     inputs = [NAME] * (3 if has_bias else 2)
     if op == "linear":
         return _node("MatMul", 2) + (_node("Add", 2) if has_bias else 0)
@@ -117,16 +123,9 @@ def _layer_bytes(op: str, has_bias: bool) -> int:
         node = helper.make_node("Gemm", inputs, [NAME], alpha=1.0, beta=1.0, transB=1)
     else:
         node = helper.make_node(
-            "Conv",
-            inputs,
-            [NAME],
-            group=1,
-            pads=[1, 1, 1, 1],
-            auto_pad="NOTSET",
-            strides=[1, 1],
-            dilations=[1, 1],
-            kernel_shape=[3, 3],
+            "Conv", inputs, [NAME], group=groups, pads=[*padding, *padding], strides=stride, kernel_shape=kernel
         )
+    leave_out_defaults(node)
     return field_bytes(node.ByteSize())
 
 
@@ -144,9 +143,7 @@ def _bias_bytes(channels: int, integer: bool, packed: bool, one_step: bool) -> i
 @lru_cache(maxsize=1)
 def _rounding_bytes() -> int:
     """A quantization and its inverse, and their step; zero points are shared between tensors."""
-    to = helper.make_node("QuantizeLinear", [NAME] * 3, [NAME], axis=1)
-    back = helper.make_node("DequantizeLinear", [NAME] * 3, [NAME], axis=1)
-    return field_bytes(to.ByteSize()) + field_bytes(back.ByteSize()) + _tensor_bytes(NAME, TensorProto.FLOAT, ())
+    return _node("QuantizeLinear", 3) + _node("DequantizeLinear", 3) + _tensor_bytes(NAME, TensorProto.FLOAT, ())
 
 
 def _tensor_bytes(name: str, data_type: int, shape: tuple[int, ...]) -> int:

@@ -22,7 +22,7 @@ from autocomp.export.integers import (
     replace_node,
     sums_before_norms,
 )
-from autocomp.export.opsets import raise_opset
+from autocomp.export.opsets import leave_out_defaults, raise_opset
 from autocomp.export.packing import StoredWeight, encode, encode_bias, install, weight_spec
 from autocomp.graph import ATTENTION, Graph, copied, operator_name
 
@@ -274,6 +274,7 @@ def _shorten(model: ModelProto) -> dict[str, str]:
         node.ClearField("name")
         node.ClearField("doc_string")
         del node.metadata_props[:]
+        leave_out_defaults(node)
     for value in (*graph.input, *graph.output):
         value.ClearField("doc_string")
         del value.metadata_props[:]

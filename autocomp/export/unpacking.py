@@ -2,12 +2,12 @@
 
 One letter stands for each of the small ones, which the others call:
 
-    B(m) {low, to}       bytes → eight numbers each, low or 1
-    C(m) {low, to}       bytes → four numbers each, from low to low + 3
+    B(m)                 bytes → eight booleans each
+    C(m)                 bytes → four numbers from 0 to 3 each
     T(m)                 bytes → five numbers each, -1, 0 or 1
-    J(h, l) {shift}      high and low planes → numbers
+    J(h, l) {shift}      high and low planes → numbers of 8 bits
     M(m, v)              bit mask and kept values → values with zeros where the mask has none
-    G(m, w, v, n) {base} positions and kept values → n values; positions are Elias–Fano coded
+    G(m, w, v) {base, size} positions and kept values → as many values with zeros between
     A(v, x, w)           a bias in half precision, steps of input and weight → one in whole steps of the accumulator
 
 Positions are stored as P. Elias ("Efficient storage and retrieval by content and address of static files", 1974) and
@@ -54,45 +54,21 @@ _PRIMITIVES = {
         i = Cast <to = {_INT32}> (r)
         y = DequantizeLinear <axis = 0> (i, m)
     }}""",
-    "B": f"""<low, to> (m) => (y) {{
-        s = Constant <value_int = 0> ()
-        e = Constant <value_int = 256> ()
-        o = Constant <value_int = 1> ()
-        r = Range (s, e, o)
-        u = Cast <to = {_UINT8}> (r)
-        l = Constant <value_ints = [-1, 1]> ()
-        c = Reshape (u, l)
+    "B": f"""(m) => (y) {{
         b = Constant <value = uint8[8] {{1, 2, 4, 8, 16, 32, 64, 128}}> ()
-        a = BitwiseAnd (c, b)
-        t = Cast <to = {_BOOL}> (a)
-        w = Constant <value_int: int = @low> ()
-        x = Where (t, o, w)
-        g = Cast <to: int = @to> (x)
-        i = Cast <to = {_INT32}> (m)
-        j = Gather (g, i)
+        a = BitwiseAnd (m, b)
+        c = Cast <to = {_BOOL}> (a)
         f = Constant <value_ints = [-1]> ()
-        y = Reshape (j, f)
+        y = Reshape (c, f)
     }}""",
-    "C": f"""<low, to> (m) => (y) {{
-        s = Constant <value_int = 0> ()
-        e = Constant <value_int = 256> ()
-        o = Constant <value_int = 1> ()
-        r = Range (s, e, o)
-        l = Constant <value_ints = [-1, 1]> ()
-        c = Reshape (r, l)
-        b = Constant <value = int64[4] {{1, 4, 16, 64}}> ()
-        a = Div (c, b)
-        w = Constant <value_int: int = @low> ()
-        d = Sub (a, w)
-        t = Constant <value_int = 4> ()
-        x = Mod (d, t)
-        q = Add (x, w)
-        g = Cast <to: int = @to> (q)
-        i = Cast <to = {_INT32}> (m)
-        j = Gather (g, i)
+    "C": """(m) => (y) {
+        s = Constant <value = uint8[4] {0, 2, 4, 6}> ()
+        a = BitShift <direction = "RIGHT"> (m, s)
+        b = Constant <value = uint8 {3}> ()
+        c = BitwiseAnd (a, b)
         f = Constant <value_ints = [-1]> ()
-        y = Reshape (j, f)
-    }}""",
+        y = Reshape (c, f)
+    }""",
     "T": f"""(m) => (y) {{
         s = Constant <value_int = 0> ()
         e = Constant <value_int = 243> ()
@@ -112,19 +88,16 @@ _PRIMITIVES = {
         y = Reshape (j, f)
     }}""",
     "J": f"""<shift> (h, l) => (y) {{
-        u = Cast <to = {_UINT8}> (h)
         c = Constant <value_int: int = @shift> ()
         s = Cast <to = {_UINT8}> (c)
+        u = Cast <to = {_UINT8}> (h)
         a = BitShift <direction = "LEFT"> (u, s)
-        n = Shape (h)
-        z = Constant <value_ints = [0]> ()
-        b = Slice (l, z, n)
-        o = BitwiseOr (a, b)
-        y = Cast <to = {_INT8}> (o)
+        y = BitwiseOr (a, l)
     }}""",
     # A kept weight's place in v is the number of kept ones up to it; a pruned one's is 0, where a zero is put.
     "M": f"""(m, v) => (y) {{
-        d = {DOMAIN}.B <low = 0, to = {_INT32}> (m)
+        b = {DOMAIN}.B (m)
+        d = Cast <to = {_INT32}> (b)
         z = Constant <value_ints = [0]> ()
         f = CumSum (d, z)
         r = Mul (d, f)
@@ -132,40 +105,30 @@ _PRIMITIVES = {
         w = Concat <axis = 0> (o, v)
         y = GatherElements <axis = 0> (w, r)
     }}""",
-    # Every one among the bits is a kept weight, and every zero before it a step of base; what belongs to a zero is
-    # put behind the last weight and cut off.
-    "G": f"""<base> (m, w, v, n) => (y) {{
-        d = {DOMAIN}.B <low = 0, to = {_INT32}> (m)
+    # Every one among the bits is a kept weight, and every zero before it a step of base; a zero adds nothing wherever.
+    "G": f"""<base, size> (m, w, v) => (y) {{
+        b = {DOMAIN}.B (m)
+        d = Cast <to = {_INT32}> (b)
         z = Constant <value_ints = [0]> ()
         f = CumSum (d, z)
         r = Mul (d, f)
-        a = CastLike (z, v)
-        b = Concat <axis = 0> (a, v)
-        t = GatherElements <axis = 0> (b, r)
-        c = CastLike (z, w)
-        e = Concat <axis = 0> (c, w)
-        l = GatherElements <axis = 0> (e, r)
-        s = Shape (d)
-        q = Squeeze (s)
-        g = Constant <value_int = 0> ()
-        o = Constant <value_int = 1> ()
-        i = Range (g, q, o)
-        j = Cast <to = {_INT32}> (i)
-        k = Sub (j, f)
-        x = Cast <to = {_INT32}> (o)
-        u = Add (k, x)
-        h = Constant <value_int: int = @base> ()
-        p = Cast <to = {_INT32}> (h)
-        i1 = Mul (u, p)
-        i2 = Add (i1, l)
-        i3 = Cast <to = {_BOOL}> (d)
-        i4 = Cast <to = {_INT32}> (n)
-        i5 = Where (i3, i2, i4)
-        i6 = Add (n, o)
-        i7 = ConstantOfShape <value = int8[1] {{0}}> (i6)
-        i8 = CastLike (i7, v)
-        i9 = ScatterElements <axis = 0> (i8, i5, t)
-        y = Slice (i9, z, n)
+        o = CastLike (z, v)
+        p = Concat <axis = 0> (o, v)
+        t = GatherElements <axis = 0> (p, r)
+        i = CastLike (z, d)
+        q = Concat <axis = 0> (i, w)
+        l = GatherElements <axis = 0> (q, r)
+        n = Not (b)
+        e = Cast <to = {_INT32}> (n)
+        g = CumSum (e, z)
+        h = Constant <value_ints: ints = @base> ()
+        j = CastLike (h, d)
+        k = Mul (g, j)
+        x = Add (k, l)
+        s = Constant <value_ints: ints = @size> ()
+        a = ConstantOfShape <value = int8[1] {{0}}> (s)
+        c = CastLike (a, v)
+        y = ScatterElements <axis = 0, reduction = "add"> (c, x, t)
     }}""",
 }
 
@@ -196,6 +159,8 @@ class Reader:
     @property
     def attributes(self) -> tuple[str, ...]:
         found = ["shape"] if self.has_shape else []
+        if self.gap_bits:
+            found.append("size")
         if self.use == "dequantized" and self.scaling == "channel":
             found.append("axis")
         return (*found, "along", "group") if self.grouped else tuple(found)
@@ -243,10 +208,10 @@ class Reader:
             yield from (f"q = {DOMAIN}.M (m, e)", "f = Slice (q, z, n)")
             last = "f"
         else:
-            if self.gap_bits < 8:
-                yield from _numbers("w", "x", UNSIGNED[self.gap_bits], "k", signed=False)
-            yield f"i = Cast <to = {_INT32}> ({'k' if self.gap_bits < 8 else 'w'})"
-            yield f"f = {DOMAIN}.G <base = {1 << self.gap_bits}> (m, i, e, n)"
+            yield from _numbers("w", "x", UNSIGNED[self.gap_bits], "k")
+            yield f"i = Cast <to = {_INT32}> (k)"
+            yield f"q = {DOMAIN}.G <base = [{1 << self.gap_bits}], size: ints = @size> (m, i, e)"
+            yield "f = Slice (q, z, n)"
             last = "f"
         if self.has_shape:
             yield f"r = Reshape ({last}, h)"
@@ -261,11 +226,16 @@ class Reader:
         elif code.is_float:
             yield f"e = Cast <to = {_FLOAT}> (v)"
         elif code.grid == "codebook":
-            yield from _numbers("v", "u", code.planes, "a", signed=code.bits > 1)
+            yield from _numbers("v", "u", code.planes, "a")
             yield f"b = Cast <to = {_INT32}> (a)"
             yield "e = GatherElements <axis = 0> (c, b)"
+        elif code.bits == 1:
+            yield f"a = {DOMAIN}.B (v)"
+            yield from _chosen("a", 1, 255, "b")
+            yield f"e = Cast <to = {_INT8}> (b)"
         else:
-            yield from _numbers("v", "u", code.planes, "e", signed=True)
+            yield from _numbers("v", "u", code.planes, "a", signed=True)
+            yield f"e = Cast <to = {_INT8}> (a)"
 
     def _scaled(self, last: str) -> Iterator[str]:
         if self.code.is_float or self.use == "levels":
@@ -299,21 +269,34 @@ def _grouped_lines() -> Iterator[str]:
     yield "y = Reshape (L, M)"
 
 
-def _numbers(high: str, low: str, planes: tuple[Plane, ...], result: str, signed: bool) -> Iterator[str]:
-    """Lines that give the numbers of one or two planes as int8."""
+def _numbers(high: str, low: str, planes: tuple[Plane, ...], result: str, signed: bool = False) -> Iterator[str]:
+    """Lines that give the numbers of one or two planes in 8 bits."""
     if len(planes) == 1:
-        yield _plane(high, planes[0], result, _INT8, signed)
+        yield from _plane(high, planes[0], result, signed)
         return
-    yield _plane(high, planes[0], f"{result}h", _INT8, signed)
-    yield _plane(low, planes[1], f"{result}l", _UINT8, signed=False)
+    yield from _plane(high, planes[0], f"{result}h", signed)
+    yield from _plane(low, planes[1], f"{result}l", signed=False)
     yield f"{result} = {DOMAIN}.J <shift = {planes[1].bits}> ({result}h, {result}l)"
 
 
-def _plane(name: str, plane: Plane, result: str, to: int, signed: bool) -> str:
+def _plane(name: str, plane: Plane, result: str, signed: bool) -> Iterator[str]:
     if plane.packing == "element":
-        return f"{result} = Cast <to = {to}> ({name})"
-    primitive, lowest = ("B", -1) if plane.packing == "bits" else ("C", -2)
-    return f"{result} = {DOMAIN}.{primitive} <low = {lowest if signed else 0}, to = {to}> ({name})"
+        yield f"{result} = Cast <to = {_INT8 if signed else _UINT8}> ({name})"
+    elif plane.packing == "pairs":
+        yield f"{result} = {DOMAIN}.C ({name})"
+    else:
+        yield f"{result}b = {DOMAIN}.B ({name})"
+        if signed:
+            yield from _chosen(f"{result}b", 255, 0, result)
+        else:
+            yield f"{result} = Cast <to = {_UINT8}> ({result}b)"
+
+
+def _chosen(where: str, one: int, other: int, result: str) -> Iterator[str]:
+    """Bytes: one where a boolean holds, the other where not."""
+    yield f"{result}x = Constant <value = uint8 {{{one}}}> ()"
+    yield f"{result}y = Constant <value = uint8 {{{other}}}> ()"
+    yield f"{result} = Where ({where}, {result}x, {result}y)"
 
 
 @lru_cache(maxsize=256)
