@@ -1,0 +1,121 @@
+"""A layer at a setting is solved once, and what a solution looks at is what its layer really reads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from autocomp.compress import solve
+from autocomp.compress.apply import apply
+from autocomp.compress.prepare import prepare
+from autocomp.compress.solve import Solver
+from autocomp.compress.statistics import Statistics, input_columns
+from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
+from tests.networks import inputs, prepared, run_module
+
+CALIBRATION = [inputs("residual", 32, seed=1)]
+GPTQ = LayerPlan(format=Format(4, rounding="gptq"))
+CUT = LayerPlan(Sparsity("unstructured", 0.5, "hessian"), None, Format(8))
+
+
+def test_no_layer_is_solved_twice_at_one_setting() -> None:
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    names = [layer.name for layer in net.inventory.layers]
+    apply(net, Plan(dict.fromkeys(names, GPTQ)), CALIBRATION, solver=solver)
+    assert solver.solved == len(names)
+    again = apply(net, Plan(dict.fromkeys(names, GPTQ)), CALIBRATION, solver=solver)
+    assert solver.solved == len(names)
+    apply(net, Plan(dict.fromkeys(names, GPTQ) | {names[1]: CUT}), CALIBRATION, solver=solver)
+    assert solver.solved == len(names) + 1
+    fresh = apply(net, Plan(dict.fromkeys(names, GPTQ)), CALIBRATION)
+    for name, stored in fresh.weights.items():
+        assert torch.equal(stored.levels, again.weights[name].levels)
+
+
+def test_what_is_longest_unused_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    names = [layer.name for layer in net.inventory.layers]
+    monkeypatch.setattr(solve, "KEPT_WEIGHTS", 1)  # room for one
+    for _ in range(2):
+        apply(net, Plan(dict.fromkeys(names, GPTQ)), CALIBRATION, solver=solver)
+    assert solver.solved == 2 * len(names)
+
+
+@pytest.mark.parametrize(
+    "conv",
+    [
+        nn.Conv2d(4, 6, 3, padding=1),
+        nn.Conv2d(4, 6, 3, stride=2, padding=(0, 1), dilation=2),
+        nn.Conv2d(4, 8, 3, groups=2),
+        nn.Conv2d(4, 4, 3, padding=1, groups=4),
+        nn.Conv2d(4, 6, 3, padding="same", padding_mode="reflect"),
+        nn.Conv2d(4, 6, (1, 3)),
+    ],
+    ids=str,
+)
+def test_input_columns_are_what_the_weights_are_multiplied_with(conv: nn.Conv2d) -> None:
+    x = torch.randn(2, 4, 9, 9, generator=torch.Generator().manual_seed(0))
+    columns = input_columns(conv, x, rows=10**6)
+    rows = conv.weight.reshape(conv.groups, -1, columns.shape[2])
+    products = (columns @ rows.mT).movedim(0, 1).flatten(1)  # (positions, outputs)
+    bias = 0 if conv.bias is None else conv.bias
+    expected = conv(x).movedim(1, -1).reshape(-1, conv.out_channels)
+    torch.testing.assert_close(products + bias, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_moments_behind_stages_are_of_what_these_give() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5)).eval()
+    given = torch.randn(64, 6)
+    stages = [nn.Linear(7, 3, bias=False), nn.Linear(3, 5)]
+    found = Statistics(model, [(given,)]).moment_behind("2", stages, inputs_gone=[2])
+    with torch.no_grad():
+        read = stages[0](torch.relu(model[0](given))[:, [0, 1, 3, 4, 5, 6, 7]])
+    torch.testing.assert_close(found.second[0], read.T @ read / 64, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found.mean[0], read.mean(dim=0), rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_tell_what_a_weight_is_worth() -> None:
+    """The expected squared change of the outputs, which small changes of single weights bring about."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)).eval()
+    given = torch.randn(400, 5)
+    batches = [(part,) for part in given.split(4)]
+    gradient = Statistics(model, batches).gradient("0")
+    before = run_module(model, (given,))
+    for row, column in ((0, 0), (3, 2), (6, 4)):
+        changed = nn.Sequential(*[nn.Linear(5, 7), nn.Tanh(), nn.Linear(7, 3)])
+        changed.load_state_dict(model.state_dict())
+        with torch.no_grad():
+            changed[0].weight[row, column] += 1e-3
+        moved = (run_module(changed, (given,)) - before).square().sum(dim=1).mean() / 1e-6
+        assert float(gradient[row, column]) == pytest.approx(float(moved), rel=0.35)
+
+
+def test_the_stages_of_a_layer_are_solved_each_by_what_they_read() -> None:
+    net = prepared("residual")
+    wide = next(layer.name for layer in net.inventory.layers if layer.largest_paying_rank >= 6)
+    errors = []
+    for saliency in ("magnitude", "hessian"):
+        plan = Plan({wide: LayerPlan(Sparsity("unstructured", 0.5, saliency), Rank("svd", 6))})  # type: ignore[arg-type]
+        result = apply(net, plan, CALIBRATION)
+        given = CALIBRATION[0]
+        errors.append(float((run_module(result.model, given) - run_module(net.model, given)).norm()))
+    assert errors[1] < errors[0]
+
+
+def test_a_layer_that_cannot_be_watched_is_not_asked_about() -> None:
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(6, 6)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return nn.functional.linear(x, self.inner.weight, self.inner.bias)
+
+    net = prepare(Own().eval(), (torch.randn(1, 6),))
+    (layer,) = net.inventory.layers
+    assert not layer.sees_inputs
