@@ -107,7 +107,7 @@ def test_the_default_is_among_those_that_ship() -> None:
         ("name: x\nrules: [{layers: '*', format: [w4a8+up]}]", ["a way to round or clip", "up"]),
         ("name: x\nrules: [{layers: '*', format: [w4a8/g32]}]", ["one step a channel", "w4a8/g32"]),
         ("name: x\nrules: [{layers: '*', sparsity: [{pattern: '2:4', level: 0.3}]}]", ["2:4 removes 0.5", "0.3"]),
-        ("name: x\nrules: [{layers: '*', format: [w8a16]}]", ["activation bits", "16"]),
+        ("name: x\nrules: [{layers: '*', format: [w8a7]}]", ["activation bits", "7"]),
         ("name: x\nrules: {layers: '*'}", ["rules"]),
         ("name: x", ["rules", "required"]),
         ("- a\n- list", ["dictionary"]),
@@ -316,6 +316,6 @@ def test_uniform_means_the_same_strength_everywhere() -> None:
     space = space_of("residual")
     indices = space.uniform({"format": 2})
     plan = space.plan(indices)
-    assert {layer.format for layer in plan.layers.values()} == {Format(4)}
+    assert {layer.format for layer in plan.layers.values()} == {Format(4, rounding="gptq")}
     assert len(plan.layers) == len(prepared("residual").inventory.layers)
     assert space.plan(space.uniform({"format": 99})) == space.plan(space.uniform({"format": 3}))

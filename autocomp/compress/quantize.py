@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -205,8 +205,17 @@ def complete_formats(
         chosen = complete.get(node.layer)
         inside = node.inputs[0] in rounded and graph.tail(node).name in rounded
         if inside and (chosen is None or not (chosen.integer_activations or chosen.simulated)):
-            complete[node.layer] = Format(8 if chosen is None else chosen.weight_bits)
+            complete[node.layer] = _in_integers(chosen)
     return complete
+
+
+def _in_integers(chosen: Format | None) -> Format:
+    """The format with activations on a calibrated grid, as near to it as there is one."""
+    if chosen is None or chosen.weight_bits == 16:
+        return Format(8)
+    if chosen.granularity == "group":
+        chosen = replace(chosen, granularity="channel", group=0)
+    return replace(chosen, activation_bits=8, dynamic=False)
 
 
 def _on_a_grid(graph: Graph, rounded: Iterable[str]) -> set[str]:

@@ -308,6 +308,10 @@ def _data(weight: StoredWeight, form: Form) -> dict[str, bytes]:
     found: dict[str, bytes] = {}
     if weight.scale is not None:
         found[".s"], found[".z"] = weight.scale.astype("<f4").tobytes(), bytes(weight.scale.size)
+    if spec.group:
+        along = spec.shape[0] if spec.axis else spec.count // spec.shape[0]
+        found[".g"] = (np.arange(along) // spec.group).astype("<i8").tobytes()
+        found[".h"] = np.array(spec.shape).astype("<i8").tobytes()
     if form.gap_bits is not None and weight.kept is not None:
         kept = weight.kept.reshape(-1)
         flat = flat[kept]
@@ -368,6 +372,10 @@ def _slots(spec: WeightSpec, form: Form) -> tuple[_Slot, ...]:
         if spec.use == "floats" and spec.scaling == "channel":
             dims = (*[1] * spec.axis, *dims, *[1] * (len(spec.shape) - spec.axis - 1))
         slots.append(_Slot(".s", TensorProto.FLOAT, dims, 4 * math.prod(dims)))
+        if form.plain and spec.scaling == "group":
+            along = spec.shape[0] if spec.axis else spec.count // spec.shape[0]
+            slots.append(_Slot(".g", TensorProto.INT64, (along,), 8 * along))
+            slots.append(_Slot(".h", TensorProto.INT64, (len(spec.shape),), 8 * len(spec.shape)))
     return tuple(slots)
 
 
@@ -399,17 +407,24 @@ def _nodes(name: str, spec: WeightSpec, form: Form) -> tuple[NodeProto, ...]:
     if spec.use == "dequantized":
         attributes: dict[str, Any] = {"axis": spec.axis} if spec.scaling == "channel" else {}
         return (helper.make_node("DequantizeLinear", [v, s, z], [name], **attributes),)
+    cast = helper.make_node("Cast", [v], [i], to=TensorProto.FLOAT)
+    if spec.scaling != "group":
+        return cast, helper.make_node("Mul", [i, s], [name])
+    # As a matrix, whose rows or columns are channels, times the step of each weight's group.
+    g, j, k, p, h = (name + suffix for suffix in (".g", ".j", ".k", ".p", ".h"))
     return (
-        helper.make_node("Cast", [v], [i], to=TensorProto.FLOAT),
-        helper.make_node("Mul", [i, s], [name]),
+        cast,
+        helper.make_node("Flatten", [i], [j], axis=1),
+        helper.make_node("Gather", [s, g], [k], axis=1 - spec.axis),
+        helper.make_node("Mul", [j, k], [p]),
+        helper.make_node("Reshape", [p, h], [name]),
     )
 
 
 def _readers(spec: WeightSpec, form: Form) -> tuple[Reader, ...]:
     code = _code(spec, form)
     plain_values = form.gap_bits is None and code.is_bare
-    grouped = spec.scaling == "group" and spec.scale_shape is not None
-    if (form.plain and not grouped) or (plain_values and (code.is_float or spec.use == "levels")):
+    if form.plain or (plain_values and (code.is_float or spec.use == "levels")):
         return ()
     return (Reader(code, form.gap_bits, spec.use, spec.scaling),)
 

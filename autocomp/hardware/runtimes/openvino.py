@@ -154,7 +154,13 @@ def _compile(
 
     fixed = model.clone()
     fixed.reshape({one.any_name: list(shape) for one, shape in zip(fixed.inputs, shapes, strict=True)})
-    settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERF_COUNT": profiled}
+    # Where a CPU has bf16, openvino would round all floats to it unasked: other numbers and other kernels than elsewhere.
+    settings = {
+        "INFERENCE_NUM_THREADS": threads,
+        "NUM_STREAMS": 1,
+        "PERF_COUNT": profiled,
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
     return openvino.Core().compile_model(fixed, "CPU", settings)
 
 
