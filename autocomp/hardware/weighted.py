@@ -70,7 +70,7 @@ def _padded(kernel: Kernel, node: Node, block: int, reads_blocks: bool) -> Kerne
         in_elements=round(kernel.in_elements * wider_in),
         out_elements=round(kernel.out_elements * wider_out),
         weight_elements=round(kernel.weight_elements * both),
-        groups=round(kernel.groups * wider_out) if kernel.groups == outputs else kernel.groups,
+        groups=round(kernel.groups * wider_out) if 1 < kernel.groups == outputs else kernel.groups,
     )
 
 
