@@ -230,7 +230,8 @@ def _quantize(
     private = rounded_for_products(graph, formats, public)
     sites = (*public, *private)
     readers = {name: [node.name for node in graph.users[name] if reads_rounded(node, formats)] for name in private}
-    quantizers = calibrate_activations(module, sites, calibration, numerics, readers)
+    clips = {node.inputs[0]: formats[node.layer or ""].clip for node in graph.layers if reads_rounded(node, formats)}
+    quantizers = calibrate_activations(module, sites, calibration, numerics, readers, clips)
     simulate_activations(module, graph, formats, calibration)
     quantize_dynamically(module, graph, [name for name, chosen in formats.items() if chosen.dynamic])
     return round_biases(module, graph, formats, weights, quantizers) if numerics.integer_bias else {}

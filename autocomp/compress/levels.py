@@ -37,7 +37,7 @@ def global_plan(
     """
     if pattern == "unstructured":
         scores = {layer.name: solver.scores(layer.name, saliency).flatten() for layer in prepared.inventory.layers}
-        members = {name: (name,) for name in scores}
+        members: dict[str, tuple[str, ...]] = {name: (name,) for name in scores}
     elif pattern == "channel":
         open_ones = [one for one in prepared.couplings if one.group.prunable]
         scores = {

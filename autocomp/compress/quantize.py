@@ -12,7 +12,7 @@ from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines torch.op
 
 from autocomp.graph import RESHAPES, Graph, operator_name
 from autocomp.graph import Node as GraphNode
-from autocomp.plan import Format
+from autocomp.plan import Clip, Format
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -23,6 +23,9 @@ ACTIVATION_CLIPS = torch.linspace(0.6, 1.0, 17)
 #: Operations whose result holds some of the values they read, so that what is rounded before needs no grid of its own
 #: behind them: runtimes compute them in integers only where both grids are the same.
 GRID_KEEPING = frozenset({"max_pool2d"}) | RESHAPES
+
+#: The share of an activation's values that the percentile leaves out at either end.
+OUTSIDE = 0.0005
 
 #: Values of an activation that are kept for choosing its range.
 SAMPLE = 16_384
@@ -125,13 +128,20 @@ class RangeObserver(nn.Module):
         self.samples.append(flat[:: max(1, flat.numel() // SAMPLE)])
         return x
 
-    def quantizer(self, symmetric: bool) -> ActivationQuantizer:
-        """The 8-bit grid that holds zero exactly and has the least squared error on the sample."""
-        largest = max(-self.low, self.high, 1e-8)
-        low, high = (-largest, largest) if symmetric else (self.low, max(self.high, self.low + 1e-8))
+    def quantizer(self, symmetric: bool, clip: Clip = "mse") -> ActivationQuantizer:
+        """The 8-bit grid that holds zero exactly: over the whole range, over all but :data:`OUTSIDE` of the sample at either
+        end, or with the least squared error on the sample."""
+        lowest, highest = self.low, self.high
+        if clip == "percentile":
+            inside = torch.cat(self.samples).float()
+            ends = torch.quantile(inside, torch.tensor([OUTSIDE, 1 - OUTSIDE]))
+            lowest, highest = min(0.0, float(ends[0])), max(0.0, float(ends[1]))
+        largest = max(-lowest, highest, 1e-8)
+        low, high = (-largest, largest) if symmetric else (lowest, max(highest, lowest + 1e-8))
         bottom, top = (-128, 127) if symmetric else (0, 255)
         values = torch.cat(self.samples)
-        lows, highs = ACTIVATION_CLIPS * low, ACTIVATION_CLIPS * high
+        clips = ACTIVATION_CLIPS if clip == "mse" else torch.ones(1)
+        lows, highs = clips * low, clips * high
         scales = ((highs - lows) / (254 if symmetric else 255))[:, None]
         zero_points = torch.zeros_like(scales) if symmetric else (-lows[:, None] / scales).round().clamp(0, 255)
         rounded = (values[None] / scales + zero_points).round().clamp(bottom, top)
@@ -274,6 +284,7 @@ def calibrate_activations(
     calibration: Iterable[tuple[torch.Tensor, ...]],
     numerics: Numerics,
     readers: Mapping[str, Collection[str]] | None = None,
+    clips: Mapping[str, Clip] | None = None,
 ) -> dict[str, ActivationQuantizer]:
     """Insert calibrated quantizers behind the named nodes of ``module``, in place.
 
@@ -282,6 +293,7 @@ def calibrate_activations(
         sites: node names, as :func:`quantized_tensors` gives them.
         calibration: batches of the model's positional inputs.
         readers: for some of the nodes, the only ones that read the rounded result.
+        clips: for some of the nodes, how their range is chosen; default is the least squared error.
 
     Returns:
         Node name → its quantizer.
@@ -292,9 +304,11 @@ def calibrate_activations(
     with torch.no_grad():
         for batch in calibration:
             module(*batch)
-    quantizers = {
-        name: observers[shared.get(name, name)].quantizer(numerics.symmetric_activations) for name in observers
-    }
+    quantizers = {}
+    for name in observers:
+        source = shared.get(name, name)
+        clip: Clip = "mse" if clips is None else clips.get(source, "mse")
+        quantizers[name] = observers[source].quantizer(numerics.symmetric_activations, clip)
     for name, quantizer in quantizers.items():
         module.set_submodule(f"quantizer_{name}", quantizer)
     return quantizers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from typing import get_args
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from autocomp.compress.quantize import (
     rounded_for_products,
 )
 from autocomp.graph import BATCH, Graph, Node, export_program, graph_module
-from autocomp.plan import Format, LayerPlan, Plan
+from autocomp.plan import Clip, Format, LayerPlan, Plan
 from tests.networks import compressed, inputs, prepared
 
 seeds = st.integers(0, 2**20)
@@ -43,6 +44,28 @@ def test_only_integer_products_are_narrow() -> None:
     result = apply(prepared("mlp"), plan, [inputs("mlp", 8)], Numerics(narrow_products=True))
     largest = {name: int(stored.levels.abs().max()) for name, stored in result.weights.items()}
     assert largest == {"0.weight": 64, "3.weight": 127}
+
+
+def test_a_range_is_clipped_as_asked_for() -> None:
+    values = normal(20_000)
+    values[0] = 60.0
+    observer = RangeObserver()
+    observer(values)
+    scales = {clip: observer.quantizer(True, clip).scale for clip in get_args(Clip)}
+    assert scales["minmax"] == pytest.approx(60 / 127)
+    assert scales["percentile"] < 4.5 / 127
+    assert scales["percentile"] < scales["mse"] <= scales["minmax"]
+
+
+def test_the_layer_that_reads_says_how_its_input_is_clipped() -> None:
+    net, given = prepared("mlp"), inputs("mlp", 64)
+    results = {}
+    for clip in get_args(Clip):
+        plan = Plan({layer.name: LayerPlan(format=Format(8, clip=clip)) for layer in net.inventory.layers})
+        found = apply(net, plan, [given]).model
+        results[clip] = [one.scale for one in found.modules() if isinstance(one, ActivationQuantizer)]
+    assert all(low <= high for low, high in zip(results["percentile"], results["minmax"], strict=True))
+    assert results["percentile"] != results["minmax"]
 
 
 def test_a_rectified_tensor_has_zero_point_zero() -> None:
