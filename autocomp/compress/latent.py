@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from autocomp.compress.grids import Levels, QuantizedWeight, spread_steps
+from autocomp.compress.grids import Levels, QuantizedWeight, grid_of, spread_steps
 from autocomp.compress.quantize import ActivationQuantizer, DynamicQuantizer
 from autocomp.plan import Format
 
@@ -48,6 +48,9 @@ class Latent(nn.Module):
         self.table: nn.Parameter | None = None
         self._levels: Levels | None = None
         self.sharpness = SIGN_SHARPNESS[0]
+        self._narrow_products = narrow_products
+        #: Whether it is rounded; not yet, while what is cut still grows.
+        self.rounds = True
         if chosen is not None and stored is not None:
             if chosen.grid == "codebook":
                 there = stored.levels if kept is None else stored.levels[kept]
@@ -73,7 +76,7 @@ class Latent(nn.Module):
         weight = self.latent if self.kept is None else self.latent * self.kept
         if self.chosen is not None and self.chosen.weight_bits == 16:
             return _through(weight, weight.half().float()), None
-        if self.log_scale is None or self.chosen is None:
+        if self.log_scale is None or self.chosen is None or not self.rounds:
             return weight, None
         rows = weight.reshape(len(weight), -1)
         steps = spread_steps(self.log_scale.exp(), len(rows), rows.shape[1], self.group)
@@ -107,6 +110,16 @@ class Latent(nn.Module):
     def cut_to(self, kept: torch.Tensor) -> None:
         """From now on only these stay."""
         self.kept = kept
+
+    def begin_rounding(self) -> None:
+        """Round from now on, on the grid that suits the weights as they are."""
+        self.rounds = True
+        if self.log_scale is None or self.chosen is None:
+            return
+        levels, scale = grid_of(self.latent.detach(), self.chosen, self.kept, self._narrow_products)
+        self.log_scale.data = scale.log()
+        if self.table is not None:
+            self.table.data = levels.values.clone()
 
 
 def _through(smooth: torch.Tensor, value: torch.Tensor) -> torch.Tensor:

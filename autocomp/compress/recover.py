@@ -51,6 +51,8 @@ PATIENCE = 10
 TEMPERATURE = 4.0
 #: The share of the epochs over which a gradual schedule goes to its level, and the level that it starts from as a share.
 RAMP, RAMP_START = 0.5, 0.3
+#: Steps between two changes of what is cut: to sort all weights takes longer than a step of a small network.
+STEPS_TO_GROW = 16
 
 
 @dataclass(frozen=True)
@@ -120,11 +122,12 @@ def recover(
     )
     torch.manual_seed(recovery.seed)
     best, waited, step = student.state(), 0, 0
-    best_loss = student.held_loss(kept_apart, labelled) if student.final(0.0) else math.inf
+    best_loss = student.held_loss(kept_apart, labelled) if student.final else math.inf
     for epoch in range(recovery.epochs):
         chance.shuffle(trained_on)
         for batch in trained_on:
-            student.set_progress(step / steps)
+            if step % max(1, min(STEPS_TO_GROW, steps // 8)) == 0:
+                student.set_progress(step / steps)
             loss = student.loss(batch, labelled, training=True)
             if not math.isfinite(float(loss.detach())):
                 raise CompressionError(f"the loss of recovery must be a number; got {float(loss)}; lower its rate")
@@ -134,7 +137,7 @@ def recover(
             schedule.step()
             step += 1
         held = student.held_loss(kept_apart, labelled)
-        if student.final(step / steps):
+        if student.final:
             waited += 1
             if held < best_loss:
                 best_loss, best, waited = held, student.state(), 0
@@ -142,7 +145,10 @@ def recover(
             progress(epoch + 1, recovery.epochs, held)
         if waited >= PATIENCE:
             break
-    student.load(best)
+    if student.final:
+        student.load(best)
+    else:
+        student.set_progress(1.0)  # too few steps to get there
     weights = student.weights()
     return Recovered(with_weights(compressed, weights), weights)
 
@@ -179,6 +185,8 @@ class _Student:
             whole = apply(prepared, _without_masks(plan), [batches[0][: self._inputs]], compressed.numerics, solver)
             for name in self._masks:
                 self._latents[name].latent.data = whole.model.get_parameter(name).detach().clone()
+                # A grid for the few large weights that stay at last has no level near the many small ones before.
+                self._latents[name].rounds = False
         self._plain = {
             name: parameter.requires_grad_()
             for name, parameter in self._module.named_parameters()
@@ -223,11 +231,13 @@ class _Student:
             elif self._growing:
                 final = Sparsity(mask.pattern, mask.level)
                 self._latents[name].cut_to(cut_weights(self._latents[name].latent, final)[1])
+                self._latents[name].begin_rounding()
         self._growing = share <= RAMP
 
-    def final(self, share: float) -> bool:
+    @property
+    def final(self) -> bool:
         """Whether masks are as the plan wants them."""
-        return not self._masks or share > RAMP
+        return not self._masks or not self._growing
 
     def loss(self, batch: Batch, labelled: bool, training: bool) -> torch.Tensor:
         inputs = batch[: self._inputs]

@@ -97,6 +97,16 @@ def test_sparsity_may_grow_to_its_level() -> None:
     assert error(after) < error(before)
 
 
+def test_sparsity_that_grows_and_a_table_go_together() -> None:
+    """Weights are rounded once masks are final, on the grid that suits what stays."""
+    choice = LayerPlan(Sparsity("unstructured", 0.8), None, Format(2, grid="codebook", granularity="tensor"))
+    before, after = both(choice, Recovery(12, gradual=True))
+    assert error(after) < error(before)
+    for name, stored in after.weights.items():
+        assert torch.equal(after.model.get_parameter(name), stored.dequantized())
+        assert len(torch.unique(stored.levels)) <= 5
+
+
 def test_labels_and_features_are_learned_from() -> None:
     choice = LayerPlan(Sparsity("unstructured", 0.7), Rank("svd", 4))
     layers = {
