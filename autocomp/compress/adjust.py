@@ -3,6 +3,7 @@ ranges that are easier to round, without changing what is computed; after it, wh
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +57,7 @@ def equalized(model: nn.Module, graph: Graph, example: tuple[torch.Tensor, ...])
 
 def _pairs(graph: Graph) -> Iterator[tuple[str, str]]:
     """Layers whose output channels one other layer reads, with nothing between that has a scale of its own."""
-    times: dict[str | None, int] = {}
-    for node in graph.layers:
-        times[node.layer] = times.get(node.layer, 0) + 1
+    times = Counter(node.layer for node in graph.layers)
     for node in graph.layers:
         if node.op not in {"conv2d", "linear"} or times[node.layer] > 1:
             continue

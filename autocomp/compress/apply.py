@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autocomp.compress.adjust import corrections, equalized, one_batch, output_moments, smoothed
-from autocomp.compress.biases import IntegerBias, reads_rounded, round_biases
+from autocomp.compress.biases import IntegerBias, round_biases
 from autocomp.compress.grids import QuantizedWeight
 from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import (
@@ -22,6 +22,7 @@ from autocomp.compress.quantize import (
     complete_formats,
     quantize_dynamically,
     quantized_tensors,
+    reads_rounded,
     rounded_for_products,
 )
 from autocomp.compress.rebuild import Cuts, Prepared, cuts_of, rebuilt
@@ -80,7 +81,7 @@ def apply(
     uncompressed = prepared.model
     before = [one for one in plan.adjustments if one in {"equalize", "smooth"}]
     if before:
-        solver = solver.of_adjusted(before, lambda _: _adjusted(prepared, before, calibration))
+        solver = solver.of_adjusted(before, lambda: _adjusted(prepared, before, calibration))
         prepared = replace(prepared, model=solver.model)
     cuts = cuts_of(prepared, plan, solver)
     ranks = {name: one.rank for name, one in plan.layers.items() if one.rank is not None}

@@ -10,14 +10,12 @@ from typing import TYPE_CHECKING
 import torch
 
 from autocomp.compress.grids import QuantizedWeight, with_larger_steps
-from autocomp.compress.quantize import ActivationQuantizer
+from autocomp.compress.quantize import ActivationQuantizer, reads_rounded
 from autocomp.graph import Graph
 from autocomp.plan import Format
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
-
-    from autocomp.graph import Node
 
 #: The largest bias in steps of the int32 accumulator; the other half of its range is left to the sum of products.
 LARGEST_BIAS = 2**30
@@ -34,11 +32,6 @@ class IntegerBias:
 
     steps: torch.Tensor
     halves: torch.Tensor | None
-
-
-def reads_rounded(node: Node, formats: Mapping[str, Format]) -> bool:
-    chosen = formats.get(node.layer or "")
-    return chosen is not None and chosen.calibrated
 
 
 def round_biases(

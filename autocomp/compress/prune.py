@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from autocomp.errors import CompressionError
-from autocomp.plan import N_OF_M, Sparsity
+from autocomp.plan import N_OF_M, Saliency, Sparsity
 
 if TYPE_CHECKING:
     import torch
@@ -71,15 +71,28 @@ def cut_weights(
         raise CompressionError(f"{sparsity.saliency} must know what the layer reads; give calibration data")
     if sparsity.saliency == "hessian" and moment is not None:
         return _by_surgeon(weight, sparsity, moment)
-    scores = weight.detach().double().square()
-    if sparsity.saliency == "taylor" and gradient is not None:
-        scores = scores * gradient.double()
-    elif sparsity.saliency == "wanda" and moment is not None:
-        inputs = moment.second.diagonal(dim1=1, dim2=2)
-        rows = weight.shape[0] // len(inputs)
-        scores = scores * inputs.repeat_interleave(rows, dim=0).reshape(weight.shape)
-    mask = _mask(scores, sparsity)
+    mask = _mask(weight_scores(weight, sparsity.saliency, moment, gradient), sparsity)
     return torch.where(mask, weight.detach(), torch.zeros((), dtype=weight.dtype)), mask
+
+
+def weight_scores(
+    weight: torch.Tensor, saliency: Saliency, moment: Moment | None, gradient: torch.Tensor | None
+) -> torch.Tensor:
+    """What each weight is worth by a saliency, of the weight's shape; by magnitude where what it asks for is missing."""
+    import torch
+
+    from autocomp.compress.surgeon import inverse_factor
+
+    squares = weight.detach().double().square()
+    if saliency == "taylor" and gradient is not None:
+        return squares * gradient.double()
+    if saliency in {"magnitude", "taylor"} or moment is None:
+        return squares
+    if saliency == "wanda":
+        worth = moment.second.diagonal(dim1=1, dim2=2)
+    else:  # what cutting one weight costs when all others make up for it
+        worth = torch.stack([1 / inverse_factor(one).square().sum(dim=0) for one in moment.second])
+    return squares * worth.repeat_interleave(len(weight) // len(worth), dim=0).reshape(weight.shape)
 
 
 def _mask(scores: torch.Tensor, sparsity: Sparsity) -> torch.Tensor:

@@ -163,7 +163,7 @@ def quantized_tensors(
     """
     names: dict[str, None] = {}
     for node in graph.layers:
-        if _calibrated(node, formats) and not _is_product(node):
+        if reads_rounded(node, formats) and not _is_product(node):
             names[node.inputs[0]] = None
             tail = graph.tail(node)
             if numerics.rounded_outputs and (node.op == "conv2d" or tail is not node):
@@ -180,12 +180,13 @@ def rounded_for_products(
     Args:
         public: those of :func:`quantized_tensors`, which are not among them.
     """
-    names = {node.inputs[0] for node in graph.layers if _calibrated(node, formats) and _is_product(node)}
+    names = {node.inputs[0] for node in graph.layers if reads_rounded(node, formats) and _is_product(node)}
     names.difference_update(public)
     return tuple(node.name for node in graph.nodes if node.name in names)
 
 
-def _calibrated(node: GraphNode, formats: Mapping[str, Format | None]) -> bool:
+def reads_rounded(node: GraphNode, formats: Mapping[str, Format | None]) -> bool:
+    """Whether a layer with such a format reads a calibrated grid."""
     chosen = formats.get(node.layer or "")
     return chosen is not None and chosen.calibrated
 

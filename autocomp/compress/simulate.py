@@ -86,8 +86,5 @@ class _Observer(RangeObserver):
         if bits != 4:
             return SimulatedQuantizer(bits, low, high, magnitude)
         # The share of the range that leaves the least squared error on the sample.
-        tried = [
-            SimulatedQuantizer(bits, clip * low, clip * high, magnitude)
-            for clip in (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
-        ]
+        tried = [SimulatedQuantizer(bits, clip * low, clip * high, magnitude) for clip in CLIPS]
         return min(tried, key=lambda one: float((one(values) - values).square().mean()))

@@ -14,10 +14,10 @@ from torch import nn
 from autocomp.compress.channels import cut_channels, depthwise
 from autocomp.compress.factorize import factorize
 from autocomp.compress.grids import QuantizedWeight
-from autocomp.compress.prune import Moment, cut_weights
+from autocomp.compress.prune import Moment, cut_weights, weight_scores
 from autocomp.compress.rounding import quantize_weight
 from autocomp.compress.statistics import Batches, Statistics, left
-from autocomp.compress.surgeon import DAMPING, inverse_factor
+from autocomp.compress.surgeon import DAMPING
 from autocomp.plan import Format, Rank, Saliency, Sparsity
 
 #: Weights that are kept, of all solutions together; the ones longest unused go first.
@@ -89,11 +89,11 @@ class Solver:
         self._kept: OrderedDict[Hashable, tuple[int, Solution | nn.Sequential]] = OrderedDict()
         self.solved = 0
 
-    def of_adjusted(self, adjustments: Sequence[str], adjust: Callable[[nn.Module], nn.Module]) -> Solver:
+    def of_adjusted(self, adjustments: Sequence[str], adjust: Callable[[], nn.Module]) -> Solver:
         """The solver of the model after some adjustments, which are made once."""
         key = tuple(adjustments)
         if key not in self._adjusted:
-            self._adjusted[key] = Solver(adjust(self.model), self._calibration)
+            self._adjusted[key] = Solver(adjust(), self._calibration)
         return self._adjusted[key]
 
     def factors(self, layer: str, rank: Rank, others: Sequence[str] = ()) -> nn.Sequential:
@@ -167,20 +167,13 @@ class Solver:
         """What each weight of a layer is worth, of the weight's shape, by a saliency; by magnitude where that looks at
         inputs that cannot be seen."""
         module = self.model.get_submodule(layer)
-        weight = module.get_parameter("weight").detach().double()
-        squares = weight.square()
-        if saliency == "taylor":
-            return squares * self.statistics.gradient(layer).double()
-        if saliency in {"wanda", "hessian"} and type(module) in {nn.Conv2d, nn.Linear}:
-            second = self.statistics.moment(layer).second
-            rows = len(weight) // len(second)
-            if saliency == "wanda":
-                worth = second.diagonal(dim1=1, dim2=2)
-            else:  # what cutting one weight costs when all others make up for it
-                factors = [inverse_factor(one) for one in second]
-                worth = torch.stack([1 / factor.square().sum(dim=0) for factor in factors])
-            return squares * worth.repeat_interleave(rows, dim=0).reshape(weight.shape)
-        return squares
+        looks = saliency in {"wanda", "hessian"} and type(module) in {nn.Conv2d, nn.Linear}
+        return weight_scores(
+            module.get_parameter("weight"),
+            saliency,
+            self.statistics.moment(layer) if looks else None,
+            self.statistics.gradient(layer) if saliency == "taylor" else None,
+        )
 
     def _moment(self, setting: Setting, stages: Sequence[nn.Module], others: Sequence[Setting]) -> Moment:
         if not setting.reads_whole:

@@ -107,22 +107,15 @@ _PRIMITIVES = {
     }}""",
     # Every one among the bits is a kept weight, and every zero before it a step of base; a zero adds nothing wherever.
     "G": f"""<base, size> (m, w, v) => (y) {{
+        t = {DOMAIN}.M (m, v)
+        l = {DOMAIN}.M (m, w)
         b = {DOMAIN}.B (m)
-        d = Cast <to = {_INT32}> (b)
-        z = Constant <value_ints = [0]> ()
-        f = CumSum (d, z)
-        r = Mul (d, f)
-        o = CastLike (z, v)
-        p = Concat <axis = 0> (o, v)
-        t = GatherElements <axis = 0> (p, r)
-        i = CastLike (z, d)
-        q = Concat <axis = 0> (i, w)
-        l = GatherElements <axis = 0> (q, r)
         n = Not (b)
         e = Cast <to = {_INT32}> (n)
+        z = Constant <value_ints = [0]> ()
         g = CumSum (e, z)
         h = Constant <value_ints: ints = @base> ()
-        j = CastLike (h, d)
+        j = CastLike (h, e)
         k = Mul (g, j)
         x = Add (k, l)
         s = Constant <value_ints: ints = @size> ()
@@ -174,7 +167,9 @@ class Reader:
         """The small functions that it calls, those that they call included."""
         text = "".join(self._lines())
         found = {name for name in _PRIMITIVES if f"{DOMAIN}.{name} " in text}
-        if found & {"M", "G"}:
+        if "G" in found:
+            found.add("M")
+        if "M" in found:
             found.add("B")
         return tuple(sorted(found))
 

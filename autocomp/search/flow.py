@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from autocomp.compress import recovered
 from autocomp.compress.apply import apply
 from autocomp.compress.prepare import prepare
 from autocomp.compress.rebuild import Prepared
@@ -202,11 +203,7 @@ def rebuild(folder: RunFolder) -> list[Trial]:
 
 def weights_hash(prepared: Prepared) -> str:
     """Of the weights that the plans of a run are applied to."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(prepared.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return recovered.weights_hash(prepared.model.state_dict())
 
 
 def space_hash(space: SearchSpace) -> str:
