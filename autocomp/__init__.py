@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 import autocomp.compress
 import autocomp.export
 import autocomp.search  # noqa: F401
-from autocomp.api import Run, compress, export, predict, search
+from autocomp.api import compress, export, predict, search
 from autocomp.errors import AutocompError
+from autocomp.finished import Run
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 from autocomp.task import Metric, Score, Task
 

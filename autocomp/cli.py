@@ -165,7 +165,7 @@ def search(
 @app.command()
 def report(run: RunArgument) -> None:
     """Rebuild front.csv, the figures and report.html from what the run folder holds as truth."""
-    from autocomp.api import Run
+    from autocomp.finished import Run
 
     sys.stdout.write(f"{Run.open(run).report()}\n")
 
@@ -179,7 +179,7 @@ def export(
     out: Annotated[Path | None, typer.Option(help="Where to. Default: exports/<trial> in the run folder.")] = None,
 ) -> None:
     """Write a front point's model.onnx and plan.json."""
-    from autocomp.api import Run
+    from autocomp.finished import Run
 
     path = Run.open(run).export(pick, max_latency_ms, artifact, out)
     sys.stdout.write(f"{path}\n")
@@ -192,7 +192,7 @@ def verify(
     as_json: JsonOption = False,
 ) -> None:
     """Export points again and measure accuracy, bytes and milliseconds on the files, beside what was predicted."""
-    from autocomp.api import Run
+    from autocomp.finished import Run
     from autocomp.progress import Progress, verification_table
 
     opened = Run.open(run)

@@ -17,7 +17,7 @@ from autocomp.task import Metric
 from autocomp.trial import Trial
 
 if TYPE_CHECKING:
-    from autocomp.api import Run
+    from autocomp.finished import Run
     from autocomp.hardware.latency import Forecast
 
 #: Kernels shown of a prediction; the rest are summed.
@@ -77,7 +77,7 @@ class Progress:
             measured = not math.isnan(row["measured_latency_ms"])
             predicted = f"{row['latency_ms']:.3f} ± {row['latency_std_ms']:.3f}"
             table.add_row(
-                str(row["trial"]),
+                _name(row["trial"], row["parent"]),
                 f"{row['metric_search']:.4g}",
                 f"{row['measured_metric']:.4g}",
                 f"{row['measured_size_bytes'] / 1000:.1f}",
@@ -85,6 +85,12 @@ class Progress:
                 _source(measured, row["measured_latency_settled"], row["latency_source"]),
             )
         self._console.print(table)
+
+
+def _name(trial: int, parent: float | None) -> str:
+    """A trial's number, by which it is picked, and that of the trial it was recovered from."""
+    recovered = parent is not None and not math.isnan(parent)
+    return f"{trial} ({parent:.0f} recovered)" if recovered else str(trial)
 
 
 def _source(measured: bool, settled: object, otherwise: object) -> str:

@@ -68,7 +68,8 @@ class Task:
 
     ``example_inputs`` are the model's positional inputs at batch 1; latency is that of inputs of these sizes.
     ``calibration`` are batches in the same form, kept out of both splits. ``train``, where there is one, are
-    (inputs…, target) batches for recovery. ``dynamic_dims`` says for each input which dimensions besides the batch may
+    (inputs…, target) batches for recovery, which asks for each anew in every epoch: a sequence may augment them, by
+    torch's own generator, which recovery seeds. ``dynamic_dims`` says for each input which dimensions besides the batch may
     vary in size (a sequence's length is ``(1,)``); empty where only the batch does. A size that varies in several
     inputs is the same one in all of them.
     """

@@ -1,8 +1,9 @@
 """What compression does to real networks: how small, how good, and what each method is worth.
 
-    python benchmarks/compression.py lenet    [--data FOLDER]   the two LeNets on MNIST, as small as they go
+    python benchmarks/compression.py small    [--task NAME] [--seeds 0 1 2] [--data FOLDER]   as small as it goes
     python benchmarks/compression.py methods  [--task NAME] [--data FOLDER]   a row per method and level
-    python benchmarks/compression.py packed                     packed files beside plain ones: load, run, outputs
+    python benchmarks/compression.py times    [--task NAME] [--data FOLDER]   what the files of those rows take
+    python benchmarks/compression.py packed   packed files beside plain ones: load, run, outputs
 
 Every figure is of an exported file: all of its bytes, its accuracy on the test split with the paired 95 % interval of
 the drop from the uncompressed network's own file. Plans and recipes were chosen on the search split alone. A figure of
@@ -14,10 +15,11 @@ from __future__ import annotations
 import argparse
 import csv
 import itertools
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -28,11 +30,15 @@ from tables import write_table
 from torch import nn
 
 from autocomp.compress.apply import Compressed, apply
+from autocomp.compress.levels import global_plan
 from autocomp.compress.prepare import prepare
+from autocomp.compress.quantize import DEFAULT_NUMERICS, Numerics
 from autocomp.compress.rebuild import Prepared
 from autocomp.compress.recover import Recovery, recover
 from autocomp.compress.solve import Solver
 from autocomp.export.to_onnx import export_onnx
+from autocomp.hardware.calibrate import narrow_products
+from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.runtimes import onnxruntime
 from autocomp.hardware.runtimes.runtime import batch_outputs, cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import TimingSettings, measure
@@ -41,6 +47,8 @@ from autocomp.plan import (
     N_OF_M,
     Adjustment,
     Format,
+    Granularity,
+    Grid,
     LayerPlan,
     Plan,
     Rank,
@@ -55,16 +63,20 @@ from autocomp.tasks.cifar10 import ResNet
 from autocomp.tasks.load import load_task
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
+#: Where the files of the tables lie.
+WORK = Path(__file__).resolve().parents[1] / "results" / "compression"
 SEEDS = (0, 1, 2)
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A task, its network made ready, and what its uncompressed file scores and weighs."""
+    """A task, its network made ready, and what its uncompressed file scores and weighs. Files are made for the integer
+    arithmetic of this machine, on which they are scored."""
 
     task: Task
     prepared: Prepared
     solver: Solver
+    numerics: Numerics
     file_bytes: int
     score: Score
     search: float
@@ -74,13 +86,14 @@ class Bench:
         task = load_task(name, print, data)
         prepared = prepare(task.model, task.example_inputs, task.dynamic_dims)
         solver = Solver(prepared.model, task.calibration)
-        untouched = apply(prepared, Plan(), task.calibration, solver=solver)
+        numerics = replace(DEFAULT_NUMERICS, narrow_products=narrow_products(this_machine("onnxruntime")))
+        untouched = apply(prepared, Plan(), task.calibration, numerics, solver)
         file = export_onnx(untouched, packed=False)
-        bench = Bench(task, prepared, solver, len(file), Score(0.0), 0.0)
+        bench = Bench(task, prepared, solver, numerics, len(file), Score(0.0), 0.0)
         return replace(bench, score=bench.tested(file), search=bench.searched(untouched))
 
     def compress(self, plan: Plan) -> Compressed:
-        return apply(self.prepared, plan, self.task.calibration, solver=self.solver)
+        return apply(self.prepared, plan, self.task.calibration, self.numerics, self.solver)
 
     def recovered(self, compressed: Compressed, recovery: Recovery, batches: int | None = None) -> Compressed:
         train = self.task.calibration if self.task.train is None else self.task.train
@@ -97,92 +110,122 @@ class Bench:
 
 @dataclass(frozen=True)
 class Small:
-    """A network made as small as it goes."""
+    """A network made as small as it goes, by one seed of its recovery; its mean over seeds has none."""
 
     task: str
-    plan: str
+    seed: int | None
     epochs: int
-    seeds: int
     baseline_bytes: int
-    file_bytes: int
+    file_bytes: float
     times_smaller: float
     baseline_test: float
     test: float
     drop: float
     drop_low: float
     drop_high: float
-    search_before_recovery: float
-    search: float
+    search_drop_before: float
+    search_drop: float
+    seconds: float
 
 
-def recover_and_test(bench: Bench, name: str, plan: Plan, recovery: Recovery, seeds: Sequence[int] = SEEDS) -> Small:
-    compressed = bench.compress(plan)
-    before = bench.searched(compressed)
-    found = []
-    for seed in seeds:
-        began = time.monotonic()
-        result = bench.recovered(compressed, replace(recovery, seed=seed))
-        file = export_onnx(result, packed=True)
-        score = bench.tested(file)
-        found.append(
-            (len(file), score.value, drop_interval(bench.task.metric, bench.score, score), bench.searched(result))
-        )
-        print(name, "seed", seed, found[-1], f"{time.monotonic() - began:.0f} s", flush=True)
+@dataclass(frozen=True)
+class Made:
+    """How a network is made small."""
 
-    def mean(values: Sequence[float]) -> float:
-        return round(statistics.mean(values), 3)
+    plan: Callable[[Bench], Plan]
+    recovery: Recovery
 
-    size = round(statistics.mean(one[0] for one in found))
-    return Small(
-        bench.task.name,
-        name,
-        recovery.epochs,
-        len(seeds),
-        bench.file_bytes,
-        size,
-        round(bench.file_bytes / size, 1),
-        round(bench.score.value, 3),
-        mean([one[1] for one in found]),
-        mean([one[2][0] for one in found]),
-        mean([one[2][1] for one in found]),
-        mean([one[2][2] for one in found]),
-        round(before, 3),
-        mean([one[3] for one in found]),
+
+def cut(level: float, bits: int, grid: Grid = "uniform", granularity: Granularity = "tensor") -> LayerPlan:
+    """Single weights cut, and what stays in few bits."""
+    sparsity = Sparsity("unstructured", level, "hessian") if level else None
+    return LayerPlan(sparsity, None, Format(bits, grid=grid, granularity=granularity))
+
+
+def lenet300(_: Bench) -> Plan:
+    return Plan({"fc1": cut(0.965, 2, "codebook"), "fc2": cut(0.9, 2, "codebook"), "fc3": cut(0.5, 4)})
+
+
+def lenet5(_: Bench) -> Plan:
+    return Plan(
+        {
+            "conv1": cut(0.5, 4),
+            "conv2": cut(0.9, 3, "codebook"),
+            "fc1": cut(0.99, 2, "codebook"),
+            "fc2": cut(0.8, 3, "codebook"),
+        }
     )
 
 
-def cut(level: float, bits: int, grid: str = "uniform", saliency: str = "hessian") -> LayerPlan:
-    """Single weights cut, and what stays in few bits with one step for the tensor."""
-    chosen = Format(bits, grid=grid, granularity="tensor")  # type: ignore[arg-type]
-    return LayerPlan(Sparsity("unstructured", level, saliency) if level else None, None, chosen)  # type: ignore[arg-type]
+def resnet20(bench: Bench) -> Plan:
+    """Half of the weights of all inner layers cut, more in the last blocks, which hold three quarters of them; two bits for
+    the others: five levels for two bits a weight."""
+    first, *inner, last = (layer.name for layer in bench.prepared.inventory.layers)
+    levels = {"layer1": 0.5, "layer2": 0.56, "layer3": 0.61}
+    small = {name: cut(levels[name.partition(".")[0]], 2, "codebook", "channel") for name in inner}
+    whole = {first: cut(0.0, 6, granularity="channel"), last: cut(0.0, 4, granularity="channel")}
+    return Plan(whole | small)
 
 
-#: Task → plan, and the recipe that recovers it.
-LENETS: Mapping[str, tuple[Plan, Recovery]] = {
-    "mnist-lenet300": (
-        Plan({"fc1": cut(0.965, 2, "codebook"), "fc2": cut(0.9, 2, "codebook"), "fc3": cut(0.5, 4)}),
-        Recovery(20, gradual=True),
-    ),
-    "mnist-lenet5": (
-        Plan(
-            {
-                "conv1": cut(0.5, 4),
-                "conv2": cut(0.9, 3, "codebook"),
-                "fc1": cut(0.99, 2, "codebook"),
-                "fc2": cut(0.8, 3, "codebook"),
-            }
-        ),
-        Recovery(12, gradual=True),
-    ),
+SMALL: Mapping[str, Made] = {
+    "mnist-lenet300": Made(lenet300, Recovery(20, gradual=True)),
+    "mnist-lenet5": Made(lenet5, Recovery(12, gradual=True)),
+    "cifar10-resnet20": Made(resnet20, Recovery(12)),
 }
 
 
-def lenet(data: Path | None) -> None:
+def small(task: str, seeds: Sequence[int], data: Path | None) -> None:
+    """A row for every seed, each on disk when the next begins, and their mean."""
+    folder = REFERENCE / "compression_small"
+    bench = Bench.of(task, data)
+    made = SMALL[task]
+    compressed = bench.compress(made.plan(bench))
+    before = bench.searched(compressed)
+    for seed in seeds:
+        path = folder / f"{task}-{seed}.csv"
+        if path.is_file():
+            continue
+        began = time.monotonic()
+        result = bench.recovered(compressed, replace(made.recovery, seed=seed))
+        file = export_onnx(result, packed=True)
+        score = bench.tested(file)
+        drop, low, high = drop_interval(bench.task.metric, bench.score, score)
+        row = Small(
+            task,
+            seed,
+            made.recovery.epochs,
+            bench.file_bytes,
+            len(file),
+            bench.file_bytes / len(file),
+            bench.score.value,
+            score.value,
+            drop,
+            low,
+            high,
+            bench.task.metric.drop(bench.search, before),
+            bench.task.metric.drop(bench.search, bench.searched(result)),
+            time.monotonic() - began,
+        )
+        folder.mkdir(exist_ok=True)
+        write_table(path, [asdict(row)])
+        print(row, flush=True)
+
+
+def small_summary() -> None:
+    """The mean over seeds of every network that has all of them."""
     rows = []
-    for name, (plan, recovery) in LENETS.items():
-        rows.append(recover_and_test(Bench.of(name, data), name, plan, recovery))
-        print(rows[-1], flush=True)
-    write_table(REFERENCE / "compression_lenet.csv", [asdict(row) for row in rows])
+    for task in SMALL:
+        found = [row for seed in SEEDS for row in read_rows(REFERENCE / "compression_small" / f"{task}-{seed}.csv")]
+        if len(found) < len(SEEDS):
+            continue
+        means = {
+            field.name: round(statistics.mean(float(row[field.name]) for row in found), 3)
+            for field in fields(Small)
+            if field.name not in {"task", "seed"}
+        }
+        rows.append({"task": task, "seeds": len(found)} | means)
+    if rows:
+        write_table(REFERENCE / "compression_small.csv", rows)
 
 
 @dataclass(frozen=True)
@@ -202,8 +245,8 @@ class Level:
     latency_ms: float | None
 
 
-#: Levels of sparsity, shares of the largest rank that saves, and widths.
-SPARSE, RANKED, WIDTHS = (0.5, 0.75, 0.9), (0.75, 0.5, 0.25), (4, 3, 2)
+#: Levels of sparsity, of channels left out, shares of the largest rank that saves, and widths.
+SPARSE, CHANNELS, RANKED, WIDTHS = (0.5, 0.75, 0.9), (0.125, 0.25, 0.5), (0.75, 0.5, 0.25), (4, 3, 2)
 #: Batches that a row of the table is recovered with: enough to compare methods, not to finish.
 RECOVERED_BATCHES = 120
 
@@ -233,14 +276,24 @@ def methods(bench: Bench) -> Iterator[tuple[str, str, Plan]]:
         for pattern, (n, m) in N_OF_M.items():
             asked = LayerPlan(Sparsity(pattern, 1 - n / m, saliency))  # type: ignore[arg-type]
             yield f"n:m by {saliency}", pattern, plan(same(asked))
-        for level in (0.25, 0.5):
+        for level in SPARSE:
+            asked = LayerPlan(Sparsity("block", level, saliency))
+            yield f"blocks of four by {saliency}", f"{level:.0%}", plan(same(asked))
+        for level in SPARSE:
+            whole = global_plan(bench.prepared, bench.solver, level, saliency=saliency)
+            yield f"unstructured by {saliency}, one threshold for all layers", f"{level:.0%}", whole
+        for level in CHANNELS:
             cut_groups = {
                 name: LayerPlan(Sparsity("channel", level, saliency))
                 for group in inventory.groups
                 if group.prunable and group.pattern == "channel"
                 for name in group.producers
             }
-            yield f"channels by {saliency}", f"{level:.0%}", Plan(cut_groups)
+            yield f"channels by {saliency}", f"{100 * level:g}%", Plan(cut_groups)
+    for count in (1, 2, 3):
+        if len(inventory.blocks) > count:
+            last = tuple(block.name for block in inventory.blocks[-count:])
+            yield "residual blocks left out", f"the last {count}", Plan(dropped_blocks=last)
     for method in get_args(RankMethod):
         for share in RANKED:
             yield (
@@ -277,11 +330,9 @@ def methods(bench: Bench) -> Iterator[tuple[str, str, Plan]]:
 
 
 def table(bench: Bench) -> None:
-    """A row for every method and level: goes on where it stopped."""
+    """A row for every method and level: goes on where it stopped. Files are timed at the end, all in one measurement."""
     path = REFERENCE / f"compression_methods_{bench.task.name}.csv"
     done = {(row["method"], row["level"]): row for row in read_rows(path)}
-    runs = cpu_runtime("onnxruntime")
-    inputs = [tensor[:1].numpy() for tensor in bench.prepared.example.inputs]
     for method, level, plan in methods(bench):
         if (method, level) in done:
             continue
@@ -291,7 +342,9 @@ def table(bench: Bench) -> None:
         recovered = bench.recovered(compressed, Recovery(1), RECOVERED_BATCHES)
         file = export_onnx(recovered, packed=True)
         after = bench.tested(file)
-        timing = measure({"file": partial(loaded_run, runs, file, 1, inputs)}, reference=reference_run(runs, 1))["file"]
+        kept = file_path(bench.task.name, method, level)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(file)
         row = Level(
             bench.task.name,
             method,
@@ -303,11 +356,33 @@ def table(bench: Bench) -> None:
             round(after.value, 2),
             round(bench.task.metric.drop(bench.score.value, after.value), 2),
             len(file),
-            round(timing.latency_ms, 4) if timing.settled else None,
+            None,
         )
         done[method, level] = {key: "" if value is None else str(value) for key, value in asdict(row).items()}
         write_table(path, list(done.values()))
         print(row, f"{time.monotonic() - began:.0f} s", flush=True)
+
+
+def time_table(bench: Bench) -> None:
+    """Fill in what the table's files take on onnxruntime, one thread, batch 1; nothing else should run meanwhile."""
+    path = REFERENCE / f"compression_methods_{bench.task.name}.csv"
+    rows = read_rows(path)
+    runs = cpu_runtime("onnxruntime")
+    inputs = [tensor[:1].numpy() for tensor in bench.prepared.example.inputs]
+    files = {number: file_path(bench.task.name, row["method"], row["level"]) for number, row in enumerate(rows)}
+    candidates = {
+        str(number): partial(loaded_run, runs, file.read_bytes(), 1, inputs)
+        for number, file in files.items()
+        if file.is_file()
+    }
+    for number, timing in measure(candidates, reference=reference_run(runs, 1)).items():
+        rows[int(number)]["latency_ms"] = str(round(timing.latency_ms, 4)) if timing.settled else ""
+    write_table(path, rows)
+
+
+def file_path(task: str, method: str, level: str) -> Path:
+    name = re.sub(r"[^a-z0-9]+", "-", f"{method} {level}".lower())
+    return WORK / task / f"{name}.onnx"
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
@@ -405,15 +480,19 @@ def packed() -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("lenet", "methods", "packed"))
-    parser.add_argument("--task", default="cifar10-resnet20", help="for methods")
+    parser.add_argument("what", choices=("small", "methods", "times", "packed"))
+    parser.add_argument("--task", default="cifar10-resnet20")
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS, help="for small")
     parser.add_argument("--data", type=Path, default=None)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    if asked.what == "lenet":
-        lenet(asked.data)
+    if asked.what == "small":
+        small(asked.task, asked.seeds, asked.data)
+        small_summary()
     elif asked.what == "methods":
         table(Bench.of(asked.task, asked.data))
+    elif asked.what == "times":
+        time_table(Bench.of(asked.task, asked.data))
     else:
         packed()
 

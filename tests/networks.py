@@ -649,8 +649,9 @@ def ready(model: nn.Module, seed: int) -> nn.Module:
                 if not isinstance(module, nn.Embedding) and module.bias is not None:
                     module.bias.copy_(uniform(-0.2, 0.2, module.bias))
             elif isinstance(module, (nn.BatchNorm2d, nn.BatchNorm1d, nn.LayerNorm)):
-                module.weight.copy_(uniform(0.5, 1.5, module.weight))
-                module.bias.copy_(uniform(-0.3, 0.3, module.bias))
+                if module.weight is not None and module.bias is not None:
+                    module.weight.copy_(uniform(0.5, 1.5, module.weight))
+                    module.bias.copy_(uniform(-0.3, 0.3, module.bias))
                 if isinstance(module, nn.LayerNorm):
                     continue
                 assert module.running_mean is not None

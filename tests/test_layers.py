@@ -26,6 +26,7 @@ LAYERS = (
     ("hardware",),
     ("search",),
     ("report",),
+    ("finished",),
     ("api",),
     ("__init__",),
     ("progress",),

@@ -3,7 +3,7 @@ adjustments after."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -78,22 +78,38 @@ def apply(
     """
     prepared.inventory.check(plan)
     solver = Solver(prepared.model, calibration) if solver is None else solver
-    uncompressed = prepared.model
-    before = [one for one in plan.adjustments if one in {"equalize", "smooth"}]
-    if before:
-        solver = solver.of_adjusted(before, lambda: _adjusted(prepared, before, calibration))
-        prepared = replace(prepared, model=solver.model)
+    prepared, solver = adjusted(prepared, plan, solver)
     cuts = cuts_of(prepared, plan, solver)
     ranks = {name: one.rank for name, one in plan.layers.items() if one.rank is not None}
-    factors = {name: solver.factors(name, rank, [*ranks]) for name, rank in ranks.items()}
+    looking = [name for name, rank in ranks.items() if rank.method == "whitened"]
+    factors = {name: solver.factors(name, rank, looking) for name, rank in ranks.items()}
     module, program = rebuilt(prepared, plan, cuts, factors)
     graph = read_graph(program)
     formats = _formats(graph, plan, numerics)
     weights, masks = _solve(module, graph, plan, cuts, formats, numerics, solver)
     if {"bias", "norms"} & {*plan.adjustments}:
-        _correct(module, graph, plan, cuts, formats, weights, uncompressed, calibration)
+        _correct(module, graph, plan, cuts, formats, weights, prepared.model, calibration)
     biases = _quantize(module, graph, formats, weights, calibration, numerics)
     return Compressed(plan, module, graph, prepared.example, formats, weights, masks, biases, numerics)
+
+
+def adjusted(prepared: Prepared, plan: Plan, solver: Solver) -> tuple[Prepared, Solver]:
+    """The model before its layers are compressed, the same function by other weights where the plan adjusts them, and its
+    solver."""
+    wanted = [one for one in plan.adjustments if one in {"equalize", "smooth"}]
+    if not wanted:
+        return prepared, solver
+
+    def adjust() -> nn.Module:
+        model = prepared.model
+        if "smooth" in wanted:
+            model = smoothed(model, solver.calibration, prepared.example.inputs)
+        if "equalize" in wanted:
+            model = equalized(model, prepared.inventory.graph, prepared.example.inputs)
+        return model
+
+    found = solver.of_adjusted(wanted, adjust)
+    return replace(prepared, model=found.model), found
 
 
 def compress(
@@ -164,16 +180,6 @@ def _solve(
         if found.quantized is not None:
             weights[f"{name}.weight"] = found.quantized
     return weights, masks
-
-
-def _adjusted(prepared: Prepared, adjustments: Sequence[str], calibration: Batches) -> nn.Module:
-    """The model before its layers are compressed: the same function, other weights."""
-    model = prepared.model
-    if "smooth" in adjustments:
-        model = smoothed(model, calibration, prepared.example.inputs)
-    if "equalize" in adjustments:
-        model = equalized(model, prepared.inventory.graph, prepared.example.inputs)
-    return model
 
 
 def _correct(

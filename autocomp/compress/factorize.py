@@ -83,6 +83,10 @@ def signed_nmf(weight: torch.Tensor, r: int) -> tuple[torch.Tensor, torch.Tensor
     lefts, rights = [], []
     for sign, rank in ((1, (r + 1) // 2), (-1, r // 2)):
         part = (sign * weight).clamp_min(0).double().numpy()
+        if not part.any():  # which scikit-learn starts by dividing by
+            lefts.append(torch.zeros(len(part), rank, dtype=torch.float64))
+            rights.append(torch.zeros(rank, part.shape[1], dtype=torch.float64))
+            continue
         factors = NMF(rank, init="nndsvda", max_iter=NMF_ROUNDS, random_state=0)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # as near as so many rounds bring it

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 def fold_batch_norm(model: torch.nn.Module, example: Example) -> torch.nn.Module:
     """A copy of ``model``, in eval mode, with every batch norm that follows a conv or linear alone folded into it.
 
-    Batch norms that do not (before the layer, behind a fork, shared, or without statistics of their own) stay.
+    Batch norms that do not (before the layer, behind a fork, shared, or without statistics of their own) stay; so do those
+    behind a linear that are over another dimension than its outputs or have no weights.
 
     Args:
         model: left as it is.
@@ -56,7 +57,7 @@ def fold_batch_norm(model: torch.nn.Module, example: Example) -> torch.nn.Module
             if transposed and layer.groups > 1:
                 continue  # torch folds along the wrong dimension
             _replace(folded, node.layer, fuse_conv_bn_eval(layer, norm, transpose=transposed))
-        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d):
+        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and norm.affine and len(node.shape) == 2:
             _replace(folded, node.layer, fuse_linear_bn_eval(layer, norm))
         else:
             continue

@@ -3,6 +3,8 @@ through the rounding (Y. Bengio et al., "Estimating or propagating gradients thr
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -14,8 +16,8 @@ from autocomp.plan import Format
 #: information retention for accurate binary neural networks", 2020).
 SIGN_SHARPNESS = (1.0, 10.0)
 
-#: The largest level of a table.
-LARGEST_LEVEL = 127
+#: The largest level of a table, and where products are added up in 16 bits.
+LARGEST_LEVEL, LARGEST_NARROW = 127, 64
 
 
 class Latent(nn.Module):
@@ -83,7 +85,8 @@ class Latent(nn.Module):
         if self.chosen.weight_bits == 1:
             levels = self._signs(rows)
         elif self.table is not None:
-            levels = self._from_table(rows / steps, self.table)
+            # The step is a factor of the table, whatever weights fall to which level: it learns by the levels alone.
+            levels = self._from_table(rows / steps.detach(), self.table)
         else:
             assert self._levels is not None
             x = (rows / steps).clamp(float(self._levels.values[0]), self._levels.highest)
@@ -101,7 +104,8 @@ class Latent(nn.Module):
         return _through(smooth, torch.where(x >= 0, torch.ones(()), -torch.ones(())))
 
     def _from_table(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        whole = _through(table, table.detach().round()).clamp(-LARGEST_LEVEL, LARGEST_LEVEL)
+        largest = LARGEST_NARROW if self._narrow_products else LARGEST_LEVEL
+        whole = _through(table, table.detach().round()).clamp(-largest, largest)
         order = whole.detach().argsort(stable=True)
         sorted_levels = whole.detach()[order]
         places = torch.bucketize(x.detach(), (sorted_levels[1:] + sorted_levels[:-1]) / 2)
@@ -137,13 +141,40 @@ class LearnedQuantizer(nn.Module):
         self.signed = start.dtype == torch.int8
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        scale = self.log_scale.exp()
-        levels = (x / scale + self.zero_point).clamp(self.low, self.high)
-        rounded: torch.Tensor = (_through(levels, levels.detach().round()) - self.zero_point) * scale
+        rounded: torch.Tensor = _OnSteps.apply(  # type: ignore[no-untyped-call]
+            x, self.log_scale, self.zero_point, self.low, self.high
+        )
         return rounded
 
     def fixed(self) -> ActivationQuantizer:
         return ActivationQuantizer(float(self.log_scale.detach().exp()), self.zero_point, self.signed)
+
+
+class _OnSteps(torch.autograd.Function):
+    """Activations rounded to a step that is learned, in one operation: as a chain of plain ones it takes longer than the
+    convolution that reads them.
+
+    With r = round(x / s) clipped to the range, y = r·s: dy/dx is 1 inside the range and 0 outside, dy/d(log s) is y - x
+    inside and y outside.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, log_scale: torch.Tensor, zero_point: int, low: int, high: int
+    ) -> torch.Tensor:
+        scale = float(log_scale.exp())
+        rounded = x.div(scale).round_().clamp_(low - zero_point, high - zero_point).mul_(scale)
+        ctx.save_for_backward(x, rounded)
+        ctx.range = ((low - zero_point - 0.5) * scale, (high - zero_point + 0.5) * scale)
+        return rounded
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, rounded = ctx.saved_tensors
+        least, largest = ctx.range
+        inner = grad * ((x >= least) & (x <= largest))
+        to_scale = (grad * rounded).sum() - (inner * x).sum()
+        return inner, to_scale, None, None, None
 
 
 class StraightDynamicQuantizer(DynamicQuantizer):

@@ -36,7 +36,10 @@ def global_plan(
         PlanError: the pattern has no threshold, or the level is outside (0, 1).
     """
     if pattern == "unstructured":
-        scores = {layer.name: solver.scores(layer.name, saliency).flatten() for layer in prepared.inventory.layers}
+        # Of what a layer reads nothing is known where it is looked up in, transposed or not called.
+        looks = saliency in {"wanda", "hessian"}
+        names = [layer.name for layer in prepared.inventory.layers if layer.sees_inputs or not looks]
+        scores = {name: solver.scores(name, saliency).flatten() for name in names}
         members: dict[str, tuple[str, ...]] = {name: (name,) for name in scores}
     elif pattern == "channel":
         open_ones = [one for one in prepared.couplings if one.group.prunable]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines torch.ops.quantized_decomposed
 
+from autocomp.compress.sampling import spread_places
 from autocomp.graph import RESHAPES, Graph, operator_name
 from autocomp.graph import Node as GraphNode
 from autocomp.plan import Clip, Format
@@ -113,7 +115,7 @@ def quantize_dynamically(module: GraphModule, graph: Graph, layers: Sequence[str
 
 
 class RangeObserver(nn.Module):
-    """Passes a tensor on and remembers its range and a regular sample of its values."""
+    """Passes a tensor on and remembers its range and a sample of its values."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -125,7 +127,7 @@ class RangeObserver(nn.Module):
         flat = x.detach().flatten()
         self.low = min(self.low, float(flat.min()))
         self.high = max(self.high, float(flat.max()))
-        self.samples.append(flat[:: max(1, flat.numel() // SAMPLE)])
+        self.samples.append(flat[spread_places(flat.numel(), SAMPLE)])
         return x
 
     def quantizer(self, symmetric: bool, clip: Clip = "mse") -> ActivationQuantizer:
@@ -210,8 +212,10 @@ def complete_formats(
         return dict(formats)
     rounded = _on_a_grid(graph, quantized_tensors(graph, formats))
     complete = dict(formats)
+    uses = Counter(node.layer for node in graph.layers)
     for node in graph.layers:
-        if node.layer is None or not (node.op == "conv2d" or node.is_gemm):
+        # One that is used again is no layer of the plan's: its weight is stored once and read at several places.
+        if node.layer is None or uses[node.layer] > 1 or not (node.op == "conv2d" or node.is_gemm):
             continue
         chosen = complete.get(node.layer)
         inside = node.inputs[0] in rounded and graph.tail(node).name in rounded

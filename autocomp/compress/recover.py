@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.nn import functional
 
 from autocomp.compress.agreement import flat_output, output_tensors
-from autocomp.compress.apply import Compressed, apply, plan_of
+from autocomp.compress.apply import Compressed, adjusted, apply, plan_of
 from autocomp.compress.latent import (
     SIGN_SHARPNESS,
     Latent,
@@ -26,7 +26,7 @@ from autocomp.compress.latent import (
 from autocomp.compress.prune import cut_weights
 from autocomp.compress.quantize import DynamicQuantizer, insert_after
 from autocomp.compress.rebuild import Prepared
-from autocomp.compress.recovered import FLOAT, KEPT, LEVELS, SCALE, STEP, Recovered, with_weights
+from autocomp.compress.recovered import FLOAT, KEPT, LEVELS, SCALE, STEP, Recovered, weights_of, with_weights
 from autocomp.compress.solve import Solver
 from autocomp.errors import CompressionError
 from autocomp.graph import ADDITIONS, ATTENTION, copied, export_program, graph_module
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule
 
 Batch = tuple[torch.Tensor, ...]
-#: (epoch, epochs, loss on the data kept apart) while it goes on.
+#: Is told (steps done, of so many, what the loss on the data kept apart last was; infinite before the first epoch's end).
 Progress = Callable[[int, int, float], None]
 
 #: A step of the optimizer in shares of a weight's root mean square; networks with attention bear smaller ones.
@@ -61,11 +61,10 @@ class Recovery:
 
     ``labels``: the weight of the labels beside the uncompressed network's outputs, where there are any; ``features``:
     that of the results of its residual additions, or of its layers where it has none (A. Romero et al., "FitNets",
-    2015). ``gradual``: sparsity grows over
-    the first half (M. Zhu & S. Gupta, "To prune, or not to prune", 2017) by the magnitudes as they then are; else masks
-    are those of the plan from the start. ``l1``: the weight of the sum of magnitudes until masks are final, in shares of
-    the loss (S. Han et al., "Learning both weights and connections", 2015). ``rate``: a step in shares of a weight's
-    root mean square; None for what suits the kind of network.
+    2015). ``gradual``: sparsity grows over the first half (M. Zhu & S. Gupta, "To prune, or not to prune", 2017) by the
+    magnitudes as they then are; else masks are those of the plan from the start. ``l1``: the weight of the sum of the
+    layers' mean magnitudes until masks are final (S. Han et al., "Learning both weights and connections", 2015).
+    ``rate``: a step in shares of a weight's root mean square; None for what suits the kind of network.
     """
 
     epochs: int
@@ -92,7 +91,7 @@ def recover(
     labelled: bool = True,
     progress: Progress | None = None,
 ) -> Recovered:
-    """Train a compressed network on; the best state by the data kept apart is what is returned, be it the first.
+    """Train a compressed network on; the best state by the data kept apart is what is returned, be it the network given.
 
     The loss is distillation from the uncompressed network: of softened logits beside the labels where the targets are
     classes, else of all outputs.
@@ -100,32 +99,35 @@ def recover(
     Args:
         prepared: the uncompressed network; left as it is.
         compressed: of it; left as it is.
-        batches: (inputs…, target), or inputs alone where not ``labelled``.
+        batches: (inputs…, target), or inputs alone where not ``labelled``; each is asked for anew in every epoch.
         solver: that made ``compressed``.
-        progress: called after every epoch.
+        progress: called after every step.
 
     Raises:
         CompressionError: there is no data, or the loss is no number.
     """
     if not batches:
         raise CompressionError("recovery must have data to train on; the task has none; give it train batches")
-    student = _Student(prepared, compressed, solver, batches, recovery)
+    torch.manual_seed(recovery.seed)
+    student = _Student(prepared, compressed, solver, batches[0], recovery)
     chance = random.Random(recovery.seed)
     order = list(range(len(batches)))
     chance.shuffle(order)
     apart = max(1, round(KEPT_APART * len(order))) if len(order) > 1 else 0
-    kept_apart = [batches[number] for number in order[:apart]] or list(batches)
-    trained_on = [batches[number] for number in order[apart:]] or list(batches)
+    kept_apart = [batches[place] for place in order[:apart] or order]
+    trained_on = order[apart:] or order
     steps = recovery.epochs * len(trained_on)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         student.optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
     )
-    torch.manual_seed(recovery.seed)
     best, waited, step = student.state(), 0, 0
-    best_loss = student.held_loss(kept_apart, labelled) if student.final else math.inf
-    for epoch in range(recovery.epochs):
+    given_loss = student.loss_of(compressed.model, kept_apart, labelled)
+    if not math.isfinite(given_loss):
+        raise CompressionError(f"the loss of recovery must be a number; it is {given_loss} before any training")
+    best_loss = held = student.held_loss(kept_apart, labelled) if student.final else math.inf
+    for _ in range(recovery.epochs):
         chance.shuffle(trained_on)
-        for batch in trained_on:
+        for batch in (batches[place] for place in trained_on):
             if step % max(1, min(STEPS_TO_GROW, steps // 8)) == 0:
                 student.set_progress(step / steps)
             loss = student.loss(batch, labelled, training=True)
@@ -136,13 +138,13 @@ def recover(
             student.optimizer.step()
             schedule.step()
             step += 1
+            if progress is not None:
+                progress(step, steps, held)
         held = student.held_loss(kept_apart, labelled)
         if student.final:
             waited += 1
             if held < best_loss:
                 best_loss, best, waited = held, student.state(), 0
-        if progress is not None:
-            progress(epoch + 1, recovery.epochs, held)
         if waited >= PATIENCE:
             break
     if student.final:
@@ -150,23 +152,28 @@ def recover(
     else:
         student.set_progress(1.0)  # too few steps to get there
     weights = student.weights()
-    return Recovered(with_weights(compressed, weights), weights)
+    trained = with_weights(compressed, weights)
+    if not student.loss_of(trained.model, kept_apart, labelled) < given_loss:
+        return Recovered(compressed, weights_of(compressed))
+    return Recovered(trained, weights)
 
 
 class _Student:
     """The compressed network while it is trained."""
 
     def __init__(
-        self, prepared: Prepared, compressed: Compressed, solver: Solver, batches: Sequence[Batch], recovery: Recovery
+        self, prepared: Prepared, compressed: Compressed, solver: Solver, example: Batch, recovery: Recovery
     ) -> None:
         self._compressed, self._recovery = compressed, recovery
         names = _common_results(prepared, compressed) if recovery.features > 0 else ()
-        self._teacher = graph_module(export_program(prepared.model, prepared.example))
+        teacher, _ = adjusted(prepared, compressed.plan, solver)
+        self._teacher = graph_module(export_program(teacher.model, teacher.example))
         self._module = copied(compressed.model)
         self._taps, self._teacher_taps = _tapped(self._module, names), _tapped(self._teacher, names)
         plan = _without_formats(compressed.plan)
-        floats = apply(prepared, plan, [batches[0][: len(prepared.example.inputs)]], compressed.numerics, solver)
         self._inputs = len(prepared.example.inputs)
+        inputs = [example[: self._inputs]]
+        floats = apply(prepared, plan, inputs, compressed.numerics, solver)
         self._growing = True
         self._masks: dict[str, Sparsity] = {}
         self._latents: dict[str, Latent] = {}
@@ -182,7 +189,7 @@ class _Student:
                 self._masks[name] = mask
             self._latents[name] = Latent(start, chosen, compressed.weights.get(name), kept, narrow)
         if self._masks:
-            whole = apply(prepared, _without_masks(plan), [batches[0][: self._inputs]], compressed.numerics, solver)
+            whole = apply(prepared, _without_masks(plan), inputs, compressed.numerics, solver)
             for name in self._masks:
                 self._latents[name].latent.data = whole.model.get_parameter(name).detach().clone()
                 # A grid for the few large weights that stay at last has no level near the many small ones before.
@@ -199,7 +206,7 @@ class _Student:
         self._module.requires_grad_(False)
         for parameter in (*self._plain.values(), *self._scales):
             parameter.requires_grad_()
-        self.optimizer = torch.optim.Adam(self._groups())
+        self.optimizer = torch.optim.Adam(self._groups(), fused=True)
 
     def _groups(self) -> list[dict[str, object]]:
         attention = any(node.op == ATTENTION for node in self._compressed.graph.nodes)
@@ -245,19 +252,30 @@ class _Student:
         output = functional_call(self._module, {**self._plain, **values}, inputs)
         with torch.no_grad():
             wanted = self._teacher(*inputs)
-        target = batch[self._inputs] if labelled and len(batch) > self._inputs else None
-        total = distillation(output, wanted, target, self._recovery.labels)
+        total = distillation(output, wanted, self._target(batch, labelled), self._recovery.labels)
         for tap, own in zip(self._teacher_taps, self._taps, strict=True):
             error = functional.mse_loss(own.value, tap.value) / tap.value.var().clamp_min(1e-12)
             total = total + self._recovery.features / len(self._taps) * error
-        if training and self._recovery.l1 > 0:
+        if training and self._recovery.l1 > 0 and not self.final:
             magnitudes = sum(layer.latent.abs().mean() for layer in self._latents.values())
             total = total + self._recovery.l1 * magnitudes
         return total
 
     def held_loss(self, batches: Sequence[Batch], labelled: bool) -> float:
-        with torch.no_grad():
-            return sum(float(self.loss(batch, labelled, training=False)) for batch in batches) / len(batches)
+        return _mean(batches, lambda batch: self.loss(batch, labelled, training=False))
+
+    def loss_of(self, model: nn.Module, batches: Sequence[Batch], labelled: bool) -> float:
+        """What the outputs of a whole model cost, features aside."""
+
+        def of_batch(batch: Batch) -> torch.Tensor:
+            inputs = batch[: self._inputs]
+            wanted = self._teacher(*inputs)
+            return distillation(model(*inputs), wanted, self._target(batch, labelled), self._recovery.labels)
+
+        return _mean(batches, of_batch)
+
+    def _target(self, batch: Batch, labelled: bool) -> torch.Tensor | None:
+        return batch[self._inputs] if labelled and len(batch) > self._inputs else None
 
     def state(self) -> list[torch.Tensor]:
         tensors = [*self._tensors()]
@@ -288,6 +306,11 @@ class _Student:
                 else:
                     found |= {LEVELS + name: stored.levels, SCALE + name: stored.scale}
         return found
+
+
+def _mean(batches: Sequence[Batch], loss: Callable[[Batch], torch.Tensor]) -> float:
+    with torch.no_grad():
+        return sum(float(loss(batch)) for batch in batches) / len(batches)
 
 
 def _common_results(prepared: Prepared, compressed: Compressed) -> tuple[str, ...]:
@@ -342,7 +365,7 @@ def distillation(output: object, wanted: object, target: torch.Tensor | None, la
     )
     if not classes or target is None:
         flat, reference = flat_output(output), flat_output(wanted)
-        return functional.mse_loss(flat, reference) / reference.var().clamp_min(1e-12)
+        return functional.mse_loss(flat, reference) / reference.square().mean().clamp_min(1e-12)
     soft = functional.kl_div(
         functional.log_softmax(given[0] / TEMPERATURE, dim=1),
         functional.log_softmax(expected[0] / TEMPERATURE, dim=1),

@@ -69,6 +69,22 @@ def with_weights(compressed: Compressed, weights: Weights) -> Compressed:
     return requantized(compressed, module, stored, masks)
 
 
+def weights_of(compressed: Compressed) -> Weights:
+    """The weights that make a compressed network of itself."""
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in compressed.model.named_parameters():
+        stored = compressed.weights.get(name)
+        if stored is None:
+            found[FLOAT + name] = parameter.detach().clone()
+        else:
+            found |= {LEVELS + name: stored.levels, SCALE + name: stored.scale}
+    found |= {KEPT + name: kept for name, kept in compressed.masks.items()}
+    for name, module in compressed.model.named_modules():
+        if isinstance(module, ActivationQuantizer):
+            found[STEP + name] = torch.tensor(module.scale)
+    return found
+
+
 def weights_hash(weights: Weights) -> str:
     """The first 16 hex digits of the SHA-256 of all tensors."""
     digest = hashlib.sha256()

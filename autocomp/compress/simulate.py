@@ -4,18 +4,18 @@ simulated model and in its file alike, for research on what a network would bear
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
 
-from autocomp.compress.quantize import RangeObserver, insert_after
+from autocomp.compress.quantize import RangeObserver
 from autocomp.compress.statistics import Batches
 from autocomp.graph import Graph
 from autocomp.plan import Format
 
 if TYPE_CHECKING:
-    from torch.fx import GraphModule
+    from torch.fx import GraphModule, Node
 
 
 #: Shares of the range that are tried for the least squared error.
@@ -61,21 +61,31 @@ def simulate_activations(
     module: GraphModule, graph: Graph, formats: Mapping[str, Format], calibration: Batches
 ) -> None:
     """Put a :class:`SimulatedQuantizer` in front of every layer whose format has such activations, in place."""
-    readers: dict[tuple[str, int], list[str]] = {}
+    nodes = {node.name: node for node in module.graph.nodes}
+    readers: dict[tuple[Node, int], list[Node]] = {}
     for node in graph.layers:
         chosen = formats.get(node.layer or "")
         if chosen is not None and chosen.simulated:
-            readers.setdefault((node.inputs[0], chosen.activation_bits), []).append(node.name)
-    for bits in sorted({bits for _, bits in readers}):
-        observers = {source: _Observer() for source, of in readers if of == bits}
-        names = {source: readers[source, bits] for source in observers}
-        stem = f"simulated{bits}"
-        insert_after(module, observers, names, stem)
-        with torch.no_grad():
-            for batch in calibration:
-                module(*batch)
-        for source, observer in observers.items():
-            module.set_submodule(f"{stem}_{source}", observer.simulated(bits))
+            # What it reads may have a calibrated quantizer of its own in between by now.
+            given = cast("Node", nodes[node.name].args[0])
+            readers.setdefault((given, chosen.activation_bits), []).append(nodes[node.name])
+    observers: dict[str, tuple[int, _Observer]] = {}
+    for (given, bits), of in readers.items():
+        path = f"simulated{bits}_{given.name}"
+        observers[path] = bits, _Observer()
+        module.add_submodule(path, observers[path][1])
+        with module.graph.inserting_before(of[0]):
+            call = module.graph.call_module(path, (given,))
+        for reader in of:
+            reader.replace_input_with(given, call)
+    if not observers:
+        return
+    module.recompile()
+    with torch.no_grad():
+        for batch in calibration:
+            module(*batch)
+    for path, (bits, observer) in observers.items():
+        module.set_submodule(path, observer.simulated(bits))
 
 
 class _Observer(RangeObserver):

@@ -83,7 +83,7 @@ class Solver:
 
     def __init__(self, model: nn.Module, calibration: Batches) -> None:
         self.model = model
-        self._calibration = calibration
+        self.calibration = calibration
         self._adjusted: dict[Hashable, Solver] = {}
         self.statistics = Statistics(model, calibration)
         self._kept: OrderedDict[Hashable, tuple[int, Solution | nn.Sequential]] = OrderedDict()
@@ -93,7 +93,7 @@ class Solver:
         """The solver of the model after some adjustments, which are made once."""
         key = tuple(adjustments)
         if key not in self._adjusted:
-            self._adjusted[key] = Solver(adjust(), self._calibration)
+            self._adjusted[key] = Solver(adjust(), self.calibration)
         return self._adjusted[key]
 
     def factors(self, layer: str, rank: Rank, others: Sequence[str] = ()) -> nn.Sequential:

@@ -11,12 +11,13 @@ from torch.nn import functional
 
 from autocomp.compress.agreement import flat_output
 from autocomp.compress.prune import Moment
+from autocomp.compress.sampling import spread_places
 from autocomp.errors import CompressionError
 from autocomp.graph import copied
 
 Batches = Sequence[tuple[torch.Tensor, ...]]
 
-#: Rows of inputs that a second moment is taken of; of more, a regular sample.
+#: Rows of inputs that a second moment is taken of; of more, a sample.
 ROWS = 1 << 16
 
 #: Random directions of the output that derivatives are taken in, for every batch.
@@ -76,7 +77,8 @@ class Statistics:
     def _collect(
         self, layers: Mapping[str, nn.Module], before: Sequence[nn.Module], gone: Collection[int] = ()
     ) -> dict[str, Moment]:
-        sums: dict[str, list[tuple[torch.Tensor, torch.Tensor, int]]] = {name: [] for name in layers}
+        sums: dict[str, tuple[torch.Tensor, torch.Tensor, int]] = {}
+        nothing = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64), 0
         rows = max(1, ROWS // len(self._calibration))
 
         def watch(name: str) -> Callable[..., None]:
@@ -85,7 +87,9 @@ class Statistics:
                 for stage in before:
                     x = stage(x)
                 columns = input_columns(layers[name], x, rows)
-                sums[name].append((columns.mT @ columns, columns.sum(dim=1), columns.shape[1]))
+                second, mean, count = sums.get(name, nothing)
+                second = second + (columns.mT @ columns).double()
+                sums[name] = second, mean + columns.sum(dim=1).double(), count + columns.shape[1]
 
             return hook
 
@@ -97,17 +101,12 @@ class Statistics:
         finally:
             for one in hooks:
                 one.remove()
-        found = {}
-        for name, parts in sums.items():
-            if not parts:
+        for name in layers:
+            if name not in sums:
                 raise CompressionError(
                     f"the model must call {name!r} as a module for its inputs to be seen; it does not"
                 )
-            count = sum(number for _, _, number in parts)
-            second = torch.stack([one for one, _, _ in parts]).double().sum(dim=0) / count
-            mean = torch.stack([one for _, one, _ in parts]).double().sum(dim=0) / count
-            found[name] = Moment(second.float(), mean.float())
-        return found
+        return {name: Moment((second / n).float(), (mean / n).float()) for name, (second, mean, n) in sums.items()}
 
     def gradient_of(
         self,
@@ -184,13 +183,13 @@ def without(x: torch.Tensor, gone: Collection[int], layer: nn.Module) -> torch.T
     """What a layer reads or gives, without some channels."""
     if not gone:
         return x
-    dim = 1 if isinstance(layer, nn.Conv2d) else x.dim() - 1
+    dim = 1 if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)) else x.dim() - 1
     return x.index_select(dim, left(x.shape[dim], gone))
 
 
 def input_columns(layer: nn.Module, x: torch.Tensor, rows: int) -> torch.Tensor:
     """What a convolution or linear multiplies its weights with, (groups, rows, columns); of more rows than asked for, a
-    regular sample."""
+    sample."""
     if isinstance(layer, nn.Conv2d):
         mode = "constant" if layer.padding_mode == "zeros" else layer.padding_mode
         padded = functional.pad(x, layer._reversed_padding_repeated_twice, mode=mode)
@@ -199,5 +198,5 @@ def input_columns(layer: nn.Module, x: torch.Tensor, rows: int) -> torch.Tensor:
         groups = layer.groups
     else:
         flat, groups = x.reshape(-1, x.shape[-1]), 1
-    flat = flat[:: max(1, -(-len(flat) // rows))]
+    flat = flat[spread_places(len(flat), rows)]
     return flat.reshape(len(flat), groups, -1).movedim(1, 0)

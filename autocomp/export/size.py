@@ -15,7 +15,8 @@ from onnx import TensorProto, helper
 
 from autocomp.compress.structure import LayerShape, Structure
 from autocomp.export.opsets import leave_out_defaults
-from autocomp.export.packing import Footprint, bias_bytes, field_bytes, footprint, function_bytes, weight_spec
+from autocomp.export.packing import Footprint, bias_bytes, field_bytes, footprint, function_bytes
+from autocomp.export.stored import weight_spec
 from autocomp.export.unpacking import BIAS, Reader
 from autocomp.graph import ATTENTION, Node
 

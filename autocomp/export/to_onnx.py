@@ -23,7 +23,8 @@ from autocomp.export.integers import (
     sums_before_norms,
 )
 from autocomp.export.opsets import leave_out_defaults, raise_opset
-from autocomp.export.packing import StoredWeight, encode, encode_bias, install, weight_spec
+from autocomp.export.packing import encode, encode_bias, install
+from autocomp.export.stored import StoredWeight, weight_spec
 from autocomp.graph import ATTENTION, Graph, copied, operator_name
 
 if TYPE_CHECKING:

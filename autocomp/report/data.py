@@ -7,6 +7,7 @@ exports/<trial>/plan.json and verification.json.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TypeVar, get_args
@@ -56,8 +57,9 @@ class TargetFacts:
 
 @dataclass(frozen=True)
 class LayerFacts:
-    """A compressible layer. ``weight_shape`` is (out, in, k…); layers of one ``group`` lose their channels together, and
-    those of one residual ``block`` are left out together."""
+    """A compressible layer. ``weight_shape`` is that of the module's weight; layers of one ``group`` lose their channels
+    together, a whole one of ``units`` (several channels, where these are heads) at a time, and those of one residual
+    ``block`` are left out together."""
 
     name: str
     kind: str
@@ -67,6 +69,19 @@ class LayerFacts:
     params: int
     group: str | None
     block: str | None = None
+    units: int | None = None
+
+    @property
+    def outputs(self) -> int:
+        """Its output channels, or columns."""
+        if self.kind == "embedding":
+            return self.weight_shape[-1]
+        return self.out_shape[0] if self.kind == "conv_transpose2d" else self.weight_shape[0]
+
+    def channels_kept(self, level: float) -> float:
+        """The share of its output channels that a sparsity level leaves: of whole units, one at least."""
+        units = self.units or self.outputs
+        return max(1, units - round(units * level)) / units
 
     @property
     def full_rank(self) -> int:
@@ -75,8 +90,17 @@ class LayerFacts:
 
 
 @dataclass(frozen=True)
+class StoredFormat:
+    """The format of a layer, in words, and the bits of a weight."""
+
+    weight_bits: int
+    name: str
+
+
+@dataclass(frozen=True)
 class LayerRow:
-    """What a point does to one layer.
+    """What a point does to one layer. ``format`` is what it has in the file, where that was verified (between integer
+    layers it may be another than the plan's), else that of the plan.
 
     ``channels_kept`` is the share of output channels left (also where a coupled layer's plan removes them, then
     ``coupled`` is true); ``rank_share`` the share of the full rank left; ``zeros`` the share of single weights zeroed.
@@ -84,6 +108,7 @@ class LayerRow:
 
     layer: LayerFacts
     plan: LayerPlan
+    format: StoredFormat | None
     channels_kept: float
     coupled: bool
     rank_share: float
@@ -102,7 +127,9 @@ class Point:
     ``metric_search`` and ``metric_test`` are the simulated model's; ``measured_metric`` the exported file's on the test
     split; ``drop_low``/``drop_high`` the paired 95 % interval of its drop against the uncompressed file (positive is
     worse). ``measured_latency_spread`` is the spread of the repeats relative to ``measured_latency_ms``.
-    None = not measured. ``settled`` is False where the timings never agreed.
+    None = not measured. ``settled`` is False where the timings never agreed. ``parent`` is the trial that it was recovered
+    from, with which seed; None where it was not. ``formats`` are those of the file's layers; None where it was not
+    verified.
     """
 
     trial: int
@@ -123,6 +150,21 @@ class Point:
     plan: Plan | None
     settled: bool | None
     runtime: str | None
+    parent: int | None
+    recovery_seed: int | None
+    formats: Mapping[str, StoredFormat] | None
+
+    @property
+    def label(self) -> str:
+        """What a point is called where there is little room."""
+        if self.is_baseline:
+            return "uncompressed"
+        return str(self.trial) if self.parent is None else f"{self.parent} recovered"
+
+    @property
+    def name(self) -> str:
+        """What a point is called in sentences."""
+        return self.label if self.is_baseline else f"trial {self.label}"
 
     @property
     def verified(self) -> bool:
@@ -172,7 +214,9 @@ class ReportData:
 
     def layer_plan(self, point: Point) -> tuple[LayerRow, ...]:
         """What ``point`` does to every layer, in network order; empty where its plan was not found."""
-        return () if point.plan is None else tuple(_layer_row(layer, point.plan, self.layers) for layer in self.layers)
+        if point.plan is None:
+            return ()
+        return tuple(_layer_row(layer, point.plan, point.formats, self.layers) for layer in self.layers)
 
 
 #: The unit of metrics that run from 0 to 100.
@@ -251,6 +295,7 @@ def _layer(entry: Fields) -> LayerFacts:
         params=entry.integer("params"),
         group=None if group is None else str(group),
         block=entry.text("block", "") or None,
+        units=entry.maybe_integer("channel_units"),
     )
 
 
@@ -296,7 +341,18 @@ def _point(row: Fields, run_dir: Path, known: frozenset[str]) -> Point:
         plan=_plan(folder / "plan.json", plan_hash, known),
         settled=checked.inner("measured").maybe_flag("settled") if same else None,
         runtime=checked.text("runtime", "") or None if same else None,
+        parent=row.maybe_integer("parent"),
+        recovery_seed=row.maybe_integer("recovery_seed"),
+        formats=_formats(checked) if same else None,
     )
+
+
+def _formats(verification: Fields) -> dict[str, StoredFormat] | None:
+    if "layer_formats" not in verification.values:
+        return None
+    named = verification.inner("layer_formats")
+    entries = {name: named.inner(name) for name in named.values}
+    return {name: StoredFormat(one.integer("weight_bits"), one.text("name")) for name, one in entries.items()}
 
 
 def _plan(path: Path, plan_hash: str, known: frozenset[str]) -> Plan | None:
@@ -316,15 +372,19 @@ def _plan(path: Path, plan_hash: str, known: frozenset[str]) -> Plan | None:
     return plan
 
 
-def _layer_row(layer: LayerFacts, plan: Plan, layers: tuple[LayerFacts, ...]) -> LayerRow:
+def _layer_row(
+    layer: LayerFacts, plan: Plan, formats: Mapping[str, StoredFormat] | None, layers: tuple[LayerFacts, ...]
+) -> LayerRow:
     own = plan[layer.name]
+    planned = None if own.format is None else StoredFormat(own.format.weight_bits, str(own.format))
     level = own.channel_level()
     if layer.group is not None:  # channels of coupled layers go together, whichever of them the plan names
         level = max(plan[other.name].channel_level() for other in layers if other.group == layer.group)
     return LayerRow(
         layer=layer,
         plan=own,
-        channels_kept=1.0 - level,
+        format=planned if formats is None else formats.get(layer.name),
+        channels_kept=layer.channels_kept(level),
         coupled=level > own.channel_level(),
         rank_share=1.0 if own.rank is None else min(1.0, own.rank.r / layer.full_rank),
         zeros=own.masked_level(),

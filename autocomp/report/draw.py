@@ -136,16 +136,14 @@ def _name(axes: Axes, row: FrontRow, at: tuple[float, float], chosen: Point) -> 
     is_knee = row.point.trial == chosen.trial
     if is_knee:
         axes.scatter(*at, s=170, facecolors="none", edgecolors=ACCENT, linewidths=1.8, zorder=4)
-    label = (
-        "uncompressed" if row.point.is_baseline else f"{row.point.trial} (knee)" if is_knee else f"{row.point.trial}"
-    )
+    label = f"{row.point.label} (knee)" if is_knee and not row.point.is_baseline else row.point.label
     place = {"xytext": (8, -17), "ha": "right"} if row.point.is_baseline else {"xytext": (0, 10), "ha": "center"}
     colour = ACCENT if is_knee else INK if row.point.is_baseline else QUIET
     axes.annotate(label, at, textcoords="offset points", fontsize=8, color=colour, **place)  # type: ignore[arg-type]
 
 
 def _plan_title(data: ReportData, point: Point) -> str:
-    name = "uncompressed" if point.is_baseline else f"trial {point.trial}, the knee"
+    name = point.name if point.is_baseline else f"{point.name}, the knee"
     return f"Plan of {name}: {data.task.name} on {data.target.name}"
 
 
@@ -184,11 +182,11 @@ def _cells(row: LayerRow) -> tuple[tuple[float, str], ...]:
     """(share left, words) of the four columns; a share of 1 is an untouched cell."""
     if row.dropped:
         return ((0.0, "dropped"),) * 4
-    rank, form = row.plan.rank, row.plan.format
+    rank, form = row.plan.rank, row.format
     return (
-        (row.channels_kept, f"{row.channels_kept:.0%} of {row.layer.weight_shape[0]}"),
+        (row.channels_kept, f"{row.channels_kept:.0%} of {row.layer.outputs}"),
         (row.rank_share, "full" if rank is None else f"{rank.r} of {row.layer.full_rank}"),
-        (1.0, "float 32") if form is None else (form.weight_bits / 32, str(form)),
+        (1.0, "float 32") if form is None else (form.weight_bits / 32, form.name),
         (1.0 - row.zeros, f"{1.0 - row.zeros:.0%}"),
     )
 

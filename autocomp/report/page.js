@@ -51,7 +51,7 @@
     const trace = {
       type: "scatter", mode: "markers+text", x: values, y: points.map((p) => p.metric),
       customdata: points.map((p) => p.trial), hovertext: points.map((p) => p.hover), hoverinfo: "text",
-      text: points.map((p) => (p.baseline ? "uncompressed" : String(p.trial))),
+      text: points.map((p) => p.label),
       textposition: points.map((p) => (p.baseline ? "bottom left" : "top center")),
       textfont: { color: token("--quiet"), size: 10 }, cliponaxis: false,
       error_x: { type: "data", array: points.map((p) => p.error_ms), visible: bars, thickness: 1, width: 0, color: token("--quiet") },
@@ -83,7 +83,7 @@
   };
 
   const drawAgreement = (entry, index) => {
-    if (!entry.trials.length) return;
+    if (!entry.labels.length) return;
     const reach = 1.25 * Math.max(entry.band, ...entry.errors.map(Math.abs));
     const spec = layout(entry.x, entry.y, entry.log);
     spec.yaxis.range = [-reach, reach];
@@ -93,7 +93,7 @@
       { type: "line", xref: "paper", x0: 0, x1: 1, y0: 0, y1: 0, line: { width: 1, color: token("--quiet") }, layer: "below" },
     ];
     const trace = {
-      type: "scatter", mode: "markers", x: entry.measured, y: entry.errors, customdata: entry.trials,
+      type: "scatter", mode: "markers", x: entry.measured, y: entry.errors, customdata: entry.labels,
       hovertemplate: "point %{customdata}<br>measured %{x:.4~g}<br>off by %{y:.2~g}<extra></extra>",
       marker: { size: 10, color: `rgb(${token("--heat")})`, line: { width: 1, color: token("--card") } },
     };

@@ -28,6 +28,7 @@ def payload(data: ReportData, chosen: Point) -> dict[str, Json]:
     view = front_view(data)
     window = metric_window(data, view)
     scale = 100.0 if is_share(data) else 1.0
+    labels = {point.trial: point.label for point in data.points}
     return {
         "chosen": chosen.trial,
         "front": {
@@ -44,7 +45,7 @@ def payload(data: ReportData, chosen: Point) -> dict[str, Json]:
                 "y": words.error_label(data, each),
                 "log": each.quantity != "metric",
                 "band": each.band * (100.0 if words.in_percent(data, each) else 1.0),
-                "trials": [trial for trial, _, _ in each.pairs],
+                "labels": [labels[trial] for trial, _, _ in each.pairs],
                 "measured": [words.comparison_unit(data, each)[1] * measured for _, _, measured in each.pairs],
                 "errors": [error * (100.0 if words.in_percent(data, each) else 1.0) for error in each.errors],
             }
@@ -55,11 +56,6 @@ def payload(data: ReportData, chosen: Point) -> dict[str, Json]:
     }
 
 
-def name(point: Point) -> str:
-    """What a point is called everywhere on the page."""
-    return "uncompressed" if point.is_baseline else f"trial {point.trial}"
-
-
 def command(data: ReportData, point: Point) -> str:
     """The command that writes the point's file."""
     return f"autocomp export {shlex.quote(data.run)} --pick {point.trial}"
@@ -68,7 +64,7 @@ def command(data: ReportData, point: Point) -> str:
 def _front_point(data: ReportData, row: FrontRow, scale: float) -> dict[str, Json]:
     return {
         "trial": row.point.trial,
-        "name": name(row.point),
+        "label": row.point.label,
         "baseline": row.point.is_baseline,
         "metric": scale * row.metric,
         "ms": row.latency.ms,
@@ -80,7 +76,7 @@ def _front_point(data: ReportData, row: FrontRow, scale: float) -> dict[str, Jso
 
 def _hover(data: ReportData, point: Point) -> list[str]:
     rows = [f"{label}: {predicted} → {measured}" for label, predicted, measured in _numbers(data, point)]
-    return [f"{name(point)} (predicted → measured)", *rows, *_changes(data, point), *_notes(data, point)]
+    return [f"{point.name} (predicted → measured)", *rows, *_changes(data, point), *_notes(data, point)]
 
 
 def _numbers(data: ReportData, point: Point) -> list[tuple[str, str, str]]:
@@ -103,22 +99,25 @@ def _notes(data: ReportData, point: Point) -> list[str]:
 
 
 def _changes(data: ReportData, point: Point) -> list[str]:
-    """Against the uncompressed file."""
+    """Against the uncompressed file, and the point that it was recovered from."""
     if point.is_baseline:
         return []
     gain = factors(data, point)
     source = "measured" if gain.speed_measured else best_latency(data, point).source
     change = drop(data, point)
-    return [
+    said = [
         f"{words.drop_words(data, change)} ({change.basis})",
         f"{words.smaller(gain)}, {words.faster(gain)} ({source})",
     ]
+    if point.parent is not None:
+        said.append(f"recovered: trial {point.parent} trained on, with seed {point.recovery_seed}")
+    return said
 
 
 def _point(data: ReportData, point: Point) -> dict[str, Json]:
     plan = data.layer_plan(point)
     return {
-        "name": name(point),
+        "name": point.name,
         "numbers": [list(row) for row in _numbers(data, point)],
         "changes": [*_changes(data, point)],
         "notes": [*_notes(data, point)],
@@ -131,12 +130,12 @@ def _point(data: ReportData, point: Point) -> dict[str, Json]:
 
 def _layer(row: LayerRow) -> list[Json]:
     """[dropped, [share left, words] of channels, rank, bits, weights]; a share of 1 is untouched."""
-    rank, form = row.plan.rank, row.plan.format
+    rank, form = row.plan.rank, row.format
     coupled = " (coupled)" if row.coupled else ""
     return [
         row.dropped,
-        [row.channels_kept, f"{words.brief(100 * row.channels_kept)} % of {row.layer.weight_shape[0]}{coupled}"],
+        [row.channels_kept, f"{words.brief(100 * row.channels_kept)} % of {row.layer.outputs}{coupled}"],
         [row.rank_share, "full" if rank is None else f"{rank.r} of {row.layer.full_rank}"],
-        [1.0, "float 32"] if form is None else [form.weight_bits / 32, str(form)],
+        [1.0, "float 32"] if form is None else [form.weight_bits / 32, form.name],
         [1.0 - row.zeros, f"{words.brief(100 * (1.0 - row.zeros))} %"],
     ]

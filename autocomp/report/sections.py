@@ -8,7 +8,7 @@ from html import escape
 
 from autocomp.report import words
 from autocomp.report.data import Point, ReportData
-from autocomp.report.payload import command, name
+from autocomp.report.payload import command
 from autocomp.report.views import (
     Pick,
     best_latency,
@@ -21,6 +21,7 @@ from autocomp.report.views import (
     picks,
     predicted_latency,
 )
+from autocomp.trial import RECOVERED
 
 
 def _badges(said: Sequence[str]) -> str:
@@ -66,7 +67,7 @@ def _card(data: ReportData, pick: Pick) -> str:
     return (
         f"<article class='card{' base' if point.is_baseline else ''}'>"
         f"<h3>{escape(', '.join(pick.names))}"
-        + ("" if point.is_baseline else f" <button type='button' data-trial='{point.trial}'>{name(point)}</button>")
+        + ("" if point.is_baseline else f" <button type='button' data-trial='{point.trial}'>{point.name}</button>")
         + f"</h3><p class='big'>{escape(words.metric(data, value))}</p>"
         f"<p class='what'>{escape(metric)} ({split})</p>{worse}"
         f"<p title='{bytes_now:,} bytes'><span class='number'>{words.size(bytes_now)}</span>{against}</p>"
@@ -117,7 +118,7 @@ def _option(data: ReportData, each: Point, chosen: Point) -> str:
     value = words.metric(data, each.measured_metric if each.verified else each.metric_search)
     knee = " (knee)" if each.trial == chosen.trial and not each.is_baseline else ""
     ms = best_latency(data, each)
-    return f"{name(each)}{knee}: {value}, {words.size(each.size_bytes)}, {words.latency(ms)}"
+    return f"{each.name}{knee}: {value}, {words.size(each.measured_size_bytes or each.size_bytes)}, {words.latency(ms)}"
 
 
 #: Title, second line, and which notes stand in the column.
@@ -165,7 +166,7 @@ def _row(data: ReportData, each: Point, chosen: Point) -> str:
     ]
     knee = _badges(["knee"] if each.trial == chosen.trial and not each.is_baseline else [])
     said = words.notes(data, each)
-    choose = f"<button type='button' data-trial='{each.trial}'>{name(each)}</button>"
+    choose = f"<button type='button' data-trial='{each.trial}'>{each.name}</button>"
     return (
         f"<tr data-row='{each.trial}'><th>{choose}{knee}</th>"
         + "".join(
@@ -199,12 +200,15 @@ def agreement(data: ReportData) -> str:
 
 
 def trials(data: ReportData) -> str:
-    counts = {state: sum(t.state == state for t in data.trials) for state in ("complete", "failed", "running")}
-    seconds = sum(t.seconds or 0.0 for t in data.trials)
+    searched = [t for t in data.trials if t.trial < RECOVERED]
+    recovered = len(data.trials) - len(searched)
+    counts = {state: sum(t.state == state for t in searched) for state in ("complete", "failed", "running")}
+    seconds = sum(t.seconds or 0.0 for t in searched)
     said = (
         f"{data.asked} trials asked for; {counts['complete']} complete, {counts['failed']} failed"
         + (f", {counts['running']} begun and not ended" if counts["running"] else "")
         + f"; {words.digits(seconds)} s in all."
+        + (f" {recovered} points were recovered besides." if recovered else "")
     )
     failed = [t for t in data.trials if t.state == "failed"]
     rows = "".join(f"<tr><th>trial {t.trial}</th><td>{escape(t.error or 'no error text')}</td></tr>" for t in failed)
@@ -242,8 +246,7 @@ def honest_notes(data: ReportData) -> str:
     ]
     if any(p.measured_latency_ms is None for p in data.points):
         said.append(
-            f"A latency marked {target.latency_source} was not measured. Measure it where the device can be reached: "
-            "autocomp verify RUN --pick front --host user@board"
+            f"A latency marked {target.latency_source} was not measured: the device is out of reach from where this ran."
         )
     if count:
         said.append(

@@ -113,7 +113,9 @@ def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> l
                 f"the untouched model could not be evaluated: {errors[0] if errors else 'no trial was run'}"
             )
         if request.recover_epochs:
-            worth = worth_recovering(trials, points)
+            # The same ones at every sitting: what was recovered has no say.
+            searched = [trial for trial in trials if trial.parent is None]
+            worth = worth_recovering(searched, front_trials(searched, bench.task.metric, Limits.of(request)))
             recover_points(bench, folder, worth, request.recover_epochs, request.seed, watcher)
             trials = load_trials(folder)
             points = write_tables(folder, request, bench.task.metric, trials)
@@ -129,10 +131,18 @@ def _tell_of_misses(folder: RunFolder, points: Sequence[Trial], request: Request
     verified = verifications(folder)
     for point in points:
         measured = verified.get(point.key, {}).get("measured")
-        if not isinstance(measured, dict) or not isinstance(latency_ms := measured["latency_ms"], float):
+        if not isinstance(measured, dict):
+            continue
+        limit_kb, size_bytes = request.max_size_kb, measured["size_bytes"]
+        limited = point.number != BASELINE
+        if limited and limit_kb is not None and isinstance(size_bytes, int) and size_bytes > 1000 * limit_kb:
+            watcher.say(
+                f"trial {point.number} was predicted within {limit_kb} kB and its file has {size_bytes:,} bytes"
+            )
+        if not isinstance(latency_ms := measured["latency_ms"], float):
             continue
         limit = request.max_latency_ms
-        if limit is not None and latency_ms > limit and point.number != BASELINE:
+        if limited and limit is not None and latency_ms > limit:
             watcher.say(f"trial {point.number} was predicted within {limit} ms and measured at {latency_ms:.3f} ms")
         if not measured["settled"]:
             watcher.say(f"trial {point.number}: its timings never settled; {latency_ms:.3f} ms is the lowest seen")
@@ -220,10 +230,17 @@ def _begin(setup: Setup, folder: RunFolder) -> None:
 
 def layers_document(prepared: Prepared) -> list[dict[str, object]]:
     """``layers.json``: the compressible layers in execution order."""
-    block_of = {name: block.name for block in prepared.inventory.blocks for name in block.layers}
+    inventory = prepared.inventory
+    block_of = {name: block.name for block in inventory.blocks for name in block.layers}
+    widths = {name: group.width for group in inventory.groups for name in group.producers}
     return [
-        {**asdict(layer), "prunable": layer.group is not None, "block": block_of.get(layer.name, "")}
-        for layer in prepared.inventory.layers
+        {
+            **asdict(layer),
+            "prunable": layer.group is not None,
+            "block": block_of.get(layer.name, ""),
+            "channel_units": widths.get(layer.name),
+        }
+        for layer in inventory.layers
     ]
 
 

@@ -3,9 +3,11 @@ the point it came from as its parent. Every one is an event of the run, and its 
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +15,7 @@ import torch
 
 from autocomp.compress.recover import Recovery, recover
 from autocomp.compress.recovered import weights_hash
+from autocomp.errors import CompressionError
 from autocomp.pareto import front
 from autocomp.run import RunFolder
 from autocomp.search.tables import BASELINE
@@ -67,10 +70,7 @@ def recover_points(
     bench: Workbench, folder: RunFolder, points: Sequence[Trial], epochs: int, seed: int, watcher: Watcher
 ) -> None:
     """Recover points, those left out that were recovered before; each is on disk when the next begins. A task without
-    train batches is distilled on its calibration inputs.
-
-    Raises:
-        CompressionError: training came to no number.
+    train batches is distilled on its calibration inputs. What cannot be recovered is told, and left as it is.
     """
     labelled = bench.task.train is not None
     batches = bench.task.calibration if bench.task.train is None else bench.task.train
@@ -79,26 +79,37 @@ def recover_points(
         if (point.plan.hash, seed, epochs) in known:
             continue
         what = f"recovering trial {point.number} ({place + 1} of {len(points)})"
-        watcher.step(what, 0, epochs)
+        watcher.step(what, 0, 1)
         began = time.monotonic()
-        found = recover(
-            bench.prepared,
-            bench.compress(point.plan),
-            batches,
-            Recovery(epochs, seed),
-            bench.solver,
-            labelled,
-            progress=lambda epoch, of, _, what=what: watcher.step(what, epoch, of),  # type: ignore[misc]
-        )
-        with torch.no_grad():
-            metric = bench.task.evaluate(found.compressed.model, "search").value
+        try:
+            found = recover(
+                bench.prepared,
+                bench.compress(point.plan),
+                batches,
+                Recovery(epochs, seed),
+                bench.solver,
+                labelled,
+                progress=partial(_tell, watcher, what),
+            )
+            with torch.no_grad():
+                metric = bench.task.evaluate(found.compressed.model, "search").value
+            if not math.isfinite(metric):
+                raise CompressionError(f"the metric of the recovered network must be a number; got {metric}")
+        except Exception as error:  # noqa: BLE001
+            # As that of a trial: what else was found is not lost for it.
+            watcher.say(f"{what} failed: {type(error).__name__}: {error}")
+            continue
         name = weights_hash(found.weights)
         path = weights_path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(dict(found.weights), path)
         done = _Done(point.number, point.plan.hash, seed, epochs, metric, time.monotonic() - began, name)
         folder.append_event({"event": EVENT, **asdict(done)})
-        watcher.step(what, epochs, epochs)
+        watcher.step(what, 1, 1)
+
+
+def _tell(watcher: Watcher, what: str, step: int, steps: int, held: float) -> None:
+    watcher.step(what, step, steps, f"loss {held:.3g}" if math.isfinite(held) else "")
 
 
 def recovered_trials(folder: RunFolder, trials: Sequence[Trial]) -> tuple[Trial, ...]:

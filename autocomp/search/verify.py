@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
+from autocomp.compress.apply import origin
 from autocomp.errors import WorkError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import OutputForm
 from autocomp.hardware.runtimes import onnxruntime
 from autocomp.hardware.runtimes.runtime import LoadedFile, batch_outputs, cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import Timing, TimingSettings, measure
-from autocomp.plan import Plan
+from autocomp.plan import Format, Plan
 from autocomp.run import Json
 from autocomp.search.evaluate import Workbench
 from autocomp.task import Metric, Predict, Score
@@ -36,10 +37,12 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Exported:
-    """A plan's file, and the scores of the simulated model and of the file on the test split."""
+    """A plan's file, the formats that layers got in it, and the scores of the simulated model and of the file on the test
+    split."""
 
     plan: Plan
     model: bytes
+    formats: Mapping[str, Format]
     simulated: Score
     measured: Score
 
@@ -71,7 +74,8 @@ def export_and_score(bench: Workbench, plan: Plan, weights: Path | None = None) 
             f"the {bench.task.metric.name} on the test split must be a finite number; got {simulated.value} of the "
             f"simulated model and {measured.value} of the file; check evaluate"
         )
-    return Exported(plan, model, simulated, measured)
+    formats = {origin(plan, name)[0]: chosen for name, chosen in compressed.formats.items()}
+    return Exported(plan, model, formats, simulated, measured)
 
 
 def predictor(file: LoadedFile, outputs: OutputForm) -> Predict:
@@ -147,6 +151,9 @@ def verification(
         "plan_hash": exported.plan.hash,
         "key": point.key,
         "format": bench.target.artifact,
+        "layer_formats": {
+            name: {"weight_bits": chosen.weight_bits, "name": str(chosen)} for name, chosen in exported.formats.items()
+        },
         "predicted": {
             "size_bytes": predicted.size_bytes,
             "latency_ms": predicted.latency_ms,

@@ -8,6 +8,7 @@ import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
+from typing import cast
 
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.timing import Timing
@@ -19,8 +20,8 @@ from autocomp.search.sampler import uniform_indices
 from autocomp.search.verify import time_files
 from autocomp.space import SearchSpace
 
-#: The event of one timing.
-WARMED = "warm-start"
+#: The event of one timing, and that of how many there are to be.
+WARMED, COUNTED = "warm-start", "warm-start-files"
 #: At most so many files are measured, and at most one for so many trials: warming up must not outweigh the search.
 MOST_FILES, TRIALS_PER_FILE = 30, 3
 
@@ -29,13 +30,12 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class _Warmed:
-    """What was measured of one file, ``of`` so many."""
+    """What was measured of one file."""
 
     plan_hash: str
     latency_ms: float
     latency_spread: float
     settled: bool
-    of: int
 
 
 def file_count(trials: int) -> int:
@@ -67,12 +67,10 @@ def warmed_up(
     if not bench.target.reachable:
         return bench
     known = _measured(folder)
-    # Once begun, the files are what they are: a resumed search may ask for more trials.
-    count = next(iter(known.values())).of if known else file_count(trials)
-    plans = warm_plans(space, count, seed)
+    plans = warm_plans(space, _count(folder, trials), seed)
     missing = [plan for plan in plans if plan.hash not in known]
     for plan, timing in _time(bench, missing, progress) if missing else ():
-        one = _Warmed(plan.hash, timing.latency_ms, timing.error, timing.settled, count)
+        one = _Warmed(plan.hash, timing.latency_ms, timing.error, timing.settled)
         folder.append_event({"event": WARMED, **asdict(one)})
         known[plan.hash] = one
     files = tuple(
@@ -91,6 +89,15 @@ def _time(bench: Workbench, plans: Sequence[Plan], progress: Progress) -> list[t
         models[place] = export_onnx(bench.compress(plan), packed=bench.target.artifact == "onnx-packed")
     timings = time_files(bench, models, progress)
     return [(plans[place], timing) for place, timing in timings.items()]
+
+
+def _count(folder: RunFolder, trials: int) -> int:
+    """The files of a run: what they were at its first sitting, though a later one may ask for more trials."""
+    for event in folder.events():
+        if event["event"] == COUNTED:
+            return cast("int", event["files"])
+    folder.append_event({"event": COUNTED, "files": file_count(trials)})
+    return file_count(trials)
 
 
 def _measured(folder: RunFolder) -> dict[str, _Warmed]:

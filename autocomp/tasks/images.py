@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import overload
 
 import torch
@@ -77,10 +77,16 @@ class Labelled:
 
 @dataclass(frozen=True, eq=False)
 class Batches(Sequence[tuple[Tensor, ...]]):
-    """(inputs, labels) batches of at most ``size``, normalised when they are asked for: in bytes they take a quarter."""
+    """(inputs, labels) batches of at most ``size``, normalised when they are asked for: in bytes they take a quarter.
+
+    Images are moved by at most ``shift_px`` each way and, where asked, mirrored: anew at every access, by torch's own
+    generator.
+    """
 
     images: Labelled
     size: int
+    shift_px: int = 0
+    mirror: bool = False
 
     def __len__(self) -> int:
         return -(-len(self.images) // self.size)
@@ -88,12 +94,16 @@ class Batches(Sequence[tuple[Tensor, ...]]):
     @overload
     def __getitem__(self, index: int) -> tuple[Tensor, ...]: ...
     @overload
-    def __getitem__(self, index: slice) -> list[tuple[Tensor, ...]]: ...
-    def __getitem__(self, index: int | slice) -> tuple[Tensor, ...] | list[tuple[Tensor, ...]]:
+    def __getitem__(self, index: slice) -> Batches: ...
+    def __getitem__(self, index: int | slice) -> tuple[Tensor, ...] | Batches:
         if isinstance(index, slice):
-            return [self[one] for one in range(*index.indices(len(self)))]
+            first, last, step = index.indices(len(self))
+            if step != 1:
+                raise ValueError(f"a slice of batches takes one after the other; got every {step}")
+            return replace(self, images=self.images[first * self.size : last * self.size])
         start = range(len(self))[index] * self.size  # an index out of range is refused here
-        return self.images[start : start + self.size].tensors()
+        inputs, labels = self.images[start : start + self.size].tensors()
+        return augmented(inputs, self.shift_px, self.mirror), labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,7 +136,7 @@ def image_task(name: str, net: nn.Module, parts: Parts, test: Labelled, recipe: 
         model=net,
         example_inputs=(calibration[:1].clone(),),
         calibration=[(inputs,) for inputs in torch.split(calibration, CALIBRATION_BATCH)],
-        train=Batches(parts.train, recipe.batch),
+        train=Batches(parts.train, recipe.batch, recipe.shift_px, recipe.mirror),
         evaluate=Accuracy(search=parts.search.tensors(), test=mixed(test).tensors()),
         metric=Metric(metric, "maximize", "%"),
     )
@@ -163,8 +173,9 @@ def training(recipe: Recipe, images: Labelled, fresh: Callable[[], nn.Module], d
     return Training(fresh, optimizer, schedule, batches, steps, recipe.epochs, recipe.seed, duration)
 
 
-def augmented(inputs: Tensor, shift_px: int, mirror: bool, generator: torch.Generator) -> Tensor:
-    """Each of (n, channels, h, w) inputs moved by its own random distance, zeros coming in, and half of them mirrored."""
+def augmented(inputs: Tensor, shift_px: int, mirror: bool, generator: torch.Generator | None = None) -> Tensor:
+    """Each of (n, channels, h, w) inputs moved by its own random distance, zeros coming in, and half of them mirrored.
+    ``generator``: default: torch's own."""
     count, _, height, width = inputs.shape
     top, left = torch.randint(2 * shift_px + 1, (2, count, 1), generator=generator)
     rows = top + torch.arange(height)

@@ -126,6 +126,14 @@ def test_means_and_spreads_are_put_back() -> None:
     assert off["norms",][1] < 0.2 * off[()][1]
 
 
+@pytest.mark.parametrize("after", ["bias", "norms"])
+def test_what_was_equalized_is_corrected_to_what_it_was_then(after: Adjustment) -> None:
+    model, given = uneven(), (torch.randn(256, 20, generator=torch.Generator().manual_seed(1)),)
+    net = prepare(model, (given[0][:1],))
+    result = apply(net, Plan(adjustments=("equalize", after)), [given])
+    torch.testing.assert_close(run_module(result.model, given), run_module(model, given), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("network", ["residual", "separable", "encoder", "vit"])
 def test_adjustments_go_with_any_plan(network: str, seed: int) -> None:

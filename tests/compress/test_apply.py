@@ -220,6 +220,35 @@ class Twice(nn.Module):
         return result
 
 
+class Behind(nn.Module):
+    """A batch norm behind a linear, over its outputs or over something else."""
+
+    def __init__(self, norm: nn.BatchNorm1d) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(6, 5), norm
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.norm(self.linear(x))
+        return result
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.BatchNorm1d(5), (6,)),
+        (nn.BatchNorm1d(5, affine=False), (6,)),
+        (nn.BatchNorm1d(5), (5, 6)),
+        (nn.BatchNorm1d(7), (7, 6)),
+    ],
+    ids=["outputs", "without weights", "positions as many as outputs", "positions"],
+)
+def test_a_norm_behind_a_linear_is_folded_only_where_it_is_over_its_outputs(
+    norm: nn.BatchNorm1d, shape: tuple[int, ...]
+) -> None:
+    model, batch = ready(Behind(norm), seed=0), torch.randn(4, *shape)
+    torch.testing.assert_close(prepare(model, (batch[:1],)).model(batch), model(batch), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("shared", ["conv", "norm"])
 def test_what_is_used_twice_is_not_folded(shared: str) -> None:
     model, batch = ready(Twice(shared), seed=0), inputs("residual", 4)

@@ -100,6 +100,15 @@ def test_the_factors_of_a_conv_at_full_rank_are_the_conv(conv: nn.Conv2d, method
     assert [stage.bias is not None for stage in [*stages.children()][:-1]] == [False] * (len(stages) - 1)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_matrix_of_one_sign_has_no_other_part(sign: int) -> None:
+    layer = nn.Linear(30, 20)
+    layer.weight.data = sign * layer.weight.data.abs()
+    first, last = (stage.get_parameter("weight") for stage in factorize(layer, Rank("nmf", 6)))
+    error = (last @ first - layer.weight).detach().norm() / layer.weight.detach().norm()
+    assert float(error) < 0.5
+
+
 @pytest.mark.parametrize("method", ["svd", "spatial", "tucker2", "nmf"])
 def test_a_higher_rank_is_closer(method: RankMethod) -> None:
     conv = nn.Conv2d(12, 16, 3, padding=1)

@@ -44,6 +44,16 @@ def test_a_plan_over_single_weights_fits_and_has_the_level(saliency: Saliency) -
     assert len({layer.masked_level() for layer in plan.layers.values()}) > 1
 
 
+@pytest.mark.parametrize("saliency", ["wanda", "hessian"])
+@pytest.mark.parametrize("network", ["encoder", "decoder"])
+def test_layers_whose_inputs_cannot_be_seen_are_left_out(network: str, saliency: Saliency) -> None:
+    net, calibration = prepared(network), [inputs(network, 8)]
+    solver = Solver(net.model, calibration)
+    plan = global_plan(net, solver, 0.5, saliency=saliency)
+    assert plan.layers
+    apply(net, plan, calibration, solver=solver)
+
+
 def test_a_plan_over_channels_fits() -> None:
     net, calibration = prepared("residual"), [inputs("residual", 32)]
     solver = Solver(net.model, calibration)

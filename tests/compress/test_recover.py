@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
 from autocomp.compress.apply import Compressed, apply
+from autocomp.compress.latent import Latent, LearnedQuantizer
 from autocomp.compress.prune import kept_count
+from autocomp.compress.quantize import ActivationQuantizer
 from autocomp.compress.recover import Batch, Recovery, distillation, recover
 from autocomp.compress.recovered import read_weights, weights_hash, with_weights
+from autocomp.compress.rounding import quantize_weight
 from autocomp.compress.solve import Solver
 from autocomp.errors import CompressionError
 from autocomp.export.to_onnx import export_onnx
@@ -137,13 +141,84 @@ def test_nothing_given_is_changed_and_the_same_seed_gives_the_same() -> None:
     assert not torch.equal(run_module(one.model, given), run_module(third.model, given))
 
 
-def test_progress_is_told_every_epoch() -> None:
+def test_training_that_makes_it_worse_gives_back_what_was_given() -> None:
+    chosen = LayerPlan(Sparsity("unstructured", 0.3), None, Format(8))
+    before, after = both(chosen, Recovery(1, rate=30.0))
+    given = inputs("residual", 8, seed=5)
+    assert torch.equal(run_module(after.model, given), run_module(before.model, given))
+    assert export_onnx(after, packed=True) == export_onnx(before, packed=True)
+
+
+def test_one_example_with_one_output_is_no_accident() -> None:
+    reference = torch.tensor([[2.0]])
+    assert float(distillation(torch.tensor([[3.0]]), reference, None, 0.0)) == pytest.approx(0.25)
+
+
+def test_batches_are_asked_for_anew_in_every_epoch() -> None:
+    """So that a task may augment them, by torch's own generator."""
+
+    class Augmented(Sequence[Batch]):
+        def __init__(self) -> None:
+            self.given, self.asked = batches(4), 0
+
+        def __len__(self) -> int:
+            return len(self.given)
+
+        def __getitem__(self, place: int) -> Batch:  # type: ignore[override]
+            self.asked += 1
+            images, target = self.given[place]
+            return images + 0.1 * torch.randn(images.shape), target
+
+    net, asked, hashes = prepared("residual"), [], set()
+    for _ in range(2):
+        data, solver = Augmented(), Solver(net.model, CALIBRATION)
+        before = apply(net, plan(CHOICES["sparse"]), CALIBRATION, solver=solver)
+        hashes.add(weights_hash(recover(net, before, data, Recovery(3), solver).weights))
+        asked.append(data.asked)
+    assert asked[0] == asked[1] >= 3 * 3
+    assert len(hashes) == 1
+
+
+def test_the_step_of_a_table_is_a_factor_of_its_levels() -> None:
+    """What fell to which level does not change with it: the derivative by its logarithm is the weight itself."""
+    chosen = Format(2, grid="codebook", granularity="tensor")
+    weight = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    stored = quantize_weight(weight, chosen)
+    latent = Latent(weight, chosen, stored, None)
+    rounded = latent()
+    torch.testing.assert_close(rounded, stored.dequantized())
+    wanted = torch.randn(rounded.shape, generator=torch.Generator().manual_seed(1))
+    (rounded * wanted).sum().backward()
+    assert latent.log_scale is not None
+    assert latent.log_scale.grad is not None
+    torch.testing.assert_close(latent.log_scale.grad, (rounded * wanted).sum().detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_learned_step_has_the_gradients_of_straight_through_rounding() -> None:
+    x = torch.linspace(-3.003, 6.007, 877, requires_grad=True)
+    fixed = ActivationQuantizer(0.02, 30, signed=False)
+    log_scale = torch.nn.Parameter(torch.tensor(fixed.scale).log())
+    learned = LearnedQuantizer(fixed, log_scale)
+    rounded = learned(x)
+    torch.testing.assert_close(rounded, fixed(x))
+    rounded.sum().backward()
+    low, high = (fixed.low - fixed.zero_point) * fixed.scale, (fixed.high - fixed.zero_point) * fixed.scale
+    inside = (x > low - fixed.scale / 2) & (x < high + fixed.scale / 2)
+    assert x.grad is not None
+    assert log_scale.grad is not None
+    assert torch.equal(x.grad, inside.float())
+    # S. Esser et al., "Learned step size quantization", equation 3, times the step.
+    wanted = torch.where(inside, rounded - x, rounded).sum()
+    torch.testing.assert_close(log_scale.grad, wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_progress_is_told_every_step() -> None:
     net = prepared("residual")
     solver = Solver(net.model, CALIBRATION)
     before = apply(net, plan(CHOICES["sparse"]), CALIBRATION, solver=solver)
     seen: list[tuple[int, int]] = []
-    recover(net, before, batches(4), Recovery(3), solver, False, lambda epoch, of, loss: seen.append((epoch, of)))
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    recover(net, before, batches(4), Recovery(3), solver, False, lambda step, of, _: seen.append((step, of)))
+    assert seen == [(step, 9) for step in range(1, 10)]
 
 
 def test_attention_and_rounding_at_run_time_are_recovered_as_well() -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
 from autocomp.compress.apply import apply
+from autocomp.compress.prepare import prepare
 from autocomp.compress.recover import Recovery, recover
 from autocomp.compress.simulate import SimulatedQuantizer
 from autocomp.compress.solve import Solver
@@ -50,6 +52,20 @@ def test_the_file_rounds_as_the_model_does(network: str, bits: int, packed: bool
     simulated, actual = run_module(result.model, given), run_file(export_onnx(result, packed), given)
     # A value on the border of two levels may fall either way.
     assert float((simulated - actual).abs().median()) <= 1e-4 * float(simulated.abs().max())
+
+
+def test_behind_integers_they_are_rounded_as_well() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)).eval()
+    images = torch.randn(16, 3, 8, 8)
+    net = prepare(model, (images[:1],))
+    layers = {"0": LayerPlan(format=Format(8)), "2": LayerPlan(format=Format(8, 4))}
+    result = apply(net, Plan(layers), [(images,)])
+    seen: list[torch.Tensor] = []
+    (quantizer,) = (one for one in result.model.modules() if isinstance(one, SimulatedQuantizer))
+    quantizer.register_forward_hook(lambda _module, _given, output: seen.append(output))
+    run_module(result.model, (images,))
+    assert 2 < len(torch.unique(torch.cat(seen))) <= 16
 
 
 def test_no_time_is_promised_for_them() -> None:

@@ -24,8 +24,6 @@ from autocomp.export.codes import SIGNED, Code
 from autocomp.export.opsets import raise_opset, required_ir_version
 from autocomp.export.packing import (
     Encoded,
-    StoredWeight,
-    WeightSpec,
     chosen_form,
     encode,
     field_bytes,
@@ -34,6 +32,7 @@ from autocomp.export.packing import (
     install,
     required_opset,
 )
+from autocomp.export.stored import StoredWeight, WeightSpec
 from autocomp.export.unpacking import DOMAIN, Reader, Scaling, Use
 
 ALL_CODES = (

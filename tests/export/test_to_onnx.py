@@ -212,3 +212,31 @@ def test_an_operator_that_onnx_does_not_have_is_an_error_in_one_line() -> None:
     with pytest.raises(ExportError) as raised:
         export_onnx(model, packed=False)
     assert "\n" not in str(raised.value)
+
+
+class Again(nn.Module):
+    """A convolution that is used twice, each time between two others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = (nn.Conv2d(a, b, 3, padding=1) for a, b in ((3, 8), (8, 8), (8, 4)))
+        self.again = nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.again(self.first(x).relu()).relu()
+        x = self.again(self.middle(x).relu()).relu()
+        result: torch.Tensor = self.last(x)
+        return result
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
+def test_a_convolution_used_twice_between_integer_ones_is_left_as_it_is(packed: bool) -> None:
+    batch = (torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(0)),)
+    net = prepare(ready(Again(), seed=0), (batch[0][:1],))
+    plan = Plan({layer.name: LayerPlan(format=Format(8)) for layer in net.inventory.layers})
+    assert "again" not in plan.layers
+    result = apply(net, plan, [batch], numerics_here())
+    assert "again" not in result.formats
+    given = (torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(1)),)
+    simulated, actual = run_module(result.model, given), run_file(export_onnx(result, packed), given)
+    assert float((simulated - actual).norm()) < 0.02 * float(simulated.norm())

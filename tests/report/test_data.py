@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from autocomp.errors import RunError
 from autocomp.report import words
-from autocomp.report.data import Point, ReportData, load
+from autocomp.report.data import LayerFacts, Point, ReportData, StoredFormat, load
 from autocomp.report.views import (
     CARD_SHARE,
     WINDOW_SHARE,
@@ -72,14 +72,40 @@ def test_reading_a_run_loads_no_heavy_library() -> None:
 
 
 def test_a_layer_shows_the_channels_that_a_coupled_layer_takes_from_it(cpu: ReportData) -> None:
-    tied = replace(cpu, layers=tuple(replace(layer, group="all") for layer in cpu.layers))
+    alike = replace(cpu, layers=tuple(replace(layer, units=64) for layer in cpu.layers))
+    tied = replace(alike, layers=tuple(replace(layer, group="all") for layer in alike.layers))
     point = cpu.points[7]
-    kept = {row.layer.name: row.channels_kept for row in cpu.layer_plan(point)}
+    kept = {row.layer.name: row.channels_kept for row in alike.layer_plan(point)}
     assert kept["stem"] == 1.0
     assert kept["block1.conv1"] < 1.0
     rows = tied.layer_plan(point)
     assert {row.channels_kept for row in rows} == {min(kept.values())}
     assert [row.coupled for row in rows] == [kept[row.layer.name] == 1.0 for row in rows]
+
+
+def test_channels_are_counted_in_whole_units_of_what_the_layer_gives() -> None:
+    heads = LayerFacts("q", "linear", (64, 32), (7, 64), 0, 0, "q", units=6)
+    assert heads.channels_kept(0.25) == 4 / 6
+    up = LayerFacts("up", "conv_transpose2d", (12, 5, 2, 2), (5, 8, 8), 0, 0, None)
+    table = LayerFacts("words", "embedding", (30522, 384), (7, 384), 0, 0, None)
+    assert (up.outputs, table.outputs, heads.outputs) == (5, 384, 64)
+    assert up.channels_kept(0.0) == 1.0
+
+
+def test_what_a_layer_has_in_the_file_is_shown(tmp_path: Path) -> None:
+    """Between integer layers a layer is computed in integers whatever its plan says."""
+    run = write_run(tmp_path / "run")
+    path = run / "exports" / str(TRIALS[0]) / "verification.json"
+    document = json.loads(path.read_text())
+    document["layer_formats"] = {"stem": {"weight_bits": 8, "name": "w8a8"}}
+    path.write_text(json.dumps(document))
+    data = load(run)
+    rows = {row.layer.name: row for row in data.layer_plan(data.points[1])}
+    assert rows["stem"].plan.format is None
+    assert rows["stem"].format == StoredFormat(8, "w8a8")
+    assert rows["head"].format is None
+    planned = {row.layer.name: row for row in data.layer_plan(data.points[2])}
+    assert planned["head"].format == StoredFormat(8, "w8a8")
 
 
 def test_rank_zeros_and_dropped_blocks_are_read_from_the_plan(cpu: ReportData) -> None:

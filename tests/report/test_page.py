@@ -18,6 +18,7 @@ from autocomp.report.data import load
 from autocomp.report.draw import draw, front_figure
 from autocomp.report.page import html, script_json, write
 from autocomp.report.views import knee
+from autocomp.trial import RECOVERED
 from tests.report.synthetic import LAYERS, TRIALS, Kind, front_rows, write_run
 
 EVIL = Kind(metric="loss $<img src=x onerror=alert(1)>", task="</script><script>alert('t')</script>")
@@ -170,6 +171,23 @@ def test_the_same_run_gives_the_same_page_and_pictures(pages: dict[str, Path], t
     assert html(data, knee(data)) == page.read_text()
     for path in draw(data, tmp_path, knee(data)):
         assert path.read_bytes() == (page.parent / "figures" / path.name).read_bytes()
+
+
+def test_a_recovered_point_goes_by_the_trial_that_it_came_from(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    head, *rows = (run / "front.csv").read_text().splitlines()
+    number = RECOVERED + 2
+    last = rows[-1].replace(str(TRIALS[-1]), str(number), 1)
+    lines = [head + ",parent,recovery_seed", *(row + ",," for row in rows[:-1]), f"{last},{TRIALS[-2]},7"]
+    (run / "front.csv").write_text("\n".join(lines) + "\n")
+    (run / "exports" / str(TRIALS[-1])).rename(run / "exports" / str(number))
+    page = parse(undrawn(run))
+    assert f"trial {TRIALS[-2]} recovered" in page.text
+    data = json.loads(page.data)
+    assert data["front"]["points"][-1]["label"] == f"{TRIALS[-2]} recovered"
+    shown = data["points"][str(number)]
+    assert f"recovered: trial {TRIALS[-2]} trained on, with seed 7" in shown["changes"]
+    assert shown["command"].endswith(f"--pick {number}")
 
 
 def test_a_run_without_exports_or_with_nothing_found_has_a_page(tmp_path: Path) -> None:

@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from autocomp.compress.recover import recover
+from autocomp.compress.recovered import Recovered
 from autocomp.errors import RequestError
 from autocomp.export.to_onnx import export_onnx
+from autocomp.finished import Run
 from autocomp.plan import Format, LayerPlan, Plan
 from autocomp.run import RunFolder
 from autocomp.search import flow
+from autocomp.search import recovery as stage
 from autocomp.search.recovery import EVENT, MOST_POINTS, weights_path, worth_recovering
 from autocomp.search.tables import verifications
 from autocomp.trial import RECOVERED, Cost, Trial
-from autocomp.watch import SILENT
+from autocomp.watch import SILENT, Silent
+from tests import small_task
 from tests.search.test_flow import rows
-from tests.targets import REQUEST, small_setup
+from tests.targets import REQUEST, made_target, small_setup
+
+
+class Said(Silent):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
 
 
 def trial(number: int, latency_ms: float, size_bytes: int, metric: float = 50.0) -> Trial:
@@ -85,12 +101,42 @@ class TestRecovered:
             assert isinstance(measured, dict)
             assert measured["size_bytes"] == len(file)
 
+    def test_a_recovered_point_is_verified_again_on_demand(self, recovered_run: RunFolder, tmp_path: Path) -> None:
+        run = Run.open(shutil.copytree(recovered_run.path, tmp_path / "run"))
+        point = next(point for point in flow.front_of(run.folder) if point.weights is not None)
+        (document,) = run.verify(point.number, task=small_task.task(), target=made_target())
+        assert (document["trial"], document["key"]) == (point.number, point.key)
+
     def test_going_on_recovers_nothing_twice(self, recovered_run: RunFolder) -> None:
         before = (recovered_run.path / "events.jsonl").read_bytes()
         tables = (recovered_run.path / "trials.csv").read_text()
         flow.search(small_setup(recover_epochs=2), recovered_run, resume=True, watcher=SILENT)
         assert (recovered_run.path / "events.jsonl").read_bytes() == before
         assert (recovered_run.path / "trials.csv").read_text() == tables
+
+
+@pytest.mark.slow
+def test_a_recovery_that_fails_is_told_and_costs_nothing_else(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "run")))
+    calls = itertools.count()
+
+    def second_fails(*given: object, **named: object) -> Recovered:
+        if next(calls) == 1:
+            raise RuntimeError("out of luck")
+        return recover(*given, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(stage, "recover", second_fails)
+    watcher = Said()
+    flow.search(small_setup(recover_epochs=1), folder, resume=True, watcher=watcher)
+    failed = [line for line in watcher.lines if "failed: RuntimeError: out of luck" in line]
+    assert len(failed) == 1
+    done = len([event for event in folder.events() if event["event"] == EVENT])
+    assert done == next(calls) - 1
+    # The same points are worth it at every sitting: what is left is the one that failed.
+    flow.search(small_setup(recover_epochs=1), folder, resume=True, watcher=SILENT)
+    assert len([event for event in folder.events() if event["event"] == EVENT]) == done + 1
 
 
 @pytest.mark.slow

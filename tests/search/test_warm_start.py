@@ -75,7 +75,7 @@ def test_what_settled_corrects_the_model_and_every_timing_is_an_event(
     model = model_of(warm(setup, folder, 15))
     assert clock.sittings == [5]
     assert [one.latency_ms for one in model.measured] == [1.0, 2.0, 3.0, 5.0]
-    assert [event["event"] for event in folder.events()] == ["warm-start"] * 5
+    assert [event["event"] for event in folder.events()] == ["warm-start-files", *["warm-start"] * 5]
     kernels = model.measured[0].kernels
     base = setup.bench.target.model
     assert abs(model.predict(kernels).latency_ms - 1) < abs(base.predict(kernels).latency_ms - 1)
@@ -93,12 +93,21 @@ def test_an_interrupted_one_measures_the_rest(setup: Setup, clock: Clock, tmp_pa
     whole, torn = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "torn")
     warm(setup, whole, 15)
     torn.path.mkdir()
-    for event in list(whole.events())[:2]:
+    for event in list(whole.events())[:3]:
         torn.append_event(event)
     model = model_of(warm(setup, torn, 15))
     assert clock.sittings == [5, 3]
     assert [one.latency_ms for one in model.measured] == [1.0, 2.0, 1.0, 2.0, 3.0]
-    assert len(list(torn.events())) == 5
+    assert len(list(torn.events())) == 6
+
+
+def test_a_search_too_short_for_it_keeps_its_model_however_it_goes_on(
+    setup: Setup, clock: Clock, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert model_of(warm(setup, folder, 2)).measured == ()
+    assert model_of(warm(setup, folder, 60)).measured == ()
+    assert clock.sittings == []
 
 
 def test_a_target_out_of_reach_is_left_as_it_is(setup: Setup, clock: Clock, tmp_path: Path) -> None:

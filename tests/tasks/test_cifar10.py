@@ -97,9 +97,10 @@ def test_a_fraction_of_a_split_holds_every_class(task: Task, split: Split) -> No
 
 def test_no_search_image_is_in_train_or_calibration(task: Task) -> None:
     assert isinstance(task.evaluate, Accuracy)
-    assert task.train is not None
+    assert isinstance(task.train, Batches)
+    unmoved = replace(task.train, shift_px=0, mirror=False)
     search = {image.numpy().tobytes() for image in task.evaluate.search[0]}
-    others = [inputs for batches in (task.train, task.calibration) for inputs, *_ in batches]
+    others = [inputs for batches in (unmoved, task.calibration) for inputs, *_ in batches]
     assert len(search) == 60
     assert not search & {image.numpy().tobytes() for inputs in others for image in inputs}
 
@@ -185,6 +186,15 @@ class TestImages:
         assert len(batches[1:3]) == 2
         with pytest.raises(IndexError):
             batches[4]
+
+    def test_augmented_batches_are_new_at_every_access_and_the_same_by_seed(self) -> None:
+        batches = Batches(self.labelled(), 16, shift_px=1, mirror=True)
+        torch.manual_seed(0)
+        first, second = batches[0], batches[0]
+        assert not torch.equal(first[0], second[0])
+        assert torch.equal(first[1], second[1])
+        torch.manual_seed(0)
+        assert torch.equal(batches[0][0], first[0])
 
     def test_normalised_pixels_have_the_stated_mean(self) -> None:
         pixels = torch.tensor([0, 255], dtype=torch.uint8).reshape(2, 1, 1, 1).expand(2, 3, 1, 1)

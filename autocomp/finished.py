@@ -1,0 +1,281 @@
+"""A search that is finished, or was interrupted, in its folder: what people do with it.
+
+Importing this is cheap: torch and the rest are loaded by the methods that need them.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from autocomp.errors import RequestError, RunError
+from autocomp.run import Json, Request, RunFolder, write_whole
+from autocomp.task import Task
+from autocomp.trial import Trial
+from autocomp.watch import SILENT, Watcher, calibrating
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from autocomp.compress.rebuild import Prepared
+    from autocomp.hardware.target import Artifact, Target
+    from autocomp.search import flow
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or interrupted) search in its folder."""
+
+    folder: RunFolder
+
+    @staticmethod
+    def open(path: str | Path) -> Run:
+        """The run in a folder.
+
+        Raises:
+            RunError: the folder holds no run.
+        """
+        run = Run(RunFolder(Path(path)))
+        run.folder.request()
+        return run
+
+    @property
+    def front(self) -> pd.DataFrame:
+        """``front.csv``: a row per front point, the untouched plan first; see DESIGN for the columns and their units."""
+        return self._table("front.csv")
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """``trials.csv``: a row per trial, with its state."""
+        return self._table("trials.csv")
+
+    def _table(self, name: str) -> pd.DataFrame:
+        import pandas as pd
+
+        from autocomp.search import flow
+
+        if not (self.folder.path / name).is_file():
+            flow.rebuild(self.folder)
+        return pd.read_csv(self.folder.path / name)
+
+    def pick(self, which: str | int = "knee", max_latency_ms: float | None = None) -> Trial:
+        """A front point.
+
+        Args:
+            which: ``knee`` or a trial number; with a limit, ``knee`` gives the most accurate point that keeps it.
+            max_latency_ms: measured where the point was, else predicted.
+
+        Raises:
+            RunError: no such front point, or none that keeps the limit.
+        """
+        from autocomp.search import flow
+        from autocomp.search.tables import knee_trial, verifications
+
+        points = flow.front_of(self.folder)
+        if not points:
+            raise RunError(f"{self.folder.path} has no finished trial to pick from; resume it with search --resume")
+        metric = flow.metric_of(self.folder)
+        if isinstance(which, int) or which != "knee":
+            if max_latency_ms is not None:
+                raise RequestError(f"a latency limit picks the point itself; got trial {which} as well; leave one out")
+            if not str(which).isdigit():
+                raise RequestError(f"--pick takes knee or a trial number; got {which!r}")
+            found = [point for point in points if point.number == int(which)]
+            if not found:
+                numbers = ", ".join(str(point.number) for point in points)
+                raise RunError(f"trial {which} is not on the front of {self.folder.path}; the front has {numbers}")
+            return found[0]
+        if max_latency_ms is None:
+            if len(points) == 1:
+                raise RunError(
+                    f"the front of {self.folder.path} holds the uncompressed model only, no other plan kept the limits; "
+                    "pick it with 0, or search on with --resume and more --trials"
+                )
+            return knee_trial(points, metric)
+        verified = verifications(self.folder)
+        fast = [point for point in points if _latency_ms(point, verified) <= max_latency_ms]
+        if not fast:
+            best = min(_latency_ms(point, verified) for point in points)
+            raise RunError(
+                f"no front point keeps {max_latency_ms} ms; the fastest takes {best:.3f} ms; ask for that or more"
+            )
+        return min(fast, key=lambda point: (metric.drop(0.0, point.metric or 0.0), point.number))
+
+    def setup(self, task: Task | None = None, target: Target | None = None, watcher: Watcher = SILENT) -> flow.Setup:
+        """What the run's plans are evaluated with. ``task``, ``target``: where they were not ones that have a name.
+
+        Raises:
+            TaskError, TargetError: the run's task or target is not to be had here.
+            RunError: the model, or the machine to be measured, is not the one that the run was begun with.
+        """
+        from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
+        from autocomp.hardware.resolve import resolve_target
+        from autocomp.search import flow
+
+        request = self.folder.request()
+        found = target or resolve_target(
+            request.target,
+            request.threads,
+            request.batch,
+            _artifact(request.artifact),
+            watcher.say,
+            calibrating(watcher),
+        )
+        begun_on = Fingerprint.from_json(json.dumps(self.folder.read()["fingerprint"]))
+        reasons = mismatch(begun_on, this_machine(), found.threads) if found.reachable else []
+        if reasons:
+            raise RunError(
+                f"a run is measured on the kind of machine that it was begun on; here is {'; '.join(reasons)}; search anew"
+            )
+        setup = flow.set_up(request, task or self._task(), found)
+        self._check_model(setup.bench.prepared)
+        return setup
+
+    def _task(self) -> Task:
+        """The run's task, loaded anew by its name, with the data that it was begun with, or moved to AUTOCOMP_DATA."""
+        from autocomp.tasks.load import load_task
+
+        request = self.folder.request()
+        return load_task(request.task, data=data_of(request, request.task))
+
+    def _prepared(self, task: Task | None) -> Prepared:
+        from autocomp.compress.prepare import prepare
+
+        loaded = task or self._task()
+        prepared = prepare(loaded.model, loaded.example_inputs, loaded.dynamic_dims)
+        self._check_model(prepared)
+        return prepared
+
+    def _check_model(self, prepared: Prepared) -> None:
+        from autocomp.search import flow
+
+        if self.folder.read()["weights_hash"] != flow.weights_hash(prepared):
+            task = self.folder.request().task
+            raise RunError(f"the model of task {task} is not the one that {self.folder.path} was searched with")
+
+    def verify(
+        self,
+        pick: str | int = "front",
+        task: Task | None = None,
+        target: Target | None = None,
+        watcher: Watcher = SILENT,
+    ) -> list[Json]:
+        """Export points again and measure their three numbers on the files.
+
+        Args:
+            pick: ``front``, ``knee`` or a trial number.
+            task, target: where they were not ones that have a name.
+
+        Returns:
+            A document per point, as in ``verification.json``, the untouched one first.
+        """
+        from autocomp.search import flow
+        from autocomp.search.tables import verifications
+
+        points = flow.front_of(self.folder) if pick == "front" else [self.pick(pick)]
+        setup = self.setup(task, target, watcher)
+        with self.folder.working():
+            flow.verify(setup, self.folder, points, watcher, again=True)
+            flow.rebuild(self.folder)
+        verified = verifications(self.folder)
+        return [verified[point.key] for point in points]
+
+    def export(
+        self,
+        pick: str | int = "knee",
+        max_latency_ms: float | None = None,
+        artifact: Artifact | None = None,
+        out: str | Path | None = None,
+        task: Task | None = None,
+    ) -> Path:
+        """Write a point's ``model.onnx`` and ``plan.json`` to a folder; returns the model's path.
+
+        Args:
+            artifact: ``onnx`` or ``onnx-packed``; default is what the run was searched for.
+            out: default ``exports/<trial>`` in the run folder, or a folder of its own in there for another format.
+
+        Raises:
+            RunError: no such point, or the task's model is not the one that the run was begun with.
+        """
+        point = self.pick(pick, max_latency_ms)
+        searched = self.folder.request().artifact
+        wanted = artifact or _artifact(searched)
+        own = self.folder.exports / str(point.number)
+        # Beside the verified file, never over it.
+        folder = Path(out) if out is not None else own if wanted == searched else own / wanted
+        model = self._verified_file(point) if wanted == searched else None
+        write_whole(folder / "model.onnx", model or self._built(point, wanted, task))
+        write_whole(folder / "plan.json", (point.plan.to_json() + "\n").encode())
+        return folder / "model.onnx"
+
+    def _verified_file(self, point: Trial) -> bytes | None:
+        """The file that was verified, where it is still there."""
+        from autocomp.search.tables import verifications
+
+        path = self.folder.exports / str(point.number) / "model.onnx"
+        measured = verifications(self.folder).get(point.key, {}).get("measured")
+        if not path.is_file() or not isinstance(measured, dict):
+            return None
+        model = path.read_bytes()
+        return model if len(model) == measured["size_bytes"] else None
+
+    def _built(self, point: Trial, artifact: Artifact, task: Task | None) -> bytes:
+        """The file of a point, compressed anew in the numerics that the run was searched in."""
+        from autocomp.compress.apply import apply
+        from autocomp.compress.quantize import Numerics
+        from autocomp.compress.recovered import read_weights, with_weights
+        from autocomp.export.to_onnx import export_onnx
+        from autocomp.search.recovery import weights_path
+
+        target = self.folder.read()["target"]
+        numerics = target.get("numerics") if isinstance(target, dict) else None
+        if not isinstance(numerics, dict):
+            raise RunError(f"run.json of {self.folder.path} is from another version of autocomp; start anew")
+        loaded = task or self._task()
+        prepared = self._prepared(loaded)
+        told = Numerics(**{name: bool(value) for name, value in numerics.items()})
+        compressed = apply(prepared, point.plan, loaded.calibration, told)
+        if point.weights is not None:
+            compressed = with_weights(compressed, read_weights(weights_path(self.folder, point.weights)))
+        return export_onnx(compressed, packed=artifact == "onnx-packed")
+
+    def report(self, task: Task | None = None) -> Path:
+        """Rebuild tables, figures and ``report.html`` from the run's truth; returns the page's path.
+
+        Args:
+            task: where it was not one that has a name, and ``layers.json`` is gone.
+
+        Raises:
+            RunError: no trial is finished, or the task's model is not the one that the run was begun with.
+        """
+        from autocomp.report.page import write
+        from autocomp.search import flow
+        from autocomp.search.tables import knee_trial
+
+        points = flow.rebuild(self.folder)
+        if not points:
+            raise RunError(f"{self.folder.path} has no finished trial to report; resume it with search --resume")
+        if not (self.folder.path / "layers.json").is_file():
+            prepared = self._prepared(task)
+            self.folder.write_json("layers.json", flow.layers_document(prepared))
+        return write(self.folder.path, knee_trial(points, flow.metric_of(self.folder)).number)
+
+
+def _latency_ms(point: Trial, verified: dict[str, Json]) -> float:
+    measured = verified.get(point.key, {}).get("measured")
+    found = measured.get("latency_ms") if isinstance(measured, dict) and measured.get("settled") else None
+    if isinstance(found, (int, float)):
+        return float(found)
+    return point.cost.latency_ms if point.cost is not None else float("inf")
+
+
+def _artifact(name: str) -> Artifact:
+    return "onnx" if name == "onnx" else "onnx-packed"
+
+
+def data_of(begun: Request, task: str) -> Path | None:
+    """The folder that a run's data came from, where it is still there and the run is one of this task."""
+    data = None if begun.data is None or begun.task != task else Path(begun.data)
+    return data if data is not None and data.is_dir() else None
