@@ -72,7 +72,7 @@ def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
     axes.xaxis.set_major_locator(LogLocator(subs=subs))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.set_xlim(min(values) / span**0.07 / 1.03, max(values) * span**0.07 * 1.03)
+    axes.set_xlim(min(values) / span**0.12 / 1.03, max(values) * span**0.08 * 1.03)  # room for labels
 
 
 def front_figure(data: ReportData, chosen: Point) -> Figure:
