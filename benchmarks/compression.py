@@ -151,7 +151,7 @@ def lenet5(_: Bench) -> Plan:
         {
             "conv1": cut(0.5, 4),
             "conv2": cut(0.9, 3, "codebook"),
-            "fc1": cut(0.99, 2, "codebook"),
+            "fc1": cut(0.987, 2, "codebook"),
             "fc2": cut(0.8, 3, "codebook"),
         }
     )
@@ -169,7 +169,7 @@ def resnet20(bench: Bench) -> Plan:
 
 SMALL: Mapping[str, Made] = {
     "mnist-lenet300": Made(lenet300, Recovery(40, gradual=True)),
-    "mnist-lenet5": Made(lenet5, Recovery(12, gradual=True)),
+    "mnist-lenet5": Made(lenet5, Recovery(30, gradual=True)),
     "cifar10-resnet20": Made(resnet20, Recovery(12)),
 }
 
