@@ -11,7 +11,7 @@ from typing import Literal
 
 from autocomp.errors import PlanError, did_you_mean
 from autocomp.graph import Graph
-from autocomp.plan import Format, LayerPlan, Plan, Rank, RankMethod, Sparsity
+from autocomp.plan import SEEING, Format, LayerPlan, Plan, Rank, RankMethod, Sparsity, units_kept
 
 #: What each kind of layer can be compressed by, beside channels where these are free. A kernel that computes in
 #: integers is what ``integer`` says; ranks are those of the weight seen as a matrix.
@@ -108,7 +108,7 @@ class ChannelGroup:
 
     def kept(self, level: float) -> int:
         """The units left at a sparsity ``level``; never fewer than one."""
-        return max(1, self.width - round(self.width * level))
+        return units_kept(self.width, level)
 
 
 @dataclass(frozen=True)
@@ -238,7 +238,7 @@ def _check_rank(layer: LayerInfo, rank: Rank) -> None:
 def _check_moments(layer: LayerInfo, layer_plan: LayerPlan) -> None:
     if layer.sees_inputs:
         return
-    if layer_plan.sparsity is not None and layer_plan.sparsity.saliency in {"wanda", "hessian"}:
+    if layer_plan.sparsity is not None and layer_plan.sparsity.saliency in SEEING:
         wrong, instead = str(layer_plan.sparsity.saliency), "magnitude"
     elif layer_plan.format is not None and layer_plan.format.rounding != "nearest":
         wrong, instead = layer_plan.format.rounding, "nearest"

@@ -27,6 +27,9 @@ Rounding = Literal["nearest", "gptq", "adaround"]
 #: What is done to the whole network, see :class:`Plan`.
 Adjustment = Literal["equalize", "smooth", "bias", "norms"]
 
+#: Saliencies that look at what a layer reads.
+SEEING = frozenset({"wanda", "hessian"})
+
 #: Patterns that take whole units out of a layer, and those that keep n of every m weights.
 UNIT_PATTERNS = ("channel", "head")
 N_OF_M = MappingProxyType({"2:4": (2, 4), "1:4": (1, 4), "4:8": (4, 8)})
@@ -37,6 +40,11 @@ WEIGHT_BITS = (16, 8, 6, 5, 4, 3, 2, 1)
 #: no runtime here has a kernel: they are simulated.
 ACTIVATION_BITS = (8, 32, 16, 4, 1)
 SIMULATED_BITS = (16, 4, 1)
+
+
+def units_kept(units: int, level: float) -> int:
+    """Of so many channels or heads, those that a sparsity ``level`` leaves; never fewer than one."""
+    return max(1, units - round(units * level))
 
 
 def _one_of(value: object, kind: object, what: str) -> None:

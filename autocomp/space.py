@@ -21,6 +21,7 @@ from autocomp.errors import PlanError, SpaceError, did_you_mean
 from autocomp.inventory import Inventory, LayerInfo
 from autocomp.places import shipped_folder
 from autocomp.plan import (
+    SEEING,
     UNIT_PATTERNS,
     Clip,
     Drop,
@@ -414,7 +415,7 @@ def _unit_decisions(
 
 def _weighed(sparsity: Sparsity, layer: LayerInfo) -> Sparsity:
     """By magnitude where the saliency looks at inputs that cannot be seen."""
-    looks = sparsity.saliency in {"wanda", "hessian"}
+    looks = sparsity.saliency in SEEING
     return replace(sparsity, saliency="magnitude") if looks and not layer.sees_inputs else sparsity
 
 

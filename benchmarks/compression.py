@@ -110,13 +110,13 @@ class Bench:
 
 @dataclass(frozen=True)
 class Small:
-    """A network made as small as it goes, by one seed of its recovery; its mean over seeds has none."""
+    """A network made as small as it goes, by one seed of its recovery."""
 
     task: str
-    seed: int | None
+    seed: int
     epochs: int
     baseline_bytes: int
-    file_bytes: float
+    file_bytes: int
     times_smaller: float
     baseline_test: float
     test: float

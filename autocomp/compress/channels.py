@@ -109,9 +109,8 @@ def mask(model: torch.nn.Module, cuts: Iterable[Cut]) -> torch.nn.Module:
             module = work.get_submodule(path)
             if isinstance(module, nn.PReLU):
                 continue  # a slope does nothing to a zero, and may be shared by all channels
-            if (
-                getattr(module, "weight", None) is None
-            ):  # a norm that has none gives zeros for zeros if their mean is zero
+            if getattr(module, "weight", None) is None:
+                # A norm that has none gives zeros for zeros if their mean is zero.
                 mean = getattr(module, "running_mean", None)
                 if mean is not None:
                     mean.index_fill_(0, indices, 0)

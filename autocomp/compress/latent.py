@@ -16,9 +16,6 @@ from autocomp.plan import Format
 #: information retention for accurate binary neural networks", 2020).
 SIGN_SHARPNESS = (1.0, 10.0)
 
-#: The largest level of a table, and where products are added up in 16 bits.
-LARGEST_LEVEL, LARGEST_NARROW = 127, 64
-
 
 class Latent(nn.Module):
     """One weight. Its steps are learned with it (S. Esser et al., "Learned step size quantization", 2020), as logarithms,
@@ -51,6 +48,8 @@ class Latent(nn.Module):
         self._levels: Levels | None = None
         self.sharpness = SIGN_SHARPNESS[0]
         self._narrow_products = narrow_products
+        #: Of a table, whose levels are some of those of 8 bits.
+        self._largest = Levels.of(Format(8), narrow_products).highest
         #: Whether it is rounded; not yet, while what is cut still grows.
         self.rounds = True
         if chosen is not None and stored is not None:
@@ -104,8 +103,7 @@ class Latent(nn.Module):
         return _through(smooth, torch.where(x >= 0, torch.ones(()), -torch.ones(())))
 
     def _from_table(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-        largest = LARGEST_NARROW if self._narrow_products else LARGEST_LEVEL
-        whole = _through(table, table.detach().round()).clamp(-largest, largest)
+        whole = _through(table, table.detach().round()).clamp(-self._largest, self._largest)
         order = whole.detach().argsort(stable=True)
         sorted_levels = whole.detach()[order]
         places = torch.bucketize(x.detach(), (sorted_levels[1:] + sorted_levels[:-1]) / 2)

@@ -10,7 +10,7 @@ from autocomp.compress.channels import unit_scores
 from autocomp.compress.rebuild import Prepared
 from autocomp.compress.solve import Solver
 from autocomp.errors import PlanError
-from autocomp.plan import LayerPlan, Pattern, Plan, Saliency, Sparsity
+from autocomp.plan import SEEING, LayerPlan, Pattern, Plan, Saliency, Sparsity
 
 #: No layer loses more than this share, so that none is cut off.
 MOST = 0.98
@@ -37,7 +37,7 @@ def global_plan(
     """
     if pattern == "unstructured":
         # Of what a layer reads nothing is known where it is looked up in, transposed or not called.
-        looks = saliency in {"wanda", "hessian"}
+        looks = saliency in SEEING
         names = [layer.name for layer in prepared.inventory.layers if layer.sees_inputs or not looks]
         scores = {name: solver.scores(name, saliency).flatten() for name in names}
         members: dict[str, tuple[str, ...]] = {name: (name,) for name in scores}

@@ -103,15 +103,19 @@ def quantize_dynamically(module: GraphModule, graph: Graph, layers: Sequence[str
             readers.setdefault(node.inputs[0], []).append(node.name)
     nodes = {node.name: node for node in module.graph.nodes}
     for source, names in readers.items():
-        path = f"dynamic_quantizer_{source}"
-        module.add_submodule(path, DynamicQuantizer())
-        # What a linear reads may have a calibrated quantizer of its own in between by now.
-        given = cast("Node", nodes[names[0]].args[0])
-        with module.graph.inserting_before(nodes[names[0]]):
-            call = module.graph.call_module(path, (given,))
-        for name in names:
-            nodes[name].replace_input_with(given, call)
+        insert_before(module, [nodes[name] for name in names], f"dynamic_quantizer_{source}", DynamicQuantizer())
     module.recompile()
+
+
+def insert_before(module: GraphModule, readers: Sequence[Node], path: str, inserted: nn.Module) -> None:
+    """Put a module in front of nodes that read one tensor first, the earliest first, in place; to be recompiled. What they
+    read is what they really read: a layer's input may have a calibrated quantizer in between by now."""
+    given = cast("Node", readers[0].args[0])
+    module.add_submodule(path, inserted)
+    with module.graph.inserting_before(readers[0]):
+        call = module.graph.call_module(path, (given,))
+    for reader in readers:
+        reader.replace_input_with(given, call)
 
 
 class RangeObserver(nn.Module):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from autocomp.compress.quantize import RangeObserver
+from autocomp.compress.quantize import RangeObserver, insert_before
 from autocomp.compress.statistics import Batches
 from autocomp.graph import Graph
 from autocomp.plan import Format
@@ -66,18 +66,13 @@ def simulate_activations(
     for node in graph.layers:
         chosen = formats.get(node.layer or "")
         if chosen is not None and chosen.simulated:
-            # What it reads may have a calibrated quantizer of its own in between by now.
             given = cast("Node", nodes[node.name].args[0])
             readers.setdefault((given, chosen.activation_bits), []).append(nodes[node.name])
     observers: dict[str, tuple[int, _Observer]] = {}
     for (given, bits), of in readers.items():
         path = f"simulated{bits}_{given.name}"
         observers[path] = bits, _Observer()
-        module.add_submodule(path, observers[path][1])
-        with module.graph.inserting_before(of[0]):
-            call = module.graph.call_module(path, (given,))
-        for reader in of:
-            reader.replace_input_with(given, call)
+        insert_before(module, of, path, observers[path][1])
     if not observers:
         return
     module.recompile()

@@ -18,7 +18,7 @@ from autocomp.compress.prune import Moment, cut_weights, weight_scores
 from autocomp.compress.rounding import quantize_weight
 from autocomp.compress.statistics import Batches, Statistics, left
 from autocomp.compress.surgeon import DAMPING
-from autocomp.plan import Format, Rank, Saliency, Sparsity
+from autocomp.plan import SEEING, Format, Rank, Saliency, Sparsity
 
 #: Weights that are kept, of all solutions together; the ones longest unused go first.
 KEPT_WEIGHTS = 200_000_000
@@ -49,7 +49,7 @@ class Setting:
     @property
     def reads_inputs(self) -> bool:
         """Whether solving it looks at what the layer reads."""
-        looks = self.mask is not None and self.mask.saliency in {"wanda", "hessian"}
+        looks = self.mask is not None and self.mask.saliency in SEEING
         return looks or self.compensates or (self.format is not None and self.format.rounding != "nearest")
 
     @property
@@ -167,7 +167,7 @@ class Solver:
         """What each weight of a layer is worth, of the weight's shape, by a saliency; by magnitude where that looks at
         inputs that cannot be seen."""
         module = self.model.get_submodule(layer)
-        looks = saliency in {"wanda", "hessian"} and type(module) in {nn.Conv2d, nn.Linear}
+        looks = saliency in SEEING and type(module) in {nn.Conv2d, nn.Linear}
         return weight_scores(
             module.get_parameter("weight"),
             saliency,

@@ -208,8 +208,7 @@ def _data(weight: StoredWeight, form: Form) -> dict[str, bytes]:
     if weight.scale is not None:
         found[".s"], found[".z"] = weight.scale.astype("<f4").tobytes(), bytes(weight.scale.size)
     if spec.group:
-        along = spec.shape[0] if spec.axis else spec.count // spec.shape[0]
-        found[".g"] = (np.arange(along) // spec.group).astype("<i8").tobytes()
+        found[".g"] = (np.arange(spec.along) // spec.group).astype("<i8").tobytes()
         found[".h"] = np.array(spec.shape).astype("<i8").tobytes()
     if form.gap_bits is not None and weight.kept is not None:
         kept = weight.kept.reshape(-1)
@@ -272,8 +271,7 @@ def _slots(spec: WeightSpec, form: Form) -> tuple[_Slot, ...]:
             dims = (*[1] * spec.axis, *dims, *[1] * (len(spec.shape) - spec.axis - 1))
         slots.append(_Slot(".s", TensorProto.FLOAT, dims, 4 * math.prod(dims)))
         if form.plain and spec.scaling == "group":
-            along = spec.shape[0] if spec.axis else spec.count // spec.shape[0]
-            slots.append(_Slot(".g", TensorProto.INT64, (along,), 8 * along))
+            slots.append(_Slot(".g", TensorProto.INT64, (spec.along,), 8 * spec.along))
             slots.append(_Slot(".h", TensorProto.INT64, (len(spec.shape),), 8 * len(spec.shape)))
     return tuple(slots)
 

@@ -51,6 +51,11 @@ class WeightSpec:
         return math.prod(self.shape)
 
     @property
+    def along(self) -> int:
+        """The length of a channel's row of weights, along which groups lie."""
+        return self.shape[0] if self.axis else self.count // self.shape[0]
+
+    @property
     def scale_shape(self) -> tuple[int, ...] | None:
         """The shape of the scale; None where none is stored with the weight."""
         if self.code.is_float or self.use == "levels":

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from autocomp.errors import PlanError, RunError
-from autocomp.plan import LayerPlan, Plan
+from autocomp.plan import LayerPlan, Plan, units_kept
 from autocomp.report.read import Fields, read_csv, read_object, read_objects
 from autocomp.task import Direction, Metric
 from autocomp.trial import Source, TrialState
@@ -81,7 +81,7 @@ class LayerFacts:
     def channels_kept(self, level: float) -> float:
         """The share of its output channels that a sparsity level leaves: of whole units, one at least."""
         units = self.units or self.outputs
-        return max(1, units - round(units * level)) / units
+        return units_kept(units, level) / units
 
     @property
     def full_rank(self) -> int:

@@ -14,7 +14,7 @@ from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.timing import Timing
 from autocomp.hardware.warm import MeasuredFile, WarmModel
 from autocomp.plan import Plan
-from autocomp.run import RunFolder
+from autocomp.run import Json, RunFolder
 from autocomp.search.evaluate import Workbench
 from autocomp.search.sampler import uniform_indices
 from autocomp.search.verify import time_files
@@ -66,8 +66,12 @@ def warmed_up(
     """
     if not bench.target.reachable:
         return bench
-    known = _measured(folder)
-    plans = warm_plans(space, _count(folder, trials), seed)
+    events = [*folder.events()]
+    known, count = _measured(events), _counted(events)
+    if count is None:
+        count = file_count(trials)
+        folder.append_event({"event": COUNTED, "files": count})
+    plans = warm_plans(space, count, seed)
     missing = [plan for plan in plans if plan.hash not in known]
     for plan, timing in _time(bench, missing, progress) if missing else ():
         one = _Warmed(plan.hash, timing.latency_ms, timing.error, timing.settled)
@@ -91,19 +95,15 @@ def _time(bench: Workbench, plans: Sequence[Plan], progress: Progress) -> list[t
     return [(plans[place], timing) for place, timing in timings.items()]
 
 
-def _count(folder: RunFolder, trials: int) -> int:
-    """The files of a run: what they were at its first sitting, though a later one may ask for more trials."""
-    for event in folder.events():
-        if event["event"] == COUNTED:
-            return cast("int", event["files"])
-    folder.append_event({"event": COUNTED, "files": file_count(trials)})
-    return file_count(trials)
+def _counted(events: Sequence[Json]) -> int | None:
+    """The files of a run at its first sitting, though a later one may ask for more trials; None before it."""
+    return next((cast("int", event["files"]) for event in events if event["event"] == COUNTED), None)
 
 
-def _measured(folder: RunFolder) -> dict[str, _Warmed]:
+def _measured(events: Sequence[Json]) -> dict[str, _Warmed]:
     """Plan → its timing."""
     found = {}
-    for event in folder.events():
+    for event in events:
         if event["event"] == WARMED:
             one = _Warmed(**{field.name: event[field.name] for field in fields(_Warmed)})  # type: ignore[arg-type]
             found[one.plan_hash] = one
