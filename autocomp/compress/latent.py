@@ -170,7 +170,8 @@ class _OnSteps(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         x, rounded = ctx.saved_tensors
         least, largest = ctx.range
-        inner = grad * ((x >= least) & (x <= largest))
+        # In one pass over memory instead of four.
+        inner = torch.ops.aten.hardtanh_backward(grad, x, least, largest)
         to_scale = (grad * rounded).sum() - (inner * x).sum()
         return inner, to_scale, None, None, None
 

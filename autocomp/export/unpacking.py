@@ -6,17 +6,17 @@ One letter stands for each of the small ones, which the others call:
     C(m)                 bytes → four numbers from 0 to 3 each
     T(m)                 bytes → five numbers each, -1, 0 or 1
     J(h, l) {shift}      high and low planes → numbers of 8 bits
-    M(m, v)              bit mask and kept values → values with zeros where the mask has none
-    G(m, w, v) {base, size} positions and kept values → as many values with zeros between
+    M(m, v, z)           bit mask, kept values and 0 → values with zeros where the mask has none
+    G(m, w, v, z) {base, size} positions, kept values and 0 → as many values with zeros between
     A(v, x, w)           a bias in half precision, steps of input and weight → one in whole steps of the accumulator
 
 Positions are stored as P. Elias ("Efficient storage and retrieval by content and address of static files", 1974) and
 R. Fano have it: the low bits of each as they are (``w``), the gaps between the rest in unary (``m``), which is within
 half a bit a weight of what is possible, and whose length depends on the numbers of weights and of kept ones alone.
 
-A runtime that folds constants evaluates all of this when it loads the file. Two operators do not fold or take ten times
-as long in onnxruntime, and are avoided: ``NonZero``, and ``Gather`` of single values, for which ``GatherElements``
-stands.
+A runtime that folds constants evaluates all of this when it loads the file, and copies every result that it folds: few
+and narrow ones between are what makes it fast. Three operators do not fold or take ten times as long in onnxruntime, and
+are avoided: ``NonZero``, ``Compress``, and ``Gather`` of single values, for which ``GatherElements`` stands.
 """
 
 from __future__ import annotations
@@ -94,34 +94,40 @@ _PRIMITIVES = {
         a = BitShift <direction = "LEFT"> (u, s)
         y = BitwiseOr (a, l)
     }}""",
-    # A kept weight's place in v is the number of kept ones up to it; a pruned one's is 0, where a zero is put.
-    "M": f"""(m, v) => (y) {{
+    # A weight's place in v is the number of kept ones up to it. A pruned one finds the value of another there, and is cut.
+    "M": f"""(m, v, z) => (y) {{
         b = {DOMAIN}.B (m)
         d = Cast <to = {_INT32}> (b)
-        z = Constant <value_ints = [0]> ()
         f = CumSum (d, z)
-        r = Mul (d, f)
         o = CastLike (z, v)
         w = Concat <axis = 0> (o, v)
-        y = GatherElements <axis = 0> (w, r)
+        g = GatherElements <axis = 0> (w, f)
+        c = CastLike (b, v)
+        y = Mul (g, c)
     }}""",
     # Every one among the bits is a kept weight, and every zero before it a step of base; a zero adds nothing wherever.
-    "G": f"""<base, size> (m, w, v) => (y) {{
-        t = {DOMAIN}.M (m, v)
-        l = {DOMAIN}.M (m, w)
+    "G": f"""<base, size> (m, w, v, z) => (y) {{
         b = {DOMAIN}.B (m)
+        d = Cast <to = {_INT32}> (b)
+        f = CumSum (d, z)
+        i = CastLike (z, w)
+        j = Concat <axis = 0> (i, w)
+        l = GatherElements <axis = 0> (j, f)
+        o = CastLike (z, v)
+        q = Concat <axis = 0> (o, v)
+        p = GatherElements <axis = 0> (q, f)
+        c = CastLike (b, v)
+        t = Mul (p, c)
         n = Not (b)
         e = Cast <to = {_INT32}> (n)
-        z = Constant <value_ints = [0]> ()
         g = CumSum (e, z)
         h = Constant <value_ints: ints = @base> ()
-        j = CastLike (h, e)
-        k = Mul (g, j)
+        r = CastLike (h, e)
+        k = Mul (g, r)
         x = Add (k, l)
         s = Constant <value_ints: ints = @size> ()
-        a = ConstantOfShape <value = int8[1] {{0}}> (s)
-        c = CastLike (a, v)
-        y = ScatterElements <axis = 0, reduction = "add"> (c, x, t)
+        a = Expand (o, s)
+        y = ScatterElements <axis = 0, reduction = "add"> (a, x, t)
     }}""",
 }
 
@@ -167,9 +173,7 @@ class Reader:
         """The small functions that it calls, those that they call included."""
         text = "".join(self._lines())
         found = {name for name in _PRIMITIVES if f"{DOMAIN}.{name} " in text}
-        if "G" in found:
-            found.add("M")
-        if "M" in found:
+        if found & {"G", "M"}:
             found.add("B")
         return tuple(sorted(found))
 
@@ -200,12 +204,12 @@ class Reader:
             if not self.code.is_bare:
                 yield "f = Slice (e, z, n)"
         elif self.gap_bits == 0:
-            yield from (f"q = {DOMAIN}.M (m, e)", "f = Slice (q, z, n)")
+            yield from (f"q = {DOMAIN}.M (m, e, z)", "f = Slice (q, z, n)")
             last = "f"
         else:
             yield from _numbers("w", "x", UNSIGNED[self.gap_bits], "k")
             yield f"i = Cast <to = {_INT32}> (k)"
-            yield f"q = {DOMAIN}.G <base = [{1 << self.gap_bits}], size: ints = @size> (m, i, e)"
+            yield f"q = {DOMAIN}.G <base = [{1 << self.gap_bits}], size: ints = @size> (m, i, e, z)"
             yield "f = Slice (q, z, n)"
             last = "f"
         if self.has_shape:
