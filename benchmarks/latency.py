@@ -6,6 +6,7 @@
     python benchmarks/latency.py lowering                   kernels foreseen for plans held against the compiled graphs
     python benchmarks/latency.py memory                     memory foreseen for two files of every architecture, and measured
     python benchmarks/latency.py speed                      how long a prediction takes
+    python benchmarks/latency.py chosen RUN ...             what searches chose: foreseen, and measured when they ended
 
 A CONFIG is a runtime, threads and batch, like onnxruntime-t1b1. What is written lies under results/latency/; the tables
 and the plots go to results/reference/latency_*. Truth is the mean of both sittings, where they agree within 3 %; files
@@ -373,10 +374,36 @@ def speed() -> None:
     write_table(REFERENCE / "latency_speed.csv", rows)
 
 
+def chosen(runs: Sequence[Path]) -> None:
+    """The compressed points of some runs' fronts."""
+    rows: list[dict[str, object]] = []
+    for run in runs:
+        with (run / "front.csv").open(newline="", encoding="utf-8") as file:
+            points = [row for row in csv.DictReader(file) if row["is_baseline"] == "false"]
+        errors = []
+        for point in points:
+            foreseen, measured = float(point["latency_ms"]), float(point["measured_latency_ms"])
+            errors.append(foreseen / measured - 1)
+            rows.append(
+                {
+                    "run": run.name,
+                    "trial": point["trial"],
+                    "foreseen_ms": round(foreseen, 4),
+                    "measured_ms": round(measured, 4),
+                    "settled": point["measured_latency_settled"],
+                    "error": round(errors[-1], 4),
+                }
+            )
+        print(f"{run.name}: {len(errors)} points, mean signed error {statistics.mean(errors):+.2%}", flush=True)
+    write_table(REFERENCE / "latency_chosen.csv", rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("write", "time", "score", "lowering", "memory", "speed"))
-    parser.add_argument("rest", nargs="*", help="for time: the sitting's number, and configurations")
+    parser.add_argument("what", choices=("write", "time", "score", "lowering", "memory", "speed", "chosen"))
+    parser.add_argument(
+        "rest", nargs="*", help="for time: the sitting's number, and configurations; for chosen: run folders"
+    )
     parser.add_argument("--architectures", nargs="*", default=list(ARCHITECTURES))
     parser.add_argument("--plans", type=int, default=PLANS)
     asked = parser.parse_args()
@@ -390,6 +417,8 @@ def main() -> None:
         memory(asked.architectures)
     elif asked.what == "speed":
         speed()
+    elif asked.what == "chosen":
+        chosen([Path(run) for run in asked.rest])
     else:
         score(asked.architectures, asked.rest or list(CONFIGS))
 
