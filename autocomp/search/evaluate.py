@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -74,3 +75,29 @@ class Workbench:
         if not math.isfinite(score.value):
             raise WorkError(f"a trial's {self.task.metric.name} must be a finite number; got {score.value}")
         return score
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a plan's evaluation: its score and cost, or the error that it failed with."""
+
+    metric: float | None
+    cost: Cost | None
+    seconds: float
+    error: str | None = None
+
+
+def evaluate(bench: Workbench, plan: Plan, metric: float | None = None) -> Outcome:
+    """Whatever a model, a solver or a user's evaluate raises is this plan's failure; the search goes on.
+
+    Args:
+        metric: the score, where the plan was evaluated before.
+    """
+    began = time.monotonic()
+    try:
+        cost = bench.cost(plan)
+        score = bench.score(plan).value if metric is None else metric
+    except Exception as error:  # noqa: BLE001
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+        return Outcome(None, None, time.monotonic() - began, said)
+    return Outcome(score, cost, time.monotonic() - began)

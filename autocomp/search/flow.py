@@ -25,7 +25,7 @@ from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder, write_whole
 from autocomp.search.evaluate import Workbench
 from autocomp.search.recovery import recover_points, recovered_trials, weights_path, worth_recovering
-from autocomp.search.study import Limits, open_study, read_study, read_trials, run_trials
+from autocomp.search.study import Ledger, Limits, open_study, read_study, read_trials, run_trials
 from autocomp.search.tables import BASELINE, VERIFIED, front_trials, verifications, write_tables
 from autocomp.search.verify import Exported, export_and_score, time_files, verification
 from autocomp.search.warm_start import warmed_up
@@ -98,11 +98,9 @@ def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> l
         )
         study = open_study(folder.journal, bench.task.metric.direction)
         run_trials(
-            study,
+            Ledger(study, setup.space, request, bench.task.metric, setup.baseline.value),
             bench,
-            setup.space,
-            request,
-            setup.baseline.value,
+            request.timeout_s,
             lambda trial, trials: watcher.trial(trial, trials, request.trials, bench.task.metric),
         )
         trials = load_trials(folder)

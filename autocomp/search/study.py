@@ -7,7 +7,7 @@ and its number stays, so that nothing is lost, nothing is evaluated twice, and w
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from optuna.trial import FrozenTrial, TrialState
 from autocomp.errors import RunError
 from autocomp.plan import Plan
 from autocomp.run import Request
-from autocomp.search.evaluate import Workbench
+from autocomp.search.evaluate import Outcome, Workbench, evaluate
 from autocomp.search.sampler import SamplerName, distributions, make_sampler
 from autocomp.space import SearchSpace
-from autocomp.task import Direction
+from autocomp.task import Direction, Metric
 from autocomp.trial import Cost, Trial
 
 NAME = "autocomp"
@@ -98,76 +98,118 @@ def _mend(journal: Path) -> None:
             file.truncate(text.rfind(b"\n") + 1)
 
 
-def run_trials(
-    study: optuna.Study, bench: Workbench, space: SearchSpace, request: Request, baseline_metric: float, told: Told
-) -> None:
-    """Propose and evaluate until ``request.trials`` are finished or the time is up.
+@dataclass(frozen=True)
+class Proposal:
+    """A plan to be evaluated, under the number of its trial."""
+
+    number: int
+    plan: Plan
+    trial: optuna.Trial
+
+
+class Ledger:
+    """What a run's study has been asked for and told: the one owner of what comes next and of what is known, wherever
+    the evaluations are made.
 
     Args:
         baseline_metric: the untouched model's score on the search split, which drops are counted from.
+    """
+
+    def __init__(
+        self, study: optuna.Study, space: SearchSpace, request: Request, metric: Metric, baseline_metric: float
+    ) -> None:
+        self._study, self._space, self._request = study, space, request
+        self._metric, self._baseline_metric = metric, baseline_metric
+        self._limits = Limits.of(request)
+        self._known = {trial.plan.hash: trial for trial in self.trials if trial.state == "complete"}
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        return read_trials(self._study, self._request.seed)
+
+    def unfinished(self) -> Iterator[Proposal]:
+        """Those that a process which died was at work on, as they were proposed."""
+        for frozen in self._study.get_trials(states=[TrialState.RUNNING]):
+            self._study.sampler = self._sampler(frozen.number)
+            trial = optuna.trial.Trial(self._study, frozen._trial_id)
+            for name, distribution in distributions(self._space).items():
+                if name in frozen.params and name not in trial.relative_params:
+                    # Drawn before the process died: drawn again and dropped, so that the others get the draws due to them.
+                    self._study.sampler.sample_independent(self._study, frozen, name, distribution)
+                trial._suggest(name, distribution)  # what the journal already has is given back as it is
+            yield self._proposal(trial)
+
+    def propose(self) -> Proposal | None:
+        """The next one; None where all that were asked for have been proposed."""
+        number = len(self._study.get_trials(deepcopy=False))
+        if number >= self._request.trials:
+            return None
+        self._study.sampler = self._sampler(number)
+        return self._proposal(self._study.ask(distributions(self._space)))
+
+    def known(self, plan: Plan) -> Trial | None:
+        """The trial that evaluated a plan: it is not evaluated again."""
+        return self._known.get(plan.hash)
+
+    def tell(self, proposal: Proposal, outcome: Outcome) -> Trial:
+        """Write down what came of a proposal."""
+        trial = proposal.trial
+        metric, cost = outcome.metric, outcome.cost
+        if metric is None or cost is None:
+            trial.set_user_attr("error", outcome.error)
+            trial.set_user_attr("seconds", outcome.seconds)
+            self._study.tell(trial, state=TrialState.FAIL)
+        else:
+            trial.set_user_attr("cost", _cost_attributes(cost))
+            trial.set_user_attr("seconds", outcome.seconds)
+            self._constrain(trial, metric, cost)
+            self._study.tell(trial, [metric, cost.latency_ms, float(cost.size_bytes)])
+        told = next(each for each in self.trials if each.number == proposal.number)
+        if told.state == "complete":
+            self._known[told.plan.hash] = told
+        return told
+
+    def _constrain(self, trial: optuna.Trial, metric: float, cost: Cost) -> None:
+        if not self._limits:
+            return
+        drop = self._metric.drop(self._baseline_metric, metric)
+        told = self._study.get_trials(deepcopy=False)[trial.number].constraints  # by a process that died right after
+        for place, excess in enumerate(self._limits.broken(drop, cost)):
+            if str(place) not in told:
+                trial.set_constraint(str(place), excess)
+
+    def _proposal(self, trial: optuna.Trial) -> Proposal:
+        plan = self._space.plan(trial.params)
+        trial.set_user_attr("plan", plan.to_json())
+        return Proposal(trial.number, plan, trial)
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        name: SamplerName = self._request.sampler  # type: ignore[assignment]
+        return make_sampler(name, self._space, self._request.seed, number)
+
+
+def run_trials(ledger: Ledger, bench: Workbench, timeout_s: float | None, told: Told) -> None:
+    """Propose and evaluate, one after the other, until all trials asked for are finished or the time is up.
+
+    Args:
         told: called after every trial with it and all trials so far.
     """
     began = time.monotonic()
-    limits = Limits.of(request)
-    known: dict[str, Trial] = {t.plan.hash: t for t in read_trials(study, request.seed) if t.state == "complete"}
-    for frozen in study.get_trials(states=[TrialState.RUNNING]):
-        study.sampler = _sampler(space, request, frozen.number)
-        trial = optuna.trial.Trial(study, frozen._trial_id)
-        for name, distribution in distributions(space).items():
-            if name in frozen.params and name not in trial.relative_params:
-                # Drawn before the process died: drawn again and dropped, so that the others get the draws due to them.
-                study.sampler.sample_independent(study, frozen, name, distribution)
-            trial._suggest(name, distribution)  # what the journal already has is given back as it is
-        _finish(study, trial, bench, space, request, limits, baseline_metric, known)
-        told(*_latest(study, request.seed, trial.number))
-    while len(study.get_trials(deepcopy=False)) < request.trials:
-        if request.timeout_s is not None and time.monotonic() - began > request.timeout_s:
+
+    def finish(proposal: Proposal) -> None:
+        known = ledger.known(proposal.plan)
+        told(
+            ledger.tell(proposal, evaluate(bench, proposal.plan, None if known is None else known.metric)),
+            ledger.trials,
+        )
+
+    for proposal in ledger.unfinished():
+        finish(proposal)
+    while timeout_s is None or time.monotonic() - began <= timeout_s:
+        following = ledger.propose()
+        if following is None:
             return
-        study.sampler = _sampler(space, request, len(study.get_trials(deepcopy=False)))
-        trial = study.ask(distributions(space))
-        _finish(study, trial, bench, space, request, limits, baseline_metric, known)
-        told(*_latest(study, request.seed, trial.number))
-
-
-def _sampler(space: SearchSpace, request: Request, number: int) -> optuna.samplers.BaseSampler:
-    name: SamplerName = request.sampler  # type: ignore[assignment]
-    return make_sampler(name, space, request.seed, number)
-
-
-def _finish(
-    study: optuna.Study,
-    trial: optuna.Trial,
-    bench: Workbench,
-    space: SearchSpace,
-    request: Request,
-    limits: Limits,
-    baseline_metric: float,
-    known: dict[str, Trial],
-) -> None:
-    """Evaluate a proposal and tell the study. A plan that was evaluated before is not evaluated again."""
-    began = time.monotonic()
-    plan = space.plan(trial.params)
-    trial.set_user_attr("plan", plan.to_json())
-    try:
-        before = known.get(plan.hash)
-        cost = bench.cost(plan)
-        metric = bench.score(plan).value if before is None or before.metric is None else before.metric
-    except Exception as error:  # noqa: BLE001
-        # Whatever a model, a solver or a user's evaluate raises is this trial's failure; the search goes on.
-        trial.set_user_attr("error", f"{type(error).__name__}: {' '.join(str(error).split())[:500]}")
-        trial.set_user_attr("seconds", time.monotonic() - began)
-        study.tell(trial, state=TrialState.FAIL)
-        return
-    trial.set_user_attr("cost", _cost_attributes(cost))
-    trial.set_user_attr("seconds", time.monotonic() - began)
-    if limits:
-        drop = bench.task.metric.drop(baseline_metric, metric)
-        told = study.get_trials(deepcopy=False)[trial.number].constraints  # by a process that died right after
-        for place, excess in enumerate(limits.broken(drop, cost)):
-            if str(place) not in told:
-                trial.set_constraint(str(place), excess)
-    study.tell(trial, [metric, cost.latency_ms, float(cost.size_bytes)])
-    known[plan.hash] = Trial(trial.number, plan, "complete", metric, cost, None, request.seed)
+        finish(following)
 
 
 def _cost_attributes(cost: Cost) -> dict[str, float | int | str]:
@@ -177,11 +219,6 @@ def _cost_attributes(cost: Cost) -> dict[str, float | int | str]:
         "macs": cost.macs,
         "latency_source": cost.latency_source,
     }
-
-
-def _latest(study: optuna.Study, seed: int, number: int) -> tuple[Trial, Sequence[Trial]]:
-    trials = read_trials(study, seed)
-    return next(trial for trial in trials if trial.number == number), trials
 
 
 def read_trials(study: optuna.Study, seed: int) -> tuple[Trial, ...]:

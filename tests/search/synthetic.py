@@ -14,7 +14,7 @@ from autocomp.inventory import Inventory, LayerInfo
 from autocomp.plan import Format, Plan, Rank, Sparsity
 from autocomp.run import Request
 from autocomp.search.sampler import SamplerName
-from autocomp.search.study import open_study, read_trials, run_trials
+from autocomp.search.study import Ledger, open_study, read_trials, run_trials
 from autocomp.space import Decision, SearchSpace
 from autocomp.task import Metric, Score
 from autocomp.trial import Cost, Trial
@@ -94,14 +94,9 @@ def search(
     study: optuna.Study, asked: Request, bench: PaperBench | None = None, space: SearchSpace | None = None
 ) -> tuple[Trial, ...]:
     """All trials after a search in ``study``."""
-    run_trials(
-        study,
-        cast("Workbench", bench or PaperBench()),
-        space or synthetic_space(),
-        asked,
-        BASELINE,
-        lambda trial, trials: None,
-    )
+    bench = bench or PaperBench()
+    ledger = Ledger(study, space or synthetic_space(), asked, bench.task.metric, BASELINE)
+    run_trials(ledger, cast("Workbench", bench), asked.timeout_s, lambda trial, trials: None)
     return read_trials(study, asked.seed)
 
 
