@@ -196,7 +196,7 @@ def resnet20(bench: Bench) -> Plan:
 SMALL: Mapping[str, Made] = {
     "mnist-lenet300": Made(lenet300, Recovery(40, gradual=True)),
     "mnist-lenet5": Made(lenet5, Recovery(30, gradual=True)),
-    "cifar10-resnet20": Made(resnet20, Recovery(40, bfloat16=True)),
+    "cifar10-resnet20": Made(resnet20, Recovery(30, bfloat16=True)),
 }
 
 

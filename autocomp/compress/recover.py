@@ -45,8 +45,9 @@ RATE, ATTENTION_RATE = 0.01, 0.001
 SCALE_RATE, TABLE_RATE, PLAIN_RATE = 0.003, 0.05, 0.001
 #: The share of the data that is kept apart to stop by.
 KEPT_APART = 0.1
-#: Epochs without a better loss on it after which training ends.
-PATIENCE = 10
+#: Epochs without a better loss on it after which training ends: the larger of so many, and this share of all, since much
+#: of what is gained is gained when the rate comes down at last.
+PATIENCE, PATIENT_SHARE = 10, 0.5
 #: Softening of the logits that are distilled (G. Hinton et al., "Distilling the knowledge in a neural network", 2015).
 TEMPERATURE = 4.0
 #: The share of the epochs over which a gradual schedule goes to its level, and the level that it starts from as a share.
@@ -148,7 +149,7 @@ def recover(
             waited += 1
             if held < best_loss:
                 best_loss, best, waited = held, student.state(), 0
-        if waited >= PATIENCE:
+        if waited >= max(PATIENCE, PATIENT_SHARE * recovery.epochs):
             break
     if student.final:
         student.load(best)

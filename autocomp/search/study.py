@@ -14,7 +14,8 @@ from pathlib import Path
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
+from optuna.trial import TrialState as State
 
 from autocomp.errors import RunError
 from autocomp.plan import Plan
@@ -23,7 +24,7 @@ from autocomp.search.evaluate import Outcome, Workbench, evaluate
 from autocomp.search.sampler import SamplerName, distributions, make_sampler
 from autocomp.space import SearchSpace
 from autocomp.task import Direction, Metric
-from autocomp.trial import Cost, Trial
+from autocomp.trial import Cost, Trial, TrialState
 
 NAME = "autocomp"
 
@@ -121,15 +122,17 @@ class Ledger:
         self._study, self._space, self._request = study, space, request
         self._metric, self._baseline_metric = metric, baseline_metric
         self._limits = Limits.of(request)
-        self._known = {trial.plan.hash: trial for trial in self.trials if trial.state == "complete"}
+        self._trials = {trial.number: trial for trial in read_trials(study, request.seed)}
+        self._known = {trial.plan.hash: trial for trial in self._trials.values() if trial.state == "complete"}
 
     @property
     def trials(self) -> tuple[Trial, ...]:
-        return read_trials(self._study, self._request.seed)
+        """All so far that have a plan, by number."""
+        return tuple(self._trials[number] for number in sorted(self._trials))
 
     def unfinished(self) -> Iterator[Proposal]:
         """Those that a process which died was at work on, as they were proposed."""
-        for frozen in self._study.get_trials(states=[TrialState.RUNNING]):
+        for frozen in self._study.get_trials(states=[State.RUNNING]):
             self._study.sampler = self._sampler(frozen.number)
             trial = optuna.trial.Trial(self._study, frozen._trial_id)
             for name, distribution in distributions(self._space).items():
@@ -158,14 +161,18 @@ class Ledger:
         if metric is None or cost is None:
             trial.set_user_attr("error", outcome.error)
             trial.set_user_attr("seconds", outcome.seconds)
-            self._study.tell(trial, state=TrialState.FAIL)
+            self._study.tell(trial, state=State.FAIL)
         else:
             trial.set_user_attr("cost", _cost_attributes(cost))
             trial.set_user_attr("seconds", outcome.seconds)
             self._constrain(trial, metric, cost)
             self._study.tell(trial, [metric, cost.latency_ms, float(cost.size_bytes)])
-        told = next(each for each in self.trials if each.number == proposal.number)
-        if told.state == "complete":
+        state: TrialState = "failed" if metric is None or cost is None else "complete"
+        told = Trial(
+            proposal.number, proposal.plan, state, metric, cost, outcome.seconds, self._request.seed, outcome.error
+        )
+        self._trials[told.number] = told
+        if state == "complete":
             self._known[told.plan.hash] = told
         return told
 
@@ -181,6 +188,7 @@ class Ledger:
     def _proposal(self, trial: optuna.Trial) -> Proposal:
         plan = self._space.plan(trial.params)
         trial.set_user_attr("plan", plan.to_json())
+        self._trials[trial.number] = Trial(trial.number, plan, "running", None, None, None, self._request.seed)
         return Proposal(trial.number, plan, trial)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
@@ -230,8 +238,8 @@ def _trial(frozen: FrozenTrial, seed: int) -> Trial:
     attributes = frozen.user_attrs
     plan = Plan.from_json(attributes["plan"])
     seconds = attributes.get("seconds")
-    if frozen.state != TrialState.COMPLETE or frozen.values is None:
-        state = "failed" if frozen.state == TrialState.FAIL else "running"
+    if frozen.state != State.COMPLETE or frozen.values is None:
+        state = "failed" if frozen.state == State.FAIL else "running"
         return Trial(frozen.number, plan, state, None, None, seconds, seed, error=attributes.get("error"))  # type: ignore[arg-type]
     metric, latency_ms, size_bytes = frozen.values
     cost = Cost(latency_ms=latency_ms, size_bytes=int(size_bytes), **attributes["cost"])
