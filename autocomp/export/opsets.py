@@ -36,12 +36,21 @@ def required_ir_version(opset: int) -> int:
     return int(helper.find_min_ir_version_for([helper.make_opsetid("", opset)]))
 
 
+#: What the shape of a weight says as well.
+_SEEN_IN_WEIGHTS = frozenset({("Conv", "kernel_shape"), ("ConvTranspose", "kernel_shape")})
+
+
 def leave_out_defaults(node: NodeProto) -> None:
     """Take attributes out of a node, in place, that say what holds without them."""
     if node.domain:
         return
     usual = _defaults(node.op_type)
-    kept = [one for one in node.attribute if not _is_default(one.name, helper.get_attribute_value(one), usual)]
+    kept = [
+        one
+        for one in node.attribute
+        if (node.op_type, one.name) not in _SEEN_IN_WEIGHTS
+        and not _is_default(one.name, helper.get_attribute_value(one), usual)
+    ]
     del node.attribute[:]
     node.attribute.extend(kept)
 

@@ -27,7 +27,7 @@ WRITTEN_OUT_BYTES = 400
 OTHER_NODE_BYTES = 25
 
 #: Stands for the short names that values get in a file.
-NAME = "_ab"
+NAME = "ab"
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class SizeModel:
             operators = 2 * _node("Gather", 2, axis=0) + _node("Cast", 1, to=1) + _node("Mul", 2)
             return operators + _tensor_bytes(NAME + ".s", TensorProto.FLOAT, (layer.weight_shape[0], 1))
         kind = "gemm" if node.is_gemm else node.op
-        return bias + _layer_bytes(kind, node.has_bias, node.kernel, node.stride, node.padding, node.groups)
+        return bias + _layer_bytes(kind, node.has_bias, node.stride, node.padding, node.groups)
 
 
 def _node(op: str, inputs: int, outputs: int = 1, **attributes: Any) -> int:
@@ -112,9 +112,7 @@ def _node(op: str, inputs: int, outputs: int = 1, **attributes: Any) -> int:
 
 
 @lru_cache(maxsize=1024)
-def _layer_bytes(
-    op: str, has_bias: bool, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int], groups: int
-) -> int:
+def _layer_bytes(op: str, has_bias: bool, stride: tuple[int, int], padding: tuple[int, int], groups: int) -> int:
     inputs = [NAME] * (3 if has_bias else 2)
     if op == "linear":
         return _node("MatMul", 2) + (_node("Add", 2) if has_bias else 0)
@@ -123,9 +121,7 @@ def _layer_bytes(
     if op == "gemm":
         node = helper.make_node("Gemm", inputs, [NAME], alpha=1.0, beta=1.0, transB=1)
     else:
-        node = helper.make_node(
-            "Conv", inputs, [NAME], group=groups, pads=[*padding, *padding], strides=stride, kernel_shape=kernel
-        )
+        node = helper.make_node("Conv", inputs, [NAME], group=groups, pads=[*padding, *padding], strides=stride)
     leave_out_defaults(node)
     return field_bytes(node.ByteSize())
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+import string
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -260,10 +262,13 @@ def _shorten(model: ModelProto) -> dict[str, str]:
     graph.ClearField("doc_string")
     graph.name = "g"
     kept = {value.name for value in (*graph.input, *graph.output)} | {""}
+    free = (name for name in map(_short_name, itertools.count()) if name not in kept)
     short: dict[str, str] = {}
 
     def rename(name: str) -> str:
-        return name if name in kept else short.setdefault(name, _base36(len(short)))
+        if name not in kept and name not in short:
+            short[name] = next(free)
+        return short.get(name, name)
 
     for tensor in graph.initializer:
         tensor.name = rename(tensor.name)
@@ -285,11 +290,12 @@ def _shorten(model: ModelProto) -> dict[str, str]:
     return short
 
 
-def _base36(number: int) -> str:
-    digits = "0123456789abcdefghijklmnopqrstuvwxyz"
-    text = ""
-    while True:
-        text = digits[number % 36] + text
-        number //= 36
-        if number == 0:
-            return f"_{text}"
+def _short_name(number: int) -> str:
+    """a, b, …, Z, aa, ba, …: names of C, as ONNX wants them."""
+    letters = string.ascii_letters
+    number, first = divmod(number, len(letters))
+    others = ""
+    while number:
+        number, other = divmod(number - 1, len(letters + string.digits))
+        others += (letters + string.digits)[other]
+    return letters[first] + others
