@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from autocomp.hardware.latency import Forecast
     from autocomp.hardware.target import Artifact, Target
     from autocomp.search.sampler import SamplerName
+    from autocomp.search.workers import Workers
 
 
 def search(
@@ -45,6 +46,7 @@ def search(
     seed: int = 0,
     resume: bool = False,
     data: str | Path | None = None,
+    workers: Workers | None = None,
     watcher: Watcher = SILENT,
 ) -> Run:
     """Search for the Pareto front of a task on a target; every point of it is exported and measured.
@@ -63,6 +65,7 @@ def search(
         recover_epochs: how long the points worth it are trained on for, at the end; each gives a trial of its own.
         resume: go on with the run in ``out``.
         data: the folder of the task's data. Default: the environment variable AUTOCOMP_DATA, for tasks that take data.
+        workers: what plans are evaluated on, of a Ray cluster; None for this process, one after the other.
 
     Raises:
         RequestError: the request does not hold together; nothing was begun.
@@ -72,8 +75,11 @@ def search(
     from autocomp.hardware.resolve import resolve_target
     from autocomp.search import flow
     from autocomp.search.sampler import check_sampler
+    from autocomp.search.workers import check_ray
     from autocomp.space import read_space
 
+    if workers is not None:
+        check_ray()
     check_sampler(sampler)
     read_space(str(space))  # a typo should not wait for training or calibration
     if isinstance(target, str):
@@ -104,7 +110,7 @@ def search(
         data=used,
         recover_epochs=recover_epochs,
     )
-    flow.search(flow.set_up(request, loaded, found), folder, resume, watcher)
+    flow.search(flow.set_up(request, loaded, found), folder, resume, watcher, workers)
     return Run(folder)
 
 

@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 
 SamplerChoice = Literal["auto", "nsga2", "tpe", "random", "uniform"]
+ExecutorChoice = Literal["local", "ray"]
 ArtifactChoice = Literal["onnx", "onnx-packed"]
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -122,6 +123,16 @@ def search(
     recover: Annotated[
         int, typer.Option(min=0, help="Epochs that the points worth it are trained on for, at the end.")
     ] = 0,
+    executor: Annotated[
+        ExecutorChoice, typer.Option(help="Where plans are evaluated: in this process, or on a Ray cluster.")
+    ] = "local",
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="ray: trials at a time. Default: as many as there is room for.")
+    ] = None,
+    trial_cpus: Annotated[float, typer.Option(help="ray: CPUs of a trial.")] = 1.0,
+    trial_gpus: Annotated[float, typer.Option(help="ray: GPUs of a trial.")] = 0.0,
+    trial_timeout: Annotated[str | None, typer.Option(help="ray: a trial that takes longer fails, e.g. 10m.")] = None,
+    trial_memory_gb: Annotated[float | None, typer.Option(help="ray: a trial whose worker grows larger fails.")] = None,
     artifact: FormatOption = None,
     threads: Annotated[int | None, typer.Option(help="Threads per inference.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples per inference.")] = None,
@@ -132,9 +143,13 @@ def search(
     """Search the Pareto front of accuracy, size and latency; export and measure every point of it."""
     from autocomp.api import search as search_run
     from autocomp.progress import Progress
+    from autocomp.search.workers import Workers
     from autocomp.tasks.load import short_name
 
     timeout_s = _seconds(timeout)
+    workers = Workers(max_concurrent, trial_cpus, trial_gpus, _seconds(trial_timeout), trial_memory_gb)
+    if executor == "local" and workers != Workers():
+        raise RequestError("--max-concurrent and --trial-… must go with --executor ray; this search is local")
     with Progress() as progress:
         run = search_run(
             task,
@@ -154,6 +169,7 @@ def search(
             seed=seed,
             resume=resume,
             data=data,
+            workers=None if executor == "local" else workers,
             watcher=progress,
         )
         progress.say("writing the report")

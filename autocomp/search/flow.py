@@ -29,6 +29,7 @@ from autocomp.search.study import Ledger, Limits, open_study, read_study, read_t
 from autocomp.search.tables import BASELINE, VERIFIED, front_trials, verifications, write_tables
 from autocomp.search.verify import Exported, export_and_score, time_files, verification
 from autocomp.search.warm_start import warmed_up
+from autocomp.search.workers import Workers
 from autocomp.space import SearchSpace, build_space, read_space
 from autocomp.task import Direction, Metric, Score, Task
 from autocomp.tasks.load import check_task
@@ -74,8 +75,13 @@ def set_up(request: Request, task: Task, target: Target) -> Setup:
     return Setup(request, Workbench(task, prepared, target, sizes), space, baseline)
 
 
-def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> list[Trial]:
+def search(
+    setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher, workers: Workers | None = None
+) -> list[Trial]:
     """Run or resume a search, verify its front, write tables.
+
+    Args:
+        workers: what evaluations run on, of a Ray cluster; None for this process, one after the other.
 
     Returns:
         The rows of ``front.csv``, baseline first.
@@ -97,12 +103,8 @@ def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> l
             lambda done, of, what: watcher.step(what, done, of),
         )
         study = open_study(folder.journal, bench.task.metric.direction)
-        run_trials(
-            Ledger(study, setup.space, request, bench.task.metric, setup.baseline.value),
-            bench,
-            request.timeout_s,
-            lambda trial, trials: watcher.trial(trial, trials, request.trials, bench.task.metric),
-        )
+        ledger = Ledger(study, setup.space, request, bench.task.metric, setup.baseline.value)
+        _run_trials(ledger, bench, request, workers, watcher)
         trials = load_trials(folder)
         points = write_tables(folder, request, bench.task.metric, trials)
         if not points:
@@ -122,6 +124,18 @@ def search(setup: Setup, folder: RunFolder, resume: bool, watcher: Watcher) -> l
         verify(setup, folder, points, watcher, again=False)
         _tell_of_misses(folder, points, request, watcher)
         return write_tables(folder, request, bench.task.metric, trials)
+
+
+def _run_trials(ledger: Ledger, bench: Workbench, request: Request, workers: Workers | None, watcher: Watcher) -> None:
+    def told(trial: Trial, trials: Sequence[Trial]) -> None:
+        watcher.trial(trial, trials, request.trials, bench.task.metric)
+
+    if workers is None:
+        run_trials(ledger, bench, request.timeout_s, told)
+    else:
+        from autocomp.search import ray_tune
+
+        ray_tune.run_trials(ledger, bench, workers, request.timeout_s, told)
 
 
 def _tell_of_misses(folder: RunFolder, points: Sequence[Trial], request: Request, watcher: Watcher) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 from autocomp.errors import TaskError, did_you_mean
 from autocomp.task import Metric, Task
 
+#: Of the names of the modules that users' files are loaded as.
+PREFIX = "autocomp_task_"
 _REQUIRED_FIELDS = ("name", "model", "example_inputs", "calibration", "evaluate")
 
 
@@ -77,9 +79,14 @@ def _data_argument(maker: Callable[..., object], data: Path | None, name: str, a
     return {}
 
 
+def is_of_user(module: str) -> bool:
+    """Whether a module's name is that of a user's file."""
+    return module.startswith(PREFIX)
+
+
 def _executed(path: Path) -> ModuleType:
     # The name is the file's own, so that no task shadows, or is shadowed by, a module of the same stem.
-    name = f"autocomp_task_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    name = f"{PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise TaskError(f"a task's file must be a Python file; Python does not know how to load {str(path)!r}")

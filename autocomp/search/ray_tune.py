@@ -1,0 +1,234 @@
+"""A search's evaluations on a Ray cluster: Ray Tune places, retries and stops them; what comes next and what is known is
+the run's own study's (:class:`autocomp.search.study.Ledger`).
+
+So nothing that Tune keeps matters: it writes to a folder that is thrown away, and a run whose driver, Tune or cluster
+died goes on from its journal like any other. Nor does it matter where an evaluation ran, or how often it was begun: it
+is a function of the plan.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import ray
+import ray.cloudpickle
+from ray import tune
+from ray.tune.search import Searcher
+
+from autocomp.errors import WorkError
+from autocomp.plan import Plan
+from autocomp.search.confined import Confined
+from autocomp.search.evaluate import Outcome, evaluate
+from autocomp.search.study import Ledger, Proposal, Told
+from autocomp.search.workers import Workers
+from autocomp.tasks.user_file import is_of_user
+from autocomp.trial import Cost
+
+if TYPE_CHECKING:
+    from ray.tune.experiment import Trial as TuneTrial
+
+    from autocomp.search.evaluate import Workbench
+
+#: How often an evaluation whose worker died is begun again elsewhere.
+RETRIES = 3
+#: Tune's own files, callbacks and reports: what it would do beside placing trials, each of which costs time a trial.
+_QUIET: Mapping[str, str] = {
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",
+    "RAY_AIR_NEW_OUTPUT": "0",
+}
+
+
+def run_trials(ledger: Ledger, bench: Workbench, workers: Workers, timeout_s: float | None, told: Told) -> None:
+    """Propose and evaluate until all trials asked for are finished or the time is up; results are told as they come.
+
+    Raises:
+        WorkError: there is no cluster, or no node of it has room for a trial.
+    """
+    _by_value()
+    for logger in ("ray.tune", "ray.train", "ray.air"):
+        logging.getLogger(logger).setLevel(logging.CRITICAL)  # a trial's failure is told by us, in one line
+    with _cluster(), tempfile.TemporaryDirectory(prefix="autocomp-tune-") as scratch, _environment(_QUIET):
+        _check_room(workers)
+        proposals = _Proposals(ledger, timeout_s, told)
+        tune.run(
+            tune.with_parameters(_Evaluation, bench=bench, limit_s=workers.limit_s, limit_gb=workers.limit_gb),
+            name="search",
+            storage_path=scratch,
+            num_samples=-1,
+            search_alg=proposals,
+            max_concurrent_trials=workers.concurrent or _room(workers),
+            resources_per_trial={"cpu": workers.cpus, "gpu": workers.gpus},
+            reuse_actors=True,
+            max_failures=RETRIES,
+            raise_on_failed_trial=False,
+            trial_dirname_creator=lambda trial: str(trial.trial_id),
+            callbacks=[_Telling(proposals)],
+            verbose=0,
+        )
+
+
+class _Proposals(Searcher):
+    """What Tune asks for its next trial."""
+
+    def __init__(self, ledger: Ledger, timeout_s: float | None, told: Told) -> None:
+        super().__init__()
+        self._ledger, self._told = ledger, told
+        self._until = None if timeout_s is None else time.monotonic() + timeout_s
+        self._waiting = ledger.unfinished()
+        self._open: dict[str, Proposal] = {}
+
+    def suggest(self, trial_id: str) -> dict[str, object] | None:
+        while (proposal := self._following()) is not None:
+            known = self._ledger.known(proposal.plan)
+            if known is None:
+                self._open[trial_id] = proposal
+                return {"plan": proposal.plan.to_json()}
+            self._tell(proposal, Outcome(known.metric, known.cost, 0.0))
+        return Searcher.FINISHED  # type: ignore[return-value]
+
+    def finish(self, trial_id: str, outcome: Outcome) -> None:
+        self._tell(self._open.pop(trial_id), outcome)
+
+    def _following(self) -> Proposal | None:
+        if self._until is not None and time.monotonic() > self._until:
+            return None
+        return next(self._waiting, None) or self._ledger.propose()
+
+    def _tell(self, proposal: Proposal, outcome: Outcome) -> None:
+        self._told(self._ledger.tell(proposal, outcome), self._ledger.trials)
+
+    def on_trial_complete(self, trial_id: str, result: object = None, error: bool = False) -> None:
+        """Told by :class:`_Telling`, which knows why a trial failed."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """The study is saved by itself."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """As :meth:`save`."""
+
+
+class _Telling(tune.Callback):
+    """Brings what Tune reports to the ledger."""
+
+    def __init__(self, proposals: _Proposals) -> None:
+        self._proposals = proposals
+
+    def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
+        said = trial.last_result["outcome"]
+        cost = said["cost"]
+        outcome = Outcome(said["metric"], None if cost is None else Cost(**cost), said["seconds"], said["error"])
+        self._proposals.finish(trial.trial_id, outcome)
+
+    def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
+        error = trial.get_pickled_error()
+        said = " ".join(str(error).split())[:300]
+        why = f"WorkError: its worker died {RETRIES + 1} times; the last said: {type(error).__name__}: {said}"
+        self._proposals.finish(trial.trial_id, Outcome(None, None, 0.0, why))
+
+
+class _Evaluation(tune.Trainable):
+    """A worker: it has the workbench, which came to its node once, and evaluates one plan after the other."""
+
+    def setup(  # type: ignore[override]
+        self, config: dict[str, str], bench: Workbench, limit_s: float | None, limit_gb: float | None
+    ) -> None:
+        self._plan = Plan.from_json(config["plan"])
+        self._bench = bench
+        confined = limit_s is not None or limit_gb is not None
+        pickled: bytes = ray.cloudpickle.dumps(bench) if confined else b""  # type: ignore[no-untyped-call]
+        self._confined = Confined(pickled, limit_s, limit_gb) if confined else None
+
+    def reset_config(self, new_config: dict[str, str]) -> bool:
+        self._plan = Plan.from_json(new_config["plan"])
+        return True
+
+    def step(self) -> dict[str, object]:
+        confined = self._confined
+        outcome = evaluate(self._bench, self._plan) if confined is None else confined.evaluate(self._plan)
+        return {"outcome": asdict(outcome), "done": True}
+
+    def cleanup(self) -> None:
+        if self._confined is not None:
+            self._confined.close()
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """There is nothing to go on from."""
+
+    def load_checkpoint(self, checkpoint: object) -> None:
+        """As :meth:`save_checkpoint`."""
+
+
+def _by_value() -> None:
+    """Workers have no module of a user's file: what it defines travels with the task."""
+    for name, module in list(sys.modules.items()):
+        if is_of_user(name):
+            ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def _cluster() -> Iterator[None]:
+    """The cluster that is there (RAY_ADDRESS, or one begun on this machine by ``ray start``), or one of this process."""
+    if ray.is_initialized():
+        yield
+        return
+    try:
+        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError as error:
+        raise WorkError(
+            f"a Ray cluster must be there to run on; {' '.join(str(error).split())[:200]}; start one with ray start "
+            "--head, or unset RAY_ADDRESS"
+        ) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _check_room(workers: Workers) -> None:
+    if not _room(workers):
+        has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in _nodes())
+        raise WorkError(
+            f"a node must have room for a trial of {workers.cpus:g} CPUs and {workers.gpus:g} GPUs; there are {has}; "
+            "ask for less with --trial-cpus and --trial-gpus"
+        )
+
+
+def _room(workers: Workers) -> int:
+    """Trials that fit on the cluster at a time."""
+    room = 0
+    for has in _nodes():
+        fits = has.get("CPU", 0.0) / workers.cpus
+        if workers.gpus:
+            fits = min(fits, has.get("GPU", 0.0) / workers.gpus)
+        room += int(fits)
+    return room
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """What each node that is there has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

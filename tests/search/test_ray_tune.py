@@ -1,0 +1,191 @@
+"""Searches on a real Ray cluster on loopback: a head and two more nodes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import pytest
+
+ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'autocomp[ray]'")
+
+from ray.cluster_utils import Cluster  # noqa: E402
+
+from autocomp.errors import RequestError, WorkError  # noqa: E402
+from autocomp.plan import Plan  # noqa: E402
+from autocomp.run import Request, RunFolder  # noqa: E402
+from autocomp.search import flow, ray_tune  # noqa: E402
+from autocomp.search.evaluate import evaluate  # noqa: E402
+from autocomp.search.study import Ledger, open_study, read_trials  # noqa: E402
+from autocomp.search.workers import Workers  # noqa: E402
+from autocomp.task import Score  # noqa: E402
+from autocomp.trial import Trial  # noqa: E402
+from autocomp.watch import SILENT  # noqa: E402
+from tests.search.synthetic import BASELINE, PaperBench, hashes, request, search_in, synthetic_space  # noqa: E402
+from tests.targets import REQUEST, small_setup  # noqa: E402
+
+if TYPE_CHECKING:
+    from autocomp.search.evaluate import Workbench
+
+pytestmark = [
+    pytest.mark.slow,
+    # Ray leaves sockets and files of its own to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::FutureWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
+
+#: For 127.0.0.1 Ray takes the machine's own address, which others reach.
+LOOPBACK = "127.0.0.2"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    head = {"node_ip_address": LOOPBACK, "num_cpus": 1, "object_store_memory": 200_000_000, "include_dashboard": False}
+    found = Cluster(initialize_head=True, head_node_args=head)
+    for _ in range(2):
+        found.add_node(node_ip_address=LOOPBACK, num_cpus=1, object_store_memory=100_000_000)
+    found.wait_for_nodes()
+    ray.init(address=found.address, log_to_driver=False)
+    yield found
+    ray.shutdown()
+    found.shutdown()  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True)
+class SlowBench(PaperBench):
+    """Takes its time; with some plans it does worse."""
+
+    seconds: float = 0.0
+    dies: str | None = None
+    hangs: str | None = None
+    grows: str | None = None
+    scored: list[Plan] = field(default_factory=list)
+
+    def score(self, plan: Plan) -> Score:
+        if plan.hash == self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if plan.hash == self.hangs:
+            time.sleep(600)
+        if plan.hash == self.grows:
+            held = bytearray(1_500_000_000)
+            time.sleep(60 if held else 0)
+        time.sleep(self.seconds)
+        return super().score(plan)
+
+
+def searched(journal: Path, asked: Request, workers: Workers, bench: PaperBench | None = None) -> tuple[Trial, ...]:
+    bench = bench or PaperBench()
+    ledger = Ledger(open_study(journal, "maximize"), synthetic_space(), asked, bench.task.metric, BASELINE)
+    told: list[int] = []
+    ray_tune.run_trials(
+        ledger, cast("Workbench", bench), workers, asked.timeout_s, lambda trial, trials: told.append(trial.number)
+    )
+    trials = read_trials(open_study(journal, "maximize"), asked.seed)
+    assert sorted(told) == sorted(set(told)), "told twice"
+    assert ledger.trials == trials
+    return trials
+
+
+def test_one_trial_at_a_time_it_is_the_local_search(cluster: Cluster, tmp_path: Path) -> None:
+    asked = request("auto", trials=20, max_size_kb=60.0)
+    trials = searched(tmp_path / "ray.log", asked, Workers(concurrent=1))
+    local = search_in(tmp_path / "local.log", asked)
+    assert hashes(trials) == hashes(local)
+    assert [trial.metric for trial in trials] == [trial.metric for trial in local]
+
+
+def test_with_many_at_a_time_every_value_is_that_of_a_serial_evaluation(cluster: Cluster, tmp_path: Path) -> None:
+    asked = request("auto", trials=24)
+    trials = searched(tmp_path / "ray.log", asked, Workers(), SlowBench(seconds=0.05))
+    assert [trial.number for trial in trials] == list(range(24))
+    for trial in trials:
+        alone = evaluate(cast("Workbench", PaperBench()), trial.plan)
+        assert (trial.state, trial.metric, trial.cost) == ("complete", alone.metric, alone.cost)
+
+
+def test_a_real_search_ends_with_the_local_front(cluster: Cluster, tmp_path: Path) -> None:
+    setup = replace(small_setup(), request=replace(REQUEST, trials=5))
+    flow.search(setup, RunFolder(tmp_path / "ray"), False, SILENT, Workers(concurrent=1))
+    flow.search(setup, RunFolder(tmp_path / "local"), False, SILENT)
+    found, local = ((tmp_path / name / "front.csv").read_text() for name in ("ray", "local"))
+    assert found == local
+
+
+def test_a_plan_that_raises_fails_its_trial_alone(cluster: Cluster, tmp_path: Path) -> None:
+    asked = request("random", trials=10)
+    plans = hashes(search_in(tmp_path / "local.log", asked))
+    trials = searched(tmp_path / "ray.log", asked, Workers(), PaperBench(fails=lambda plan: plan.hash == plans[3]))
+    assert [trial.state for trial in trials] == ["complete"] * 3 + ["failed"] + ["complete"] * 6
+    assert trials[3].error == "AssertionError: it broke"
+
+
+@pytest.mark.parametrize(
+    ("how", "workers", "error"),
+    [
+        ("dies", Workers(), "WorkError: its worker died 4 times"),
+        ("dies", Workers(limit_s=60.0), "WorkError: its process died of signal 9"),
+        ("hangs", Workers(limit_s=1.0), "TimeoutError: a trial must end within 1 s"),
+        ("grows", Workers(limit_gb=1.2), "MemoryError: a trial must take at most 1.2 GB"),
+    ],
+)
+def test_a_trial_that_takes_too_much_fails_by_name_and_the_search_goes_on(
+    cluster: Cluster, tmp_path: Path, how: str, workers: Workers, error: str
+) -> None:
+    asked = request("random", trials=8)
+    plan = hashes(search_in(tmp_path / "local.log", asked))[3]
+    trials = searched(tmp_path / "ray.log", asked, workers, replace(SlowBench(), **{how: plan}))  # type: ignore[arg-type]
+    assert [trial.state for trial in trials] == ["complete"] * 3 + ["failed"] + ["complete"] * 4
+    assert trials[3].error is not None
+    assert trials[3].error.startswith(error)
+
+
+def test_a_node_killed_in_mid_run_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    extra = cluster.add_node(node_ip_address=LOOPBACK, num_cpus=2, object_store_memory=100_000_000)
+    cluster.wait_for_nodes()
+    killed: list[float] = []
+
+    asked = request("random", trials=30)
+    bench = SlowBench(seconds=0.4)
+    ledger = Ledger(open_study(tmp_path / "study.log", "maximize"), synthetic_space(), asked, bench.task.metric, 90.0)
+    numbers: list[int] = []
+
+    def told(trial: Trial, trials: object) -> None:
+        numbers.append(trial.number)
+        if len(numbers) == 8 and not killed:
+            killed.append(time.monotonic())
+            cluster.remove_node(extra, allow_graceful=False)
+
+    ray_tune.run_trials(ledger, cast("Workbench", bench), Workers(), None, told)
+    assert killed
+    assert sorted(numbers) == list(range(30))
+    assert [trial.state for trial in ledger.trials] == ["complete"] * 30
+
+
+def test_no_room_for_a_trial_is_one_line(cluster: Cluster, tmp_path: Path) -> None:
+    with pytest.raises(WorkError, match="room for a trial of 64 CPUs") as caught:
+        searched(tmp_path / "study.log", request(trials=3), Workers(cpus=64))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"concurrent": 0}, {"cpus": 0.0}, {"gpus": -1.0}, {"limit_s": 0.0}, {"limit_gb": -1.0}],
+)
+def test_workers_that_make_no_sense_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(RequestError):
+        Workers(**wrong)  # type: ignore[arg-type]
+
+
+def test_a_time_limit_stops_proposing(cluster: Cluster, tmp_path: Path) -> None:
+    asked = request("random", trials=10_000, timeout_s=3.0)
+    trials = searched(tmp_path / "study.log", asked, Workers(), SlowBench(seconds=0.2))
+    assert 0 < len(trials) < 200
+    assert {trial.state for trial in trials} == {"complete"}
