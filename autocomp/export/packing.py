@@ -31,7 +31,7 @@ from autocomp.errors import ExportError
 from autocomp.export.codes import GAP_BITS, UNSIGNED, Code, Plane, packed_numbers, packed_values, stored_count, table_of
 from autocomp.export.opsets import opset_of, raise_opset, set_opset
 from autocomp.export.stored import StoredWeight, WeightSpec
-from autocomp.export.unpacking import BIAS, DOMAIN, Reader, functions
+from autocomp.export.unpacking import BIAS, DOMAIN, LARGE, Reader, functions
 
 #: The operators of the functions need 18, tensors of 4 bits 21, of 2 bits 25.
 _FUNCTION_OPSET = 18
@@ -51,13 +51,14 @@ class Form:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What defines one tensor when appended to a graph of at least such an opset, and the functions that it needs of
-    the model."""
+    """What defines one tensor of so many weights when appended to a graph of at least such an opset, and the functions
+    that it needs of the model."""
 
     nodes: tuple[NodeProto, ...]
     initializers: tuple[TensorProto, ...]
     readers: tuple[Reader | str, ...]
     opset: int
+    weights: int = 0
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def encode(name: str, weight: StoredWeight, packed: bool) -> Encoded:
         ),
         readers=_readers(spec, form),
         opset=required_opset(spec, packed),
+        weights=spec.count,
     )
 
 
@@ -148,7 +150,8 @@ def install(model: ModelProto, encoded: Sequence[Encoded]) -> None:
     graph.node.extend([node for one in encoded for node in one.nodes] + own)
     graph.initializer.extend(tensor for one in encoded for tensor in one.initializers)
     present = {one.name for one in model.functions if one.domain == DOMAIN}
-    needed = functions((reader for one in encoded for reader in one.readers), opset_of(model))
+    large = any(one.weights >= LARGE for one in encoded)
+    needed = functions((reader for one in encoded for reader in one.readers), opset_of(model), large)
     model.functions.extend(one for one in needed if one.name not in present)
     set_opset(model, opset_of(model))
     if needed and all(entry.domain != DOMAIN for entry in model.opset_import):
@@ -186,9 +189,15 @@ def footprint(name: str, spec: WeightSpec, packed: bool) -> Footprint:
     return Footprint(form, data_bytes, _graph_bytes(name, spec, form), _readers(spec, form))
 
 
-def function_bytes(readers: Iterable[Reader | str]) -> int:
-    """What functions add to the serialized ModelProto, in bytes, the import of their domain included."""
-    needed = functions(readers, max(_TYPE_OPSETS.values()))  # an opset below 128 takes one byte, whichever it is
+def function_bytes(readers: Iterable[Reader | str], most_weights: int = 0) -> int:
+    """What functions add to the serialized ModelProto, in bytes, the import of their domain included.
+
+    Args:
+        most_weights: of one tensor.
+    """
+    needed = functions(
+        readers, max(_TYPE_OPSETS.values()), most_weights >= LARGE
+    )  # an opset below 128 takes one byte, whichever it is
     domain = field_bytes(helper.make_opsetid(DOMAIN, 1).ByteSize()) if needed else 0
     # ModelProto.functions is field 25, whose tag takes two bytes.
     return domain + sum(1 + field_bytes(one.ByteSize()) for one in needed)

@@ -6,6 +6,7 @@ alone (inputs, outputs, operators without weights) is taken from one real export
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -70,7 +71,8 @@ class SizeModel:
                 readers.add(BIAS)
         total += len(rounded_at_run_time) * _node("DynamicQuantizeLinear", 1, 3)
         rounded = len(structure.rounded) + len(structure.rounded_for_products)
-        return total + function_bytes(readers) + rounded * _rounding_bytes()
+        most_weights = max((math.prod(layer.weight_shape) for layer in structure.layers.values()), default=0)
+        return total + function_bytes(readers, most_weights) + rounded * _rounding_bytes()
 
     def _weight(self, node: Node, layer: LayerShape) -> Footprint:
         """How the exporter stores the layer's weight."""

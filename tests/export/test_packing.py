@@ -230,6 +230,18 @@ def test_large_weights_have_the_bytes_foretold(code: Code, density: float | None
         assert graph.ByteSize() - before == footprint("layer", weight.spec, packed).graph_bytes
 
 
+@pytest.mark.parametrize("density", [0.3, 0.05])
+def test_a_million_weights_beside_few_read_by_a_table_whose_bytes_are_foretold(density: float) -> None:
+    named = [("w", make_weight((1024, 1024), Code(3), density)), ("v", make_weight((30, 40), Code(3), density))]
+    model = model_of(named, True)
+    for out, (_, weight) in zip(session(model).run(None, {}), named, strict=True):
+        np.testing.assert_array_equal(out, real_weight(weight))
+    readers = readers_of([encode(name, weight, True) for name, weight in named])
+    domain = field_bytes(helper.make_opsetid(DOMAIN, 1).ByteSize())
+    written = domain + sum(1 + field_bytes(one.ByteSize()) for one in model.functions)
+    assert written == function_bytes(readers, 1 << 20) > function_bytes(readers, 1200)
+
+
 def test_foretelling_allocates_no_weights() -> None:
     spec = WeightSpec((1 << 20, 1 << 20), Code(4))
     assert footprint("w", spec, True).data_bytes == (1 << 39) + (1 << 22)  # half a terabyte
