@@ -136,10 +136,16 @@ class Made:
     recovery: Recovery
 
 
-def cut(level: float, bits: int, grid: Grid = "uniform", granularity: Granularity = "tensor") -> LayerPlan:
+def cut(
+    level: float,
+    bits: int,
+    grid: Grid = "uniform",
+    granularity: Granularity = "tensor",
+    rounding: Rounding = "nearest",
+) -> LayerPlan:
     """Single weights cut, and what stays in few bits."""
     sparsity = Sparsity("unstructured", level, "hessian") if level else None
-    return LayerPlan(sparsity, None, Format(bits, grid=grid, granularity=granularity))
+    return LayerPlan(sparsity, None, Format(bits, grid=grid, granularity=granularity, rounding=rounding))
 
 
 def lenet300(_: Bench) -> Plan:
@@ -157,7 +163,7 @@ def lenet5(_: Bench) -> Plan:
     )
 
 
-#: What ``allocate`` found for 59,400 bytes of weights: bits of a codebook, and the share cut; 0 bits for ternary.
+#: What ``allocation.py`` found for 59,400 bytes of weights: bits of a codebook, and the share cut; 0 bits for ternary.
 RESNET20: Mapping[str, tuple[int, float]] = {
     "layer1.0.conv1": (2, 0.0),
     "layer1.0.conv2": (3, 0.6),
@@ -182,9 +188,7 @@ RESNET20: Mapping[str, tuple[int, float]] = {
 
 def low_bits(bits: int, level: float) -> LayerPlan:
     """Some weights cut by second order, and the others in few bits, rounded by it; no bits stand for ternary."""
-    sparsity = Sparsity("unstructured", level, "hessian") if level else None
-    grid: Grid = "codebook" if bits else "ternary"
-    return LayerPlan(sparsity, None, Format(bits or 2, grid=grid, granularity="channel", rounding="gptq"))
+    return cut(level, bits or 2, "codebook" if bits else "ternary", "channel", "gptq")
 
 
 def resnet20(bench: Bench) -> Plan:

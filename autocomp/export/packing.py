@@ -195,9 +195,8 @@ def function_bytes(readers: Iterable[Reader | str], most_weights: int = 0) -> in
     Args:
         most_weights: of one tensor.
     """
-    needed = functions(
-        readers, max(_TYPE_OPSETS.values()), most_weights >= LARGE
-    )  # an opset below 128 takes one byte, whichever it is
+    opset = max(_TYPE_OPSETS.values())  # one below 128 takes one byte, whichever it is
+    needed = functions(readers, opset, most_weights >= LARGE)
     domain = field_bytes(helper.make_opsetid(DOMAIN, 1).ByteSize()) if needed else 0
     # ModelProto.functions is field 25, whose tag takes two bytes.
     return domain + sum(1 + field_bytes(one.ByteSize()) for one in needed)

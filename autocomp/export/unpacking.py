@@ -106,6 +106,7 @@ _PRIMITIVES = {
         y = Mul (g, c)
     }}""",
     # Every one among the bits is a kept weight, and every zero before it a step of base; a zero adds nothing wherever.
+    # What M does stands here again, so that one sum serves both the values and the low bits.
     "G": f"""<base, size> (m, w, v, z) => (y) {{
         b = {DOMAIN}.B (m)
         d = Cast <to = {_INT32}> (b)

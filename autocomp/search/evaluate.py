@@ -87,16 +87,12 @@ class Outcome:
     error: str | None = None
 
 
-def evaluate(bench: Workbench, plan: Plan, metric: float | None = None) -> Outcome:
-    """Whatever a model, a solver or a user's evaluate raises is this plan's failure; the search goes on.
-
-    Args:
-        metric: the score, where the plan was evaluated before.
-    """
+def evaluate(bench: Workbench, plan: Plan) -> Outcome:
+    """Whatever a model, a solver or a user's evaluate raises is this plan's failure; the search goes on."""
     began = time.monotonic()
     try:
         cost = bench.cost(plan)
-        score = bench.score(plan).value if metric is None else metric
+        score = bench.score(plan).value
     except Exception as error:  # noqa: BLE001
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         return Outcome(None, None, time.monotonic() - began, said)

@@ -59,7 +59,7 @@ def run_trials(ledger: Ledger, bench: Workbench, workers: Workers, timeout_s: fl
     for logger in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # a trial's failure is told by us, in one line
     with _cluster(), tempfile.TemporaryDirectory(prefix="autocomp-tune-") as scratch, _environment(_QUIET):
-        _check_room(workers)
+        room = _checked_room(workers)
         proposals = _Proposals(ledger, timeout_s, told)
         tune.run(
             tune.with_parameters(_Evaluation, bench=bench, limit_s=workers.limit_s, limit_gb=workers.limit_gb),
@@ -67,7 +67,7 @@ def run_trials(ledger: Ledger, bench: Workbench, workers: Workers, timeout_s: fl
             storage_path=scratch,
             num_samples=-1,
             search_alg=proposals,
-            max_concurrent_trials=workers.concurrent or _room(workers),
+            max_concurrent_trials=workers.concurrent or room,
             resources_per_trial={"cpu": workers.cpus, "gpu": workers.gpus},
             reuse_actors=True,
             max_failures=RETRIES,
@@ -94,7 +94,7 @@ class _Proposals(Searcher):
             if known is None:
                 self._open[trial_id] = proposal
                 return {"plan": proposal.plan.to_json()}
-            self._tell(proposal, Outcome(known.metric, known.cost, 0.0))
+            self._tell(proposal, known)
         return Searcher.FINISHED  # type: ignore[return-value]
 
     def finish(self, trial_id: str, outcome: Outcome) -> None:
@@ -209,24 +209,27 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _check_room(workers: Workers) -> None:
-    if not _room(workers):
-        has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in _nodes())
+def _checked_room(workers: Workers) -> int:
+    """Trials that fit on the cluster at a time.
+
+    Raises:
+        WorkError: none does.
+    """
+    nodes = _nodes()
+    room = sum(_fitting(has, workers) for has in nodes)
+    if not room:
+        has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
         raise WorkError(
             f"a node must have room for a trial of {workers.cpus:g} CPUs and {workers.gpus:g} GPUs; there are {has}; "
             "ask for less with --trial-cpus and --trial-gpus"
         )
-
-
-def _room(workers: Workers) -> int:
-    """Trials that fit on the cluster at a time."""
-    room = 0
-    for has in _nodes():
-        fits = has.get("CPU", 0.0) / workers.cpus
-        if workers.gpus:
-            fits = min(fits, has.get("GPU", 0.0) / workers.gpus)
-        room += int(fits)
     return room
+
+
+def _fitting(has: Mapping[str, float], workers: Workers) -> int:
+    """Trials that fit on a node at a time."""
+    fits = has.get("CPU", 0.0) / workers.cpus
+    return int(min(fits, has.get("GPU", 0.0) / workers.gpus) if workers.gpus else fits)
 
 
 def _nodes() -> list[Mapping[str, float]]:

@@ -150,9 +150,10 @@ class Ledger:
         self._study.sampler = self._sampler(number)
         return self._proposal(self._study.ask(distributions(self._space)))
 
-    def known(self, plan: Plan) -> Trial | None:
-        """The trial that evaluated a plan: it is not evaluated again."""
-        return self._known.get(plan.hash)
+    def known(self, plan: Plan) -> Outcome | None:
+        """What came of a plan that was evaluated before: it is not evaluated again."""
+        trial = self._known.get(plan.hash)
+        return None if trial is None else Outcome(trial.metric, trial.cost, 0.0)
 
     def tell(self, proposal: Proposal, outcome: Outcome) -> Trial:
         """Write down what came of a proposal."""
@@ -205,11 +206,8 @@ def run_trials(ledger: Ledger, bench: Workbench, timeout_s: float | None, told: 
     began = time.monotonic()
 
     def finish(proposal: Proposal) -> None:
-        known = ledger.known(proposal.plan)
-        told(
-            ledger.tell(proposal, evaluate(bench, proposal.plan, None if known is None else known.metric)),
-            ledger.trials,
-        )
+        outcome = ledger.known(proposal.plan) or evaluate(bench, proposal.plan)
+        told(ledger.tell(proposal, outcome), ledger.trials)
 
     for proposal in ledger.unfinished():
         finish(proposal)

@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -67,7 +67,6 @@ class SlowBench(PaperBench):
     dies: str | None = None
     hangs: str | None = None
     grows: str | None = None
-    scored: list[Plan] = field(default_factory=list)
 
     def score(self, plan: Plan) -> Score:
         if plan.hash == self.dies:
