@@ -388,6 +388,19 @@ def graph_module(program: ExportedProgram) -> GraphModule:
     return module
 
 
+def on_device(module: ModuleT, device: torch.device) -> ModuleT:
+    """``module`` itself, moved; in a traced one, what makes tensors where it was traced makes them there as well."""
+    import torch
+
+    for inner in module.modules():
+        if isinstance(inner, torch.fx.GraphModule):
+            for node in inner.graph.nodes:
+                if node.kwargs.get("device") is not None:
+                    node.update_kwarg("device", device)
+            inner.recompile()
+    return module.to(device)
+
+
 def copied(module: ModuleT) -> ModuleT:
     """A deep copy. torch warns of its own internals when a traced module is copied."""
     with warnings.catch_warnings():

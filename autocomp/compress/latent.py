@@ -100,14 +100,16 @@ class Latent(nn.Module):
         spread = (((rows - middle) * stay).square().sum(dim=1, keepdim=True) / count).sqrt().clamp_min(1e-12)
         x = (rows - middle) / spread
         smooth = torch.tanh(self.sharpness * x) * max(1.0, 1.0 / self.sharpness)
-        return _through(smooth, torch.where(x >= 0, torch.ones(()), -torch.ones(())))
+        return _through(smooth, torch.where(x >= 0, 1.0, -1.0))
 
     def _from_table(self, x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
         whole = _through(table, table.detach().round()).clamp(-self._largest, self._largest)
         order = whole.detach().argsort(stable=True)
         sorted_levels = whole.detach()[order]
         places = torch.bucketize(x.detach(), (sorted_levels[1:] + sorted_levels[:-1]) / 2)
-        return whole[order[places]] + (x - x.detach())
+        # As a choice of rows: its gradient adds up what fell to a level at once, that of an index one after the other.
+        chosen = whole.index_select(0, order[places].flatten()).reshape(x.shape)
+        return chosen + (x - x.detach())
 
     def cut_to(self, kept: torch.Tensor) -> None:
         """From now on only these stay."""
@@ -118,10 +120,11 @@ class Latent(nn.Module):
         self.rounds = True
         if self.log_scale is None or self.chosen is None:
             return
-        levels, scale = grid_of(self.latent.detach(), self.chosen, self.kept, self._narrow_products)
-        self.log_scale.data = scale.log()
+        kept = None if self.kept is None else self.kept.cpu()
+        levels, scale = grid_of(self.latent.detach().cpu(), self.chosen, kept, self._narrow_products)
+        self.log_scale.data = scale.log().to(self.latent.device)
         if self.table is not None:
-            self.table.data = levels.values.clone()
+            self.table.data = levels.values.to(self.latent.device, copy=True)
 
 
 def _through(smooth: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -153,26 +156,26 @@ class _OnSteps(torch.autograd.Function):
     convolution that reads them.
 
     With r = round(x / s) clipped to the range, y = r·s: dy/dx is 1 inside the range and 0 outside, dy/d(log s) is y - x
-    inside and y outside.
+    inside and y outside. No number is read back, which a GPU would have to be waited for.
     """
 
     @staticmethod
     def forward(
         ctx: Any, x: torch.Tensor, log_scale: torch.Tensor, zero_point: int, low: int, high: int
     ) -> torch.Tensor:
-        scale = float(log_scale.exp())
-        rounded = x.div(scale).round_().clamp_(low - zero_point, high - zero_point).mul_(scale)
-        ctx.save_for_backward(x, rounded)
-        ctx.range = ((low - zero_point - 0.5) * scale, (high - zero_point + 0.5) * scale)
+        scale = log_scale.exp()
+        steps = x / scale
+        rounded = steps.round().clamp_(low - zero_point, high - zero_point).mul_(scale)
+        ctx.save_for_backward(steps, rounded, scale)
+        ctx.range = (low - zero_point - 0.5, high - zero_point + 0.5)
         return rounded
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, rounded = ctx.saved_tensors
-        least, largest = ctx.range
+        steps, rounded, scale = ctx.saved_tensors
         # In one pass over memory instead of four.
-        inner = torch.ops.aten.hardtanh_backward(grad, x, least, largest)
-        to_scale = (grad * rounded).sum() - (inner * x).sum()
+        inner = torch.ops.aten.hardtanh_backward(grad, steps, *ctx.range)
+        to_scale = (grad * rounded).sum() - (inner * steps).sum() * scale
         return inner, to_scale, None, None, None
 
 

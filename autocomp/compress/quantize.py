@@ -89,7 +89,7 @@ class DynamicQuantizer(nn.Module):
             return x.clone()
         low, high = x.amin().clamp_max(0.0), x.amax().clamp_min(0.0)
         scale = (high - low) / 255
-        scale = torch.where(scale == 0, torch.ones(()), scale)
+        scale = torch.where(scale == 0, 1.0, scale)
         zero_point = (-low / scale).round().clamp(0, 255)
         levels = ((x / scale).round() + zero_point).clamp(0, 255)
         return (levels - zero_point) * scale

@@ -10,15 +10,19 @@ import pytest
 import torch
 
 from autocomp.compress.apply import Compressed, apply
-from autocomp.compress.latent import Latent, LearnedQuantizer
+from autocomp.compress.distill import distillation
+from autocomp.compress.latent import Latent, LearnedQuantizer, learned_quantizers
 from autocomp.compress.prune import kept_count
 from autocomp.compress.quantize import ActivationQuantizer
-from autocomp.compress.recover import Batch, Recovery, distillation, recover
+from autocomp.compress.recipe import Recovery
+from autocomp.compress.recover import recover
 from autocomp.compress.recovered import read_weights, weights_hash, with_weights
 from autocomp.compress.rounding import quantize_weight
 from autocomp.compress.solve import Solver
+from autocomp.compress.student import Batch
 from autocomp.errors import CompressionError
 from autocomp.export.to_onnx import export_onnx
+from autocomp.graph import copied, on_device
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 from tests.networks import inputs, prepared, run_file, run_module
 
@@ -210,6 +214,29 @@ def test_a_learned_step_has_the_gradients_of_straight_through_rounding() -> None
     # S. Esser et al., "Learned step size quantization", equation 3, times the step.
     wanted = torch.where(inside, rounded - x, rounded).sum()
     torch.testing.assert_close(log_scale.grad, wanted, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_a_step_reads_no_number_back(choice: str) -> None:
+    """A GPU would have to be waited for, and could not replay the step. On a device without memory there is none to read,
+    and a tensor of the CPU among the others is refused."""
+    nowhere = torch.device("meta")
+    compressed = apply(prepared("residual"), plan(CHOICES[choice]), CALIBRATION)
+    module = copied(compressed.model)
+    learned_quantizers(module)
+    (given,) = inputs("residual", 4)
+    output = on_device(module, nowhere)(given.to(nowhere).requires_grad_())
+    output.sum().backward()
+    steps = [one.log_scale for one in module.modules() if isinstance(one, LearnedQuantizer)]
+    assert bool(steps) == any(chosen.calibrated for chosen in compressed.formats.values())
+    assert all(step.grad is not None and step.grad.device == nowhere for step in steps)
+    for name in {*compressed.weights, *compressed.masks}:
+        chosen = compressed.formats.get(name.removesuffix(".weight"))
+        weight, kept = compressed.model.get_parameter(name), compressed.masks.get(name)
+        latent = Latent(weight, chosen, compressed.weights.get(name), kept).to(nowhere)
+        latent().square().sum().backward()
+        assert latent.latent.grad is not None
+        assert latent.latent.grad.device == nowhere
 
 
 def test_progress_is_told_every_step() -> None:

@@ -8,7 +8,8 @@ from torch import nn
 
 from autocomp.compress.apply import apply
 from autocomp.compress.prepare import prepare
-from autocomp.compress.recover import Recovery, recover
+from autocomp.compress.recipe import Recovery
+from autocomp.compress.recover import recover
 from autocomp.compress.simulate import SimulatedQuantizer
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
