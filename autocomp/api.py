@@ -6,6 +6,7 @@ Importing this is cheap: torch and the rest are loaded by the functions that nee
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ def search(
     max_size_kb: float | None = None,
     max_drop: float | None = None,
     recover_epochs: int = 0,
+    recover_on: str = "cpu",
     seed: int = 0,
     resume: bool = False,
     data: str | Path | None = None,
@@ -63,6 +65,7 @@ def search(
         max_latency_ms, max_size_kb: limits of the predicted cost (1 kB = 1000 bytes).
         max_drop: the largest loss of the search metric against the untouched model, in the metric's units.
         recover_epochs: how long the points worth it are trained on for, at the end; each gives a trial of its own.
+        recover_on: ``cpu`` or ``cuda``: where they are trained.
         resume: go on with the run in ``out``.
         data: the folder of the task's data. Default: the environment variable AUTOCOMP_DATA, for tasks that take data.
         workers: what plans are evaluated on, of a Ray cluster; None for this process, one after the other.
@@ -71,15 +74,20 @@ def search(
         RequestError: the request does not hold together; nothing was begun.
         WorkError: the work failed.
     """
+    from autocomp.hardware.fingerprint import this_machine
     from autocomp.hardware.profiles import find_profile
     from autocomp.hardware.resolve import resolve_target
+    from autocomp.hardware.timed_files import TimeFiles, time_files
     from autocomp.search import flow
+    from autocomp.search.recovery import check_device
     from autocomp.search.sampler import check_sampler
     from autocomp.search.workers import check_ray
     from autocomp.space import read_space
 
     if workers is not None:
         check_ray()
+    if recover_epochs:
+        check_device(recover_on)
     check_sampler(sampler)
     read_space(str(space))  # a typo should not wait for training or calibration
     if isinstance(target, str):
@@ -88,29 +96,42 @@ def search(
     folder.check_free(resume)
     if data is None and resume and isinstance(task, str):
         data = data_of(folder.request(), task)
-    loaded, used = _loaded(task, data, watcher)
-    if isinstance(target, str):
-        found = resolve_target(target, threads, batch, artifact, watcher.say, calibrating(watcher))
-    else:
-        found = target
-    request = Request(
-        task=loaded.name if isinstance(task, Task) else (task or loaded.name),
-        target=found.name,
-        space=str(space),
-        sampler=sampler,
-        artifact=found.artifact,
-        threads=found.threads,
-        batch=found.batch,
-        seed=seed,
-        trials=trials,
-        timeout_s=timeout_s,
-        max_latency_ms=max_latency_ms,
-        max_size_kb=max_size_kb,
-        max_drop=max_drop,
-        data=used,
-        recover_epochs=recover_epochs,
-    )
-    flow.search(flow.set_up(request, loaded, found), folder, resume, watcher, workers)
+    with ExitStack() as held:
+        if workers is not None:
+            from autocomp.search.ray_cluster import TargetNode, connected
+
+            held.enter_context(connected())
+        loaded, used = _loaded(task, data, watcher)
+        timed_by: TimeFiles = time_files
+        machine = None
+        if not isinstance(target, str):
+            found = target
+        elif workers is None or find_profile(target).fingerprint is None:
+            found = resolve_target(target, threads, batch, artifact, watcher.say, calibrating(watcher))
+        else:
+            node = TargetNode(find_profile(target).file.name)
+            watcher.say(f"latency is measured on {node.name}; where no profile holds there, it is calibrated first")
+            found, timed_by = node.resolve(threads, batch, artifact), node.time_files
+            machine = node.there(this_machine)
+        request = Request(
+            task=loaded.name if isinstance(task, Task) else (task or loaded.name),
+            target=found.name,
+            space=str(space),
+            sampler=sampler,
+            artifact=found.artifact,
+            threads=found.threads,
+            batch=found.batch,
+            seed=seed,
+            trials=trials,
+            timeout_s=timeout_s,
+            max_latency_ms=max_latency_ms,
+            max_size_kb=max_size_kb,
+            max_drop=max_drop,
+            data=used,
+            recover_epochs=recover_epochs,
+            recover_on=recover_on,
+        )
+        flow.search(flow.set_up(request, loaded, found, timed_by, machine), folder, resume, watcher, workers)
     return Run(folder)
 
 

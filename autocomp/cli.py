@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, cast
 
 import typer
 
-from autocomp.errors import AutocompError, RequestError
+from autocomp.errors import AutocompError, RequestError, WorkError
+
+if TYPE_CHECKING:
+    from autocomp.jobs.request import Asked
 
 app = typer.Typer(
     name="autocomp",
@@ -22,6 +26,7 @@ app = typer.Typer(
 )
 
 SamplerChoice = Literal["auto", "nsga2", "tpe", "random", "uniform"]
+DeviceChoice = Literal["cpu", "cuda"]
 ExecutorChoice = Literal["local", "ray"]
 ArtifactChoice = Literal["onnx", "onnx-packed"]
 
@@ -123,6 +128,7 @@ def search(
     recover: Annotated[
         int, typer.Option(min=0, help="Epochs that the points worth it are trained on for, at the end.")
     ] = 0,
+    recover_on: Annotated[DeviceChoice, typer.Option(help="Where they are trained.")] = "cpu",
     executor: Annotated[
         ExecutorChoice, typer.Option(help="Where plans are evaluated: in this process, or on a Ray cluster.")
     ] = "local",
@@ -166,6 +172,7 @@ def search(
             max_size_kb=max_size_kb,
             max_drop=max_drop,
             recover_epochs=recover,
+            recover_on=recover_on,
             seed=seed,
             resume=resume,
             data=data,
@@ -176,6 +183,89 @@ def search(
         page = run.report()
         progress.front(run)
     sys.stdout.write(f"{page}\n")
+
+
+@app.command(context_settings={"allow_extra_args": True})
+def submit(
+    context: typer.Context,
+    address: Annotated[str, typer.Option(help="The cluster's dashboard, like http://head:8265.")],
+    storage: Annotated[
+        str | None, typer.Option(help="A URI that cluster and client both reach; run folders are kept below it.")
+    ] = None,
+    on_cluster: Annotated[
+        list[Path] | None, typer.Option(help="A folder that the cluster's machines have at this path: not sent.")
+    ] = None,
+    requirements: Annotated[
+        Path | None, typer.Option(help="What pip installs there first. Default: the project's requirements.txt.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait: print the job's name.")] = False,
+    status: Annotated[str | None, typer.Option(metavar="JOB", help="How a job is doing.")] = None,
+    stop: Annotated[str | None, typer.Option(metavar="JOB", help="Stop a job; its run folder stays.")] = None,
+    fetch: Annotated[str | None, typer.Option(metavar="JOB", help="Bring the run folder of a job back.")] = None,
+    out: Annotated[Path | None, typer.Option(help="fetch: where to. Default: results/<job>.")] = None,
+) -> None:
+    """Send a search to a Ray cluster, written `-- search …`: follow its log, and bring the run folder back."""
+    from autocomp.run import RunFolder
+    from autocomp.search.workers import check_ray
+
+    check_ray()
+    about = [name for name in (status, stop, fetch) if name is not None]
+    if len(about) + bool(context.args) != 1:
+        raise RequestError("submit takes one of these: -- search …, --status JOB, --stop JOB, --fetch JOB")
+    if out is not None and fetch is None:
+        raise RequestError(
+            f"--out of submit goes with --fetch; got {out}; that of a search is written behind -- search"
+        )
+    # What is wrong with the search, or with where it is to go, is told before the cluster is asked.
+    asked = _asked_for(context.args, storage) if context.args else None
+    folder = asked.out if asked is not None else out or Path("results") / about[0]
+    if fetch is not None:
+        RunFolder(folder).check_free(resume=False)
+    from autocomp.jobs import client
+
+    cluster = client.connect(address)
+    if asked is None:
+        found = client.stop(cluster, about[0]) if stop is not None else client.job(cluster, about[0])
+    else:
+        name = client.submit(cluster, asked, on_cluster or (), requirements)
+        ways = f"autocomp submit --address {address} --status {name}, --stop {name} or --fetch {name}"
+        sys.stderr.write(f"job {name}; {ways}\n")
+        if detach:
+            sys.stdout.write(f"{name}\n")
+            return
+        try:
+            found = client.follow(cluster, name, _heard)
+        except KeyboardInterrupt:
+            sys.stderr.write(f"\nno longer followed; job {name} goes on; {ways}\n")
+            return
+        if not found.succeeded:
+            raise WorkError(f"a search must end well on the cluster; {found.line}; --fetch {name} brings what there is")
+    if asked is None and fetch is None:
+        sys.stdout.write(f"{found.line}\n")
+    else:
+        client.fetch(cluster, found, folder)
+        sys.stdout.write(f"{folder}\n")
+
+
+def _heard(text: str) -> None:
+    sys.stderr.write(text)
+    sys.stderr.flush()
+
+
+def _asked_for(arguments: Sequence[str], storage: str | None) -> Asked:
+    """A search on a cluster, from its command line."""
+    from autocomp.jobs.request import asked_for
+    from autocomp.tasks.load import short_name
+
+    name, *rest = arguments
+    if name != "search":
+        raise RequestError(f"what is submitted must be a search, written -- search …; got {name!r}")
+    group = cast("typer.core.TyperGroup", typer.main.get_command(app))
+    said = group.commands["search"].make_context("search", rest).params
+    default = Path("results") / f"{short_name(said['task'])}-{said['target']}"
+    return asked_for(
+        arguments, said["task"], said["data"], said["space"], said["out"] or default, said["resume"], storage
+    )
 
 
 @app.command()

@@ -44,6 +44,7 @@ class Request:
     max_drop: float | None = None
     data: str | None = None
     recover_epochs: int = 0
+    recover_on: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.trials < 1:
@@ -58,7 +59,7 @@ class Request:
             raise RequestError(f"a largest drop must be 0 or more; got max_drop {self.max_drop}; leave it out for none")
 
     #: How long a search goes on, and what is recovered, may change from one sitting to the next; and data may move.
-    FREE = ("trials", "timeout_s", "data", "recover_epochs")
+    FREE = ("trials", "timeout_s", "data", "recover_epochs", "recover_on")
 
     def changes(self, other: Request) -> list[str]:
         """In what ``other`` asks for another search, in words."""

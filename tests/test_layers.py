@@ -25,12 +25,14 @@ LAYERS = (
     ("export",),
     ("hardware",),
     ("search",),
+    ("jobs",),
     ("report",),
     ("finished",),
     ("api",),
     ("__init__",),
     ("progress",),
-    ("cli", "__main__"),
+    ("cli",),
+    ("__main__",),
 )
 LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
 NOUNS = ("errors", "plan", "task", "trial")
@@ -143,7 +145,11 @@ def test_nouns_need_the_standard_library_and_numpy() -> None:
 @pytest.mark.parametrize(
     ("library", "places"),
     # Optuna's place is two modules: its samplers, and the study that they propose for.
-    [("optuna", {"search.sampler", "search.study"}), ("ray", {"search.ray_tune"}), ("plotly", {"report.page"})],
+    [
+        ("optuna", {"search.sampler", "search.study"}),
+        ("ray", {"search.ray_cluster", "search.ray_tune", "jobs.client"}),
+        ("plotly", {"report.page"}),
+    ],
 )
 def test_some_libraries_are_imported_in_one_place(library: str, places: set[str]) -> None:
     found = {one.module for one in IMPORTS if one.imported.split(".")[0] == library}

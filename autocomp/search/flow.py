@@ -19,8 +19,10 @@ from autocomp.compress.structure import restructure
 from autocomp.errors import RunError, WorkError
 from autocomp.export.size import SizeModel
 from autocomp.export.to_onnx import export_onnx
-from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.target import Target
+from autocomp.hardware.timed_files import TimeFiles
+from autocomp.hardware.timed_files import time_files as time_files_here
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder, write_whole
 from autocomp.search.evaluate import Workbench
@@ -41,16 +43,28 @@ PACKAGES = ("autocomp", "torch", "onnx", "onnxruntime", "optuna", "torch-pruning
 
 @dataclass(frozen=True)
 class Setup:
-    """A request made ready: what plans are evaluated with, what may be decided, and the untouched model's score."""
+    """A request made ready: what plans are evaluated with, what may be decided, the untouched model's score, and the
+    machine that files are timed on."""
 
     request: Request
     bench: Workbench
     space: SearchSpace
     baseline: Score
+    machine: Fingerprint
 
 
-def set_up(request: Request, task: Task, target: Target) -> Setup:
+def set_up(
+    request: Request,
+    task: Task,
+    target: Target,
+    timed_by: TimeFiles = time_files_here,
+    machine: Fingerprint | None = None,
+) -> Setup:
     """Check the task, prepare its model, resolve the space.
+
+    Args:
+        timed_by: what times files of the target.
+        machine: that it times them on; None for this one.
 
     Raises:
         TaskError, TraceError, SpaceError: the request does not hold together.
@@ -72,7 +86,8 @@ def set_up(request: Request, task: Task, target: Target) -> Setup:
     target.predict(structure)  # a kernel that the latency model does not know should not wait for the first trial
     numerics = target.numerics
     sizes = SizeModel.from_export(structure, len(untouched), packed, numerics.integer_bias, numerics.attention_operator)
-    return Setup(request, Workbench(task, prepared, target, sizes), space, baseline)
+    bench = Workbench(task, prepared, target, sizes, timed_by)
+    return Setup(request, bench, space, baseline, machine or this_machine())
 
 
 def search(
@@ -116,7 +131,7 @@ def search(
             # The same ones at every sitting: what was recovered has no say.
             searched = [trial for trial in trials if trial.parent is None]
             worth = worth_recovering(searched, front_trials(searched, bench.task.metric, Limits.of(request)))
-            recover_points(bench, folder, worth, request.recover_epochs, request.seed, watcher)
+            recover_points(bench, folder, worth, request, watcher)
             trials = load_trials(folder)
             points = write_tables(folder, request, bench.task.metric, trials)
         if len(points) == 1:
@@ -309,11 +324,18 @@ def _document(setup: Setup, folder: RunFolder) -> dict[str, object]:
         "space_hash": space_hash(setup.space),
         "profile_hash": target.profile_hash,
         "skipped": [list(pair) for pair in bench.prepared.inventory.skipped],
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
+        "versions": {name: _version(name) for name in PACKAGES},
         "git_commit": _git_commit(),
-        "fingerprint": json.loads(this_machine().to_json()),
+        "fingerprint": json.loads(setup.machine.to_json()),
         "created": created,
     }
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed: it came with a job"
 
 
 def _git_commit() -> str | None:

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
@@ -27,6 +28,7 @@ from autocomp.errors import WorkError
 from autocomp.plan import Plan
 from autocomp.search.confined import Confined
 from autocomp.search.evaluate import Outcome, evaluate
+from autocomp.search.ray_cluster import connected, node_resources
 from autocomp.search.study import Ledger, Proposal, Told
 from autocomp.search.workers import Workers
 from autocomp.tasks.user_file import is_of_user
@@ -58,7 +60,7 @@ def run_trials(ledger: Ledger, bench: Workbench, workers: Workers, timeout_s: fl
     _by_value()
     for logger in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # a trial's failure is told by us, in one line
-    with _cluster(), tempfile.TemporaryDirectory(prefix="autocomp-tune-") as scratch, _environment(_QUIET):
+    with connected(), tempfile.TemporaryDirectory(prefix="autocomp-tune-") as scratch, _environment(_QUIET):
         room = _checked_room(workers)
         proposals = _Proposals(ledger, timeout_s, told)
         tune.run(
@@ -170,29 +172,14 @@ class _Evaluation(tune.Trainable):
 
 
 def _by_value() -> None:
-    """Workers have no module of a user's file: what it defines travels with the task."""
-    for name, module in list(sys.modules.items()):
-        if is_of_user(name):
+    """Workers have no module of a user's file, nor those that it imports from its own folder: what they define travels
+    with the task."""
+    own = [module for name, module in sys.modules.items() if is_of_user(name)]
+    folders = {Path(str(module.__file__)).parent for module in own}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if module in own or (isinstance(file, str) and Path(file).parent in folders):
             ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
-
-
-@contextmanager
-def _cluster() -> Iterator[None]:
-    """The cluster that is there (RAY_ADDRESS, or one begun on this machine by ``ray start``), or one of this process."""
-    if ray.is_initialized():
-        yield
-        return
-    try:
-        ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    except ConnectionError as error:
-        raise WorkError(
-            f"a Ray cluster must be there to run on; {' '.join(str(error).split())[:200]}; start one with ray start "
-            "--head, or unset RAY_ADDRESS"
-        ) from error
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 @contextmanager
@@ -215,7 +202,7 @@ def _checked_room(workers: Workers) -> int:
     Raises:
         WorkError: none does.
     """
-    nodes = _nodes()
+    nodes = node_resources()
     room = sum(_fitting(has, workers) for has in nodes)
     if not room:
         has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
@@ -230,8 +217,3 @@ def _fitting(has: Mapping[str, float], workers: Workers) -> int:
     """Trials that fit on a node at a time."""
     fits = has.get("CPU", 0.0) / workers.cpus
     return int(min(fits, has.get("GPU", 0.0) / workers.gpus) if workers.gpus else fits)
-
-
-def _nodes() -> list[Mapping[str, float]]:
-    """What each node that is there has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]

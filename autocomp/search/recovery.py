@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from autocomp.compress.recover import Recovery, recover
+from autocomp.compress.recipe import Recovery
+from autocomp.compress.recover import recover
 from autocomp.compress.recovered import weights_hash
-from autocomp.errors import CompressionError
+from autocomp.errors import CompressionError, RequestError
 from autocomp.pareto import front
-from autocomp.run import RunFolder
+from autocomp.run import Request, RunFolder
 from autocomp.search.tables import BASELINE
 from autocomp.trial import RECOVERED, Trial
 from autocomp.watch import Watcher
@@ -44,6 +45,16 @@ class _Done:
     weights: str
 
 
+def check_device(name: str) -> None:
+    """Raises:
+    RequestError: torch has no such device here.
+    """
+    if name not in {"cpu", "cuda"}:
+        raise RequestError(f"recovery is done on cpu or cuda; got {name!r}")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RequestError("--recover-on cuda must have a GPU, and torch built for it; torch sees none; leave it out")
+
+
 def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[Trial]:
     """The points of the front, and those that would be on it if they lost nothing: of what is fast and small, training may
     bring back what compression took. Of many, some evenly from the slowest to the fastest.
@@ -67,12 +78,12 @@ def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[T
 
 
 def recover_points(
-    bench: Workbench, folder: RunFolder, points: Sequence[Trial], epochs: int, seed: int, watcher: Watcher
+    bench: Workbench, folder: RunFolder, points: Sequence[Trial], request: Request, watcher: Watcher
 ) -> None:
     """Recover points, those left out that were recovered before; each is on disk when the next begins. A task without
     train batches is distilled on its calibration inputs. What cannot be recovered is told, and left as it is.
     """
-    labelled = bench.task.train is not None
+    labelled, epochs, seed = bench.task.train is not None, request.recover_epochs, request.seed
     batches = bench.task.calibration if bench.task.train is None else bench.task.train
     known = {(one.plan_hash, one.seed, one.epochs) for one in _done(folder)}
     for place, point in enumerate(points):
@@ -90,6 +101,7 @@ def recover_points(
                 bench.solver,
                 labelled,
                 progress=partial(_tell, watcher, what),
+                device=torch.device(request.recover_on),
             )
             with torch.no_grad():
                 metric = bench.task.evaluate(found.compressed.model, "search").value

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +16,9 @@ from autocomp.errors import WorkError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import OutputForm
 from autocomp.hardware.runtimes import onnxruntime
-from autocomp.hardware.runtimes.runtime import LoadedFile, batch_outputs, cpu_runtime, loaded_run, reference_run
-from autocomp.hardware.timing import Timing, TimingSettings, measure
+from autocomp.hardware.runtimes.runtime import LoadedFile, batch_outputs, cpu_runtime
+from autocomp.hardware.timed_files import Progress
+from autocomp.hardware.timing import Timing
 from autocomp.plan import Format, Plan
 from autocomp.run import Json
 from autocomp.search.evaluate import Workbench
@@ -28,11 +28,8 @@ from autocomp.trial import Cost, Trial
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-SETTINGS = TimingSettings(max_rounds=16)
 #: Standard errors either side of a 95 % interval.
 CONFIDENCE_Z = 1.96
-
-Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
@@ -92,11 +89,7 @@ def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress
     """Interleaved timings of files at the target's batch and threads, by trial number. Empty where out of reach."""
     if not bench.target.reachable:
         return {}
-    runtime, threads, inputs = cpu_runtime(bench.target.runtime), bench.target.threads, _example(bench)
-    candidates = {str(number): partial(loaded_run, runtime, model, threads, inputs) for number, model in models.items()}
-    tell = None if progress is None else lambda done, of: progress(done, of, "timing")
-    timings = measure(candidates, SETTINGS, tell, reference=reference_run(runtime, threads))
-    return {int(name): timing for name, timing in timings.items()}
+    return bench.timed_by(bench.target.runtime, bench.target.threads, _example(bench), models, progress)
 
 
 def _example(bench: Workbench) -> list[npt.NDArray[np.generic]]:

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from autocomp.errors import RequestError
 
+#: In front of a target's name: the resource of the node that latency is measured on.
+LABEL = "autocomp_target_"
+
 
 @dataclass(frozen=True)
 class Workers:

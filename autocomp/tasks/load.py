@@ -27,6 +27,8 @@ BuiltinTask = Callable[[Progress | None, Path | None], Task]
 ModelTask = Callable[[str, Path | None, Progress | None], Task]
 
 DEFAULT_TASK = "digits"
+#: A task of a user's own.
+OWN_FILE = re.compile(r"(?P<file>.+\.py)(?::(?P<function>.*))?")
 DEFAULT_FUNCTION = "task"
 WITHOUT_DATA = frozenset({"digits"})
 
@@ -92,7 +94,7 @@ def load(name: str | None, progress: Progress | None = None, data: Path | None =
             raise TaskError(f"a model must be named behind the colon; got {name!r}; write {prefix}:NAME")
         folder = _folder(data)
         return Loaded(maker(model, folder, progress), folder)
-    own = re.fullmatch(r"(?P<file>.+\.py)(?::(?P<function>.*))?", name)
+    own = OWN_FILE.fullmatch(name)
     if own is None:
         raise TaskError(
             "a task must be a built-in name, FILE.py[:function], torchvision:NAME, timm:NAME or hf:FOLDER; "

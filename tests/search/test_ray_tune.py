@@ -4,25 +4,31 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
+import numpy as np
+import onnx
 import pytest
+from onnx import helper
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'autocomp[ray]'")
 
 from ray.cluster_utils import Cluster  # noqa: E402
 
-from autocomp.errors import RequestError, WorkError  # noqa: E402
+from autocomp.errors import MeasurementError, RequestError, RunError, WorkError  # noqa: E402
 from autocomp.plan import Plan  # noqa: E402
 from autocomp.run import Request, RunFolder  # noqa: E402
 from autocomp.search import flow, ray_tune  # noqa: E402
 from autocomp.search.evaluate import evaluate  # noqa: E402
-from autocomp.search.study import Ledger, open_study, read_trials  # noqa: E402
-from autocomp.search.workers import Workers  # noqa: E402
+from autocomp.search.ray_cluster import TargetNode  # noqa: E402
+from autocomp.search.study import Ledger, open_study, read_study, read_trials  # noqa: E402
+from autocomp.search.workers import LABEL, Workers  # noqa: E402
 from autocomp.task import Score  # noqa: E402
 from autocomp.trial import Trial  # noqa: E402
 from autocomp.watch import SILENT  # noqa: E402
@@ -42,6 +48,7 @@ pytestmark = [
 ]
 
 
+ROOT = Path(__file__).parents[2]
 #: For 127.0.0.1 Ray takes the machine's own address, which others reach.
 LOOPBACK = "127.0.0.2"
 
@@ -166,6 +173,114 @@ def test_a_node_killed_in_mid_run_loses_nothing(cluster: Cluster, tmp_path: Path
     assert killed
     assert sorted(numbers) == list(range(30))
     assert [trial.state for trial in ledger.trials] == ["complete"] * 30
+
+
+#: A driver that is killed.
+DRIVER = """
+import ray
+from pathlib import Path
+from autocomp.search.workers import Workers
+from tests.search.test_ray_tune import SlowBench, request, searched
+ray.init(address={address!r}, log_to_driver=False)
+searched(Path({journal!r}), request("random", trials=30), Workers(), SlowBench(seconds=0.4))
+"""
+
+
+def test_a_driver_killed_in_mid_run_and_begun_again_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
+    journal, asked = tmp_path / "study.log", request("random", trials=30)
+    script = DRIVER.format(address=cluster.address, journal=str(journal))
+    driver = subprocess.Popen([sys.executable, "-c", script], cwd=ROOT, start_new_session=True)
+    try:
+        until = time.monotonic() + 120
+        while completed(journal, asked) < 5:
+            assert driver.poll() is None
+            assert time.monotonic() < until
+            time.sleep(0.2)
+    finally:
+        os.killpg(driver.pid, signal.SIGKILL)
+        driver.wait()
+    before = {trial.number: trial for trial in read_trials(open_study(journal, "maximize"), 0) if trial.metric}
+    assert 5 <= len(before) < 30
+    trials = searched(journal, asked, Workers(), SlowBench(seconds=0.05))
+    assert [trial.number for trial in trials] == list(range(30))
+    assert {trial.state for trial in trials} == {"complete"}
+    assert all(trials[number] == trial for number, trial in before.items())
+
+
+def completed(journal: Path, asked: Request) -> int:
+    if not journal.is_file():
+        return 0
+    try:
+        study = read_study(journal)  # writes nothing: another process is at work on it
+    except RunError:  # half begun
+        return 0
+    return sum(trial.state == "complete" for trial in read_trials(study, asked.seed))
+
+
+def test_latency_is_measured_alone_on_the_node_that_has_the_label(cluster: Cluster, tmp_path: Path) -> None:
+    labelled = cluster.add_node(
+        node_ip_address=LOOPBACK, num_cpus=2, object_store_memory=100_000_000, resources={f"{LABEL}cpu": 1}
+    )
+    cluster.wait_for_nodes()
+    node = TargetNode("cpu")
+    try:
+        assert node.is_labelled()
+        begun = tmp_path / "begun"
+        busy = ray.remote(_sleeping).options(num_cpus=1, resources={f"{LABEL}cpu": 0.01}).remote(2.0, begun)
+        until = time.monotonic() + 60
+        while not begun.exists():
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        where, began, niceness = node.there(_where)
+        assert niceness == os.nice(0)  # Ray's workers let others go first
+        assert where == labelled.node_id
+        assert began >= ray.get(busy)  # it waited for what ran there
+        found = node.time_files("onnxruntime", 1, [np.ones((1, 4), np.float32)], {3: small_file(), 5: small_file()})
+        assert found.keys() == {3, 5}
+        assert all(timing.latency_ms > 0 for timing in found.values())
+        with pytest.raises(MeasurementError) as caught:
+            node.time_files("onnxruntime", 1, [], {0: b"no file"})
+        assert "\n" not in str(caught.value)
+    finally:
+        cluster.remove_node(labelled)
+    until = time.monotonic() + 60
+    while node.is_labelled():
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    assert node.there(_where)[0] == ray.get_runtime_context().get_node_id()
+
+
+def _sleeping(seconds: float, begun: Path) -> float:
+    begun.touch()
+    time.sleep(seconds)
+    return time.time()
+
+
+def _where() -> tuple[str, float, int]:
+    return ray.get_runtime_context().get_node_id(), time.time(), os.nice(0)
+
+
+def small_file() -> bytes:
+    """y = x + x."""
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "small", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    content: bytes = model.SerializeToString()
+    return content
+
+
+def test_an_address_where_nothing_answers_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    script = "from autocomp.cli import main; main()"
+    began = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", script, "search", "--target", "cpu", "--executor", "ray", "--out", "none"],
+        env={**os.environ, "RAY_ADDRESS": "127.0.0.1:9"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    assert "RAY_ADDRESS is 127.0.0.1:9, where nothing answers" in done.stderr.splitlines()[-1]
+    assert time.monotonic() - began < 60
 
 
 def test_no_room_for_a_trial_is_one_line(cluster: Cluster, tmp_path: Path) -> None:

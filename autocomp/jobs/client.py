@@ -1,0 +1,272 @@
+"""The client's side of a job: Ray's Jobs API over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import http.client
+import json
+import logging
+import os
+import secrets
+import shlex
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+import ray
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from autocomp.errors import RequestError, WorkError
+from autocomp.jobs.kept import RUN, arriving, download, read_back
+from autocomp.jobs.parcel import Named, package_of_this, packed
+from autocomp.jobs.request import Asked
+from autocomp.tasks.data import VARIABLE
+from autocomp.tasks.user_file import one_line
+
+#: Seconds that the cluster has to answer, that a job which gives a run folder back may take, and between two looks at it.
+ANSWER_S, GIVE_S, LOOK_S = 10.0, 600.0, 1.0
+#: Seconds without an answer after which a job is followed no longer.
+SILENT_S = 300.0
+#: Of a job's metadata.
+STORAGE, NAMES = "storage", "names"
+#: Is told of what a job writes, as it comes.
+Heard = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job as the cluster knows it. ``storage``: the URI of its run folder; empty where it is on the head node.
+    ``names``: what the task, its data and the search space are called where it was submitted."""
+
+    name: str
+    status: str
+    message: str
+    storage: str
+    names: Mapping[str, str]
+
+    @property
+    def line(self) -> str:
+        return f"job {self.name} {self.status.lower()}" + (f": {self.message}" if self.message else "")
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status == JobStatus.SUCCEEDED.value
+
+    @property
+    def ended(self) -> bool:
+        return JobStatus(self.status).is_terminal()
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """The cluster whose dashboard is at ``address``, like ``http://head:8265``.
+
+    Raises:
+        RequestError: nothing answers there, or what answers is not a Ray of this version.
+    """
+    there = _version_at(address)
+    if _minor(there) != _minor(ray.__version__):
+        raise RequestError(
+            f"client and cluster must have the same Ray; here it is {ray.__version__}, on {address} {there}; "
+            f"pip install 'ray[default,tune]=={there}' here, or the other there"
+        )
+    # Ray lets RAY_ADDRESS win over an address that it is given; this one variable wins over both.
+    for handler in logging.getLogger("ray").handlers:
+        handler.setLevel(logging.WARNING)  # what it packs and sends is not for our users
+    name = "RAY_API_SERVER_ADDRESS"
+    before = os.environ.get(name)
+    os.environ[name] = address
+    try:
+        return JobSubmissionClient(address)
+    except ray.exceptions.AuthenticationError as error:
+        raise RequestError(
+            f"{address} takes jobs from who has its token; set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH, as they are on the cluster"
+        ) from error
+    except (ConnectionError, RuntimeError) as error:
+        raise RequestError(f"--address must be a Ray dashboard; {address}: {one_line(error)}") from error
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+def _version_at(address: str) -> str:
+    """What it says of itself, asked before Ray is: that tries for long, and tells in many lines."""
+    if not address.startswith(("http://", "https://")):
+        raise RequestError(f"--address must be a Ray dashboard's, like http://head:8265; got {address!r}")
+    try:
+        with urllib.request.urlopen(f"{address.rstrip('/')}/api/version", timeout=ANSWER_S) as answer:
+            return str(json.load(answer)["ray_version"])
+    except urllib.error.HTTPError as error:
+        if error.code in {401, 403}:
+            return ray.__version__  # it tells nobody without a token, which Ray's own client has
+        raise RequestError(f"--address must be a Ray dashboard's; {address} answers {error}") from error
+    except (urllib.error.URLError, OSError) as error:
+        reason = getattr(error, "reason", error)
+        raise RequestError(
+            f"--address must be a Ray dashboard that can be reached, like http://head:8265; {address}: {reason}"
+        ) from error
+    except (ValueError, KeyError, TypeError, http.client.HTTPException) as error:
+        raise RequestError(
+            f"--address must be a Ray dashboard's; what answers at {address} is something else"
+        ) from error
+
+
+def _minor(version: str) -> list[str]:
+    return version.split(".")[:2]
+
+
+def submit(
+    client: JobSubmissionClient, asked: Asked, on_cluster: Sequence[Path] = (), requirements: Path | None = None
+) -> str:
+    """Send what a search needs, and begin it as a job; its name.
+
+    Args:
+        on_cluster, requirements: see :func:`autocomp.jobs.parcel.packed`.
+
+    Raises:
+        RequestError: something that it names cannot be sent.
+        WorkError: the cluster did not take it.
+    """
+    name = f"autocomp-{secrets.token_hex(4)}"
+    with tempfile.TemporaryDirectory() as scratch:
+        parcel = packed(asked.named, Path(scratch) / "parcel", on_cluster, requirements)
+        environment: dict[str, object] = {"working_dir": str(parcel.project), "py_modules": [str(parcel.package)]}
+        if parcel.requirements is not None:
+            environment["pip"] = str(parcel.requirements)
+        if parcel.named.default_data is not None:
+            environment["env_vars"] = {VARIABLE: str(parcel.named.default_data)}
+        arguments = ["search", name, asked.storage, *asked.arguments_with(parcel.named)]
+        return _begin(client, name, arguments, environment, {STORAGE: asked.storage, NAMES: _names(asked.named)})
+
+
+def _names(named: Named) -> str:
+    """What things are called here, as JSON: they are called so again in the run folder that comes back."""
+    data = named.data or named.default_data
+    found = {"task": named.task, "data": data and str(data.resolve()), "space": named.space and str(named.space)}
+    return json.dumps({key: name for key, name in found.items() if name is not None})
+
+
+def _begin(
+    client: JobSubmissionClient,
+    name: str,
+    arguments: Sequence[str],
+    environment: Mapping[str, object],
+    metadata: Mapping[str, str],
+) -> str:
+    entrypoint = shlex.join(["python", "-m", "autocomp.jobs.on_cluster", *arguments])
+    try:
+        return client.submit_job(
+            entrypoint=entrypoint,
+            submission_id=name,
+            runtime_env=dict(environment),
+            metadata=dict(metadata),
+        )
+    except Exception as error:  # Ray raises what its server, the connection or the packing raised
+        raise WorkError(f"the cluster must take the job; it did not: {one_line(error)}") from error
+
+
+def job(client: JobSubmissionClient, name: str) -> Job:
+    """Raises:
+    RequestError: the cluster knows no such job.
+    """
+    try:
+        found = client.get_job_info(name)
+    except RuntimeError as error:
+        if "status code 404" not in str(error):
+            raise WorkError(f"the cluster must tell of {name}; it does not: {one_line(error)[:300]}") from error
+        raise RequestError(f"a job must be one that the cluster knows; it knows no {name!r}") from error
+    facts = found.metadata or {}
+    message = " ".join((found.message or "").split())[:500]
+    return Job(name, found.status.value, message, facts.get(STORAGE, ""), json.loads(facts.get(NAMES, "{}")))
+
+
+def follow(client: JobSubmissionClient, name: str, heard: Heard) -> Job:
+    """Tell what a job writes until it has ended. A connection that breaks is made again, and nothing is told twice.
+
+    Raises:
+        WorkError: the cluster has not answered for some time.
+    """
+    told = _Told(heard)
+    answered = time.monotonic()
+    while True:
+        try:
+            asyncio.run(_tail(client, name, told))
+            found = job(client, name)
+            if found.ended:
+                told.all(client.get_job_logs(name))
+                return found
+            answered = time.monotonic()
+        except (RuntimeError, OSError, aiohttp.ClientError, WorkError) as error:
+            if time.monotonic() - answered > SILENT_S:
+                raise WorkError(f"the cluster has not answered for {SILENT_S:g} s; {one_line(error)[:300]}") from error
+        time.sleep(LOOK_S)
+
+
+class _Told:
+    """How much of a job's output has been told."""
+
+    def __init__(self, heard: Heard) -> None:
+        self._heard, self._count = heard, 0
+
+    def all(self, output: str) -> None:
+        """Tell what is new in all that there is so far."""
+        if len(output) > self._count:
+            self._heard(output[self._count :])
+            self._count = len(output)
+
+
+async def _tail(client: JobSubmissionClient, name: str, told: _Told) -> None:
+    output = ""
+    async for text in client.tail_job_logs(name):
+        output += text
+        told.all(output)
+
+
+def stop(client: JobSubmissionClient, name: str) -> Job:
+    """Stop a job, if it has not ended; as it then is."""
+    if not job(client, name).ended:
+        client.stop_job(name)
+        waited = time.monotonic()
+        while not job(client, name).ended and time.monotonic() - waited < ANSWER_S:
+            time.sleep(LOOK_S)
+    return job(client, name)
+
+
+def fetch(client: JobSubmissionClient, found: Job, folder: Path) -> None:
+    """Bring the run folder of a job to ``folder``, which is new or empty: from its storage, or, where it has none, through
+    the output of a second job on the node that the first ran on. In ``run.json`` things are called what they are here.
+
+    Raises:
+        WorkError: it is not there any more.
+    """
+    with arriving(folder) as beside:
+        if not found.storage:
+            read_back(_given(client, found.name), beside)
+        elif not download(found.storage, beside):
+            raise WorkError(f"the run folder of {found.name} must be at {found.storage}; no run is there")
+        if (beside / RUN).is_file():
+            document = json.loads((beside / RUN).read_text(encoding="utf-8"))
+            document["request"] |= found.names
+            (beside / RUN).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
+
+
+def _given(client: JobSubmissionClient, name: str) -> str:
+    """The output of a job that writes the run folder of another one to it."""
+    giving = f"{name}-{secrets.token_hex(2)}"
+    with tempfile.TemporaryDirectory() as scratch:
+        package = Path(scratch) / "autocomp"
+        package_of_this(package)
+        _begin(client, giving, ["give", name], {"py_modules": [str(package)]}, {})
+    waited = time.monotonic()
+    while not job(client, giving).ended:
+        if time.monotonic() - waited > GIVE_S:
+            raise WorkError(f"a run folder must come back within {GIVE_S:g} s; {giving} is still at it; use --storage")
+        time.sleep(LOOK_S)
+    return client.get_job_logs(giving)
