@@ -45,6 +45,8 @@ def search(
     max_drop: float | None = None,
     recover_epochs: int = 0,
     recover_on: str = "cpu",
+    recover_seeds: int = 1,
+    recipe: str | Path | None = None,
     seed: int = 0,
     resume: bool = False,
     data: str | Path | None = None,
@@ -66,6 +68,8 @@ def search(
         max_drop: the largest loss of the search metric against the untouched model, in the metric's units.
         recover_epochs: how long the points worth it are trained on for, at the end; each gives a trial of its own.
         recover_on: ``cpu`` or ``cuda``: where they are trained.
+        recover_seeds: trainings of each, from ``seed`` on; each gives a trial of its own.
+        recipe: a YAML file of fields of :class:`autocomp.compress.recipe.Recovery`: how they are trained.
         resume: go on with the run in ``out``.
         data: the folder of the task's data. Default: the environment variable AUTOCOMP_DATA, for tasks that take data.
         workers: what plans are evaluated on, of a Ray cluster; None for this process, one after the other.
@@ -79,7 +83,7 @@ def search(
     from autocomp.hardware.resolve import resolve_target
     from autocomp.hardware.timed_files import TimeFiles, time_files
     from autocomp.search import flow
-    from autocomp.search.recovery import check_device
+    from autocomp.search.recovery import check_device, read_recipe
     from autocomp.search.sampler import check_sampler
     from autocomp.search.workers import check_ray
     from autocomp.space import read_space
@@ -88,6 +92,9 @@ def search(
         check_ray()
     if recover_epochs:
         check_device(recover_on)
+    elif recipe is not None or recover_seeds != 1:
+        raise RequestError("a recipe and seeds are for points that are recovered; say for how many epochs by --recover")
+    said = "{}" if recipe is None else read_recipe(Path(recipe), recover_epochs)
     check_sampler(sampler)
     read_space(str(space))  # a typo should not wait for training or calibration
     if isinstance(target, str):
@@ -130,6 +137,8 @@ def search(
             data=used,
             recover_epochs=recover_epochs,
             recover_on=recover_on,
+            recover_seeds=recover_seeds,
+            recipe=said,
         )
         flow.search(flow.set_up(request, loaded, found, timed_by, machine), folder, resume, watcher, workers)
     return Run(folder)

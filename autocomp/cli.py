@@ -129,6 +129,8 @@ def search(
         int, typer.Option(min=0, help="Epochs that the points worth it are trained on for, at the end.")
     ] = 0,
     recover_on: Annotated[DeviceChoice, typer.Option(help="Where they are trained.")] = "cpu",
+    recover_seeds: Annotated[int, typer.Option(min=1, help="Trainings of each, by seeds from --seed on.")] = 1,
+    recipe: Annotated[Path | None, typer.Option(help="How they are trained: a YAML file; see the README.")] = None,
     executor: Annotated[
         ExecutorChoice, typer.Option(help="Where plans are evaluated: in this process, or on a Ray cluster.")
     ] = "local",
@@ -173,6 +175,8 @@ def search(
             max_drop=max_drop,
             recover_epochs=recover,
             recover_on=recover_on,
+            recover_seeds=recover_seeds,
+            recipe=recipe,
             seed=seed,
             resume=resume,
             data=data,
@@ -263,9 +267,8 @@ def _asked_for(arguments: Sequence[str], storage: str | None) -> Asked:
     group = cast("typer.core.TyperGroup", typer.main.get_command(app))
     said = group.commands["search"].make_context("search", rest).params
     default = Path("results") / f"{short_name(said['task'])}-{said['target']}"
-    return asked_for(
-        arguments, said["task"], said["data"], said["space"], said["out"] or default, said["resume"], storage
-    )
+    places = said["task"], said["data"], said["space"], said["out"] or default
+    return asked_for(arguments, *places, said["resume"], storage, said["recipe"])
 
 
 @app.command()

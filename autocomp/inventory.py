@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -45,7 +46,7 @@ class LayerInfo:
     @property
     def matrix_shape(self) -> tuple[int, int]:
         """The weight as the (out, in·k·k) matrix that a rank is counted in; an embedding's is (rows, width)."""
-        return self.weight_shape[0], math.prod(self.weight_shape[1:])
+        return _matrix_shape("svd", self.weight_shape)
 
     @property
     def computes_integers(self) -> bool:
@@ -65,21 +66,51 @@ class LayerInfo:
 
     def largest_rank(self, method: RankMethod) -> int:
         """The largest rank at which the factors of a method hold fewer weights than the layer; 0 where none does."""
+        shape, all_weights = self.weight_shape, math.prod(self.weight_shape)
+        # The factors grow with the rank, and at the full one they are no smaller than the layer.
+        truncations = range(1, self.full_rank(method))
+        largest = bisect_left(truncations, all_weights, key=lambda r: _factor_weights(method, r, shape, shape))
+        return largest if method != "nmf" or largest > 1 else 0
+
+    def full_rank(self, method: RankMethod) -> int:
+        """The rank at which a method's factors leave nothing out; 0 where the layer has no factors by that method."""
         if self.kind not in RANKED_KINDS or self.groups > 1 or not self.called:
             return 0
-        rows, columns = self.matrix_shape
-        if method in {"spatial", "tucker2"}:
-            if self.kind != "conv2d" or min(self.weight_shape[2:]) < 2:
-                return 0
-            outputs, inputs, height, width = self.weight_shape
-            if method == "spatial":
-                rows, columns = outputs * width, inputs * height
-            else:
-                return max(
-                    (r for r in range(1, outputs) if _tucker2_weights(self.weight_shape, r) < rows * columns), default=0
-                )
-        largest = math.ceil(rows * columns / (rows + columns)) - 1
-        return largest if method != "nmf" or largest > 1 else 0
+        if method in {"spatial", "tucker2"} and (self.kind != "conv2d" or min(self.weight_shape[2:]) < 2):
+            return 0
+        return self.weight_shape[0] if method == "tucker2" else min(_matrix_shape(method, self.weight_shape))
+
+    def saves(self, rank: Rank, outputs_cut: int = 0, inputs_cut: int = 0) -> bool:
+        """Whether the factors of a rank hold fewer weights than the layer, both without the channels that are cut."""
+        if rank.r >= self.full_rank(rank.method):
+            return False
+        out_dim, in_dim = (1, 0) if self.kind == "embedding" else (0, 1)
+        shape = list(self.weight_shape)
+        shape[out_dim] -= outputs_cut
+        shape[in_dim] -= inputs_cut
+        return _factor_weights(rank.method, rank.r, shape, self.weight_shape) < math.prod(shape)
+
+
+def _matrix_shape(method: RankMethod, shape: Sequence[int]) -> tuple[int, int]:
+    """A weight as the matrix that a method makes two factors of."""
+    if method == "spatial":
+        outputs, inputs, height, width = shape
+        return outputs * width, inputs * height
+    return shape[0], math.prod(shape[1:])
+
+
+def _factor_weights(method: RankMethod, r: int, shape: Sequence[int], uncut: Sequence[int]) -> int:
+    """How many weights the factors of a rank hold.
+
+    Args:
+        shape: of the layer's weight, without the channels that are cut.
+        uncut: of the layer's weight with all of its channels, which Tucker-2's other rank is a share of.
+    """
+    if method != "tucker2":
+        return r * sum(_matrix_shape(method, shape))
+    outputs, inputs, height, width = shape
+    inner = Rank(method, r).input_rank(uncut[1], uncut[0])
+    return inputs * inner + inner * r * height * width + r * outputs
 
 
 @dataclass(frozen=True)
@@ -212,25 +243,15 @@ class Inventory:
                 )
 
 
-def _tucker2_weights(shape: tuple[int, ...], r: int) -> int:
-    outputs, inputs, height, width = shape
-    inner = Rank("tucker2", r).input_rank(inputs, outputs)
-    return inputs * inner + inner * r * height * width + r * outputs
-
-
 def _check_rank(layer: LayerInfo, rank: Rank) -> None:
     if layer.largest_rank(rank.method) == 0:
         raise PlanError(
             f"no rank of {layer.name!r} by {rank.method} saves weights (it is small, grouped, transposed or not called as "
             f"a module, or the method is for other layers); got {rank.r}"
         )
-    largest = min(layer.matrix_shape)
-    if rank.method == "spatial":
-        largest = min(layer.weight_shape[0] * layer.weight_shape[3], layer.weight_shape[1] * layer.weight_shape[2])
-    elif rank.method == "tucker2":
-        largest = layer.weight_shape[0]
-    if rank.r >= largest:
-        raise PlanError(f"the rank of {layer.name!r} must be below {largest}; got {rank.r}")
+    full = layer.full_rank(rank.method)
+    if rank.r >= full:
+        raise PlanError(f"the rank of {layer.name!r} must be below {full}; got {rank.r}")
     if rank.method == "nmf" and rank.r < 2:
         raise PlanError(f"a non-negative factorization has a rank of at least 2; {layer.name!r} was given {rank.r}")
 

@@ -124,7 +124,8 @@ class Format:
     ``dynamic``: the range of the activations is found anew at every run, not calibrated. ``grid``: the levels of the
     weights, ``group`` the size of the groups where the ``granularity`` is one. ``clip`` is how a step is chosen, for
     the weights and for the activations that the layer reads: least squared error (``mse``), the largest value
-    (``minmax``) or all but a thousandth of the values (``percentile``). ``rounding``: to the ``nearest`` level; or so
+    (``minmax``) or all but a thousandth of the values (``percentile``); tables, signs, and activations in floats or
+    on grids of the moment follow from no range, and it has no say there. ``rounding``: to the ``nearest`` level; or so
     that what is rounded later makes up for what was rounded before (``gptq``; Frantar et al., "GPTQ", 2022); or up or
     down as the layer's outputs have it (``adaround``; Nagel et al., "Up or down?", 2020).
 

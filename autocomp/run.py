@@ -26,7 +26,8 @@ Json = dict[str, JsonValue]
 class Request:
     """What a search was asked for, resolved. Everything but what is :attr:`FREE` must be the same on resume.
 
-    ``data`` is the absolute path of the folder that the task's data came from; None where it took none.
+    ``data`` is the absolute path of the folder that the task's data came from; None where it took none. ``recipe`` says how
+    points are recovered, as JSON: what is not :class:`autocomp.compress.recipe.Recovery`'s default.
     """
 
     task: str
@@ -45,12 +46,16 @@ class Request:
     data: str | None = None
     recover_epochs: int = 0
     recover_on: str = "cpu"
+    recover_seeds: int = 1
+    recipe: str = "{}"
 
     def __post_init__(self) -> None:
         if self.trials < 1:
             raise RequestError(f"a search needs at least 1 trial, the untouched plan; got --trials {self.trials}")
         if self.recover_epochs < 0:
             raise RequestError(f"recovery takes 0 epochs (none) or more; got --recover {self.recover_epochs}")
+        if self.recover_seeds < 1:
+            raise RequestError(f"recovery takes at least one seed; got --recover-seeds {self.recover_seeds}")
         for name in ("timeout_s", "max_latency_ms", "max_size_kb"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -59,7 +64,7 @@ class Request:
             raise RequestError(f"a largest drop must be 0 or more; got max_drop {self.max_drop}; leave it out for none")
 
     #: How long a search goes on, and what is recovered, may change from one sitting to the next; and data may move.
-    FREE = ("trials", "timeout_s", "data", "recover_epochs", "recover_on")
+    FREE = ("trials", "timeout_s", "data", "recover_epochs", "recover_on", "recover_seeds", "recipe")
 
     def changes(self, other: Request) -> list[str]:
         """In what ``other`` asks for another search, in words."""

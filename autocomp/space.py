@@ -276,7 +276,7 @@ class SearchSpace:
         for layer in self.inventory.layers:
             # What is left out has no rank and no format, but loses the channels that it is coupled by.
             rank = chosen["rank"].get(layer.name) if layer.name not in gone else None
-            if isinstance(rank, Rank) and not _saves(layer, rank.r, *cut.get(layer.name, (0, 0))):
+            if isinstance(rank, Rank) and not layer.saves(rank, *cut.get(layer.name, (0, 0))):
                 rank = None
             layers[layer.name] = LayerPlan(
                 sparsity=narrow[layer.name].sparsity,
@@ -313,15 +313,6 @@ def _cut_channels(inventory: Inventory, plan: Plan) -> dict[str, tuple[int, int]
             out, into = found.get(name, (0, 0))
             found[name] = (out, into + gone * per_unit)
     return found
-
-
-def _saves(layer: LayerInfo, r: int, out_cut: int, in_cut: int) -> bool:
-    rows, columns = layer.matrix_shape
-    if layer.kind == "embedding":
-        columns -= out_cut
-    else:
-        rows, columns = rows - out_cut, columns - in_cut * (columns // layer.weight_shape[1])
-    return r * (rows + columns) < rows * columns
 
 
 def build_space(

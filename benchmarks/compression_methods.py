@@ -29,7 +29,19 @@ from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import measure
 from autocomp.inventory import LayerInfo
-from autocomp.plan import N_OF_M, Adjustment, Format, LayerPlan, Plan, Rank, RankMethod, Rounding, Saliency, Sparsity
+from autocomp.plan import (
+    N_OF_M,
+    Adjustment,
+    Format,
+    Granularity,
+    LayerPlan,
+    Plan,
+    Rank,
+    RankMethod,
+    Rounding,
+    Saliency,
+    Sparsity,
+)
 
 
 @dataclass(frozen=True)
@@ -124,10 +136,12 @@ def methods(bench: Bench) -> Iterator[tuple[str, str, Callable[[], Plan]]]:
         )
     yield "binary", "1 bit", partial(plan, same(LayerPlan(format=Format(1))))
     for adjustment in get_args(Adjustment):
+        # Norms bring back the spreads of channels that have steps of their own.
+        granularity: Granularity = "channel" if adjustment == "norms" else "tensor"
         for bits in WIDTHS:
-            asked = LayerPlan(format=Format(bits, granularity="tensor"))
+            asked = LayerPlan(format=Format(bits, granularity=granularity))
             yield (
-                f"one step for the tensor, {adjustment}",
+                f"one step for the {granularity}, {adjustment}",
                 f"{bits} bits",
                 partial(plan, same(asked), (adjustment,)),
             )

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from autocomp.compress.factorize import factorize
 from autocomp.compress.prepare import prepare
 from autocomp.errors import PlanError
 from autocomp.inventory import ChannelGroup, LayerInfo
-from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
+from autocomp.plan import Format, LayerPlan, Plan, Rank, RankMethod, Sparsity
+from tests.compress.test_prune import moment
 from tests.networks import NETWORKS, inputs, prepared, random_plan, ready
 
 KINDS: dict[type[nn.Module], str] = {
@@ -20,6 +25,29 @@ KINDS: dict[type[nn.Module], str] = {
     nn.Linear: "linear",
     nn.Embedding: "embedding",
 }
+
+
+#: Layers that have a rank.
+RANKED = [
+    nn.Conv2d(32, 32, 3),
+    nn.Conv2d(64, 16, 3),
+    nn.Conv2d(16, 64, 3),
+    nn.Conv2d(12, 20, (2, 5)),
+    nn.Conv2d(24, 40, 1),
+    nn.Conv2d(16, 16, (1, 3)),
+    nn.Linear(48, 20),
+    nn.Linear(3, 3),
+    nn.Embedding(30, 12),
+]
+
+
+def info(layer: nn.Module) -> LayerInfo:
+    shape = tuple(layer.get_parameter("weight").shape)
+    return LayerInfo("a", KINDS[type(layer)], shape, (), (), 0, math.prod(shape), None)
+
+
+def weights_of(module: nn.Module) -> int:
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if name.endswith("weight"))
 
 
 def linear_info(rows: int, columns: int) -> LayerInfo:
@@ -113,6 +141,34 @@ def test_a_rank_pays_as_long_as_the_factors_are_smaller(rows: int, columns: int)
     rank = linear_info(rows, columns).largest_paying_rank
     assert rank * (rows + columns) < rows * columns
     assert (rank + 1) * (rows + columns) >= rows * columns
+
+
+@pytest.mark.parametrize("method", get_args(RankMethod))
+@pytest.mark.parametrize("layer", RANKED, ids=str)
+def test_a_rank_saves_where_the_factors_that_are_made_hold_fewer_weights(layer: nn.Module, method: RankMethod) -> None:
+    facts = info(layer)
+    largest, full = facts.largest_rank(method), facts.full_rank(method)
+    by_kernel = method in {"spatial", "tucker2"}
+    assert (full > 0) == (not by_kernel or (isinstance(layer, nn.Conv2d) and min(layer.kernel_size) > 1))
+    seen = moment(facts.matrix_shape[1])
+    smallest = 2 if method == "nmf" else 1  # a part each for what is positive and what is negative
+    for r in sorted({smallest, largest - 1, largest, largest + 1, full - 1} & {*range(smallest, full)}):
+        saves = weights_of(factorize(layer, Rank(method, r), seen)) < weights_of(layer)
+        assert saves == facts.saves(Rank(method, r)) == (r <= largest), f"rank {r}"
+    assert not facts.saves(Rank(method, max(1, full)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "method", "largest"),
+    [
+        ((32, 32, 3, 3), "spatial", 47),
+        ((32, 32, 3, 3), "svd", 28),
+        ((16, 64, 3, 3), "spatial", 38),
+        ((64, 16, 3, 3), "tucker2", 50),
+    ],
+)
+def test_every_method_has_a_largest_rank_of_its_own(shape: tuple[int, ...], method: RankMethod, largest: int) -> None:
+    assert LayerInfo("a", "conv2d", shape, (), (), 0, math.prod(shape), None).largest_rank(method) == largest
 
 
 def test_a_depthwise_conv_has_no_rank() -> None:

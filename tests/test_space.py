@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import nn
 
+from autocomp.compress.prepare import prepare
 from autocomp.compress.structure import restructure
 from autocomp.errors import SpaceError
-from autocomp.plan import Format, Pattern, Plan, Rank, Sparsity
+from autocomp.inventory import Inventory
+from autocomp.plan import Format, Pattern, Plan, Rank, RankMethod, Sparsity
 from autocomp.search.sampler import uniform_indices
 from autocomp.space import (
     WORKS,
     Activations,
+    Decision,
     SearchSpace,
     SpaceFile,
     Work,
@@ -289,6 +297,110 @@ def test_a_rank_that_saves_nothing_in_the_narrower_layer_is_left_out() -> None:
     for name, rank in ranked.items():
         assert isinstance(rank, Rank)
         assert alone[name].rank == rank
+
+
+METHODS: tuple[RankMethod, ...] = get_args(RankMethod)
+SHARES = (1.0, 0.97, 0.9, 0.75, 0.6, 0.5, 0.3, 0.1)
+
+
+@cache
+def varied() -> Inventory:
+    """Convolutions that widen, narrow and keep the width, of square, flat and single kernels, and linears."""
+    layers = (
+        nn.Conv2d(4, 32, 1),
+        nn.Conv2d(32, 32, 3, padding=1),
+        nn.Conv2d(32, 64, (2, 5), padding=(0, 2)),
+        nn.Conv2d(64, 16, 3, padding=1),
+        nn.Conv2d(16, 64, 3, padding=1),
+        nn.Conv2d(64, 24, (1, 3), padding=(0, 1)),
+        nn.Flatten(),
+        nn.Linear(24 * 3 * 4, 40),
+        nn.Linear(40, 20),
+    )
+    model = nn.Sequential(*(stage for layer in layers for stage in (layer, nn.ReLU())))
+    return prepare(model.eval(), (torch.zeros(1, 4, 4, 4),)).inventory
+
+
+def ranks_offered(inventory: Inventory, method: RankMethod) -> SearchSpace:
+    levels = ", ".join(f"{{pattern: channel, level: {level}}}" for level in (0.25, 0.5, 0.75))
+    rules = f"[{{layers: '*', sparsity: [{levels}], rank: {list(SHARES)}, rank_methods: [{method}]}}]"
+    return build_space(parsed(rules), inventory, (8,), ("channel",), True, dict.fromkeys(WORKS, ("a8",)))
+
+
+def all_ranks_that_save(space: SearchSpace, method: RankMethod) -> SearchSpace:
+    """The space with every rank that saves in the whole layer, not only those that its file asks for."""
+    decisions = [decision for decision in space.decisions if decision.kind == "channel"]
+    for layer in space.inventory.layers:
+        # In an embedding, whitened gives way to svd; nmf has a rank for each sign.
+        own: RankMethod = "svd" if method == "whitened" and not layer.sees_inputs else method
+        ranks = [Rank(own, r) for r in range(2, layer.largest_rank(own) + 1)]
+        decisions.append(Decision(f"rank:{layer.name}", "rank", (layer.name,), (None, *ranks)))
+    return replace(space, decisions=tuple(decisions))
+
+
+def cuts(space: SearchSpace) -> Iterator[dict[str, int]]:
+    """Channels cut everywhere by each level, and by the strongest in every other group: outputs or inputs alone."""
+    channels = [decision.name for decision in space.decisions if decision.kind == "channel"]
+    for strength in range(1, space.strengths("channel")):
+        yield space.uniform({"channel": strength})
+    yield dict.fromkeys(channels[::2], space.strengths("channel") - 1)
+    yield dict.fromkeys(channels[1::2], space.strengths("channel") - 1)
+
+
+def layer_weights(inventory: Inventory, plan: Plan) -> Mapping[str, int]:
+    """Layer → its weights, or those of its factors."""
+    stored = restructure(inventory, plan).layers
+    stages = {layer.name: (layer.name, *(f"{layer.name}.{n}" for n in range(3))) for layer in inventory.layers}
+    return {
+        name: sum(math.prod(stored[stage].weight_shape) for stage in own if stage in stored)
+        for name, own in stages.items()
+    }
+
+
+def inventory_named(network: str) -> Inventory:
+    return varied() if network == "varied" else prepared(network).inventory
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("network", ["varied", "residual", "encoder"])
+def test_every_rank_that_is_offered_is_kept_and_saves(network: str, method: RankMethod) -> None:
+    inventory = inventory_named(network)
+    space = ranks_offered(inventory, method)
+    whole = layer_weights(inventory, Plan())
+    offered = {d.layers[0]: d.options for d in space.decisions if d.kind == "rank"}
+    assert len(offered) > 1 or (network == "encoder" and method in {"spatial", "tucker2"})
+    for strength in range(1, space.strengths("rank")):
+        indices = space.uniform({"rank": strength})
+        plan = space.plan(indices)
+        weights = layer_weights(inventory, plan)
+        for name, options in offered.items():
+            rank = options[indices[f"rank:{name}"]]
+            assert plan[name].rank == rank, f"{rank} of {name} is left out"
+            assert weights[name] < whole[name], f"{rank} of {name} saves nothing"
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("network", ["varied", "residual", "encoder"])
+def test_no_rank_that_saves_is_left_out_also_where_channels_are_cut(network: str, method: RankMethod) -> None:
+    inventory = inventory_named(network)
+    space = all_ranks_that_save(ranks_offered(inventory, method), method)
+    offered = {d.layers[0]: d.options for d in space.decisions if d.kind == "rank" and len(d.options) > 1}
+    seen = set()
+    for cut in ({}, *cuts(space)):
+        narrow = space.plan(cut)
+        without = layer_weights(inventory, narrow)
+        for strength in range(1, space.strengths("rank")):
+            indices = space.uniform({"rank": strength}) | cut
+            ranks = {name: options[indices[f"rank:{name}"]] for name, options in offered.items()}
+            plan = space.plan(indices)
+            every = {name: replace(narrow[name], rank=rank) for name, rank in ranks.items() if isinstance(rank, Rank)}
+            weights = layer_weights(inventory, Plan({**narrow.layers, **every}))
+            for name, rank in ranks.items():
+                saves = weights[name] < without[name]
+                assert plan[name].rank == (rank if saves else None), f"{rank} of {name} with {narrow[name].describe()}"
+                assert saves or cut
+                seen.add(saves)
+    assert seen == {True, False} or not offered
 
 
 def test_channels_win_over_single_weights() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -13,7 +13,7 @@ from torch import nn
 from autocomp.compress.agreement import flat_output
 from autocomp.compress.statistics import Batches
 from autocomp.errors import CompressionError
-from autocomp.graph import COPIES, Graph, copied
+from autocomp.graph import COPIES, Graph, copied, operator_name
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
@@ -32,6 +32,8 @@ MIGRATION = 0.5
 #: Bounds on what a channel's spread is put back by.
 SPREADS = (0.5, 2.0)
 SMALL = 1e-8
+#: Where a traced batch norm takes its running mean and variance.
+RUNNING = (3, 4)
 
 
 def equalized(model: nn.Module, graph: Graph, example: tuple[torch.Tensor, ...]) -> nn.Module:
@@ -208,15 +210,17 @@ def corrections(
     wanted: Mapping[str, torch.Tensor],
     batch: tuple[torch.Tensor, ...],
     spreads: Collection[str],
+    norms: bool,
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """What brings the channels of layers back to the mean that they have in the uncompressed network, and those of
     ``spreads`` to the spread: layer after layer, each behind the corrected ones before it.
 
     Of means alone it is the empirical bias correction of M. Nagel et al. (2019); with spreads it does what re-estimating
-    batch norms does (B. Li et al., "EagleEye", 2020), which are folded here.
+    batch norms does (B. Li et al., "EagleEye", 2020), most of which are folded.
 
     Args:
         wanted: layer → its mean and spread, (2, channels), as :func:`output_moments` gives them.
+        norms: whether batch norms that could not be folded are re-estimated on the way, in place.
 
     Returns:
         Layer → the factor of each channel's weights, and what its bias becomes: factor times bias plus this.
@@ -228,6 +232,8 @@ def corrections(
 
     class Corrector(Interpreter):
         def run_node(self, n: FxNode) -> Any:
+            if norms and n.op == "call_function" and operator_name(n) == "batch_norm":
+                self._reestimate(n)
             result = super().run_node(n)
             node = names.get(n.name)
             if node is None or node.layer is None:
@@ -242,6 +248,15 @@ def corrections(
             found[node.layer] = factor, shift
             shape = (-1, 1, 1) if node.op == "conv2d" else (-1,)
             return factor.reshape(shape) * result + shift.reshape(shape)
+
+        def _reestimate(self, n: FxNode) -> None:
+            given, mean, variance = (cast("FxNode", n.args[place]) for place in (0, *RUNNING))
+            moments = _moments(self.env[given], self.env[given].dim() == 4)
+            for node, value in ((mean, moments[0]), (variance, moments[1].square())):
+                path, _, name = str(node.target).rpartition(".")
+                # A new tensor: the one that is there may be the uncompressed network's own.
+                module.get_submodule(path).register_buffer(name, value)
+                self.env[node] = value
 
     with torch.no_grad():
         Corrector(module).run(*batch)

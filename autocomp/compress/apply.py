@@ -212,7 +212,8 @@ def _correct(
         if "norms" in plan.adjustments
         and (name not in formats or (formats[name].granularity != "tensor" and formats[name].weight_bits < 16))
     ]
-    for name, (factor, shift) in corrections(module, graph, wanted, batch, spreads).items():
+    norms = "norms" in plan.adjustments
+    for name, (factor, shift) in corrections(module, graph, wanted, batch, spreads, norms).items():
         bias, weight = module.get_parameter(f"{name}.bias"), module.get_parameter(f"{name}.weight")
         bias.data = factor * bias + shift
         stored = weights.get(f"{name}.weight")

@@ -3,9 +3,10 @@ one does."""
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -65,18 +66,33 @@ def recover(
     order = list(range(len(batches)))
     chance.shuffle(order)
     apart = max(1, round(KEPT_APART * len(order))) if len(order) > 1 else 0
-    kept_apart = [batches[place] for place in order[:apart] or order]
+    # Of a single batch some examples are kept apart; of a single example nothing can be.
+    skipped = 0 if apart else round(max(1.0, KEPT_APART * len(batches[0][0]))) % len(batches[0][0])
+    kept_apart = [_rows(batches[place], slice(skipped or None)) for place in order[:apart] or order]
     trained_on = order[apart:] or order
     steps = recovery.epochs * len(trained_on)
     looks = max(1, min(STEPS_TO_LOOK, steps // 8))
-    best, waited, step = student.state(), 0, 0
+    alone = student.layerwise_steps
+    waited, step, shown = 0, 0, itertools.count(1)
+
+    def told(held: float = math.inf) -> None:
+        if progress is not None:
+            progress(next(shown), alone + steps, held)
+
+    def asked() -> Iterator[Batch]:
+        """The batches of an epoch."""
+        chance.shuffle(trained_on)
+        yield from (_rows(batches[place], slice(skipped, None)) for place in trained_on)
+
+    if alone:
+        student.reconstruct(itertools.chain.from_iterable(asked() for _ in itertools.count()), told)
+    best = student.state()
     given_loss = student.loss_of(compressed.model, kept_apart)
     if not math.isfinite(given_loss):
         raise CompressionError(f"the loss of recovery must be a number; it is {given_loss} before any training")
     best_loss = held = student.held_loss(kept_apart) if student.final else math.inf
     for _ in range(recovery.epochs):
-        chance.shuffle(trained_on)
-        for batch in (batches[place] for place in trained_on):
+        for batch in asked():
             if step % looks == 0:
                 student.set_progress(step / steps)
             student.set_rate(0.5 * (1 + math.cos(math.pi * step / steps)))
@@ -84,8 +100,7 @@ def recover(
             if step % looks == 0 and not math.isfinite(float(loss)):
                 raise CompressionError(f"the loss of recovery must be a number; got {float(loss)}; lower its rate")
             step += 1
-            if progress is not None:
-                progress(step, steps, held)
+            told(held)
         held, state = student.better_state(kept_apart)
         if student.final:
             waited += 1
@@ -102,3 +117,7 @@ def recover(
     if not student.loss_of(trained.model, kept_apart) < given_loss:
         return Recovered(compressed, weights_of(compressed))
     return Recovered(trained, weights)
+
+
+def _rows(batch: Batch, which: slice) -> Batch:
+    return tuple(tensor[which] for tensor in batch)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
@@ -76,6 +77,10 @@ class Student:
         self._teacher = copied(graph_module(export_program(teacher.model, teacher.example)))
         self._module = copied(compressed.model)
         self._taps, self._teacher_taps = _tapped(self._module, names), _tapped(self._teacher, names)
+        layers = _same_layers(prepared, compressed) if recovery.layerwise else {}
+        ends = _tapped(self._module, tuple(layers), "end"), _tapped(self._teacher, tuple(layers), "end")
+        #: Layer → what it gives here, and in the uncompressed network.
+        self._ends = dict(zip(layers.values(), zip(*ends, strict=True), strict=True))
         plan = _without_formats(compressed.plan)
         self._inputs = len(prepared.example.inputs)
         inputs = [example[: self._inputs]]
@@ -175,6 +180,46 @@ class Student:
     def _moved(self, batch: Batch) -> Batch:
         return tuple(tensor.to(self._device) for tensor in batch)
 
+    def reconstruct(self, batches: Iterator[Batch], told: Callable[[], None]) -> None:
+        """Train each layer by itself, the first ones first, to give what it gives in the uncompressed network, though those
+        before it are compressed by now (I. Hubara et al., "Accurate post training quantization with small calibration
+        sets", 2021). Layers whose output has another shape, or is another's, are left as they are.
+
+        Args:
+            batches: without end.
+            told: called after every step.
+        """
+        everything = [tensor for tensor in self._learned if tensor.requires_grad]
+        highest = [(tensor, rate) for of, rate in self._groups() for tensor in of]
+        for layer, (own, wanted) in self._ends.items():
+            alone = self._of_layer(layer)
+            if not alone:
+                continue
+            for tensor in everything:
+                tensor.requires_grad_(any(tensor is one for one in alone))
+            groups = [{"params": [tensor], "lr": rate} for tensor, rate in highest if tensor.requires_grad]
+            optimizer = torch.optim.Adam(groups)
+            for _ in range(self._recovery.layerwise):
+                self._outputs(self._moved(next(batches))[: self._inputs])
+                given, expected = own.value.float(), wanted.value.float()
+                loss = functional.mse_loss(given, expected) / expected.var().clamp_min(1e-12)
+                optimizer.zero_grad()
+                loss.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+                told()
+        for tensor in everything:
+            tensor.requires_grad_()
+
+    @property
+    def layerwise_steps(self) -> int:
+        """Steps that :meth:`reconstruct` takes."""
+        return self._recovery.layerwise * sum(bool(self._of_layer(layer)) for layer in self._ends)
+
+    def _of_layer(self, layer: str) -> list[torch.Tensor]:
+        """What is learned of a layer that is compressed."""
+        latent, bias = self._latents.get(f"{layer}.weight"), self._plain.get(f"{layer}.bias")
+        return [] if latent is None else [*latent.parameters(), *(() if bias is None else (bias,))]
+
     def set_progress(self, share: float) -> None:
         """What changes over the training: how sharp signs are, and how much is cut."""
         low, high = SIGN_SHARPNESS
@@ -201,12 +246,8 @@ class Student:
         return not self._masks or not self._growing
 
     def _loss(self, batch: Batch, training: bool) -> torch.Tensor:
-        inputs = batch[: self._inputs]
-        values: dict[str, torch.Tensor] = {name: one() for name, one in self._latents.items()}
         with self._precision() if training else nullcontext():
-            output = functional_call(self._module, {**self._plain, **values}, inputs)
-            with torch.no_grad():
-                wanted = self._teacher(*inputs)
+            output, wanted = self._outputs(batch[: self._inputs])
         total = distillation(output, wanted, self._target(batch), self._recovery.labels)
         for tap, own in zip(self._teacher_taps, self._taps, strict=True):
             given, expected = own.value.float(), tap.value.float()
@@ -216,6 +257,13 @@ class Student:
             magnitudes = sum(layer.latent.abs().mean() for layer in self._latents.values())
             total = total + self._recovery.l1 * magnitudes
         return total
+
+    def _outputs(self, inputs: Batch) -> tuple[object, object]:
+        """Of this network and of the uncompressed one."""
+        values: dict[str, torch.Tensor] = {name: one() for name, one in self._latents.items()}
+        output: object = functional_call(self._module, {**self._plain, **values}, inputs)
+        with torch.no_grad():
+            return output, self._teacher(*inputs)
 
     def _precision(self) -> AbstractContextManager[object]:
         if not self._recovery.bfloat16:
@@ -299,6 +347,20 @@ def _common_results(prepared: Prepared, compressed: Compressed) -> tuple[str, ..
     return tuple(node.name for node in chosen)
 
 
+def _same_layers(prepared: Prepared, compressed: Compressed) -> dict[str, str]:
+    """Node → its layer, of the layers whose results have the same shape in both networks; in the order of execution."""
+    if compressed.plan.dropped_blocks:
+        return {}
+    before = prepared.inventory.graph.by_name
+    found: dict[str, str] = {}
+    for node in compressed.graph.nodes:
+        was = before.get(node.name)
+        if was is not None and node.layer is not None and (was.layer, was.shape) == (node.layer, node.shape):
+            found[node.name] = node.layer
+    uses = Counter(found.values())
+    return {node: layer for node, layer in found.items() if uses[layer] == 1}
+
+
 class _Tap(nn.Module):
     """Passes a tensor on and keeps it."""
 
@@ -311,10 +373,10 @@ class _Tap(nn.Module):
         return x
 
 
-def _tapped(module: GraphModule, names: Sequence[str]) -> list[_Tap]:
+def _tapped(module: GraphModule, names: Sequence[str], stem: str = "tap") -> list[_Tap]:
     """Taps behind some nodes of ``module``, put there in place."""
     taps = {name: _Tap() for name in names}
-    insert_after(module, taps, stem="tap")
+    insert_after(module, taps, stem=stem)
     return list(taps.values())
 
 

@@ -78,7 +78,7 @@ def measure_gains(runtime: Runtime, threads: int, batch: int, narrow_products: b
         narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
     """
     reference = reference_run(runtime, threads)
-    logs: dict[tuple[Work, Activations], list[float]] = {}
+    logs: dict[tuple[Work, Activations], list[tuple[float, bool]]] = {}
     for chain in CHAINS:
         inputs = [_input(chain, batch)]
         ways: tuple[Activations | None, ...] = (None, *WAYS[chain.work])
@@ -87,9 +87,17 @@ def measure_gains(runtime: Runtime, threads: int, batch: int, narrow_products: b
         }
         timings = measure(files, SETTINGS, reference=reference)
         for how in WAYS[chain.work]:
-            ratio = timings[str(None)].latency_ms / timings[how].latency_ms
-            logs.setdefault((chain.work, how), []).append(math.log(ratio))
-    return tuple(Gain(*key, speedup=math.exp(sum(found) / len(found))) for key, found in logs.items())
+            pair = timings[str(None)], timings[how]
+            ratio = math.log(pair[0].latency_ms / pair[1].latency_ms)
+            logs.setdefault((chain.work, how), []).append((ratio, all(one.settled for one in pair)))
+    return tuple(Gain(*key, speedup=math.exp(_mean(found))) for key, found in logs.items())
+
+
+def _mean(ratios: Sequence[tuple[float, bool]]) -> float:
+    """Of those that settled; of all where none did."""
+    settled = [ratio for ratio, both_settled in ratios if both_settled]
+    counted = settled or [ratio for ratio, _ in ratios]
+    return sum(counted) / len(counted)
 
 
 def paying(gains: Sequence[Gain], offered: Sequence[Activations]) -> dict[Work, tuple[Activations, ...]]:

@@ -16,7 +16,7 @@ from autocomp.tasks.data import VARIABLE
 from autocomp.tasks.load import WITHOUT_DATA
 
 #: Options whose values are places on this machine.
-PLACES = ("--task", "--data", "--space", "--out")
+PLACES = ("--task", "--data", "--space", "--recipe", "--out")
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Asked:
 
     def arguments_with(self, named: Named) -> list[str]:
         """The command line on the cluster, where things are called like that."""
-        placed = {"--task": named.task, "--data": named.data, "--space": named.space}
+        placed = {"--task": named.task, "--data": named.data, "--space": named.space, "--recipe": named.recipe}
         return [
             *self.arguments,
             *(part for name, value in placed.items() if value is not None for part in (name, str(value))),
@@ -46,12 +46,13 @@ def asked_for(
     out: Path,
     resume: bool,
     storage: str | None,
+    recipe: Path | None = None,
 ) -> Asked:
     """A search on a cluster; on all of it, where the command line does not say how.
 
     Args:
         arguments: of the command line, ``search`` first.
-        task, data, space, out, resume: what they say.
+        task, data, space, out, resume, recipe: what they say.
         storage: a URI under which run folders are kept.
 
     Raises:
@@ -80,7 +81,8 @@ def asked_for(
         rest += ["--space", space]
     default = os.environ.get(VARIABLE)
     takes_default = default and data is None and task is not None and task not in WITHOUT_DATA
-    return Asked(tuple(rest), Named(task, data, file, Path(default) if default and takes_default else None), out, uri)
+    named = Named(task, data, file, Path(default) if default and takes_default else None, recipe)
+    return Asked(tuple(rest), named, out, uri)
 
 
 def _without(arguments: Sequence[str], options: Sequence[str]) -> Iterator[str]:

@@ -3,6 +3,8 @@ the point it came from as its parent. Every one is an event of the run, and its 
 
 from __future__ import annotations
 
+import itertools
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -12,14 +14,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+import yaml
 
 from autocomp.compress.recipe import Recovery
 from autocomp.compress.recover import recover
 from autocomp.compress.recovered import weights_hash
-from autocomp.errors import CompressionError, RequestError
+from autocomp.errors import CompressionError, RequestError, did_you_mean
 from autocomp.pareto import front
 from autocomp.run import Request, RunFolder
 from autocomp.search.tables import BASELINE
+from autocomp.tasks.user_file import one_line
 from autocomp.trial import RECOVERED, Trial
 from autocomp.watch import Watcher
 
@@ -43,6 +47,38 @@ class _Done:
     metric: float
     seconds: float
     weights: str
+    recipe: str = "{}"
+
+
+def recipe_of(request: Request) -> Recovery:
+    """How a run's points are trained on, but for the seed."""
+    return Recovery(request.recover_epochs, **json.loads(request.recipe))
+
+
+def read_recipe(path: Path, epochs: int) -> str:
+    """A recipe file, as :attr:`autocomp.run.Request.recipe` has it.
+
+    Args:
+        path: YAML; fields of :class:`autocomp.compress.recipe.Recovery`, all of them optional.
+
+    Raises:
+        RequestError: there is no such file, or it says something that a recovery does not know.
+    """
+    known = {field.name: field.type for field in fields(Recovery) if field.name not in {"epochs", "seed"}}
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        for name in found:
+            if name not in known:
+                raise RequestError(
+                    f"a recipe knows {', '.join(known)}; {path} says {name!r}; {did_you_mean(name, known)}"
+                )
+        recipe = Recovery(epochs, **found)
+    except (OSError, yaml.YAMLError, TypeError, AttributeError) as error:
+        raise RequestError(f"--recipe must be a YAML file of a recovery's fields; {path}: {one_line(error)}") from error
+    except CompressionError as error:
+        raise RequestError(f"{path}: {error}") from error
+    said = {name: getattr(recipe, name) for name in known if getattr(recipe, name) != getattr(Recovery(epochs), name)}
+    return json.dumps(said, sort_keys=True)
 
 
 def check_device(name: str) -> None:
@@ -83,13 +119,15 @@ def recover_points(
     """Recover points, those left out that were recovered before; each is on disk when the next begins. A task without
     train batches is distilled on its calibration inputs. What cannot be recovered is told, and left as it is.
     """
-    labelled, epochs, seed = bench.task.train is not None, request.recover_epochs, request.seed
+    labelled, epochs = bench.task.train is not None, request.recover_epochs
+    recipe = recipe_of(request)
+    seeds = range(request.seed, request.seed + request.recover_seeds)
     batches = bench.task.calibration if bench.task.train is None else bench.task.train
-    known = {(one.plan_hash, one.seed, one.epochs) for one in _done(folder)}
-    for place, point in enumerate(points):
-        if (point.plan.hash, seed, epochs) in known:
+    known = {(one.plan_hash, one.seed, one.epochs, one.recipe) for one in _done(folder)}
+    for place, (point, seed) in enumerate(itertools.product(points, seeds)):
+        if (point.plan.hash, seed, epochs, request.recipe) in known:
             continue
-        what = f"recovering trial {point.number} ({place + 1} of {len(points)})"
+        what = f"recovering trial {point.number} ({place + 1} of {len(points) * len(seeds)})"
         watcher.step(what, 0, 1)
         began = time.monotonic()
         try:
@@ -97,7 +135,7 @@ def recover_points(
                 bench.prepared,
                 bench.compress(point.plan),
                 batches,
-                Recovery(epochs, seed),
+                replace(recipe, seed=seed),
                 bench.solver,
                 labelled,
                 progress=partial(_tell, watcher, what),
@@ -115,7 +153,9 @@ def recover_points(
         path = weights_path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(dict(found.weights), path)
-        done = _Done(point.number, point.plan.hash, seed, epochs, metric, time.monotonic() - began, name)
+        done = _Done(
+            point.number, point.plan.hash, seed, epochs, metric, time.monotonic() - began, name, request.recipe
+        )
         folder.append_event({"event": EVENT, **asdict(done)})
         watcher.step(what, 1, 1)
 
@@ -151,4 +191,6 @@ def weights_path(folder: RunFolder, name: str) -> Path:
 
 def _done(folder: RunFolder) -> list[_Done]:
     events = (event for event in folder.events() if event["event"] == EVENT)
-    return [_Done(**{field.name: event[field.name] for field in fields(_Done)}) for event in events]  # type: ignore[arg-type]
+    names = [field.name for field in fields(_Done)]
+    # Runs of before had no recipes.
+    return [_Done(**{name: event[name] for name in names if name in event}) for event in events]  # type: ignore[arg-type]

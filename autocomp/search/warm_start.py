@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import cast
 
@@ -24,6 +24,8 @@ from autocomp.space import SearchSpace
 WARMED, COUNTED = "warm-start", "warm-start-files"
 #: At most so many files are measured, and at most one for so many trials: warming up must not outweigh the search.
 MOST_FILES, TRIALS_PER_FILE = 30, 3
+#: Files that are timed together, each beside the reference; what was timed is kept when these are done.
+SIDE_BY_SIDE = 10
 
 Progress = Callable[[int, int, str], None]
 
@@ -73,7 +75,7 @@ def warmed_up(
         folder.append_event({"event": COUNTED, "files": count})
     plans = warm_plans(space, count, seed)
     missing = [plan for plan in plans if plan.hash not in known]
-    for plan, timing in _time(bench, missing, progress) if missing else ():
+    for plan, timing in _time(bench, missing, progress):
         one = _Warmed(plan.hash, timing.latency_ms, timing.error, timing.settled)
         folder.append_event({"event": WARMED, **asdict(one)})
         known[plan.hash] = one
@@ -85,14 +87,15 @@ def warmed_up(
     return replace(bench, target=replace(bench.target, model=WarmModel(bench.target.model, files)))
 
 
-def _time(bench: Workbench, plans: Sequence[Plan], progress: Progress) -> list[tuple[Plan, Timing]]:
-    """Where a warm start is interrupted, the plans not yet timed are timed by the run that resumes it."""
-    models = {}
-    for place, plan in enumerate(plans):
-        progress(place, len(plans), "exporting files to time")
-        models[place] = export_onnx(bench.compress(plan), packed=bench.target.artifact == "onnx-packed")
-    timings = time_files(bench, models, progress)
-    return [(plans[place], timing) for place, timing in timings.items()]
+def _time(bench: Workbench, plans: Sequence[Plan], progress: Progress) -> Iterator[tuple[Plan, Timing]]:
+    """Some files at a time, side by side. Where a warm start is interrupted, the plans not yet timed are timed by the run
+    that resumes it."""
+    for first in range(0, len(plans), SIDE_BY_SIDE):
+        models = {}
+        for place in range(first, min(first + SIDE_BY_SIDE, len(plans))):
+            progress(place, len(plans), "exporting files to time")
+            models[place] = export_onnx(bench.compress(plans[place]), packed=bench.target.artifact == "onnx-packed")
+        yield from ((plans[place], timing) for place, timing in time_files(bench, models, progress).items())
 
 
 def _counted(events: Sequence[Json]) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import get_args
 
 import pytest
@@ -108,6 +109,28 @@ def test_smoothing_changes_no_output_and_takes_outliers_out(network: str) -> Non
     assert changed
 
 
+def test_smoothing_takes_an_outlier_out() -> None:
+    net, calibration = prepared("vit"), [inputs("vit", 16, seed=2)]
+    model = copy.deepcopy(net.model)
+    norm = "layers.0.norm2"
+    with torch.no_grad():
+        model.get_submodule(norm).get_parameter("weight")[3] *= 30
+    smooth = smoothed(model, calibration, net.example.inputs)
+    before, after = (spread_of_channels(one, norm, calibration[0]) for one in (model, smooth))
+    assert before > 20
+    assert after < 0.5 * before
+
+
+def spread_of_channels(model: nn.Module, norm: str, given: tuple[torch.Tensor, ...]) -> float:
+    """The largest magnitude of a norm's outputs over the median of its channels' largest."""
+    seen: list[torch.Tensor] = []
+    handle = model.get_submodule(norm).register_forward_hook(lambda _, __, output: seen.append(output.detach()))
+    run_module(model, given)
+    handle.remove()
+    largest = seen[0].abs().flatten(0, -2).amax(dim=0)
+    return float(largest.amax() / largest.median())
+
+
 def test_means_and_spreads_are_put_back() -> None:
     net, given = prepared("plain"), inputs("plain", 64, seed=4)
     names = [layer.name for layer in net.inventory.layers]
@@ -124,6 +147,30 @@ def test_means_and_spreads_are_put_back() -> None:
     assert off["bias",][0] < 0.01 * off[()][0]
     assert off["norms",][0] < 0.01 * off[()][0]
     assert off["norms",][1] < 0.2 * off[()][1]
+
+
+def test_norms_that_are_not_folded_are_reestimated() -> None:
+    """Those in front of a convolution, as in pre-activation networks."""
+    layers = [nn.Conv2d(3, 16, 3), nn.ReLU(), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3), nn.ReLU(), nn.Flatten()]
+    torch.manual_seed(0)
+    model = nn.Sequential(*layers, nn.Linear(16 * 16, 5))
+    given = (torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(1)),)
+    for _ in range(40):
+        model(*given)  # its norm learns what it sees
+    net = prepare(model.eval(), (given[0][:1],))
+    first = net.inventory.layers[0].name
+    plan = {first: LayerPlan(Sparsity("unstructured", 0.8))}
+    before = copy.deepcopy(net.model.state_dict())
+    found = {}
+    for adjustments in ((), ("norms",)):
+        module = apply(net, Plan(plan, adjustments=adjustments), [given]).model
+        weight, bias = (module.get_parameter(f"{first}.{name}") for name in ("weight", "bias"))
+        seen = torch.relu(nn.functional.conv2d(*given, weight, bias)).mean(dim=(0, 2, 3))
+        kept = next(value for name, value in module.named_buffers() if name.endswith("running_mean"))
+        found[adjustments] = float((kept - seen).abs().max())
+    assert found[()] > 0.05
+    assert found["norms",] < 1e-5
+    assert all(torch.equal(value, before[name]) for name, value in net.model.state_dict().items())
 
 
 @pytest.mark.parametrize("after", ["bias", "norms"])

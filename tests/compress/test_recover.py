@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 
+from autocomp.compress import recover as recover_module
 from autocomp.compress.apply import Compressed, apply
 from autocomp.compress.distill import distillation
 from autocomp.compress.latent import Latent, LearnedQuantizer, learned_quantizers
@@ -19,7 +21,7 @@ from autocomp.compress.recover import recover
 from autocomp.compress.recovered import read_weights, weights_hash, with_weights
 from autocomp.compress.rounding import quantize_weight
 from autocomp.compress.solve import Solver
-from autocomp.compress.student import Batch
+from autocomp.compress.student import Batch, Student
 from autocomp.errors import CompressionError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import copied, on_device
@@ -113,6 +115,62 @@ def test_sparsity_that_grows_and_a_table_go_together() -> None:
     for name, stored in after.weights.items():
         assert torch.equal(after.model.get_parameter(name), stored.dequantized())
         assert len(torch.unique(stored.levels)) <= 5
+
+
+def test_l1_shrinks_what_is_about_to_be_cut() -> None:
+    choice = LayerPlan(Sparsity("unstructured", 0.5))
+    totals = []
+    for l1 in (0.0, 3.0):
+        _, after = both(choice, Recovery(6, gradual=True, l1=l1, rate=0.02))
+        totals.append(sum(float(after.model.get_parameter(name).abs().sum()) for name in after.masks))
+    assert totals[1] < 0.9 * totals[0]
+
+
+@pytest.mark.parametrize("choice", ["2:4", "2 bits by gptq", "a table"])
+def test_a_layer_by_itself_learns_to_give_what_it_gave(choice: str) -> None:
+    """Before everything is trained together, which here is next to nothing: a step at a rate close to none."""
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES[choice]), CALIBRATION, solver=solver)
+    seen: list[tuple[int, int]] = []
+    errors = []
+    for layerwise in (0, 40):
+        student = Student(
+            net, before, solver, batches(1)[0], Recovery(1, layerwise=layerwise), False, torch.device("cpu")
+        )
+        student.reconstruct(itertools.cycle(batches(4)), lambda: None)
+        errors.append(student.held_loss(batches(4)))
+    assert errors[1] < 0.9 * errors[0]
+    recovery = Recovery(2, layerwise=3)
+    recover(net, before, batches(4), recovery, solver, False, lambda step, of, _: seen.append((step, of)))
+    steps = 3 * len(before.plan.layers) + 2 * 3
+    assert seen == [(step, steps) for step in range(1, steps + 1)]
+
+
+def test_training_ends_early_where_it_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recover_module, "PATIENCE", 2)
+    monkeypatch.setattr(recover_module, "PATIENT_SHARE", 0.0)
+    net, seen = prepared("residual"), []
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES["8 bits"]), CALIBRATION, solver=solver)
+    recovery = Recovery(50, rate=10.0)
+    recover(net, before, batches(4), recovery, solver, False, lambda step, of, _: seen.append((step, of)))
+    assert len(seen) < 50 * 3 / 2
+    assert {of for _, of in seen} == {50 * 3}
+
+
+def test_of_a_single_batch_some_examples_are_kept_apart() -> None:
+    """They have no say in what is learned: it is the same whatever they are, as long as the training is to their liking."""
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES["2 bits by gptq"]), CALIBRATION, solver=solver)
+    (whole,) = batches(1)
+    other = tuple(torch.cat([tensor[:2].flip(0), tensor[2:]]) for tensor in whole)
+    one, same = (
+        weights_hash(recover(net, before, [batch], Recovery(3, rate=0.02), solver, False).weights)
+        for batch in (whole, other)
+    )
+    assert one == same
 
 
 def test_labels_and_features_are_learned_from() -> None:
@@ -275,6 +333,11 @@ def test_what_cannot_be_done_is_one_line() -> None:
         Recovery(0)
     with pytest.raises(CompressionError, match="between 0 and 1; got 2"):
         Recovery(1, labels=2.0)
+    with pytest.raises(CompressionError, match=r"got 0\.1 without gradual"):
+        Recovery(1, l1=0.1)
+    for wrong in ({"l1": -1.0, "gradual": True}, {"features": -1.0}, {"layerwise": -1}, {"rate": 0.0}):
+        with pytest.raises(CompressionError, match="of a recovery is"):
+            Recovery(1, **wrong)
 
 
 @pytest.mark.parametrize("choice", CHOICES)

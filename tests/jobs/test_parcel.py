@@ -63,14 +63,16 @@ def test_what_lies_outside_is_copied_in_and_called_what_it_is_there(project: Pat
     outside.mkdir()
     for name in ("space.yaml", "weights.pth"):
         (outside / name).write_text(name)
-    named = Named(f"torchvision:resnet18@{outside / 'weights.pth'}", Path("data"), outside / "space.yaml", outside)
+    weights, space = outside / "weights.pth", outside / "space.yaml"
+    named = Named(f"torchvision:resnet18@{weights}", Path("data"), space, outside, space)
     made = packed(named, tmp_path / "parcel")
     assert made.named.task is not None
-    kind, _, weights = made.named.task.partition("@")
+    kind, _, place = made.named.task.partition("@")
     assert kind == "torchvision:resnet18"
-    for place, name in ((Path(weights), "weights.pth"), (made.named.space, "space.yaml")):
-        assert place is not None
-        assert (made.project / place).read_text() == name
+    places = {Path(place): "weights.pth", made.named.space: "space.yaml", made.named.recipe: "space.yaml"}
+    for path, name in places.items():
+        assert path is not None
+        assert (made.project / path).read_text() == name
     assert made.named.data is not None
     assert sent(made.project / made.named.data) == {"images.npy"}
     assert made.named.default_data is not None

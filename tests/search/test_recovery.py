@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from autocomp.plan import Format, LayerPlan, Plan
 from autocomp.run import RunFolder
 from autocomp.search import flow
 from autocomp.search import recovery as stage
-from autocomp.search.recovery import EVENT, MOST_POINTS, weights_path, worth_recovering
+from autocomp.search.recovery import EVENT, MOST_POINTS, read_recipe, recipe_of, weights_path, worth_recovering
 from autocomp.search.tables import verifications
 from autocomp.trial import RECOVERED, Cost, Trial
 from autocomp.watch import SILENT, Silent
@@ -41,6 +42,26 @@ def trial(number: int, latency_ms: float, size_bytes: int, metric: float = 50.0)
     plan = Plan({f"layer{number}": LayerPlan(format=Format(8))}) if number else Plan()
     cost = Cost(latency_ms, 0.0, size_bytes, 1, 1, "fitted")
     return Trial(number, plan, "complete", metric, cost, 1.0, 0)
+
+
+def test_a_recipe_is_a_file_of_what_a_recovery_knows(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("gradual: true\nl1: 0.001\nlabels: 0.3\n")
+    said = read_recipe(path, 5)
+    assert json.loads(said) == {"gradual": True, "l1": 0.001}  # what differs from the default
+    recovery = recipe_of(replace(REQUEST, recover_epochs=5, recipe=said))
+    assert (recovery.epochs, recovery.gradual, recovery.l1) == (5, True, 0.001)
+    for text, words in (
+        ("gradul: true", "a recipe knows labels, .*did you mean gradual"),
+        ("l1: 0.1", "l1 shrinks weights"),
+        ("[1, 2", "must be a YAML file"),
+        ("epochs: 3", "says 'epochs'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(RequestError, match=words):
+            read_recipe(path, 5)
+    with pytest.raises(RequestError, match="must be a YAML file"):
+        read_recipe(tmp_path / "none.yaml", 5)
 
 
 def test_what_is_fast_and_small_is_worth_it_whatever_it_lost() -> None:

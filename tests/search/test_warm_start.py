@@ -101,6 +101,21 @@ def test_an_interrupted_one_measures_the_rest(setup: Setup, clock: Clock, tmp_pa
     assert len(list(torn.events())) == 6
 
 
+def test_what_was_timed_before_it_was_killed_is_kept(setup: Setup, clock: Clock, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.path.mkdir()
+
+    def killed(done: int, of: int, what: str) -> None:
+        if done == 14:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        warmed_up(setup.bench, setup.space, 48, 3, folder, killed)
+    assert len(list(folder.events())) == 1 + 10
+    assert len(model_of(warm(setup, folder, 48)).measured) == 16 - 1  # the fourth never settles
+    assert clock.sittings == [10, 6]
+
+
 def test_a_search_too_short_for_it_keeps_its_model_however_it_goes_on(
     setup: Setup, clock: Clock, tmp_path: Path
 ) -> None:
