@@ -23,6 +23,7 @@ from autocomp.places import shipped_folder
 from autocomp.plan import (
     SEEING,
     UNIT_PATTERNS,
+    Adjustment,
     Clip,
     Drop,
     Format,
@@ -111,10 +112,12 @@ class _Rule(_Strict):
 
 
 class SpaceFile(_Strict):
-    """A search-space file: later rules override earlier ones, field by field, for the layers that they match."""
+    """A search-space file: later rules override earlier ones, field by field, for the layers that they match.
+    ``adjustments`` are made to the whole network of every plan that compresses something."""
 
     name: str
     rules: tuple[_Rule, ...]
+    adjustments: tuple[Adjustment, ...] = ()
 
 
 def check_format(text: str) -> None:
@@ -246,10 +249,11 @@ class Decision:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """The decisions for one model on one target."""
+    """The decisions for one model on one target, and the adjustments of every plan that compresses something."""
 
     decisions: tuple[Decision, ...]
     inventory: Inventory
+    adjustments: tuple[Adjustment, ...] = ()
 
     @cached_property
     def by_name(self) -> Mapping[str, Decision]:
@@ -283,7 +287,8 @@ class SearchSpace:
                 rank=rank if isinstance(rank, Rank) else None,
                 format=_as_format(chosen["format"].get(layer.name)) if layer.name not in gone else None,
             )
-        return Plan(layers, tuple(chosen["block"]))
+        plan = Plan(layers, tuple(chosen["block"]))
+        return replace(plan, adjustments=self.adjustments) if plan != Plan() else plan
 
     def uniform(self, strengths: Mapping[Kind, int]) -> dict[str, int]:
         """The indices that give every decision of a kind the same strength (or its strongest, where it has fewer)."""
@@ -354,7 +359,7 @@ def build_space(
     open_ones = tuple(decision for decision in decisions if len(decision.options) > 1)
     if not open_ones:
         raise SpaceError(f"search space {file.name!r} leaves nothing to decide for this model on this target")
-    return SearchSpace(open_ones, inventory)
+    return SearchSpace(open_ones, inventory, file.adjustments)
 
 
 def _decision(kind: Kind, layers: tuple[str, ...], options: Sequence[Option]) -> Decision:
@@ -416,6 +421,7 @@ def _rank_options(layer: LayerInfo, shares: Sequence[float], methods: Sequence[R
     for asked in methods:
         method: RankMethod = "svd" if asked == "whitened" and not layer.sees_inputs else asked
         largest = layer.largest_rank(method)
-        ranks = {max(RANK_STEP, round(share * largest / RANK_STEP) * RANK_STEP) for share in shares}
+        most = max(1, largest // RANK_STEP)
+        ranks = {min(max(1, round(share * largest / RANK_STEP)), most) * RANK_STEP for share in shares}
         found += [(r / largest, Rank(method, r)) for r in ranks if r <= largest]
     return [rank for _, rank in sorted(found, key=lambda one: -one[0])]

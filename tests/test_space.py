@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from torch import nn
 
 from autocomp.compress.prepare import prepare
@@ -22,6 +23,7 @@ from autocomp.inventory import Inventory
 from autocomp.plan import Format, Pattern, Plan, Rank, RankMethod, Sparsity
 from autocomp.search.sampler import uniform_indices
 from autocomp.space import (
+    RANK_STEP,
     WORKS,
     Activations,
     Decision,
@@ -401,6 +403,27 @@ def test_no_rank_that_saves_is_left_out_also_where_channels_are_cut(network: str
                 assert saves or cut
                 seen.add(saves)
     assert seen == {True, False} or not offered
+
+
+def test_adjustments_go_with_every_plan_that_compresses_something() -> None:
+    rules = [{"layers": "*", "format": ["w8a8", "w4a8"]}]
+    file = SpaceFile.model_validate({"name": "own", "rules": rules, "adjustments": ["equalize", "bias"]})
+    space = build_space(file, prepared("residual").inventory, (8, 4), ALL, True, dict.fromkeys(WORKS, ("a8",)))
+    assert space.plan({}) == Plan()
+    assert space.plan({space.decisions[0].name: 1}).adjustments == ("bias", "equalize")
+    with pytest.raises(ValidationError, match="equalize"):
+        SpaceFile.model_validate({"name": "own", "rules": rules, "adjustments": ["equalise"]})
+
+
+@pytest.mark.parametrize("share", [0.9, 1.0])
+def test_a_share_of_all_ranks_is_one_that_saves(share: float) -> None:
+    space = space_of("residual", f'[{{layers: "*", rank: [{share}], rank_methods: [spatial]}}]')
+    assert any(decision.kind == "rank" for decision in space.decisions)
+    plan = space.plan(space.uniform({"rank": 1}))
+    for layer in prepared("residual").inventory.layers:
+        rank, largest = plan[layer.name].rank, layer.largest_rank("spatial")
+        assert (rank is None) == (largest < RANK_STEP)
+        assert rank is None or largest - RANK_STEP < rank.r <= largest or share < 1.0
 
 
 def test_channels_win_over_single_weights() -> None:

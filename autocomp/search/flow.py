@@ -245,7 +245,8 @@ def weights_hash(prepared: Prepared) -> str:
 
 def space_hash(space: SearchSpace) -> str:
     """Of the decisions: a proposal in the journal is a number of an option each, which must stay what it was."""
-    return hashlib.sha256(repr(space.decisions).encode()).hexdigest()[:16]
+    said = repr(space.decisions) + (repr(space.adjustments) if space.adjustments else "")
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _begin(setup: Setup, folder: RunFolder) -> None:
