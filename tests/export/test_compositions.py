@@ -13,6 +13,7 @@ import torch
 
 from autocomp.compress.apply import Compressed, apply
 from autocomp.compress.solve import Solver
+from autocomp.errors import ExportError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.inventory import LayerInfo
 from autocomp.plan import (
@@ -138,10 +139,14 @@ ADJUSTED: dict[str, tuple[Adjustment, ...]] = {
     "vit": ("smooth", "bias", "norms"),
     "encoder": ("bias", "norms"),
 }
-#: So many of them are enough for every two words to meet; each takes seconds.
-MIXED = 16
-#: What is drawn for a layer, to take what brings the most words together.
-TRIES = 40
+#: Whose turn it is to get a plan, until every two words have met; each takes seconds, the encoder's the most.
+TURNS = (
+    *("residual", "packed", "vit", "residual", "packed", "residual"),
+    *("vit", "residual", "packed", "vit", "residual", "encoder"),
+)
+#: Plans that are drawn for one that is kept, and what is drawn for each of their layers: those that bring the most words
+#: together are taken.
+DRAWN, TRIED = 6, 40
 
 STEPS = tuple(f"a step a {one}" for one in get_args(Granularity))
 #: The words for what is done to a layer, by what only one word can be said of.
@@ -159,14 +164,18 @@ WORDS: tuple[tuple[str, ...], ...] = (
     *((one,) for one in get_args(Adjustment)),
 )
 #: Word → those that no plan can put beside it: floats have no grid, integer kernels take no groups, heads are made and
-#: read by linears, and nothing that makes heads reads what may be cut.
+#: read by linears, and nothing that makes heads reads what may be cut. Signs of what a low-rank stage gives are not the
+#: same in the file, see the end.
 APART: dict[str, tuple[str, ...]] = {
     "w16": ("a8", "d8", "a4", "a1", *STEPS, *get_args(Clip), *get_args(Rounding)),
     "a step a group": ("a8", "d8"),
     "head": ("spatial", "tucker2", "behind fewer heads", "behind fewer channels"),
     "behind fewer heads": ("spatial", "tucker2"),
     "d8": ("spatial", "tucker2"),
+    "a1": get_args(RankMethod),
 }
+#: What few layers can have said of them.
+SCARCE = frozenset({"spatial", "tucker2", "behind fewer heads", "smooth"})
 
 
 def words(network: str, plan: Plan, name: str) -> set[str]:
@@ -203,19 +212,35 @@ def every_two() -> set[frozenset[str]]:
     return {frozenset(two) for two in itertools.chain.from_iterable(pairs)} - apart
 
 
+def met_in(network: str, plan: Plan) -> set[frozenset[str]]:
+    return set().union(*(met(network, plan, name) for name in plan.layers))
+
+
+def worth(pairs: set[frozenset[str]]) -> int:
+    """What is scarce counts threefold: later plans hold it less often."""
+    return sum(3 if pair & SCARCE else 1 for pair in pairs)
+
+
 @cache
-def mixed() -> tuple[tuple[str, Plan], ...]:
-    """Networks and plans of everything at once: seeded, each layer as it brings together most that has not met yet."""
+def mixed() -> tuple[Plan, ...]:
+    """Seeded plans of everything at once, one a turn, until every two words have met."""
     waiting, found = every_two(), []
-    for number, network in zip(range(MIXED), itertools.cycle(ADJUSTED)):
-        chance = random.Random(number)
-        plan = drawn_cuts(network, chance)
-        for layer in prepared(network).inventory.layers:
-            tried = [with_layer(plan, layer, chance) for _ in range(TRIES)]
-            plan = max(tried, key=lambda one: len(met(network, one, layer.name) & waiting))
-            waiting -= met(network, plan, layer.name)
-        found.append((network, plan))
+    for number, network in enumerate(TURNS):
+        drawn = [drawn_plan(network, waiting, random.Random(DRAWN * number + one)) for one in range(DRAWN)]
+        plan = max(drawn, key=lambda one: worth(met_in(network, one) & waiting))
+        waiting -= met_in(network, plan)
+        found.append(plan)
     return tuple(found)
+
+
+def drawn_plan(network: str, waiting: set[frozenset[str]], chance: random.Random) -> Plan:
+    """Something for each layer, as it brings together most of what waits for it."""
+    plan, left = drawn_cuts(network, chance), set(waiting)
+    for layer in prepared(network).inventory.layers:
+        tried = [with_layer(plan, layer, chance) for _ in range(TRIED)]
+        plan = max(tried, key=lambda one: worth(met(network, one, layer.name) & left))
+        left -= met(network, plan, layer.name)
+    return plan
 
 
 def drawn_cuts(network: str, chance: random.Random) -> Plan:
@@ -223,18 +248,19 @@ def drawn_cuts(network: str, chance: random.Random) -> Plan:
     inventory = prepared(network).inventory
     cuts: dict[str, LayerPlan] = {}
     for group in inventory.groups:
-        if group.prunable and chance.random() < 0.5 and not cuts.keys() & {*group.producers}:
+        if group.prunable and chance.random() < 0.7 and not cuts.keys() & {*group.producers}:
             cut = Sparsity(group.pattern, 0.5, chance.choice(get_args(Saliency)))
             cuts |= dict.fromkeys(group.producers, LayerPlan(cut))
     dropped = chance.sample(inventory.blocks, chance.randint(0, 1))
-    adjustments = tuple(one for one in ADJUSTED[network] if chance.random() < 0.5)
+    adjustments = tuple(one for one in ADJUSTED[network] if chance.random() < 0.7)
     return Plan(cuts, tuple(block.name for block in dropped), adjustments)
 
 
 def with_layer(plan: Plan, layer: LayerInfo, chance: random.Random) -> Plan:
     """The plan with something drawn for one more layer, beside the units that it loses."""
-    cut = plan[layer.name].sparsity or drawn_mask(layer, chance)
-    drawn = LayerPlan(cut, drawn_rank(layer, chance), drawn_format(layer, chance))
+    cut, chosen = plan[layer.name].sparsity or drawn_mask(layer, chance), drawn_format(layer, chance)
+    rank = drawn_rank(layer, chance) if chosen.activation_bits > 1 else None
+    drawn = LayerPlan(cut, rank, chosen)
     return Plan({**plan.layers, layer.name: drawn}, plan.dropped_blocks, plan.adjustments)
 
 
@@ -254,7 +280,7 @@ def drawn_rank(layer: LayerInfo, chance: random.Random) -> Rank | None:
 
 
 def drawn_format(layer: LayerInfo, chance: random.Random) -> Format:
-    grid: Grid = chance.choice([*["uniform"] * 4, "ternary", "codebook"])
+    grid: Grid = chance.choice([*get_args(Grid), "uniform", "uniform", "uniform"])
     bits = chance.choice({"uniform": WEIGHT_BITS, "ternary": (2,), "codebook": (2, 3, 4, 5, 6)}[grid])
     activations = [one for one in ACTIVATION_BITS if layer.computes_integers or one == 32]
     if bits == 16:
@@ -269,17 +295,33 @@ def drawn_format(layer: LayerInfo, chance: random.Random) -> Format:
 
 
 def test_in_the_mixed_plans_every_two_kinds_of_methods_meet() -> None:
-    tried = [met(network, plan, name) for network, plan in mixed() for name in plan.layers]
-    assert every_two() <= set().union(*tried)
+    tried = (met_in(network, plan) for network, plan in zip(TURNS, mixed(), strict=True))
+    assert not every_two() - set().union(*tried)
 
 
-@pytest.mark.parametrize("number", seeds(MIXED))
+@pytest.mark.parametrize("number", seeds(len(TURNS)))
 def test_both_files_compute_what_the_simulated_model_of_a_mixed_plan_does(number: int) -> None:
-    network, plan = mixed()[number]
+    network, plan = TURNS[number], mixed()[number]
     result = compressed(network, plan)
     for packed in (True, False):
         check(network, result, packed)
 
 
-def test_zz_debug() -> None:
-    import pathlib; exec(pathlib.Path("/tmp/debug.py").read_text(), {**globals()})
+@pytest.mark.xfail(
+    strict=True,
+    raises=AssertionError,
+    reason="what the first stage makes of signs and few levels is often zero but for float noise, whose sign is then read",
+)
+def test_signs_behind_the_first_stage_of_a_low_rank() -> None:
+    plan = Plan({"patch": LayerPlan(rank=Rank("svd", 4), format=Format(1, 1))})
+    check("vit", compressed("vit", plan), packed=True)
+
+
+@pytest.mark.xfail(
+    strict=True,
+    raises=ExportError,
+    reason="an embedding's rows are rounded in place of the activations, which it has none of; the file cannot be written",
+)
+def test_few_bits_for_the_activations_of_an_embedding() -> None:
+    plan = Plan({"token": LayerPlan(format=Format(8, 16))})
+    check("encoder", compressed("encoder", plan), packed=True)
