@@ -223,6 +223,11 @@ class Inventory:
                 f"a layer of kind {layer.kind} has no integer kernel; {layer.name!r} was given {chosen}; "
                 f"give it w{chosen.weight_bits}a32, which stores the weights in few bits and computes in floats"
             )
+        if chosen.simulated and layer.kind == "embedding":
+            raise PlanError(
+                f"an embedding reads no activations that could be rounded; {layer.name!r} was given {chosen}; "
+                f"give it w{chosen.weight_bits}a32"
+            )
         if chosen.dynamic and layer.kind != "linear":
             raise PlanError(
                 f"activations are rounded dynamically in linears only; {layer.name!r} ({layer.kind}) was given {chosen}; "

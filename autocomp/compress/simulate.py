@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
 
 
+#: What signs and few levels add up to is often zero but for the order of summing, which is the runtime's own: so much below
+#: zero still counts as zero, as a share of the magnitude.
+NOISE = 1e-5
 #: Shares of the range that are tried for the least squared error.
 CLIPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
@@ -52,7 +55,7 @@ class SimulatedQuantizer(nn.Module):
         if self.bits == 16:
             return x.half().float()
         if self.bits == 1:
-            return torch.where(x >= 0, self.magnitude, -self.magnitude)
+            return torch.where(x >= -NOISE * self.magnitude, self.magnitude, -self.magnitude)
         levels = (torch.round(x / self.scale) + self.zero_point).clamp(0, self.levels)
         return (levels - self.zero_point) * self.scale
 
