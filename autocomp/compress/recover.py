@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 
 from autocomp.compress.apply import Compressed
+from autocomp.compress.captured import Batch
 from autocomp.compress.rebuild import Prepared
 from autocomp.compress.recipe import Recovery
 from autocomp.compress.recovered import Recovered, weights_of, with_weights
 from autocomp.compress.solve import Solver
-from autocomp.compress.student import Batch, Student
+from autocomp.compress.student import Student
 from autocomp.errors import CompressionError
 
 #: Is told (steps done, of so many, what the loss on the data kept apart last was; infinite before the first epoch's end).

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from autocomp.compress.apply import Compressed, adjusted, apply, plan_of
 from autocomp.compress.average import Average
-from autocomp.compress.captured import CapturedStep
+from autocomp.compress.captured import Batch, CapturedStep
 from autocomp.compress.distill import distillation
 from autocomp.compress.latent import (
     SIGN_SHARPNESS,
@@ -34,8 +34,6 @@ from autocomp.plan import LayerPlan, Plan, Sparsity
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
-
-Batch = tuple[torch.Tensor, ...]
 
 #: A step of the optimizer in shares of a weight's root mean square; networks with attention bear smaller ones. Trainings
 #: of more than so many epochs take smaller ones, in proportion: weights that go far between two levels end up worse (of

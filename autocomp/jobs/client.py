@@ -194,17 +194,21 @@ def follow(client: JobSubmissionClient, name: str, heard: Heard) -> Job:
         WorkError: the cluster has not answered for some time.
     """
     told = _Told(heard)
-    answered = time.monotonic()
+    silent_since: float | None = None
     while True:
+        began = time.monotonic()
         try:
             asyncio.run(_tail(client, name, told))
             found = job(client, name)
             if found.ended:
                 told.all(client.get_job_logs(name))
                 return found
-            answered = time.monotonic()
+            silent_since = None
         except (RuntimeError, OSError, aiohttp.ClientError, WorkError) as error:
-            if time.monotonic() - answered > SILENT_S:
+            now = time.monotonic()
+            # A connection that held for a while was an answer, though it broke at last.
+            silent_since = now if silent_since is None or now - began > ANSWER_S else silent_since
+            if now - silent_since > SILENT_S:
                 raise WorkError(f"the cluster has not answered for {SILENT_S:g} s; {one_line(error)[:300]}") from error
         time.sleep(LOOK_S)
 

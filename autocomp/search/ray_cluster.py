@@ -67,7 +67,11 @@ def _check_address(address: str) -> None:
 
 def node_resources() -> list[Mapping[str, float]]:
     """What each node that is there has."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in _alive()]
+
+
+def _alive() -> list[Any]:
+    return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ class TargetNode:
     def there(self, work: Callable[[], ResultT]) -> ResultT:
         """Do something on that node, alone."""
         own = ray.get_runtime_context().get_node_id()
-        nodes = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        nodes = _alive()
         has = next((node for node in nodes if self._label in node["Resources"]), None)
         chosen = has or next(node for node in nodes if node["NodeID"] == own)
         held = {self._label: 1.0} if has else {}

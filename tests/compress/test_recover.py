@@ -12,16 +12,18 @@ import torch
 
 from autocomp.compress import recover as recover_module
 from autocomp.compress.apply import Compressed, apply
+from autocomp.compress.captured import Batch
 from autocomp.compress.distill import distillation
 from autocomp.compress.latent import Latent, LearnedQuantizer, learned_quantizers
 from autocomp.compress.prune import kept_count
 from autocomp.compress.quantize import ActivationQuantizer
+from autocomp.compress.rebuild import Prepared
 from autocomp.compress.recipe import Recovery
 from autocomp.compress.recover import recover
 from autocomp.compress.recovered import read_weights, weights_hash, with_weights
 from autocomp.compress.rounding import quantize_weight
 from autocomp.compress.solve import Solver
-from autocomp.compress.student import Batch, Student
+from autocomp.compress.student import Student
 from autocomp.errors import CompressionError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import copied, on_device
@@ -306,16 +308,21 @@ def test_progress_is_told_every_step() -> None:
     assert seen == [(step, 9) for step in range(1, 10)]
 
 
-def test_attention_and_rounding_at_run_time_are_recovered_as_well() -> None:
-    net, data = prepared("encoder"), [inputs("encoder", 8, seed=seed) for seed in range(6)]
-    solver = Solver(net.model, data[:2])
+def two_bits(net: Prepared) -> Plan:
+    """Everywhere, with activations rounded at run time in front of linears."""
     layers = {
         layer.name: LayerPlan(
             format=Format(2, 32) if layer.kind == "embedding" else Format(2, dynamic=layer.kind == "linear")
         )
         for layer in net.inventory.layers
     }
-    before = apply(net, Plan(layers), data[:2], solver=solver)
+    return Plan(layers)
+
+
+def test_attention_and_rounding_at_run_time_are_recovered_as_well() -> None:
+    net, data = prepared("encoder"), [inputs("encoder", 8, seed=seed) for seed in range(6)]
+    solver = Solver(net.model, data[:2])
+    before = apply(net, two_bits(net), data[:2], solver=solver)
     after = recover(net, before, data, Recovery(8, rate=0.02), solver, labelled=False).compressed
     given = inputs("encoder", 32, seed=9)
     reference = run_module(net.model, given)

@@ -10,8 +10,8 @@ from autocomp.compress.prune import kept_count
 from autocomp.compress.recipe import Recovery
 from autocomp.compress.recover import recover
 from autocomp.compress.solve import Solver
-from autocomp.plan import Format, LayerPlan, Plan, Sparsity
-from tests.compress.test_recover import CALIBRATION, CHOICES, batches, error, plan
+from autocomp.plan import Format, LayerPlan, Sparsity
+from tests.compress.test_recover import CALIBRATION, CHOICES, batches, error, plan, two_bits
 from tests.networks import inputs, prepared, run_module
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU that torch can use")
@@ -53,13 +53,7 @@ def test_every_recipe_goes_there(recovery: Recovery) -> None:
 def test_attention_goes_there() -> None:
     net, data = prepared("encoder"), [inputs("encoder", 8, seed=seed) for seed in range(6)]
     solver = Solver(net.model, data[:2])
-    layers = {
-        layer.name: LayerPlan(
-            format=Format(2, 32) if layer.kind == "embedding" else Format(2, dynamic=layer.kind == "linear")
-        )
-        for layer in net.inventory.layers
-    }
-    before = apply(net, Plan(layers), data[:2], solver=solver)
+    before = apply(net, two_bits(net), data[:2], solver=solver)
     after = recover(net, before, data, Recovery(8, rate=0.02), solver, labelled=False, device=CUDA).compressed
     given = inputs("encoder", 32, seed=9)
     reference = run_module(net.model, given)
