@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import os
 import statistics
 import tempfile
 import time
@@ -60,9 +61,15 @@ class PaperTask:
 
 @dataclass(frozen=True)
 class Asleep:
-    """Stands for a workbench: a plan's values are arithmetic, and take so many seconds."""
+    """Stands for a workbench: a plan's values are arithmetic, and take so many seconds.
+
+    Every worker process leaves its number in the folder ``present``, and waits at its first trial until all ``workers``
+    have: how long it takes to start them is another figure than how busy they are.
+    """
 
     seconds: float
+    workers: int = 1
+    present: Path | None = None
     task: PaperTask = PaperTask()
 
     def cost(self, plan: Plan) -> Cost:
@@ -70,6 +77,10 @@ class Asleep:
         return Cost(1.0 + bits / 100, 0.0, 1000 + bits, 1, 1, "fitted")
 
     def score(self, plan: Plan) -> Score:
+        if self.present is not None:
+            (self.present / str(os.getpid())).touch()
+            while len(list(self.present.iterdir())) < self.workers:
+                time.sleep(0.05)
         time.sleep(self.seconds)
         return Score(90.0 - len(plan.layers) / LAYERS)
 
@@ -106,14 +117,15 @@ def searched(trials: int, seconds: float, workers: int) -> list[float]:
         told.append(time.monotonic())
 
     with tempfile.TemporaryDirectory() as folder, cluster(workers):
-        asked = ledger(Path(folder) / "study.log", trials)
-        ray_tune.run_trials(asked, cast("Workbench", Asleep(seconds)), Workers(), None, tell)
+        asked, present = ledger(Path(folder) / "study.log", trials), Path(folder, "present")
+        present.mkdir()
+        ray_tune.run_trials(asked, cast("Workbench", Asleep(seconds, workers, present)), Workers(), None, tell)
     return told
 
 
 @dataclass(frozen=True)
 class Efficiency:
-    """How much of the workers' time was spent in evaluations. ``started_s``: until all workers had done one."""
+    """How much of the workers' time was spent in evaluations. ``started_s``: until all workers had done one, together."""
 
     workers: int
     trials: int

@@ -117,8 +117,8 @@ def search(
             folder,
             lambda done, of, what: watcher.step(what, done, of),
         )
-        study = open_study(folder.journal, bench.task.metric.direction)
-        ledger = Ledger(study, setup.space, request, bench.task.metric, setup.baseline.value)
+        opened = open_study(folder.journal, bench.task.metric.direction)
+        ledger = Ledger(opened, setup.space, request, bench.task.metric, setup.baseline.value)
         _run_trials(ledger, bench, request, workers, watcher)
         trials = load_trials(folder)
         points = write_tables(folder, request, bench.task.metric, trials)

@@ -115,7 +115,15 @@ class StartingSampler(BaseSampler):
 
 class GeneticSampler(NSGAIISampler):
     """NSGA-II whose parents come by number: the trial that opens a generation then sees them in the order in which
-    later ones, and a resumed run, read them back from the journal."""
+    later ones, and a resumed run, read them back from the journal. All trials make the same decisions, so what they have
+    in common is not looked for in ever more of them."""
+
+    def __init__(self, decided: Mapping[str, BaseDistribution], seed: int) -> None:
+        super().__init__(population_size=POPULATION, seed=seed)
+        self._decided = {name: decided[name] for name in sorted(decided) if not decided[name].single()}
+
+    def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        return dict(self._decided)
 
     def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
         return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
@@ -147,7 +155,7 @@ def make_sampler(name: SamplerName, space: SearchSpace, seed: int, number: int) 
         return StartingSampler(untouched, RandomSampler(trial_seed))
     if name == "tpe":
         return StartingSampler(untouched, TPESampler(seed=trial_seed))
-    genetic = GeneticSampler(population_size=POPULATION, seed=trial_seed)
-    return StartingSampler(
-        list(itertools.islice(uniform_indices(space), POPULATION)) if name == "auto" else untouched, genetic
-    )
+    first = untouched
+    if name == "auto" and number < POPULATION:
+        first = list(itertools.islice(uniform_indices(space), POPULATION))
+    return StartingSampler(first, GeneticSampler(distributions(space), trial_seed))

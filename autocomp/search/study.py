@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from autocomp.errors import RunError
 from autocomp.plan import Plan
 from autocomp.run import Request
 from autocomp.search.evaluate import Outcome, Workbench, evaluate
+from autocomp.search.journal import Journal
 from autocomp.search.sampler import SamplerName, distributions, make_sampler
 from autocomp.space import SearchSpace
 from autocomp.task import Direction, Metric
@@ -63,17 +65,29 @@ class Limits:
         return Limits(request.max_latency_ms, size, request.max_drop)
 
 
-def open_study(journal: Path, direction: Direction) -> optuna.Study:
-    """The study in ``journal``, to go on with; a new one where there is none. The caller holds the run folder."""
+@dataclass(frozen=True)
+class RunStudy:
+    """A run's study. What is written within ``together()`` comes into its journal at once."""
+
+    study: optuna.Study
+    together: Callable[[], AbstractContextManager[None]] = nullcontext
+
+
+def open_study(path: Path, direction: Direction) -> RunStudy:
+    """The study in the journal at ``path``, to go on with; a new one where there is none. The caller holds the run folder."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     # A process that was killed can leave Optuna's lock behind, and half a line. The run folder is held by this process
     # alone, so nobody else can be using it.
-    Path(f"{journal}.lock").unlink(missing_ok=True)
-    _mend(journal)
-    storage = JournalStorage(JournalFileBackend(str(journal)))
-    return optuna.create_study(
-        storage=storage, study_name=NAME, directions=[direction, "minimize", "minimize"], load_if_exists=True
+    Path(f"{path}.lock").unlink(missing_ok=True)
+    _mend(path)
+    journal = Journal(path)
+    study = optuna.create_study(
+        storage=JournalStorage(journal),
+        study_name=NAME,
+        directions=[direction, "minimize", "minimize"],
+        load_if_exists=True,
     )
+    return RunStudy(study, journal.together)
 
 
 def read_study(journal: Path) -> optuna.Study:
@@ -117,12 +131,13 @@ class Ledger:
     """
 
     def __init__(
-        self, study: optuna.Study, space: SearchSpace, request: Request, metric: Metric, baseline_metric: float
+        self, opened: RunStudy, space: SearchSpace, request: Request, metric: Metric, baseline_metric: float
     ) -> None:
-        self._study, self._space, self._request = study, space, request
+        self._study, self._together = opened.study, opened.together
+        self._space, self._request = space, request
         self._metric, self._baseline_metric = metric, baseline_metric
         self._limits = Limits.of(request)
-        self._trials = {trial.number: trial for trial in read_trials(study, request.seed)}
+        self._trials = {trial.number: trial for trial in read_trials(self._study, request.seed)}
         self._known = {trial.plan.hash: trial for trial in self._trials.values() if trial.state == "complete"}
 
     @property
@@ -148,7 +163,8 @@ class Ledger:
         if number >= self._request.trials:
             return None
         self._study.sampler = self._sampler(number)
-        return self._proposal(self._study.ask(distributions(self._space)))
+        with self._together():
+            return self._proposal(self._study.ask(distributions(self._space)))
 
     def known(self, plan: Plan) -> Outcome | None:
         """What came of a plan that was evaluated before: it is not evaluated again."""
@@ -159,15 +175,15 @@ class Ledger:
         """Write down what came of a proposal."""
         trial = proposal.trial
         metric, cost = outcome.metric, outcome.cost
-        if metric is None or cost is None:
-            trial.set_user_attr("error", outcome.error)
+        with self._together():
             trial.set_user_attr("seconds", outcome.seconds)
-            self._study.tell(trial, state=State.FAIL)
-        else:
-            trial.set_user_attr("cost", _cost_attributes(cost))
-            trial.set_user_attr("seconds", outcome.seconds)
-            self._constrain(trial, metric, cost)
-            self._study.tell(trial, [metric, cost.latency_ms, float(cost.size_bytes)])
+            if metric is None or cost is None:
+                trial.set_user_attr("error", outcome.error)
+                self._study.tell(trial, state=State.FAIL)
+            else:
+                trial.set_user_attr("cost", _cost_attributes(cost))
+                self._constrain(trial, metric, cost)
+                self._study.tell(trial, [metric, cost.latency_ms, float(cost.size_bytes)])
         state: TrialState = "failed" if metric is None or cost is None else "complete"
         told = Trial(
             proposal.number, proposal.plan, state, metric, cost, outcome.seconds, self._request.seed, outcome.error

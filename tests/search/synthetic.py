@@ -14,14 +14,12 @@ from autocomp.inventory import Inventory, LayerInfo
 from autocomp.plan import Format, Plan, Rank, Sparsity
 from autocomp.run import Request
 from autocomp.search.sampler import SamplerName
-from autocomp.search.study import Ledger, open_study, read_trials, run_trials
+from autocomp.search.study import Ledger, RunStudy, open_study, read_trials, run_trials
 from autocomp.space import Decision, SearchSpace
 from autocomp.task import Metric, Score
 from autocomp.trial import Cost, Trial
 
 if TYPE_CHECKING:
-    import optuna
-
     from autocomp.search.evaluate import Workbench
 
 LAYERS = ("a", "b", "c", "d")
@@ -91,13 +89,13 @@ class PaperBench:
 
 
 def search(
-    study: optuna.Study, asked: Request, bench: PaperBench | None = None, space: SearchSpace | None = None
+    opened: RunStudy, asked: Request, bench: PaperBench | None = None, space: SearchSpace | None = None
 ) -> tuple[Trial, ...]:
-    """All trials after a search in ``study``."""
+    """All trials after a search in that study."""
     bench = bench or PaperBench()
-    ledger = Ledger(study, space or synthetic_space(), asked, bench.task.metric, BASELINE)
+    ledger = Ledger(opened, space or synthetic_space(), asked, bench.task.metric, BASELINE)
     run_trials(ledger, cast("Workbench", bench), asked.timeout_s, lambda trial, trials: None)
-    return read_trials(study, asked.seed)
+    return read_trials(opened.study, asked.seed)
 
 
 def search_in(journal: Path, asked: Request, bench: PaperBench | None = None) -> tuple[Trial, ...]:

@@ -94,7 +94,7 @@ def searched(journal: Path, asked: Request, workers: Workers, bench: PaperBench 
     ray_tune.run_trials(
         ledger, cast("Workbench", bench), workers, asked.timeout_s, lambda trial, trials: told.append(trial.number)
     )
-    trials = read_trials(open_study(journal, "maximize"), asked.seed)
+    trials = read_trials(open_study(journal, "maximize").study, asked.seed)
     assert sorted(told) == sorted(set(told)), "told twice"
     assert ledger.trials == trials
     return trials
@@ -199,7 +199,7 @@ def test_a_driver_killed_in_mid_run_and_begun_again_loses_nothing(cluster: Clust
     finally:
         os.killpg(driver.pid, signal.SIGKILL)
         driver.wait()
-    before = {trial.number: trial for trial in read_trials(open_study(journal, "maximize"), 0) if trial.metric}
+    before = {trial.number: trial for trial in read_trials(open_study(journal, "maximize").study, 0) if trial.metric}
     assert 5 <= len(before) < 30
     trials = searched(journal, asked, Workers(), SlowBench(seconds=0.05))
     assert [trial.number for trial in trials] == list(range(30))

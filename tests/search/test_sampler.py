@@ -16,12 +16,13 @@ import pytest
 from autocomp.errors import RequestError
 from autocomp.plan import Plan
 from autocomp.search.sampler import SamplerName, distributions, make_sampler, uniform_indices
+from autocomp.search.study import RunStudy
 from tests.search.synthetic import PaperBench, hashes, one_option_space, request, search, synthetic_space
 
 
-def new_study() -> optuna.Study:
+def new_study() -> RunStudy:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna.create_study(directions=["maximize", "minimize", "minimize"])
+    return RunStudy(optuna.create_study(directions=["maximize", "minimize", "minimize"]))
 
 
 @pytest.fixture(scope="module")
@@ -39,9 +40,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
 @pytest.mark.parametrize("name", get_args(SamplerName))
 class TestSampler:
     def test_proposals_are_indices_of_the_space(self, name: SamplerName) -> None:
-        study, space = new_study(), synthetic_space()
-        search(study, request(name), space=space)
-        for trial in study.trials:
+        opened, space = new_study(), synthetic_space()
+        search(opened, request(name), space=space)
+        for trial in opened.study.trials:
             assert trial.params.keys() == space.by_name.keys()
             for decision in space.decisions:
                 index = trial.params[decision.name]

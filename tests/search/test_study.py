@@ -198,5 +198,5 @@ def test_limits_come_from_the_request() -> None:
 
 
 def test_the_same_journal_opens_again(tmp_path: Path) -> None:
-    study = open_study(tmp_path / "study.log", "minimize")
-    assert study.directions == open_study(tmp_path / "study.log", "minimize").directions
+    study = open_study(tmp_path / "study.log", "minimize").study
+    assert study.directions == open_study(tmp_path / "study.log", "minimize").study.directions
