@@ -20,7 +20,8 @@ class Kernel:
     ``op`` is the runtime's kind of kernel (``conv_nchwc``, ``qlinear_conv``, ``quantize``, …), ``sources`` the layers
     (or graph nodes, where no layer is behind it) that it computes. Elements count values, not bytes. ``inner`` is the
     length of the runs that it works on, where its time depends on that: a row that is normalized, the channels of what
-    is transposed, the columns of a product of two tensors, the width of an attention head. ``footprint_bytes`` of a
+    is transposed, the columns of a product of two tensors, the width of an attention head; or how many products it
+    computes one after the other. ``footprint_bytes`` of a
     kernel with weights are those of all weights of the network: what does not fit in a cache is read from further away
     in every inference (see :func:`in_company`).
     """

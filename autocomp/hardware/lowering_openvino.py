@@ -32,7 +32,8 @@ _CARRIERS = RESHAPES | COPIES | PADS | {"max_pool2d", "slice", "cat", "concat", 
 @dataclass
 class _State:
     """A lowering under way. ``floats`` and ``integers`` are the tensors at hand in that form, ``last`` those that lie
-    channels-last; ``joined`` are operations that are computed by the kernel behind them, with what they read."""
+    channels-last; ``joined`` are operations that are computed by the kernel behind them, with the tensors and the
+    parameters that they read."""
 
     graph: Graph
     quantized: frozenset[str]
@@ -45,7 +46,7 @@ class _State:
     last: set[str] = field(default_factory=set)
     done: set[str] = field(default_factory=set)
     constants: set[str] = field(default_factory=set)
-    joined: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    joined: dict[str, tuple[tuple[str, ...], int]] = field(default_factory=dict)
     #: Result of a convolution that only an addition reads → its kernel, as a position, and whether it is integer.
     conv_at: dict[str, tuple[int, bool]] = field(default_factory=dict)
 
@@ -262,16 +263,18 @@ def _reshape(state: _State, node: Node) -> None:
 
 def _elementwise(state: _State, node: Node) -> None:
     """One kernel for all that follows each other; a rounding behind it is computed as well."""
-    inputs = tuple(name for read in node.inputs for name in state.joined.get(read, (read,)))
+    parts = [state.joined.get(read, ((read,), 0)) for read in node.inputs]
+    inputs = tuple(name for names, _ in parts for name in names)
+    parameters = node.parameters + sum(count for _, count in parts)
     user = state.graph.sole_user(node.name)
     if user is not None and user.op in VALUE_BY_VALUE and user.shape == node.shape:
-        state.joined[node.name] = inputs
+        state.joined[node.name] = inputs, parameters
         return
     last = any(name in state.last for name in inputs)
     for name in dict.fromkeys(inputs):
         if state.elements(name) == node.elements:
             state.read(name, integers=name not in state.floats, last=last)
-    read = sum(map(state.elements, dict.fromkeys(inputs))) + node.parameters
+    read = sum(map(state.elements, dict.fromkeys(inputs))) + parameters
     _emit_rounded(state, node, inputs[0] in state.floats, read, last=last)
 
 

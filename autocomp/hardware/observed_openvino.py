@@ -78,6 +78,8 @@ def kernel_of(node: CompiledNode) -> Kernel:
             return Kernel("matmul", (node.name,), out * depth, read, out, inner=node.output_shapes[0][-1])
         tokens = node.input_shapes[1][-1]
         return Kernel("attention", (node.name,), 2 * out * tokens, read, out, inner=node.output_shapes[0][-1])
+    if node.kind == "Subgraph" and (layers := _perceptron(node)):
+        return _joined_products(node, layers, out)
     if node.kind == "Reorder":
         turned = node.layout != node.input_layout and node.layout != "a"
         op = "reorder" if turned else _conversion(node)
@@ -106,6 +108,31 @@ def _integer(node: CompiledNode) -> str:
 
 def _is_attention(node: CompiledNode) -> bool:
     return node.kind == "Subgraph" and any(name.startswith(("ScaledDotProduct", "Softmax")) for name in node.sources)
+
+
+def _perceptron(node: CompiledNode) -> tuple[Shape, ...]:
+    """The weights of the products that a kernel computes one after the other, as where openvino has AVX-512; none where it
+    computes no products."""
+    width, layers = node.input_shapes[0][-1:], []
+    for shape in node.input_shapes[1:]:
+        if len(shape) == 2 and shape[1:] == width and min(shape) > 1:
+            layers.append(shape)
+            width = shape[:1]
+    return tuple(layers) if width == node.output_shapes[0][-1:] else ()
+
+
+def _joined_products(node: CompiledNode, layers: tuple[Shape, ...], out: int) -> Kernel:
+    weights = sum(map(math.prod, layers))
+    integers = any("Dequantization" in source for source in node.sources)
+    return Kernel(
+        "perceptron_int8" if integers else "perceptron",
+        (node.name,),
+        macs=math.prod(node.output_shapes[0][:-1]) * weights,
+        in_elements=math.prod(node.input_shapes[0]),
+        out_elements=out,
+        weight_elements=weights,
+        inner=len(layers),
+    )
 
 
 def _conversion(node: CompiledNode) -> str:
