@@ -81,7 +81,7 @@ def search(
     from autocomp.hardware.fingerprint import this_machine
     from autocomp.hardware.profiles import find_profile
     from autocomp.hardware.resolve import resolve_target
-    from autocomp.hardware.timed_files import TimeFiles, time_files
+    from autocomp.hardware.timed_files import THIS_MACHINE, Measurer
     from autocomp.search import flow
     from autocomp.search.recovery import check_device, read_recipe
     from autocomp.search.sampler import check_sampler
@@ -109,7 +109,7 @@ def search(
 
             held.enter_context(connected())
         loaded, used = _loaded(task, data, watcher)
-        timed_by: TimeFiles = time_files
+        measurer: Measurer = THIS_MACHINE
         machine = None
         if not isinstance(target, str):
             found = target
@@ -118,7 +118,7 @@ def search(
         else:
             node = TargetNode(find_profile(target).file.name)
             watcher.say(f"latency is measured on {node.name}; where no profile holds there, it is calibrated first")
-            found, timed_by = node.resolve(threads, batch, artifact), node.time_files
+            found, measurer = node.resolve(threads, batch, artifact), node
             machine = node.there(this_machine)
         request = Request(
             task=loaded.name if isinstance(task, Task) else (task or loaded.name),
@@ -140,7 +140,7 @@ def search(
             recover_seeds=recover_seeds,
             recipe=said,
         )
-        flow.search(flow.set_up(request, loaded, found, timed_by, machine), folder, resume, watcher, workers)
+        flow.search(flow.set_up(request, loaded, found, measurer, machine), folder, resume, watcher, workers)
     return Run(folder)
 
 
@@ -191,57 +191,34 @@ def predict(
     target: Target | str,
     data: str | Path | None = None,
     input_shapes: Sequence[tuple[int, ...]] = (),
+    in_part: bool = False,
 ) -> Forecast:
     """The latency of a task's model under a plan (default: untouched), or of an ONNX file, kernel by kernel; and the memory
     that it takes to run, which of a file is measured.
 
-    A file's kernels are those of the graph that the target's runtime compiles of it on this machine.
+    Where the target's runtime is on this machine, the kernels are those of the graph that it compiles of the file.
 
     Args:
         task: a task, or the path of an ``.onnx`` file.
         data: the folder of the task's data, see :func:`search`.
         input_shapes: of one example of each of a file's inputs, where the file leaves dimensions open.
+        in_part: where the latency model does not know all kernels, predict the others; ``uncovered`` says what is missing.
 
     Raises:
-        UncoveredKernelError: the latency model does not know a kernel; names the layers.
+        UncoveredKernelError: the latency model does not know a kernel; names the layers. Not where ``in_part``.
         RequestError: a file for a target that is not this machine, or with a plan.
         MeasurementError: the runtime cannot load the file.
     """
-    from autocomp.compress.prepare import prepare
-    from autocomp.compress.structure import restructure
-    from autocomp.hardware.latency import Forecast
+    from autocomp.forecast import forecast_file, forecast_plan
     from autocomp.hardware.resolve import resolve_target
 
     found = resolve_target(target) if isinstance(target, str) else target
     if isinstance(task, (str, Path)) and str(task).endswith(".onnx"):
         if plan is not None:
             raise RequestError(f"a plan is for a model, and {task} is a file already; leave the plan out")
-        return _predict_file(Path(task), found, input_shapes)
+        return forecast_file(Path(task), found, input_shapes, in_part)
     loaded, _ = _loaded(None if task is None else task if isinstance(task, Task) else str(task), data)
-    prepared = prepare(loaded.model, loaded.example_inputs, loaded.dynamic_dims)
-    structure = restructure(prepared.inventory, plan or Plan(), found.numerics)
-    latency = found.predict(structure)
-    memory = found.peak_memory_bytes(structure, [share.kernel for share in latency.kernels])
-    return Forecast(latency, memory, "counted" if found.memory is None else "fitted")
-
-
-def _predict_file(path: Path, target: Target, input_shapes: Sequence[tuple[int, ...]]) -> Forecast:
-    from autocomp.hardware.footprint import footprint_bytes
-    from autocomp.hardware.latency import Forecast
-    from autocomp.hardware.runtimes.runtime import cpu_runtime, example_arrays
-
-    if not target.reachable:
-        raise RequestError(
-            f"a file's kernels are read off the graph that the runtime compiles of it on this machine; {target.name} runs "
-            f"{target.runtime}, elsewhere; give a task, or --target cpu"
-        )
-    if not path.is_file():
-        raise RequestError(f"an ONNX file must exist; got {path}")
-    runtime = cpu_runtime(target.runtime)
-    inputs = example_arrays(runtime.load(path, target.threads), target.batch, shapes=input_shapes)
-    samples = runtime.kernel_samples(path, inputs, target.threads, runs=1)
-    latency = target.model.predict([sample.kernel for sample in samples])
-    return Forecast(latency, footprint_bytes(target.runtime, path, inputs, target.threads), "measured")
+    return forecast_plan(loaded, plan or Plan(), found, in_part)
 
 
 def export(task: Task, plan: Plan, path: str | Path, *, target: Target | str) -> Path:

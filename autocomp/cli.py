@@ -370,7 +370,7 @@ def predict(
     shapes = [_shape(text) for text in input_shape or ()]
     with Progress() as progress:
         found = resolve_target(target, threads, batch, tell=progress.say, progress=calibrating(progress))
-        forecast = predict_latency(model, target=found, data=data, input_shapes=shapes)
+        forecast = predict_latency(model, target=found, data=data, input_shapes=shapes, in_part=True)
     if as_json:
         _print_json(
             {
@@ -382,6 +382,7 @@ def predict(
                 "latency_source": forecast.latency.source,
                 "peak_memory_bytes": forecast.peak_memory_bytes,
                 "memory_source": forecast.memory_source,
+                "not_covered": list(forecast.uncovered.layers) if forecast.uncovered else [],
                 "kernels": [
                     {"op": share.kernel.op, "sources": list(share.kernel.sources), "latency_ms": share.latency_ms}
                     for share in forecast.kernels
@@ -390,6 +391,8 @@ def predict(
         )
     else:
         prediction_table(forecast)
+    if forecast.uncovered:
+        raise forecast.uncovered
 
 
 @app.command()

@@ -147,7 +147,8 @@ def _part(document: Json, name: str) -> dict[str, JsonValue]:
 def prediction_table(forecast: Forecast) -> None:
     """Total with its error bar, the memory, and the kernels that take longest."""
     prediction, megabytes = forecast.latency, forecast.peak_memory_bytes / 1e6
-    title = f"{prediction.latency_ms:.3f} ± {prediction.std_ms:.3f} ms ({prediction.source})"
+    covered = "without what is not covered, " if forecast.uncovered else ""
+    title = f"{covered}{prediction.latency_ms:.3f} ± {prediction.std_ms:.3f} ms ({prediction.source})"
     table = Table(title=f"{title}, {megabytes:.2f} MB of memory ({forecast.memory_source})")
     for column in ("kernel", "for", "µs", "share"):
         table.add_column(column, justify="left" if column in {"kernel", "for"} else "right")

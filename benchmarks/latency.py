@@ -1,6 +1,7 @@
 """How well latency is predicted for compressed networks of architectures that no calibration has seen.
 
     python benchmarks/latency.py write                      random plans of seven architectures, as files
+    python benchmarks/latency.py compile                    other plans of theirs, as the runtimes compile them
     python benchmarks/latency.py time SITTING [CONFIG ...]  their latencies; two sittings at least ten minutes apart
     python benchmarks/latency.py score                      predictions held against them
     python benchmarks/latency.py lowering                   kernels foreseen for plans held against the compiled graphs
@@ -23,27 +24,39 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from latency_files import ARCHITECTURES, RUNTIMES, WORK, Written, files, images, random_plan, write
+from latency_files import (
+    ARCHITECTURES,
+    RUNTIMES,
+    TARGETS,
+    WORK,
+    Written,
+    compile_plans,
+    files,
+    images,
+    put_right,
+    random_plan,
+    write,
+)
 from tables import write_table
 
 from autocomp.compress.prepare import prepare
 from autocomp.compress.structure import Structure, restructure
-from autocomp.hardware import lowering_openvino
-from autocomp.hardware.calibrate import nchwc_block
 from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.followed import Lower
 from autocomp.hardware.footprint import footprint_bytes
+from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.latency import Prediction
-from autocomp.hardware.lowering import lower
 from autocomp.hardware.resolve import resolve_target
 from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.target import Target
+from autocomp.hardware.timed_files import RUNS
 from autocomp.hardware.timing import Timing, TimingSettings, measure
 from autocomp.hardware.warm import MeasuredFile, WarmModel
 from autocomp.tasks.cifar10 import ResNet
@@ -57,12 +70,13 @@ FEWER_PLANS = 10
 ALL_PLANS = "onnxruntime-t1b1"
 #: A sitting goes over all files so many times: the machine drifts by a percent or two from one minute to the next.
 PASSES = 2
+BATCHES = (1, 8)
 CONFIGS = {
     f"{runtime}-t{threads}b{batch}": (runtime, threads, batch)
     for runtime in RUNTIMES
-    for threads, batch in ((1, 1), (2, 1), (1, 8), (2, 8))
+    for batch in BATCHES
+    for threads in (1, 2)
 }
-TARGETS = {"onnxruntime": "cpu", "openvino": "cpu-openvino"}
 #: Two sittings agree where they differ by less than this.
 AGREEMENT = 0.03
 #: Of a sitting's rows: configuration, architecture, file, the fields of its timing, when.
@@ -239,8 +253,11 @@ def foreseen_by(written: Sequence[Written], target: Target, known: Mapping[str, 
         inputs = [np.repeat(x, target.batch, axis=0) for x in one.inputs]
         samples = runtime.kernel_samples(one.path, inputs, target.threads, PROFILE_RUNS)
         sums[one.name] = sum(sample.time_us for sample in samples) / 1e3
+    lower = {name: put_right(name, target) for name in dict.fromkeys(one.architecture for one in written)}
+    predict = target.model.predict
     return {
-        "cold": {one.name: target.predict(one.structure).latency_ms for one in written},
+        "cold": {one.name: predict(lower[one.architecture](one.structure)).latency_ms for one in written},
+        "cold, by rules alone": {one.name: target.predict(one.structure).latency_ms for one in written},
         "warm": {name: found.latency_ms for name, found in warmed(written, target, known).items()},
         "kernel sums": sums,
         "MACs": {one.name: float(one.structure.macs) for one in written},
@@ -253,12 +270,13 @@ def warmed(written: Sequence[Written], target: Target, known: Mapping[str, Truth
     found: dict[str, Prediction] = {}
     for name in dict.fromkeys(one.architecture for one in written):
         mine = [one for one in written if one.architecture == name]
+        lower = put_right(name, target)
         for turn in range(WARM_TURNS):
             out = mine[turn::WARM_TURNS]
             others = [one for one in mine if one not in out][:WARM_FILES]
-            seen = tuple(MeasuredFile(target.lower(one.structure), known[one.name].first_ms) for one in others)
+            seen = tuple(MeasuredFile(lower(one.structure), known[one.name].first_ms) for one in others)
             corrected = WarmModel(target.model, seen)
-            found |= {one.name: corrected.predict(target.lower(one.structure)) for one in out}
+            found |= {one.name: corrected.predict(lower(one.structure)) for one in out}
     return found
 
 
@@ -291,10 +309,12 @@ def draw(
 @dataclass(frozen=True)
 class Foreseen:
     """How many of the kernels that a runtime compiles for an architecture's files were foreseen, every number of them
-    right, how many were foreseen that it does not have, and in how many files all is right."""
+    right, how many were foreseen that it does not have, and in how many files all is right; ``by`` the rules alone, or put
+    right by other plans' compiled graphs."""
 
     runtime: str
     architecture: str
+    by: str
     files: int
     kernels: int
     foreseen: int
@@ -303,31 +323,32 @@ class Foreseen:
 
 
 def lowering(names: Sequence[str]) -> None:
-    here = this_machine()
-    rows = []
+    rows: list[Foreseen] = []
     for runtime, name in itertools.product(RUNTIMES, names):
-        row = Foreseen(runtime, name, 0, 0, 0, 0, 0)
+        target = resolve_target(TARGETS[runtime], 1, 1, tell=print)
+        ways: dict[str, Lower] = {"rules": target.lower, "compiled plans": put_right(name, target)}
+        found = {by: Foreseen(runtime, name, by, 0, 0, 0, 0, 0) for by in ways}
         for one in files([name], runtime):
-            found = (
-                lowering_openvino.lower(one.structure, 1)
-                if runtime == "openvino"
-                else lower(one.structure, 1, nchwc_block(here))
-            )
-            samples = cpu_runtime(runtime).kernel_samples(one.path, [*one.inputs], threads=1, runs=1)
-            expected = Counter(replace(sample.kernel, sources=()) for sample in samples)
-            actual = Counter(replace(kernel, sources=()) for kernel in found)
-            row = Foreseen(
-                runtime,
-                name,
-                row.files + 1,
-                row.kernels + expected.total(),
-                row.foreseen + (expected & actual).total(),
-                row.too_many + (actual - expected).total(),
-                row.whole_files + (expected == actual),
-            )
-        print(row, flush=True)
-        rows.append(asdict(row))
-    write_table(REFERENCE / "latency_lowering.csv", rows)
+            samples = cpu_runtime(runtime).kernel_samples(one.path, [*one.inputs], threads=1, runs=RUNS)
+            expected = facts(sample.kernel for sample in samples)
+            for by, lower in ways.items():
+                actual, row = facts(lower(one.structure)), found[by]
+                found[by] = replace(
+                    row,
+                    files=row.files + 1,
+                    kernels=row.kernels + expected.total(),
+                    foreseen=row.foreseen + (expected & actual).total(),
+                    too_many=row.too_many + (actual - expected).total(),
+                    whole_files=row.whole_files + (expected == actual),
+                )
+        rows += found.values()
+        print(*found.values(), sep="\n", flush=True)
+    write_table(REFERENCE / f"latency_lowering_{vectors()}.csv", [asdict(row) for row in rows])
+
+
+def facts(kernels: Iterable[Kernel]) -> Counter[Kernel]:
+    """Kernels but for what they are called after, and for the footprint, which follows from all of them."""
+    return Counter(replace(kernel, sources=(), footprint_bytes=0) for kernel in kernels)
 
 
 def memory(names: Sequence[str]) -> None:
@@ -413,7 +434,7 @@ def chosen(runs: Sequence[Path]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("write", "time", "score", "lowering", "memory", "speed", "chosen"))
+    parser.add_argument("what", choices=("write", "compile", "time", "score", "lowering", "memory", "speed", "chosen"))
     parser.add_argument(
         "rest", nargs="*", help="for time: the sitting's number, and configurations; for chosen: run folders"
     )
@@ -422,6 +443,8 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.what == "write":
         write(asked.architectures, asked.plans)
+    elif asked.what == "compile":
+        compile_plans(asked.architectures, RUNTIMES, BATCHES)
     elif asked.what == "time":
         time_files(int(asked.rest[0]), asked.rest[1:] or list(CONFIGS), asked.architectures)
     elif asked.what == "lowering":

@@ -20,17 +20,27 @@ from autocomp.compress.apply import apply
 from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import Numerics
 from autocomp.compress.rebuild import Prepared
+from autocomp.compress.solve import Solver
 from autocomp.compress.structure import Structure, restructure
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.calibrate import narrow_products
 from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.followed import CompiledPlan, Followed, followed
+from autocomp.hardware.resolve import resolve_target
+from autocomp.hardware.target import RuntimeName, Target
+from autocomp.hardware.timed_files import compiled_kernels
 from autocomp.inventory import Inventory
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
+from autocomp.search.warm_start import warm_plans
+from autocomp.space import build_space, read_space
 from autocomp.tasks.cifar10 import ResNet
 from autocomp.tasks.zoo import import_torchvision
 
 WORK = Path(__file__).resolve().parents[1] / "results" / "latency"
-RUNTIMES = ("onnxruntime", "openvino")
+RUNTIMES: tuple[RuntimeName, ...] = ("onnxruntime", "openvino")
+TARGETS: Mapping[RuntimeName, str] = {"onnxruntime": "cpu", "openvino": "cpu-openvino"}
+#: Plans of a network that are compiled: those of a search of three times as many trials.
+COMPILED_PLANS = 20
 
 
 class Plain(nn.Module):
@@ -189,12 +199,7 @@ def write(names: Sequence[str], plans: int) -> None:
     numerics = Numerics(narrow_products=narrow_products(this_machine()))
     for name in names:
         prepared = prepared_network(name)
-        inputs = prepared.example.inputs
-        generator = torch.Generator().manual_seed(0)
-        batch = tuple(
-            torch.randn(4, *x.shape[1:], generator=generator) if x.is_floating_point() else x.repeat(4, 1)
-            for x in inputs
-        )
+        inputs, batch = prepared.example.inputs, calibration_batch(prepared)
         written = []
         for number in range(plans):
             plan = Plan() if number == 0 else random_plan(prepared.inventory, f"{name}/{number}")
@@ -209,6 +214,56 @@ def write(names: Sequence[str], plans: int) -> None:
                 written[-1].path.write_bytes(export_onnx(compressed, packed=runtime == "onnxruntime"))
             print(written[-1].name, flush=True)
         (WORK / f"{name}.written").write_bytes(pickle.dumps(written))
+
+
+def compile_plans(names: Sequence[str], runtimes: Sequence[RuntimeName], batches: Sequence[int]) -> None:
+    """What the runtimes make of some plans of each network, as a search has it before its first trial."""
+    for name, runtime in ((name, runtime) for name in names for runtime in runtimes):
+        target = resolve_target(TARGETS[runtime], tell=print)
+        prepared = prepared_network(name)
+        offer = target.offer
+        space = build_space(
+            read_space("default"),
+            prepared.inventory,
+            offer.weight_bits,
+            offer.patterns,
+            offer.ranks,
+            offer.activations,
+        )
+        batch = calibration_batch(prepared)
+        solver = Solver(prepared.model, [batch])
+        files = [
+            (
+                restructure(prepared.inventory, plan, target.numerics),
+                export_onnx(apply(prepared, plan, [batch], target.numerics, solver), target.artifact == "onnx-packed"),
+            )
+            for plan in warm_plans(space, COMPILED_PLANS, 0)
+        ]
+        for size in batches:
+            inputs = [np.repeat(x.numpy(), size, axis=0) for x in prepared.example.inputs]
+            lower = resolve_target(TARGETS[runtime], 1, size, tell=print).lower
+            compiled = compiled_kernels(runtime, 1, inputs, dict(enumerate(file for _, file in files)))
+            plans = [CompiledPlan(lower(structure), compiled[place]) for place, (structure, _) in enumerate(files)]
+            compiled_path(name, runtime, size).write_bytes(pickle.dumps(plans))
+        print(name, runtime, len(files), "plans compiled", flush=True)
+
+
+def compiled_path(name: str, runtime: str, batch: int) -> Path:
+    return WORK / f"{name}-{runtime}-b{batch}.compiled"
+
+
+def put_right(name: str, target: Target) -> Followed:
+    """The target's lowering as a search has it: put right by the network's compiled plans."""
+    plans: list[CompiledPlan] = pickle.loads(compiled_path(name, target.runtime, target.batch).read_bytes())
+    return followed(target.lower, plans, target.model.covers)
+
+
+def calibration_batch(prepared: Prepared) -> tuple[torch.Tensor, ...]:
+    generator = torch.Generator().manual_seed(0)
+    return tuple(
+        torch.randn(4, *x.shape[1:], generator=generator) if x.is_floating_point() else x.repeat(4, 1)
+        for x in prepared.example.inputs
+    )
 
 
 def calibrated(plan: Plan) -> Plan:

@@ -51,8 +51,11 @@ class ArithmeticLatency:
     def source(self) -> Source:
         return "fitted"
 
+    def covers(self, kernel: Kernel) -> bool:
+        return kernel.op in self.ops
+
     def predict(self, kernels: Sequence[Kernel]) -> Prediction:
-        unknown = [kernel for kernel in kernels if kernel.op not in self.ops]
+        unknown = [kernel for kernel in kernels if not self.covers(kernel)]
         if unknown:
             layers = tuple(source for kernel in unknown for source in kernel.sources)
             raise UncoveredKernelError(f"never calibrated on {unknown[0].op}", layers)

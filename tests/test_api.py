@@ -19,7 +19,7 @@ from autocomp.run import RunFolder
 from autocomp.search import flow
 from autocomp.watch import SILENT
 from tests import small_task
-from tests.targets import REQUEST, made_target, small_setup
+from tests.targets import OPS, REQUEST, made_target, small_setup
 
 pytestmark = pytest.mark.slow
 
@@ -290,6 +290,31 @@ def test_a_kernel_that_the_target_does_not_know_names_the_layers() -> None:
     with pytest.raises(UncoveredKernelError) as caught:
         autocomp.predict(small_task.task(), target=made_target(frozenset({"conv_nchwc"})))
     assert "head" in caught.value.layers
+
+
+def test_the_rest_is_predicted_where_that_is_asked_for() -> None:
+    """A fully connected layer is not covered: what is foreseen of the others lacks it, and says so."""
+    task, whole = small_task.task(), made_target()
+    known = OPS - {"gemm", "qgemm"}
+    for reachable in (False, True):
+        forecast = autocomp.predict(task, target=replace(made_target(known), reachable=reachable), in_part=True)
+        assert forecast.uncovered is not None
+        assert forecast.uncovered.layers == ("head",)
+        everything = autocomp.predict(task, target=replace(whole, reachable=reachable), in_part=True)
+        assert everything.uncovered is None
+        missing = [share for share in everything.kernels if share.kernel.op == "gemm"]
+        assert len(missing) == 1
+        assert forecast.latency_ms == pytest.approx(everything.latency_ms - missing[0].latency_ms)
+
+
+def test_a_task_is_foreseen_by_the_kernels_that_its_runtime_compiles(tmp_path: Path) -> None:
+    target = replace(made_target(), reachable=True)
+    path = autocomp.export(small_task.task(), PLAN, tmp_path / "model.onnx", target=target)
+    of_task, of_file = autocomp.predict(small_task.task(), PLAN, target=target), autocomp.predict(path, target=target)
+    assert sorted(share.kernel.shape for share in of_task.kernels) == sorted(
+        share.kernel.shape for share in of_file.kernels
+    )
+    assert {"head"} <= {source for share in of_task.kernels for source in share.kernel.sources}
 
 
 def test_drops_are_counted_from_the_baselines_own_file(finished_run: Path) -> None:

@@ -166,6 +166,21 @@ class TestJson:
         assert more["batch"] == 8
         assert more["latency_ms"] > found["latency_ms"]
         assert more["peak_memory_bytes"] > found["peak_memory_bytes"]
+        assert found["not_covered"] == []
+
+    def test_predict_what_is_covered(self, tmp_path: Path) -> None:
+        """Beside the rest, the command fails by one line that names what is missing."""
+        file = tmp_path / "running_sum.py"
+        file.write_text(RUNNING_SUM, encoding="utf-8")
+        done = autocomp("predict", str(file), "--target", "jetson", "--json")
+        found = json.loads(done.out)
+        assert done.code == 1
+        assert found["not_covered"] == ["cumsum"]
+        assert found["latency_ms"] > 0
+        assert "was given cumsum (needed by cumsum); replace these operations" in done.err.splitlines()[-1]
+        table = autocomp("predict", str(file), "--target", "jetson")
+        assert table.code == 1
+        assert "without what is not covered" in table.out
 
 
 def test_without_json_there_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,6 +190,27 @@ def test_without_json_there_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     assert re.search(r"^digits +handwritten digits .*; needs no data$", listed, re.MULTILINE)
     assert re.search(r"^stsb-minilm .*; data not found, name their folder by --data", listed, re.MULTILINE)
     assert "ms" in autocomp("predict", TASK, "--target", "jetson").out
+
+
+RUNNING_SUM = """
+import torch
+from torch import nn
+import autocomp
+
+
+class RunningSum(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Conv2d(3, 8, 3), nn.Linear(8, 3)
+
+    def forward(self, images):
+        return self.head(torch.cumsum(self.body(images), dim=2).mean(dim=(2, 3)))
+
+
+def task():
+    parts = {name: (torch.randn(8, 3, 8, 8) + n, torch.arange(8) % 3) for n, name in enumerate(("search", "test", "train"))}
+    return autocomp.classification(RunningSum(), **parts)
+"""
 
 
 class TestRefused:

@@ -27,7 +27,7 @@ LAYERS = (
     ("search",),
     ("jobs",),
     ("report",),
-    ("finished",),
+    ("finished", "forecast"),
     ("api",),
     ("__init__",),
     ("progress",),
@@ -146,7 +146,7 @@ def test_nouns_need_the_standard_library_and_numpy() -> None:
     ("library", "places"),
     # Optuna's place is two modules: its samplers, and the study that they propose for.
     [
-        ("optuna", {"search.sampler", "search.study"}),
+        ("optuna", {"search.journal", "search.sampler", "search.study"}),
         ("ray", {"search.ray_cluster", "search.ray_tune", "jobs.client"}),
         ("plotly", {"report.page"}),
     ],

@@ -48,7 +48,7 @@ class Fingerprint:
     ``family`` and ``model`` are the vendor's numbers as the system writes them (on Arm: implementer and part, several
     parts joined by ``+``); empty where the system does not say. ``features`` are sorted names out of
     :data:`KERNEL_FEATURES`. ``logical_cores`` counts those that this process may run on. ``runtime`` is the name of its
-    package.
+    package, with what floats are computed in behind a hyphen where that is not floats.
     """
 
     cpu: str
@@ -114,11 +114,12 @@ def installed_version(runtime: str) -> str:
     Raises:
         TargetError: it is not installed.
     """
+    package = runtime.partition("-")[0]
     try:
-        return metadata.version(runtime)
+        return metadata.version(package)
     except metadata.PackageNotFoundError as error:
         raise TargetError(
-            f"the target's runtime must be installed; {runtime} is not; pip install 'autocomp[{runtime}]', or choose "
+            f"the target's runtime must be installed; {package} is not; pip install 'autocomp[{package}]', or choose "
             "another --target"
         ) from error
 

@@ -185,6 +185,10 @@ class FittedModel:
     def source(self) -> Source:
         return "fitted"
 
+    def covers(self, kernel: Kernel) -> bool:
+        """Whether one of its kind was measured."""
+        return kernel.op in self.ops
+
     def predict(self, kernels: Sequence[Kernel]) -> Prediction:
         """The latency of a network.
 
@@ -195,7 +199,7 @@ class FittedModel:
         Raises:
             UncoveredKernelError: a kind of kernel was never measured; names the layers.
         """
-        unknown = [kernel for kernel in kernels if kernel.op not in self.ops]
+        unknown = [kernel for kernel in kernels if not self.covers(kernel)]
         if unknown:
             layers = tuple(dict.fromkeys(source for kernel in unknown for source in kernel.sources))
             raise UncoveredKernelError(

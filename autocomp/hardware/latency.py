@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from autocomp.errors import UncoveredKernelError
 from autocomp.hardware.kernels import Kernel
 from autocomp.trial import Source
 
@@ -34,11 +35,16 @@ MemorySource = Literal["measured", "fitted", "counted"]
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a network is foreseen to take on a target: its latency, and the memory that a process holds for running it."""
+    """What a network is foreseen to take on a target: its latency, and the memory that a process holds for running it.
+
+    ``uncovered`` names the kernels that the latency model does not know, whose time the latency lacks; None where it knows
+    all.
+    """
 
     latency: Prediction
     peak_memory_bytes: int
     memory_source: MemorySource
+    uncovered: UncoveredKernelError | None = None
 
     @property
     def latency_ms(self) -> float:
@@ -76,6 +82,10 @@ class LatencyModel(Protocol):
     @property
     def held_out(self) -> HeldOutError | None:
         """Its error on held-out networks; None where there was nothing to hold out."""
+        ...
+
+    def covers(self, kernel: Kernel) -> bool:
+        """Whether it was calibrated on kernels of this kind."""
         ...
 
     def predict(self, kernels: Sequence[Kernel]) -> Prediction:

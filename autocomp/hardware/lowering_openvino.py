@@ -36,6 +36,7 @@ class _State:
     parameters that they read."""
 
     graph: Graph
+    bfloat16: bool
     quantized: frozenset[str]
     dynamic: frozenset[str]
     tables: frozenset[str]
@@ -85,16 +86,18 @@ class _State:
         return user.op in _CARRIERS and any(map(self.reads_integers, self.graph.users[user.name]))
 
 
-def lower(structure: Structure, batch: int) -> tuple[Kernel, ...]:
+def lower(structure: Structure, batch: int, bfloat16: bool = False) -> tuple[Kernel, ...]:
     """The kernel calls of one inference with openvino on an x86 CPU, in order.
 
     Args:
         structure: of the compressed network, as :func:`autocomp.compress.structure.restructure` gives it.
         batch: examples per inference; elements and MACs are multiplied by it.
+        bfloat16: whether floats are computed in bfloat16; one library then has all products of them.
     """
     graph = structure.graph
     state = _State(
         graph,
+        bfloat16,
         frozenset(structure.integer_layers),
         structure.dynamic_layers,
         structure.integer_tables,
@@ -236,7 +239,7 @@ def _linear(state: _State, node: Node) -> None:
     state.read(node.inputs[0], integers=integers, last=False)
     result = _fused(state, node, UNARY)
     op = "linear_int8" if integers else "linear"
-    if not integers and (result is not node or _is_scaled_key(state, node)):
+    if not (integers or state.bfloat16) and (result is not node or _is_scaled_key(state, node)):
         op = "linear_fused"
     state.kernels.append(weighted_kernel(node, op, state.elements(node.inputs[0])))
     _write_rounded(state, result, integers=integers, last=False)

@@ -67,8 +67,8 @@ def kernel_of(node: CompiledNode) -> Kernel:
         weights = math.prod(node.input_shapes[1])
         rows = math.prod(node.output_shapes[0][:-1])
         op = f"linear{_integer(node)}"
-        # A float product with something fused into it is another kernel, of another library.
-        if not _integer(node) and "mlas" not in node.primitive:
+        # A product of floats with something fused into it is another kernel, of another library.
+        if not _integer(node) and "mlas" not in node.primitive and "bf16" not in node.primitive:
             op = "linear_fused"
         return Kernel(op, (node.name,), rows * weights, math.prod(node.input_shapes[0]), out, weights)
     if node.kind == "MatMul" or _is_attention(node):

@@ -138,8 +138,8 @@ class Profile:
         else:
             machine = self.fingerprint or this_machine(file.runtime)
             numerics = replace(numerics, narrow_products=narrow_products(machine))
-            if file.runtime == "openvino":
-                lower = partial(lowering_openvino.lower, batch=batch)
+            if file.runtime in {"openvino", "openvino-bf16"}:
+                lower = partial(lowering_openvino.lower, batch=batch, bfloat16=file.runtime == "openvino-bf16")
             else:
                 lower = partial(lowering.lower, batch=batch, block=nchwc_block(machine))
         return Target(

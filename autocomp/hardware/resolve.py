@@ -5,14 +5,17 @@ from __future__ import annotations
 
 import datetime
 import json
+import platform
 from collections.abc import Callable
 from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 
 import yaml
 
-from autocomp.errors import RequestError
+from autocomp.errors import RequestError, TargetError
 from autocomp.hardware.calibrate import Calibration, calibrate
+from autocomp.hardware.clocks import clock_words
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.fit import undisturbed
 from autocomp.hardware.memory import PARTS
@@ -32,6 +35,9 @@ FIRST_BUDGET_S = 120.0
 #: Says what an unfinished calibration folder is of.
 BEGUN = "begun.json"
 
+#: Instruction sets for products of bfloat16.
+BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
 Tell = Callable[[str], None]
 Progress = Callable[[float, str], None]
 
@@ -50,7 +56,7 @@ def resolve_target(
     result is kept in the cache folder.
 
     Raises:
-        TargetError: no such target.
+        TargetError: no such target, or this CPU does not compute in what it computes in.
         RequestError: threads or batch below 1, or given for a target whose profile cannot be measured here.
         MeasurementError: calibration was needed and found no quiet moment.
     """
@@ -87,6 +93,7 @@ def profile_here(profile: Profile, threads: int, batch: int) -> Profile:
 
 
 def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, progress: Progress | None) -> Profile:
+    _check_bfloat16(profile, this_machine(profile.file.runtime))
     kept = profile_here(profile, threads, batch)
     if kept is not profile:
         tell(f"target {profile.file.name}: using the calibration of this machine in {kept.folder}")
@@ -102,6 +109,17 @@ def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, pr
     return calibrate_profile(profile, folder, FIRST_BUDGET_S, threads, batch, progress)
 
 
+def _check_bfloat16(profile: Profile, here: Fingerprint) -> None:
+    """Raises:
+    TargetError: the runtime computes in bfloat16, and this CPU does not.
+    """
+    if profile.file.runtime == "openvino-bf16" and not BFLOAT16.intersection(here.features):
+        raise TargetError(
+            f"{profile.file.name} needs a CPU that computes in bfloat16 (one of {', '.join(sorted(BFLOAT16))}); this one "
+            f"({here.cpu}) has {', '.join(here.features) or 'none of these'}; choose --target cpu-openvino"
+        )
+
+
 def calibrate_profile(
     like: Profile, folder: Path, budget_s: float, threads: int, batch: int, progress: Progress | None = None
 ) -> Profile:
@@ -112,9 +130,11 @@ def calibrate_profile(
 
     Raises:
         RequestError: the folder holds measurements of another machine, or with other threads or batch.
+        TargetError: the runtime computes in bfloat16, and this CPU does not.
         MeasurementError: too few files settled.
     """
     here = this_machine(like.file.runtime)
+    _check_bfloat16(like, here)
     _begin(folder, here, threads, batch)
     result = calibrate(folder, budget_s, threads, batch, here, progress=progress)
     (folder / "latency_model.json").write_text(result.model.to_json() + "\n", encoding="utf-8")
@@ -127,7 +147,7 @@ def calibrate_profile(
         "threads": threads,
         "batch": batch,
         "gains": [asdict(gain) | {"speedup": round(gain.speedup, 3)} for gain in result.gains],
-        "clocks": "as the system sets them; every timing stands beside a reference workload (measurements.csv)",
+        "clocks": f"{clock_words()}; every timing stands beside a reference workload (measurements.csv)",
         "fingerprint": asdict(here) | {"features": list(here.features)},
     }
     (folder / "README.md").write_text(_readme(like, result, here, threads, batch), encoding="utf-8")
@@ -176,7 +196,10 @@ Measured with `autocomp calibrate {like.file.name}` on {datetime.date.today().is
 | CPU | {here.cpu}, family {here.family or "?"}, model {here.model or "?"}, {here.architecture} |
 | features | {", ".join(here.features) or "unknown"} |
 | cores | {here.logical_cores} |
+| clocks | {clock_words()} |
 | runtime | {here.runtime} {here.runtime_version}, stock settings |
+| measured with | autocomp {metadata.version("autocomp")}, Python {platform.python_version()}, {platform.system()} \
+{platform.release()} |
 | threads, batch | {threads}, {batch} |
 | files measured | {len(result.networks)}, of which {len(undisturbed(result.networks))} in quiet moments are fitted to \
 (and {result.dropped} of the last sitting that never settled, left out); {result.profiled} kernels of other files, which \

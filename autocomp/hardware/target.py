@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from autocomp.hardware.kernels import Kernel
     from autocomp.hardware.memory import MemoryModel
 
-RuntimeName = Literal["onnxruntime", "openvino", "tensorrt"]
+RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16", "tensorrt"]
 Artifact = Literal["onnx", "onnx-packed"]
 
 
@@ -80,6 +80,13 @@ class Target:
             UncoveredKernelError: the latency model was not calibrated on one of its kernels, or activations are of a kind
                 that the runtime has none for.
         """
+        self.check_kernels(structure)
+        return self.model.predict(self.lower(structure))
+
+    def check_kernels(self, structure: Structure) -> None:
+        """Raises:
+        UncoveredKernelError: activations are of a kind that the runtime has no kernel for.
+        """
         formats = {name: layer.format for name, layer in structure.layers.items()}
         simulated = tuple(name for name, chosen in formats.items() if chosen is not None and chosen.simulated)
         if simulated:
@@ -88,4 +95,3 @@ class Target:
                 f"only; layers {', '.join(simulated[:5])}; give them 8 or 32 bits to have a latency",
                 simulated,
             )
-        return self.model.predict(self.lower(structure))

@@ -1,8 +1,9 @@
-"""Files timed side by side."""
+"""Files timed side by side, and read as the runtime compiles them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from autocomp.hardware.kernels import Kernel
     from autocomp.hardware.target import RuntimeName
 
 SETTINGS = TimingSettings(max_rounds=16)
@@ -21,17 +23,77 @@ SETTINGS = TimingSettings(max_rounds=16)
 Progress = Callable[[int, int, str], None]
 
 
-class TimeFiles(Protocol):
-    """Times files on a machine."""
+#: Runs of a file after which it is known which of its nodes are executed.
+RUNS = 30
 
-    def __call__(
+
+class Measurer(Protocol):
+    """Measures files on a machine. All take the same ``inputs``; results come by the files' numbers.
+
+    Raises:
+        MeasurementError: the runtime refuses a file.
+    """
+
+    def time_files(
         self,
         runtime: RuntimeName,
         threads: int,
         inputs: Sequence[npt.NDArray[np.generic]],
         models: Mapping[int, bytes],
         progress: Progress | None = None,
-    ) -> dict[int, Timing]: ...
+    ) -> dict[int, Timing]:
+        """Interleaved timings."""
+        ...
+
+    def compiled_kernels(
+        self,
+        runtime: RuntimeName,
+        threads: int,
+        inputs: Sequence[npt.NDArray[np.generic]],
+        models: Mapping[int, bytes],
+    ) -> dict[int, tuple[Kernel, ...]]:
+        """The kernels that the runtime compiles, in its order."""
+        ...
+
+
+@dataclass(frozen=True)
+class ThisMachine:
+    """Measures here."""
+
+    def time_files(
+        self,
+        runtime: RuntimeName,
+        threads: int,
+        inputs: Sequence[npt.NDArray[np.generic]],
+        models: Mapping[int, bytes],
+        progress: Progress | None = None,
+    ) -> dict[int, Timing]:
+        """See :class:`Measurer`."""
+        return time_files(runtime, threads, inputs, models, progress)
+
+    def compiled_kernels(
+        self,
+        runtime: RuntimeName,
+        threads: int,
+        inputs: Sequence[npt.NDArray[np.generic]],
+        models: Mapping[int, bytes],
+    ) -> dict[int, tuple[Kernel, ...]]:
+        """See :class:`Measurer`."""
+        return compiled_kernels(runtime, threads, inputs, models)
+
+
+THIS_MACHINE = ThisMachine()
+
+
+def compiled_kernels(
+    runtime: RuntimeName, threads: int, inputs: Sequence[npt.NDArray[np.generic]], models: Mapping[int, bytes]
+) -> dict[int, tuple[Kernel, ...]]:
+    """See :class:`Measurer`."""
+    runs = cpu_runtime(runtime)
+    return {
+        number: tuple(sample.kernel for sample in runs.kernel_samples(model, inputs, threads, RUNS))
+        for number, model in models.items()
+    }
 
 
 def time_files(

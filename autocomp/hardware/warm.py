@@ -55,6 +55,10 @@ class WarmModel:
         """The base model's: of networks it had not seen."""
         return self.base.held_out
 
+    def covers(self, kernel: Kernel) -> bool:
+        """As the base model."""
+        return self.base.covers(kernel)
+
     def predict(self, kernels: Sequence[Kernel]) -> Prediction:
         """The latency of a network of the same architecture.
 

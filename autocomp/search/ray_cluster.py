@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autocomp.errors import WorkError, first_line
 from autocomp.hardware.resolve import resolve_target
-from autocomp.hardware.timed_files import Progress, time_files
+from autocomp.hardware.timed_files import Progress, compiled_kernels, time_files
 from autocomp.hardware.timing import Timing
 from autocomp.search.workers import LABEL
 
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from autocomp.hardware.kernels import Kernel
     from autocomp.hardware.target import Artifact, RuntimeName, Target
 
 ResultT = TypeVar("ResultT")
@@ -93,10 +94,20 @@ class TargetNode:
         models: Mapping[int, bytes],
         progress: Progress | None = None,
     ) -> dict[int, Timing]:
-        """As :func:`autocomp.hardware.timed_files.time_files`, on that node."""
+        """See :class:`autocomp.hardware.timed_files.Measurer`; on that node."""
         if progress is not None:
             progress(0, len(models), f"timing on {self.name}")
         return self.there(partial(time_files, runtime, threads, inputs, models))
+
+    def compiled_kernels(
+        self,
+        runtime: RuntimeName,
+        threads: int,
+        inputs: Sequence[npt.NDArray[np.generic]],
+        models: Mapping[int, bytes],
+    ) -> dict[int, tuple[Kernel, ...]]:
+        """See :class:`autocomp.hardware.timed_files.Measurer`; on that node."""
+        return self.there(partial(compiled_kernels, runtime, threads, inputs, models))
 
     def is_labelled(self) -> bool:
         """Whether a node has the target's label."""

@@ -15,6 +15,7 @@ from autocomp.compress.apply import origin
 from autocomp.errors import WorkError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import OutputForm
+from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.runtimes import onnxruntime
 from autocomp.hardware.runtimes.runtime import LoadedFile, batch_outputs, cpu_runtime
 from autocomp.hardware.timed_files import Progress
@@ -89,7 +90,14 @@ def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress
     """Interleaved timings of files at the target's batch and threads, by trial number. Empty where out of reach."""
     if not bench.target.reachable:
         return {}
-    return bench.timed_by(bench.target.runtime, bench.target.threads, _example(bench), models, progress)
+    target = bench.target
+    return bench.measurer.time_files(target.runtime, target.threads, _example(bench), models, progress)
+
+
+def compiled_kernels(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, tuple[Kernel, ...]]:
+    """What the target's runtime compiles of files at its batch and threads, by their numbers."""
+    target = bench.target
+    return bench.measurer.compiled_kernels(target.runtime, target.threads, _example(bench), models)
 
 
 def _example(bench: Workbench) -> list[npt.NDArray[np.generic]]:

@@ -1,6 +1,6 @@
 """The latency model corrected for the network at hand, before the first trial: some of the search's own plans are
-exported and timed. Every timing is an event of the run; a resumed run replays them, so that its predictions are those
-of the undisturbed one."""
+exported, read as the runtime compiles them, and timed. All of it is an event of the run; a resumed run replays them, so
+that its predictions are those of the undisturbed one."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import cast
 
 from autocomp.export.to_onnx import export_onnx
-from autocomp.hardware.timing import Timing
+from autocomp.hardware.followed import CompiledPlan, followed
+from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.warm import MeasuredFile, WarmModel
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.evaluate import Workbench
 from autocomp.search.sampler import uniform_indices
-from autocomp.search.verify import time_files
+from autocomp.search.verify import compiled_kernels, time_files
 from autocomp.space import SearchSpace
 
 #: The event of one timing, and that of how many there are to be.
@@ -27,17 +28,22 @@ MOST_FILES, TRIALS_PER_FILE = 30, 3
 #: Files that are timed together, each beside the reference; what was timed is kept when these are done.
 SIDE_BY_SIDE = 10
 
+#: Of a kernel, what is written down beside its kind.
+NUMBERS = tuple(field.name for field in fields(Kernel) if field.name not in {"op", "sources"})
+
 Progress = Callable[[int, int, str], None]
 
 
 @dataclass(frozen=True)
 class _Warmed:
-    """What was measured of one file."""
+    """What was measured of one file, and the kernels that the runtime made of it, as :func:`_written` tells them; None where
+    they are those that were foreseen."""
 
     plan_hash: str
     latency_ms: float
     latency_spread: float
     settled: bool
+    compiled: list[str] | None
 
 
 def file_count(trials: int) -> int:
@@ -75,19 +81,25 @@ def warmed_up(
         folder.append_event({"event": COUNTED, "files": count})
     plans = warm_plans(space, count, seed)
     missing = [plan for plan in plans if plan.hash not in known]
-    for plan, timing in _time(bench, missing, progress):
-        one = _Warmed(plan.hash, timing.latency_ms, timing.error, timing.settled)
+    for one in _measure(bench, missing, progress):
         folder.append_event({"event": WARMED, **asdict(one)})
-        known[plan.hash] = one
+        known[one.plan_hash] = one
+    target = bench.target
+    foreseen = {plan: target.lower(bench.structure(plan)) for plan in plans}
+    lower = followed(
+        target.lower,
+        [CompiledPlan(kernels, _read(known[plan.hash].compiled, kernels)) for plan, kernels in foreseen.items()],
+        target.model.covers,
+    )
     files = tuple(
-        MeasuredFile(bench.target.lower(bench.structure(plan)), known[plan.hash].latency_ms)
-        for plan in plans
+        MeasuredFile(lower.put_right(kernels), known[plan.hash].latency_ms)
+        for plan, kernels in foreseen.items()
         if known[plan.hash].settled
     )
-    return replace(bench, target=replace(bench.target, model=WarmModel(bench.target.model, files)))
+    return replace(bench, target=replace(target, model=WarmModel(target.model, files), lower=lower))
 
 
-def _time(bench: Workbench, plans: Sequence[Plan], progress: Progress) -> Iterator[tuple[Plan, Timing]]:
+def _measure(bench: Workbench, plans: Sequence[Plan], progress: Progress) -> Iterator[_Warmed]:
     """Some files at a time, side by side. Where a warm start is interrupted, the plans not yet timed are timed by the run
     that resumes it."""
     for first in range(0, len(plans), SIDE_BY_SIDE):
@@ -95,7 +107,29 @@ def _time(bench: Workbench, plans: Sequence[Plan], progress: Progress) -> Iterat
         for place in range(first, min(first + SIDE_BY_SIDE, len(plans))):
             progress(place, len(plans), "exporting files to time")
             models[place] = export_onnx(bench.compress(plans[place]), packed=bench.target.artifact == "onnx-packed")
-        yield from ((plans[place], timing) for place, timing in time_files(bench, models, progress).items())
+        compiled = compiled_kernels(bench, models)
+        for place, timing in time_files(bench, models, progress).items():
+            plan = plans[place]
+            differs = CompiledPlan(bench.target.lower(bench.structure(plan)), compiled[place]).differs
+            written = [*map(_written, compiled[place])] if differs else None
+            yield _Warmed(plan.hash, timing.latency_ms, timing.error, timing.settled, written)
+
+
+def _written(kernel: Kernel) -> str:
+    """All but what it computes, which the runtime does not know by our names."""
+    return ",".join((kernel.op, *(str(int(getattr(kernel, name))) for name in NUMBERS)))
+
+
+def _read(written: Sequence[str] | None, foreseen: tuple[Kernel, ...]) -> tuple[Kernel, ...]:
+    """The kernels that were written; those foreseen where none were."""
+    if written is None:
+        return foreseen
+    kernels = []
+    for line in written:
+        op, *numbers = line.split(",")
+        values = dict(zip(NUMBERS, map(int, numbers), strict=True))
+        kernels.append(Kernel(op, (), fused_add=bool(values.pop("fused_add")), **values))
+    return tuple(kernels)
 
 
 def _counted(events: Sequence[Json]) -> int | None:
@@ -108,6 +142,6 @@ def _measured(events: Sequence[Json]) -> dict[str, _Warmed]:
     found = {}
     for event in events:
         if event["event"] == WARMED:
-            one = _Warmed(**{field.name: event[field.name] for field in fields(_Warmed)})  # type: ignore[arg-type]
+            one = _Warmed(**{field.name: event.get(field.name) for field in fields(_Warmed)})  # type: ignore[arg-type]
             found[one.plan_hash] = one
     return found

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.timing import Timing
 from autocomp.hardware.warm import WarmModel
+from autocomp.plan import Plan
 from autocomp.run import RunFolder
 from autocomp.search import warm_start
 from autocomp.search.evaluate import Workbench
@@ -79,6 +82,33 @@ def test_what_settled_corrects_the_model_and_every_timing_is_an_event(
     kernels = model.measured[0].kernels
     base = setup.bench.target.model
     assert abs(model.predict(kernels).latency_ms - 1) < abs(base.predict(kernels).latency_ms - 1)
+
+
+def test_what_the_runtime_compiles_puts_the_rules_right_and_is_replayed(
+    setup: Setup, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A runtime that adds floats in blocks where the rules foresee convolutions of them."""
+    foreseen = [setup.bench.target.lower(setup.bench.structure(plan)) for plan in warm_plans(setup.space, 5, 3)]
+    op = foreseen[0][0].op
+
+    def compiled(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, tuple[Kernel, ...]]:
+        return {
+            number: tuple(replace(kernel, op="add" if kernel.op == op else kernel.op) for kernel in foreseen[number])
+            for number in models
+        }
+
+    monkeypatch.setattr(warm_start, "compiled_kernels", compiled)
+    folder = RunFolder(tmp_path / "run")
+    first = warm(setup, folder, 15)
+    kernels = first.target.lower(setup.bench.structure(Plan()))
+    assert Counter(kernel.op for kernel in kernels)["add"] >= Counter(kernel.op for kernel in foreseen[0])[op] > 0
+    assert op not in {kernel.op for kernel in kernels}
+    assert model_of(first).measured[0].kernels == kernels
+    monkeypatch.delattr(warm_start, "compiled_kernels")
+    again = warm(setup, folder, 15)
+    plan = warm_plans(setup.space, 9, 3)[-1]
+    assert again.cost(plan) == first.cost(plan)
+    assert model_of(again).measured == model_of(first).measured
 
 
 def test_a_resumed_run_replays_it_whatever_it_asks_for_now(setup: Setup, clock: Clock, tmp_path: Path) -> None:

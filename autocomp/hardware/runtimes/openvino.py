@@ -3,6 +3,9 @@
 Stock settings for one request at a time, so that what is measured here is what a user of the file gets; only the threads
 are set. A file is compiled for the shapes that it is run with, as ``model.reshape`` does it for whoever deploys one:
 openvino works shapes that are left open out anew at every call.
+
+Floats are computed as floats, or in bfloat16 where that is asked for. Left to itself openvino would take bfloat16 on every
+CPU that has it: other numbers and other kernels than elsewhere, for one and the same file.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy.typing as npt
 
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 Shape = tuple[int, ...]
 
+#: openvino's words for what floats are computed in.
+Precision = Literal["f32", "bf16"]
+
 #: Runs at the start of a profile that are not counted.
 WARMUP_RUNS = 5
 
@@ -36,6 +42,7 @@ class OpenvinoFile:
 
     model: openvino.Model = field(repr=False, compare=False)
     threads: int
+    precision: Precision
     input_names: tuple[str, ...]
     input_shapes: tuple[tuple[int | None, ...], ...]
     input_dtypes: tuple[str, ...]
@@ -51,20 +58,21 @@ class OpenvinoFile:
         shapes = tuple(array.shape for array in arrays)
         try:
             if shapes not in self._compiled:
-                self._compiled[shapes] = _compile(self.model, shapes, self.threads, profiled=False)
+                self._compiled[shapes] = _compile(self.model, shapes, self.threads, self.precision, profiled=False)
             results = self._compiled[shapes](list(arrays))
         except _refusals() as error:
             raise MeasurementError(_one_line("run", error)) from error
         return [results[place] for place in range(len(results))]
 
 
-def load(model: bytes | Path, threads: int) -> OpenvinoFile:
+def load(model: bytes | Path, threads: int, precision: Precision = "f32") -> OpenvinoFile:
     """See :class:`autocomp.hardware.runtimes.runtime.Runtime`. A packed file is refused: openvino does not unpack it."""
     check_threads(threads)
     read = _read(model)
     return OpenvinoFile(
         model=read,
         threads=threads,
+        precision=precision,
         input_names=tuple(one.any_name for one in read.inputs),
         input_shapes=tuple(
             tuple(None if size.is_dynamic else size.get_length() for size in one.partial_shape) for one in read.inputs
@@ -73,12 +81,31 @@ def load(model: bytes | Path, threads: int) -> OpenvinoFile:
     )
 
 
-def kernel_samples(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int) -> tuple[KernelSample, ...]:
+def kernel_samples(
+    model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int, precision: Precision = "f32"
+) -> tuple[KernelSample, ...]:
     """See :class:`autocomp.hardware.runtimes.runtime.Runtime`."""
-    return samples_of(compiled_nodes(model, inputs, threads, runs))
+    return samples_of(compiled_nodes(model, inputs, threads, runs, precision))
 
 
-def compiled_nodes(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int) -> tuple[CompiledNode, ...]:
+@dataclass(frozen=True)
+class InBfloat16:
+    """The runtime that computes floats in bfloat16. Other numbers than floats', so that files are scored with it too."""
+
+    def load(self, model: bytes | Path, threads: int) -> OpenvinoFile:
+        """See :class:`autocomp.hardware.runtimes.runtime.Runtime`."""
+        return load(model, threads, "bf16")
+
+    def kernel_samples(
+        self, model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int
+    ) -> tuple[KernelSample, ...]:
+        """See :class:`autocomp.hardware.runtimes.runtime.Runtime`."""
+        return kernel_samples(model, inputs, threads, runs, "bf16")
+
+
+def compiled_nodes(
+    model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int, precision: Precision = "f32"
+) -> tuple[CompiledNode, ...]:
     """The nodes of the compiled graph that are executed, in its order.
 
     Raises:
@@ -90,7 +117,7 @@ def compiled_nodes(model: bytes | Path, inputs: Sequence[Array], threads: int, r
     times_us: dict[str, list[float]] = {}
     ran: set[str] = set()
     try:
-        compiled = _compile(_read(model), tuple(array.shape for array in inputs), threads, profiled=True)
+        compiled = _compile(_read(model), tuple(array.shape for array in inputs), threads, precision, profiled=True)
         request = compiled.create_infer_request()
         for run in range(WARMUP_RUNS + runs):
             request.infer(list(inputs))
@@ -148,18 +175,17 @@ def _read(model: bytes | Path) -> openvino.Model:
 
 
 def _compile(
-    model: openvino.Model, shapes: tuple[Shape, ...], threads: int, *, profiled: bool
+    model: openvino.Model, shapes: tuple[Shape, ...], threads: int, precision: Precision, *, profiled: bool
 ) -> openvino.CompiledModel:
     import openvino
 
     fixed = model.clone()
     fixed.reshape({one.any_name: list(shape) for one, shape in zip(fixed.inputs, shapes, strict=True)})
-    # Where a CPU has bf16, openvino would round all floats to it unasked: other numbers and other kernels than elsewhere.
     settings = {
         "INFERENCE_NUM_THREADS": threads,
         "NUM_STREAMS": 1,
         "PERF_COUNT": profiled,
-        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_PRECISION_HINT": precision,
     }
     return openvino.Core().compile_model(fixed, "CPU", settings)
 

@@ -1,6 +1,7 @@
 """What every runtime promises: to load a file, to run it, and to say what kernels it makes of it and how long each takes.
 
-A runtime is a module of this folder with these functions; ``tests/hardware/test_runtimes.py`` holds each of them to it.
+A runtime is a module of this folder with these functions, or an object of one; ``tests/hardware/test_runtimes.py`` holds
+each of them to it.
 """
 
 from __future__ import annotations
@@ -95,10 +96,10 @@ def check_inputs(file: LoadedFile, arrays: Sequence[Array]) -> None:
 
 def cpu_runtime(name: str) -> Runtime:
     """The runtime of that name, loaded now."""
-    if name == "openvino":
+    if name.startswith("openvino"):
         from autocomp.hardware.runtimes import openvino
 
-        return openvino
+        return openvino.InBfloat16() if name == "openvino-bf16" else openvino
     from autocomp.hardware.runtimes import onnxruntime
 
     return onnxruntime
