@@ -62,7 +62,12 @@ class MemoryModel:
 
     def predict(self, kernels: Sequence[Kernel], table_bytes: int) -> int:
         """Bytes that a process holds more for running a network of these kernels."""
-        return round(float(_parts(kernels, table_bytes) @ np.array(self.bytes_for)))
+        return round(float(self.shares(kernels, table_bytes).sum()))
+
+    def shares(self, kernels: Sequence[Kernel], table_bytes: int) -> npt.NDArray[np.float64]:
+        """Bytes for each of :data:`PARTS`."""
+        found: npt.NDArray[np.float64] = _parts(kernels, table_bytes) * np.array(self.bytes_for)
+        return found
 
 
 def fit_memory(files: Sequence[MeasuredMemory]) -> MemoryModel:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from autocomp.compress.structure import Structure
     from autocomp.hardware.kernels import Kernel
     from autocomp.hardware.memory import MemoryModel
+    from autocomp.hardware.warm_memory import WarmMemory
 
 RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16", "tensorrt"]
 Artifact = Literal["onnx", "onnx-packed"]
@@ -55,7 +56,7 @@ class Target:
     offer: Offer
     numerics: Numerics
     model: LatencyModel
-    memory: MemoryModel | None
+    memory: MemoryModel | WarmMemory | None
     lower: Callable[[Structure], tuple[Kernel, ...]]
     reachable: bool
     note: str

@@ -1,4 +1,4 @@
-"""Files timed side by side, and read as the runtime compiles them."""
+"""Files timed side by side, read as the runtime compiles them, and run for the memory that they take."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
+from autocomp.hardware.footprint import footprint_bytes, tells_memory
 from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import Timing, TimingSettings, measure
 
@@ -55,6 +56,16 @@ class Measurer(Protocol):
         """The kernels that the runtime compiles, in its order."""
         ...
 
+    def footprints(
+        self,
+        runtime: RuntimeName,
+        threads: int,
+        inputs: Sequence[npt.NDArray[np.generic]],
+        models: Mapping[int, bytes],
+    ) -> dict[int, int]:
+        """The bytes that a process holds more for running them; none of any where the system does not tell."""
+        ...
+
 
 @dataclass(frozen=True)
 class ThisMachine:
@@ -81,6 +92,16 @@ class ThisMachine:
         """See :class:`Measurer`."""
         return compiled_kernels(runtime, threads, inputs, models)
 
+    def footprints(
+        self,
+        runtime: RuntimeName,
+        threads: int,
+        inputs: Sequence[npt.NDArray[np.generic]],
+        models: Mapping[int, bytes],
+    ) -> dict[int, int]:
+        """See :class:`Measurer`."""
+        return footprints(runtime, threads, inputs, models)
+
 
 THIS_MACHINE = ThisMachine()
 
@@ -94,6 +115,15 @@ def compiled_kernels(
         number: tuple(sample.kernel for sample in runs.kernel_samples(model, inputs, threads, RUNS))
         for number, model in models.items()
     }
+
+
+def footprints(
+    runtime: RuntimeName, threads: int, inputs: Sequence[npt.NDArray[np.generic]], models: Mapping[int, bytes]
+) -> dict[int, int]:
+    """See :class:`Measurer`."""
+    if not tells_memory():
+        return {}
+    return {number: footprint_bytes(runtime, model, inputs, threads) for number, model in models.items()}
 
 
 def time_files(

@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autocomp.errors import WorkError, first_line
 from autocomp.hardware.resolve import resolve_target
-from autocomp.hardware.timed_files import Progress, compiled_kernels, time_files
+from autocomp.hardware.timed_files import Progress, compiled_kernels, footprints, time_files
 from autocomp.hardware.timing import Timing
 from autocomp.search.workers import LABEL
 
@@ -108,6 +108,16 @@ class TargetNode:
     ) -> dict[int, tuple[Kernel, ...]]:
         """See :class:`autocomp.hardware.timed_files.Measurer`; on that node."""
         return self.there(partial(compiled_kernels, runtime, threads, inputs, models))
+
+    def footprints(
+        self,
+        runtime: RuntimeName,
+        threads: int,
+        inputs: Sequence[npt.NDArray[np.generic]],
+        models: Mapping[int, bytes],
+    ) -> dict[int, int]:
+        """See :class:`autocomp.hardware.timed_files.Measurer`; on that node."""
+        return self.there(partial(footprints, runtime, threads, inputs, models))
 
     def is_labelled(self) -> bool:
         """Whether a node has the target's label."""

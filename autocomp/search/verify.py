@@ -86,6 +86,13 @@ def predictor(file: LoadedFile, outputs: OutputForm) -> Predict:
     return predict
 
 
+def footprints(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, int]:
+    """The memory that files take at the target's batch and threads (bytes), by their numbers; none where the system does not
+    tell."""
+    target = bench.target
+    return bench.measurer.footprints(target.runtime, target.threads, _example(bench), models)
+
+
 def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress | None = None) -> dict[int, Timing]:
     """Interleaved timings of files at the target's batch and threads, by trial number. Empty where out of reach."""
     if not bench.target.reachable:

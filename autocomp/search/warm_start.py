@@ -1,6 +1,6 @@
-"""The latency model corrected for the network at hand, before the first trial: some of the search's own plans are
-exported, read as the runtime compiles them, and timed. All of it is an event of the run; a resumed run replays them, so
-that its predictions are those of the undisturbed one."""
+"""The target's models corrected for the network at hand, before the first trial: some of the search's own plans are
+exported, read as the runtime compiles them, and timed, and a few are run for the memory that they take. All of it is an
+event of the run; a resumed run replays them, so that its predictions are those of the undisturbed one."""
 
 from __future__ import annotations
 
@@ -13,18 +13,24 @@ from typing import cast
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.followed import CompiledPlan, followed
 from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.memory import MeasuredMemory, MemoryModel, table_bytes
+from autocomp.hardware.target import Target
 from autocomp.hardware.warm import MeasuredFile, WarmModel
+from autocomp.hardware.warm_memory import WarmMemory
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.evaluate import Workbench
 from autocomp.search.sampler import uniform_indices
-from autocomp.search.verify import compiled_kernels, time_files
+from autocomp.search.verify import compiled_kernels, footprints, time_files
 from autocomp.space import SearchSpace
 
 #: The event of one timing, and that of how many there are to be.
 WARMED, COUNTED = "warm-start", "warm-start-files"
 #: At most so many files are measured, and at most one for so many trials: warming up must not outweigh the search.
 MOST_FILES, TRIALS_PER_FILE = 30, 3
+#: Files whose memory is measured: the untouched network and its formats, each in a process of its own. More of them, pruned
+#: and split, were tried and made it no better.
+MEMORY_FILES = 3
 #: Files that are timed together, each beside the reference; what was timed is kept when these are done.
 SIDE_BY_SIDE = 10
 
@@ -36,14 +42,18 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class _Warmed:
-    """What was measured of one file, and the kernels that the runtime made of it, as :func:`_written` tells them; None where
-    they are those that were foreseen."""
+    """What was measured of one file.
+
+    ``compiled`` are the kernels that the runtime made of it, as :func:`_written` tells them, None where they are those that
+    were foreseen; ``memory_bytes`` is None where it was not measured.
+    """
 
     plan_hash: str
     latency_ms: float
     latency_spread: float
     settled: bool
     compiled: list[str] | None
+    memory_bytes: int | None
 
 
 def file_count(trials: int) -> int:
@@ -66,7 +76,7 @@ def warm_plans(space: SearchSpace, count: int, seed: int) -> tuple[Plan, ...]:
 def warmed_up(
     bench: Workbench, space: SearchSpace, trials: int, seed: int, folder: RunFolder, progress: Progress
 ) -> Workbench:
-    """The workbench with its target's latency model corrected; as it is where the target is out of reach.
+    """The workbench with its target's models corrected; as it is where the target is out of reach.
 
     Raises:
         ExportError: a file cannot be written.
@@ -81,25 +91,37 @@ def warmed_up(
         folder.append_event({"event": COUNTED, "files": count})
     plans = warm_plans(space, count, seed)
     missing = [plan for plan in plans if plan.hash not in known]
-    for one in _measure(bench, missing, progress):
+    for one in _measure(bench, missing, plans[:MEMORY_FILES], progress):
         folder.append_event({"event": WARMED, **asdict(one)})
         known[one.plan_hash] = one
+    return replace(bench, target=_corrected(bench, [(plan, known[plan.hash]) for plan in plans]))
+
+
+def _corrected(bench: Workbench, measured: Sequence[tuple[Plan, _Warmed]]) -> Target:
+    """The target with its lowering, latency model and model of memory put right."""
     target = bench.target
-    foreseen = {plan: target.lower(bench.structure(plan)) for plan in plans}
-    lower = followed(
-        target.lower,
-        [CompiledPlan(kernels, _read(known[plan.hash].compiled, kernels)) for plan, kernels in foreseen.items()],
-        target.model.covers,
-    )
-    files = tuple(
-        MeasuredFile(lower.put_right(kernels), known[plan.hash].latency_ms)
-        for plan, kernels in foreseen.items()
-        if known[plan.hash].settled
-    )
-    return replace(bench, target=replace(target, model=WarmModel(target.model, files), lower=lower))
+    structures = [bench.structure(plan) for plan, _ in measured]
+    foreseen = [target.lower(structure) for structure in structures]
+    compiled = [
+        CompiledPlan(kernels, _read(one.compiled, kernels))
+        for kernels, (_, one) in zip(foreseen, measured, strict=True)
+    ]
+    lower = followed(target.lower, compiled, target.model.covers)
+    files, held = [], []
+    for kernels, structure, (_, one) in zip(map(lower.put_right, foreseen), structures, measured, strict=True):
+        if one.settled:
+            files.append(MeasuredFile(kernels, one.latency_ms))
+        if one.memory_bytes is not None:
+            held.append(MeasuredMemory(kernels, table_bytes(structure), one.memory_bytes))
+    memory = target.memory
+    if held and isinstance(memory, MemoryModel):
+        memory = WarmMemory(memory, tuple(held))
+    return replace(target, model=WarmModel(target.model, tuple(files)), memory=memory, lower=lower)
 
 
-def _measure(bench: Workbench, plans: Sequence[Plan], progress: Progress) -> Iterator[_Warmed]:
+def _measure(
+    bench: Workbench, plans: Sequence[Plan], of_memory: Sequence[Plan], progress: Progress
+) -> Iterator[_Warmed]:
     """Some files at a time, side by side. Where a warm start is interrupted, the plans not yet timed are timed by the run
     that resumes it."""
     for first in range(0, len(plans), SIDE_BY_SIDE):
@@ -108,11 +130,14 @@ def _measure(bench: Workbench, plans: Sequence[Plan], progress: Progress) -> Ite
             progress(place, len(plans), "exporting files to time")
             models[place] = export_onnx(bench.compress(plans[place]), packed=bench.target.artifact == "onnx-packed")
         compiled = compiled_kernels(bench, models)
+        held = {}
+        if bench.target.memory is not None:
+            held = footprints(bench, {place: model for place, model in models.items() if plans[place] in of_memory})
         for place, timing in time_files(bench, models, progress).items():
             plan = plans[place]
             differs = CompiledPlan(bench.target.lower(bench.structure(plan)), compiled[place]).differs
             written = [*map(_written, compiled[place])] if differs else None
-            yield _Warmed(plan.hash, timing.latency_ms, timing.error, timing.settled, written)
+            yield _Warmed(plan.hash, timing.latency_ms, timing.error, timing.settled, written, held.get(place))
 
 
 def _written(kernel: Kernel) -> str:

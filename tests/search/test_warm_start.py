@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.memory import PARTS, MemoryModel
 from autocomp.hardware.timing import Timing
 from autocomp.hardware.warm import WarmModel
 from autocomp.plan import Plan
@@ -109,6 +110,32 @@ def test_what_the_runtime_compiles_puts_the_rules_right_and_is_replayed(
     plan = warm_plans(setup.space, 9, 3)[-1]
     assert again.cost(plan) == first.cost(plan)
     assert model_of(again).measured == model_of(first).measured
+
+
+def test_memory_of_the_first_files_corrects_its_model(
+    setup: Setup, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A network that takes twice what the calibration says; an interrupted warm start measures the same files."""
+    says = MemoryModel((1e5,) * len(PARTS), 0.1, 0.5, 100)
+    bench = replace(setup.bench, target=replace(setup.bench.target, memory=says))
+    setup = replace(setup, bench=bench)
+    asked: list[int] = []
+
+    def twice(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, int]:
+        asked.append(len(models))
+        return dict.fromkeys(models, 2 * bench.cost(Plan()).peak_memory_bytes)
+
+    monkeypatch.setattr(warm_start, "footprints", twice)
+    whole, torn = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "torn")
+    first = warm(setup, whole, 15)
+    before, after = (each.cost(Plan()).peak_memory_bytes for each in (bench, first))
+    assert 1.5 * before < after < 2.1 * before
+    torn.path.mkdir()
+    for event in list(whole.events())[:3]:
+        torn.append_event(event)
+    again = warm(setup, torn, 15)
+    assert asked == [3, 1]
+    assert again.cost(Plan()).peak_memory_bytes == after
 
 
 def test_a_resumed_run_replays_it_whatever_it_asks_for_now(setup: Setup, clock: Clock, tmp_path: Path) -> None:
