@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from autocomp.changed import changed
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.latency import HeldOutError, LatencyModel, Prediction
 from autocomp.trial import Source
@@ -68,20 +69,22 @@ class WarmModel:
         prediction = self.base.predict(kernels)
         if not self.measured:
             return prediction
-        keys, mean, covariance = self._posterior
+        keys, seen, inverse, mean = self._posterior
         row = _row(prediction, keys)
-        known, unknown = row[: len(keys)], row[len(keys) :]
+        known, alike = row[: len(keys)], seen @ row[: len(keys)]
         correction = float(known @ mean)
-        variance = float(known @ covariance @ known) + float((unknown**2).sum())
+        variance = max(0.0, float(row @ row) - float(alike @ inverse @ alike))
         latency_ms = max(prediction.latency_ms + correction, 0.1 * prediction.latency_ms)
         std_ms = math.sqrt(variance + (MEASUREMENT_STD * latency_ms) ** 2)
         factor = latency_ms / prediction.latency_ms
-        shares = tuple(replace(share, latency_ms=share.latency_ms * factor) for share in prediction.kernels)
+        shares = tuple(changed(share, latency_ms=share.latency_ms * factor) for share in prediction.kernels)
         return Prediction(latency_ms, std_ms, prediction.source, shares)
 
     @cached_property
-    def _posterior(self) -> tuple[dict[Key, int], Vector, Vector]:
-        """Place of every factor, and mean and covariance of the factors in units of their prior."""
+    def _posterior(self) -> tuple[dict[Key, int], Vector, Vector, Vector]:
+        """Place of every factor; what it multiplied in every file, and the inverse covariance of what was measured of the
+        files; the factors' mean. All in units of their prior. There are fewer files than factors, so that this, equation
+        2.12 of the book, is quicker than the covariance of the factors."""
         predictions = [self.base.predict(one.kernels) for one in self.measured]
         keys: dict[Key, int] = {}
         for prediction in predictions:
@@ -89,10 +92,9 @@ class WarmModel:
                 keys.setdefault(key, len(keys))
         a = np.array([_row(prediction, keys)[: len(keys)] for prediction in predictions])
         left = np.array([one.latency_ms - p.latency_ms for one, p in zip(self.measured, predictions, strict=True)])
-        weights = 1.0 / (MEASUREMENT_STD * np.array([one.latency_ms for one in self.measured])) ** 2
-        precision = np.eye(len(keys)) + (a.T * weights) @ a
-        covariance: Vector = np.asarray(np.linalg.inv(precision), dtype=np.float64)
-        return keys, covariance @ (a.T @ (weights * left)), covariance
+        noise = (MEASUREMENT_STD * np.array([one.latency_ms for one in self.measured])) ** 2
+        inverse: Vector = np.asarray(np.linalg.inv(a @ a.T + np.diag(noise)), dtype=np.float64)
+        return keys, a, inverse, a.T @ (inverse @ left)
 
 
 def _sums(prediction: Prediction) -> dict[Key, float]:
