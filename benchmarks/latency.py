@@ -57,7 +57,7 @@ from autocomp.hardware.resolve import resolve_target
 from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.target import Target
 from autocomp.hardware.timed_files import RUNS
-from autocomp.hardware.timing import Timing, TimingSettings, measure
+from autocomp.hardware.timing import Timing, TimingSettings, measure, timing_words
 from autocomp.hardware.warm import MeasuredFile, WarmModel
 from autocomp.tasks.cifar10 import ResNet
 
@@ -112,8 +112,7 @@ def time_files(sitting: int, configs: Sequence[str], names: Sequence[str]) -> No
                 for label, timing in timings.items():
                     row = asdict(timing)
                     writer.writerow([config, name, label, *row.values(), round(time.time())])
-            settled = sum(timing.settled for timing in timings.values())
-            print(config, f"pass {number + 1}", name, f"{settled} of {len(timings)} settled", flush=True)
+            print(config, f"pass {number + 1}", name, timing_words(timings), flush=True)
 
 
 def quiet_ms(config: str) -> float:

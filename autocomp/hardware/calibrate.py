@@ -99,7 +99,7 @@ def calibrate(
     dropped = _measure(path, budget_s, how, seed, progress)
     if progress is not None:
         progress(1.0, "measuring what 8 bits are worth")
-    gains = measure_gains(how.runtime, threads, batch, narrow_products(here))
+    gains = measure_gains(folder / "gains.csv", how.runtime, threads, batch, narrow_products(here))
     done = read_measurements(path)
     networks, profiled = done.networks, done.profiled
     if progress is not None:

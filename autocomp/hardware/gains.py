@@ -5,10 +5,13 @@ depthwise convolutions stand between pointwise ones in the same format, as they 
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import get_args
 
 import numpy as np
 
@@ -71,26 +74,63 @@ WAYS: Mapping[Work, tuple[Activations, ...]] = {
 }
 
 
-def measure_gains(runtime: Runtime, threads: int, batch: int, narrow_products: bool) -> tuple[Gain, ...]:
+#: Of a file of gains: a row for every way of every chain.
+COLUMNS = ("chain", "activations", "log_ratio", "settled")
+
+
+def measure_gains(path: Path, runtime: Runtime, threads: int, batch: int, narrow_products: bool) -> tuple[Gain, ...]:
     """The gain of every way of :data:`WAYS` on this machine; some 40 files, one minute.
 
     Args:
+        path: where what was measured is kept; chains that are there already are not measured again.
         narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
     """
     reference = reference_run(runtime, threads)
+    known = _read(path)
     logs: dict[tuple[Work, Activations], list[tuple[float, bool]]] = {}
-    for chain in CHAINS:
+    for number, chain in enumerate(CHAINS):
+        if number in known:
+            for how, found in known[number].items():
+                logs.setdefault((chain.work, how), []).append(found)
+            continue
         inputs = [_input(chain, batch)]
         ways: tuple[Activations | None, ...] = (None, *WAYS[chain.work])
         files = {
             str(how): partial(loaded_run, runtime, _file(chain, how, narrow_products), threads, inputs) for how in ways
         }
         timings = measure(files, SETTINGS, reference=reference)
+        measured: dict[Activations, tuple[float, bool]] = {}
         for how in WAYS[chain.work]:
             pair = timings[str(None)], timings[how]
             ratio = math.log(pair[0].latency_ms / pair[1].latency_ms)
-            logs.setdefault((chain.work, how), []).append((ratio, all(one.settled for one in pair)))
+            measured[how] = ratio, all(one.settled for one in pair)
+            logs.setdefault((chain.work, how), []).append(measured[how])
+        _append(path, number, measured)
     return tuple(Gain(*key, speedup=math.exp(_mean(found))) for key, found in logs.items())
+
+
+def _read(path: Path) -> dict[int, dict[Activations, tuple[float, bool]]]:
+    """Chain → way → logarithm of the ratio, and whether both settled. A chain that was cut short is left out."""
+    if not path.exists():
+        return {}
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")  # without a row that was cut in the middle
+    found: dict[int, dict[Activations, tuple[float, bool]]] = {}
+    with path.open(encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            how = next((one for one in get_args(Activations) if one == row["activations"]), None)
+            if how is not None and row["settled"] in {"0", "1"}:
+                found.setdefault(int(row["chain"]), {})[how] = float(row["log_ratio"]), row["settled"] == "1"
+    return {number: ways for number, ways in found.items() if set(ways) == set(WAYS[CHAINS[number].work])}
+
+
+def _append(path: Path, number: int, measured: Mapping[Activations, tuple[float, bool]]) -> None:
+    new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if new:
+            writer.writerow(COLUMNS)
+        writer.writerows([number, how, round(ratio, 5), int(settled)] for how, (ratio, settled) in measured.items())
 
 
 def _mean(ratios: Sequence[tuple[float, bool]]) -> float:

@@ -216,7 +216,18 @@ def sample_ms(call: Callable[[], object], settings: TimingSettings = DEFAULT_SET
     return _sample(_probe("the call", call, settings, time.perf_counter), settings, time.perf_counter)
 
 
-def settled_share(timings: Mapping[str, Timing]) -> float:
+def timing_words(timings: Mapping[int, Timing] | Mapping[str, Timing]) -> str:
+    """How many there are, how many of them settled, and how well they repeat.
+
+    Raises:
+        MeasurementError: there are no timings.
+    """
+    share = settled_share(timings)
+    repeats = f", repeatable within {repeatability(timings):.1%}" if share else "; measure on a quieter machine"
+    return f"{len(timings)} files timed: {share:.0%} settled{repeats}"
+
+
+def settled_share(timings: Mapping[int, Timing] | Mapping[str, Timing]) -> float:
     """The share of candidates that settled, 0 to 1.
 
     Raises:
@@ -227,7 +238,7 @@ def settled_share(timings: Mapping[str, Timing]) -> float:
     return sum(timing.settled for timing in timings.values()) / len(timings)
 
 
-def repeatability(timings: Mapping[str, Timing]) -> float:
+def repeatability(timings: Mapping[int, Timing] | Mapping[str, Timing]) -> float:
     """The median relative standard error, over the candidates that settled.
 
     Raises:

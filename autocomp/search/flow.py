@@ -22,6 +22,7 @@ from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.target import Target
 from autocomp.hardware.timed_files import THIS_MACHINE, Measurer
+from autocomp.hardware.timing import timing_words
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder, write_whole
 from autocomp.search.evaluate import Workbench
@@ -199,6 +200,8 @@ def verify(setup: Setup, folder: RunFolder, points: Sequence[Trial], watcher: Wa
         {number: one.model for number, one in exported.items()},
         lambda done, of, what: watcher.step(what, done, of),
     )
+    if timings:
+        watcher.say(timing_words(timings))
     reference = exported[BASELINE].measured
     for point in everything:
         if point.cost is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 import pytest
 
@@ -19,7 +20,11 @@ SPEEDUPS = {"None": 1.0, "a8": 2.0, "d8": 0.5, "a32": 0.98}
 
 @pytest.mark.slow
 @pytest.mark.parametrize("runtime", [onnxruntime, openvino], ids=["onnxruntime", "openvino"])
-def test_every_chain_runs_and_gains_are_ratios(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_chain_runs_and_gains_are_ratios(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    chains: list[int] = []
+
     def measured(
         files: Mapping[str, Callable[[], Callable[[], object]]], *_: object, **__: object
     ) -> dict[str, Timing]:
@@ -27,14 +32,25 @@ def test_every_chain_runs_and_gains_are_ratios(runtime: Runtime, monkeypatch: py
             results = load()()
             assert isinstance(results, list)
             assert results[0].shape[0] == 2
+        chains.append(len(files))
         return {how: Timing(3.0 / SPEEDUPS[how], 0.0, 0.0, True, 5, 0.05) for how in files}
 
     monkeypatch.setattr(module, "measure", measured)
-    found = measure_gains(runtime, 1, 2, narrow_products=True)
+    path = tmp_path / "gains.csv"
+    found = measure_gains(path, runtime, 1, 2, narrow_products=True)
     assert {(gain.work, gain.activations) for gain in found} == {(work, how) for work in WORKS for how in WAYS[work]}
     for gain in found:
         assert math.isclose(gain.speedup, SPEEDUPS[gain.activations])
         assert gain.pays == (gain.activations != "d8")
+    # What was measured is kept; of an interrupted one the chain that was cut short is measured again.
+    assert len(chains) == len(CHAINS)
+    path.write_text(path.read_text()[:-3])
+    again = measure_gains(path, runtime, 1, 2, narrow_products=True)
+    assert len(chains) == len(CHAINS) + 1
+    measure_gains(path, runtime, 1, 2, narrow_products=True)
+    assert len(chains) == len(CHAINS) + 1
+    for before, after in zip(found, again, strict=True):
+        assert math.isclose(before.speedup, after.speedup, rel_tol=1e-4)
 
 
 @pytest.mark.slow
