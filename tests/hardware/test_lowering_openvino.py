@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
 from autocomp.compress.structure import restructure
 from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.followed import CompiledPlan, followed
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.lowering_openvino import lower
+from autocomp.hardware.resolve import BFLOAT16
 from autocomp.hardware.runtimes.openvino import kernel_samples
 from autocomp.plan import Format, LayerPlan, Plan
 from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, uniform_plan
@@ -87,6 +90,41 @@ def test_products_and_attention_are_foreseen(network: str, plan: str) -> None:
     for kind in ("linear_int8", "attention", "layer_norm"):
         ours, theirs = (sum(n for k, n in found.items() if k.op.startswith(kind)) for found in (actual, expected))
         assert ours == theirs, kind
+
+
+@pytest.mark.parametrize("network", ["residual", "separable", "vit"])
+def test_what_is_compiled_of_some_plans_puts_the_rules_right_for_others(network: str) -> None:
+    """Whatever the runtime makes on this machine of what the rules do not foresee."""
+    inventory, arrays = prepared(network).inventory, [tensor.numpy() for tensor in inputs(network, 1)]
+    plans = [calibrated(random_plan(inventory, seed)) for seed in range(7)]
+    known = [
+        CompiledPlan(
+            lower(restructure(inventory, plan), 1),
+            tuple(sample.kernel for sample in kernel_samples(exported(network, plan, False), arrays, 1, 30)),
+        )
+        for plan in (Plan(), *plans[:5])
+    ]
+    made = followed(partial(lower, batch=1), known, lambda _: True)
+    wrong = {"rules": 0, "put right": 0}
+    for plan in plans[5:]:
+        expected = compiled(network, plan)
+        for name, actual in (
+            ("rules", foreseen(network, plan)),
+            ("put right", facts(made(restructure(inventory, plan)))),
+        ):
+            wrong[name] += ((actual - expected) + (expected - actual)).total()
+    assert wrong["put right"] <= wrong["rules"]
+
+
+@pytest.mark.skipif(not BFLOAT16.intersection(this_machine("openvino").features), reason="this CPU has no bfloat16")
+@pytest.mark.parametrize("network", ["residual", "separable"])
+def test_layers_in_bfloat16_are_foreseen(network: str) -> None:
+    arrays = [tensor.numpy() for tensor in inputs(network, 1)]
+    for given in (Plan(), uniform_plan(network, format=Format(8))):
+        samples = kernel_samples(exported(network, given, False), arrays, 1, 30, "bf16")
+        expected = weighted(facts(tuple(sample.kernel for sample in samples)))
+        actual = weighted(facts(lower(restructure(prepared(network).inventory, given), 1, bfloat16=True)))
+        assert actual == expected
 
 
 def test_every_network_can_be_lowered() -> None:

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from onnx import helper
 
 from autocomp.errors import MeasurementError, RequestError
+from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.resolve import BFLOAT16
 from autocomp.hardware.runtimes import onnxruntime, openvino
 from autocomp.hardware.runtimes.runtime import (
     Runtime,
@@ -23,9 +25,35 @@ from autocomp.hardware.runtimes.runtime import (
 from tests.hardware.test_onnxruntime import build, float_file, linear_file, weights
 
 
-@pytest.mark.parametrize("runtime", [onnxruntime, openvino], ids=["onnxruntime", "openvino"])
+@pytest.fixture(
+    params=[
+        "onnxruntime",
+        "openvino",
+        pytest.param(
+            "openvino-bf16",
+            marks=pytest.mark.skipif(
+                not BFLOAT16.intersection(this_machine("openvino").features), reason="this CPU has no bfloat16"
+            ),
+        ),
+    ]
+)
+def name(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def runtime(name: str) -> Runtime:
+    return cpu_runtime(name)
+
+
+@pytest.fixture
+def tolerance(name: str) -> float:
+    """Of bfloat16, which has eight bits of precision, on sums of a few."""
+    return 0.03 if name == "openvino-bf16" else 1e-5
+
+
 class TestRuntime:
-    def test_a_loaded_file_computes_what_it_says(self, runtime: Runtime, tmp_path: Path) -> None:
+    def test_a_loaded_file_computes_what_it_says(self, runtime: Runtime, tolerance: float, tmp_path: Path) -> None:
         path = tmp_path / "linear.onnx"
         path.write_bytes(linear_file())
         for model in (runtime.load(path, threads=1), runtime.load(linear_file(), threads=2)):
@@ -35,21 +63,21 @@ class TestRuntime:
             for count in (5, 2):
                 x = weights(count, 6, seed=1)
                 (y,) = model.run(x)
-                np.testing.assert_allclose(y, x @ weights(6, 4), rtol=1e-5, atol=1e-6)
+                np.testing.assert_allclose(y, x @ weights(6, 4), rtol=tolerance, atol=tolerance)
 
-    @settings(max_examples=10, deadline=None)
+    @settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
     @given(fixed=st.integers(1, 5), count=st.integers(1, 11))
-    def test_a_fixed_batch_is_fed_in_pieces(self, runtime: Runtime, fixed: int, count: int) -> None:
+    def test_a_fixed_batch_is_fed_in_pieces(self, runtime: Runtime, tolerance: float, fixed: int, count: int) -> None:
         x = weights(count, 6, seed=count)
         (pieces,) = batch_outputs(runtime.load(linear_file(fixed), threads=1), x)
-        np.testing.assert_allclose(pieces, x @ weights(6, 4), 1e-5, 1e-6)
+        np.testing.assert_allclose(pieces, x @ weights(6, 4), tolerance, tolerance)
 
-    def test_several_inputs_go_by_the_files_order(self, runtime: Runtime) -> None:
+    def test_several_inputs_go_by_the_files_order(self, runtime: Runtime, tolerance: float) -> None:
         node = helper.make_node("Sub", ["left", "right"], ["y"])
         model = runtime.load(build([node], {"left": [2, 3], "right": [2, 3]}, {}), threads=1)
         left, right = example_arrays(model)
         assert not np.array_equal(left, right)
-        np.testing.assert_array_equal(model.run(left, right)[0], left - right)
+        np.testing.assert_allclose(model.run(left, right)[0], left - right, tolerance, tolerance)
 
     def test_example_arrays_are_seeded_and_take_the_batch(self, runtime: Runtime) -> None:
         model = runtime.load(float_file(), threads=1)
@@ -91,7 +119,23 @@ class TestRuntime:
                 refused()
             assert "\n" not in str(caught.value)
 
-    def test_it_goes_by_its_name(self, runtime: Runtime) -> None:
-        assert cpu_runtime(str(getattr(runtime, "__name__")).rpartition(".")[2]) is runtime  # noqa: B009
+    def test_it_goes_by_its_name(self, runtime: Runtime, name: str) -> None:
+        assert cpu_runtime(name) == runtime
         run = loaded_run(runtime, linear_file(), 1, [weights(1, 6)])
         assert isinstance(run(), list)
+
+
+def test_runtimes_are_told_apart() -> None:
+    assert cpu_runtime("onnxruntime") is onnxruntime
+    assert cpu_runtime("openvino") is openvino
+
+
+@pytest.mark.skipif(not BFLOAT16.intersection(this_machine("openvino").features), reason="this CPU has no bfloat16")
+def test_floats_are_floats_unless_bfloat16_is_asked_for() -> None:
+    x = weights(64, 6, seed=1)
+    exact = x.astype(np.float64) @ weights(6, 4)
+    errors = {
+        name: float(np.abs(cpu_runtime(name).load(linear_file(), 1).run(x)[0] - exact).max())
+        for name in ("openvino", "openvino-bf16")
+    }
+    assert errors["openvino"] < 1e-5 < 1e-4 < errors["openvino-bf16"]
