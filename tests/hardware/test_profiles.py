@@ -89,7 +89,7 @@ def test_an_unknown_target_names_the_near_ones(given: str, near: str) -> None:
 
 
 def test_a_target_like_none_lists_all() -> None:
-    with pytest.raises(TargetError, match="known: cpu, cpu-openvino, jetson"):
+    with pytest.raises(TargetError, match="known: cpu, cpu-openvino, cpu-openvino-bf16, jetson"):
         find_profile("zzzzzz")
 
 
