@@ -11,7 +11,7 @@ import itertools
 import math
 import warnings
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -25,7 +25,7 @@ from autocomp.hardware.fitted import (
     OpModel,
     Vector,
     clock_variance,
-    samples_by_op,
+    samples_by_kind,
     trend,
 )
 from autocomp.hardware.kernels import FEATURES
@@ -38,6 +38,8 @@ FOLDS = 4
 FEWEST_NETWORKS = 8
 #: Kinds of kernels with fewer samples stay unknown.
 FEWEST_SAMPLES = 3
+#: Kernels of an operator are told apart by kind where there are as many of each.
+FEWEST_OF_A_KIND = 30
 #: Hyperparameters are searched on so many samples, several times; the model itself is conditioned on all.
 SEARCH_SAMPLES, SEARCHES = 400, 4
 #: A file counts where the reference was not slower than this times its low quantile.
@@ -109,7 +111,7 @@ def held_out_errors(
             errors |= {
                 network.name: trial.predict(network.kernels).latency_ms / network.latency_ms - 1
                 for network in networks
-                if network.architecture in left_out and all(kernel.op in trial.ops for kernel in network.kernels)
+                if network.architecture in left_out and all(map(trial.covers, network.kernels))
             }
     return errors
 
@@ -143,10 +145,21 @@ def _fit(
     samples = samples_in_context(networks, profiled, found)
     ops = {
         op: OpModel(_hyperparameters(samples, search_samples), tuple(samples))
-        for op, samples in samples_by_op(samples).items()
+        for op, samples in _kinds_by_name(samples).items()
         if len(samples) >= FEWEST_SAMPLES
     }
     return FittedModel(ops, found, None, repeatability)
+
+
+def _kinds_by_name(samples: Iterable[KernelSample]) -> dict[str, list[KernelSample]]:
+    """Kind of kernel → its samples. Where there are too few of one kind of an operator's kernels, all of the operator's are
+    of one kind."""
+    found = samples_by_kind(samples)
+    for kind in [name for name in found if "/" in name]:
+        op = kind.partition("/")[0]
+        if min(len(found[kind]), len(found.get(op, ()))) < FEWEST_OF_A_KIND:
+            found[op] = [*found.get(op, ()), *found.pop(kind)]
+    return found
 
 
 def samples_in_context(

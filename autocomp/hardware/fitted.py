@@ -187,7 +187,11 @@ class FittedModel:
 
     def covers(self, kernel: Kernel) -> bool:
         """Whether one of its kind was measured."""
-        return kernel.op in self.ops
+        return self._kind(kernel) in self.ops
+
+    def _kind(self, kernel: Kernel) -> str:
+        """As it was calibrated: where few kernels of one kind were, or by an earlier version, by the operator alone."""
+        return kernel.kind if kernel.kind in self.ops else kernel.op
 
     def predict(self, kernels: Sequence[Kernel]) -> Prediction:
         """The latency of a network.
@@ -222,7 +226,7 @@ class FittedModel:
         new: dict[str, dict[Shape, Kernel]] = {}
         for shape, kernel in zip(shapes, kernels, strict=True):
             if shape not in known:
-                new.setdefault(kernel.op, {})[shape] = kernel
+                new.setdefault(self._kind(kernel), {})[shape] = kernel
         for op, some in new.items():
             mean, std = self.ops[op].predict(tuple(some.values()))
             known.update(zip(some, zip(np.exp(mean).tolist(), std.tolist(), strict=True), strict=True))
@@ -292,11 +296,11 @@ def _written(sample: KernelSample) -> str:
 def _read(op: str, line: str) -> KernelSample:
     *cells, time_us, count = line.split(",")
     numbers = dict(zip(SAMPLE_FIELDS, map(int, cells), strict=True))
-    kernel = Kernel(op, (), fused_add=bool(numbers.pop("fused_add")), **numbers)
+    kernel = Kernel(op.partition("/")[0], (), fused_add=bool(numbers.pop("fused_add")), **numbers)
     return KernelSample(kernel, float(time_us), int(count))
 
 
-def samples_by_op(samples: Iterable[KernelSample]) -> dict[str, list[KernelSample]]:
+def samples_by_kind(samples: Iterable[KernelSample]) -> dict[str, list[KernelSample]]:
     """Kind of kernel → its samples, those of one shape as one; at most :data:`MAX_SAMPLES` of them, evenly taken."""
     twins: dict[Shape, list[KernelSample]] = {}
     for sample in samples:
@@ -305,10 +309,10 @@ def samples_by_op(samples: Iterable[KernelSample]) -> dict[str, list[KernelSampl
     shapes: dict[tuple[object, ...], list[KernelSample]] = {}
     for same in twins.values():
         kernel = same[0].kernel
-        shapes.setdefault((kernel.op, *kernel.work(), *kernel.features()), []).extend(same)
+        shapes.setdefault((kernel.kind, *kernel.work(), *kernel.features()), []).extend(same)
     found: dict[str, list[KernelSample]] = {}
     for same in shapes.values():
         mean = math.exp(math.fsum(math.log(one.time_us) for one in same) / len(same))
         kernel = changed(same[0].kernel, sources=())
-        found.setdefault(kernel.op, []).append(KernelSample(kernel, mean, len(same)))
+        found.setdefault(kernel.kind, []).append(KernelSample(kernel, mean, len(same)))
     return {op: many[:: max(1, math.ceil(len(many) / MAX_SAMPLES))] for op, many in found.items()}

@@ -46,6 +46,13 @@ class Kernel:
         return self.weight_elements * (1 if integers else 4)
 
     @property
+    def kind(self) -> str:
+        """What a latency model learns by itself. A convolution of 1×1 is a product, with other code behind it than one that
+        looks at neighbours has."""
+        pointwise = self.kernel_area == 1 and self.groups == 1 and "conv" in self.op and self.macs > 0
+        return f"{self.op}/pointwise" if pointwise else self.op
+
+    @property
     def shape(self) -> Shape:
         """All of it but what it computes: kernels of one shape take the same time."""
         return _SHAPE(self)

@@ -192,3 +192,25 @@ def test_what_was_measured_in_a_slow_minute_is_left_out(networks: list[MeasuredN
     slow = [replace(n, latency_ms=2 * n.latency_ms, reference_us=90.0) for n in networks[:6]]
     assert undisturbed([*slow, *networks[6:]]) == networks[6:]
     assert fit([*slow, *networks[6:]], (), 0.01, "").to_json() == fit(networks[6:], (), 0.01, "").to_json()
+
+
+def with_pointwise(made: MeasuredNetwork, seed: int) -> MeasuredNetwork:
+    """With a 1×1 convolution more, which takes four times as long as its multiplications take elsewhere."""
+    one = conv(random.Random(seed), "conv_nchwc", "pointwise")
+    pointwise = replace(one, macs=one.macs // 9, weight_elements=one.weight_elements // 9, kernel_area=1)
+    us = 4 * time_us(pointwise)
+    return replace(made, latency_ms=made.latency_ms + us / 1e3, samples=(*made.samples, KernelSample(pointwise, us)))
+
+
+def test_pointwise_convolutions_are_of_a_kind_where_there_are_enough() -> None:
+    networks = [with_pointwise(network(seed), seed) for seed in range(40)]
+    model = fit(networks, (), 0.01, "made up")
+    assert {"conv_nchwc", "conv_nchwc/pointwise"} <= set(model.ops)
+    again = FittedModel.from_json(model.to_json())
+    kernel = networks[0].kernels[-1]
+    share = again.predict([kernel]).kernels[0].latency_ms
+    assert share == model.predict([kernel]).kernels[0].latency_ms
+    assert abs(share * 1e3 / (4 * time_us(kernel)) - 1) < 0.15
+    few = fit([*map(network, range(40)), *networks[:5]], (), 0.01, "made up")
+    assert "conv_nchwc/pointwise" not in few.ops
+    assert few.covers(kernel)
