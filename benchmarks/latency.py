@@ -42,6 +42,7 @@ from latency_files import (
     images,
     put_right,
     random_plan,
+    warm_files,
     write,
 )
 from tables import write_table
@@ -53,12 +54,15 @@ from autocomp.hardware.followed import CompiledPlan, Lower, followed
 from autocomp.hardware.footprint import footprint_bytes
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.latency import Prediction
+from autocomp.hardware.memory import MeasuredMemory, MemoryModel, table_bytes
 from autocomp.hardware.resolve import resolve_target
 from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.target import Target
-from autocomp.hardware.timed_files import RUNS
+from autocomp.hardware.timed_files import RUNS, footprints
 from autocomp.hardware.timing import Timing, TimingSettings, measure, timing_words
 from autocomp.hardware.warm import MeasuredFile, WarmModel
+from autocomp.hardware.warm_memory import WarmMemory
+from autocomp.search.warm_start import MEMORY_FILES
 from autocomp.tasks.cifar10 import ResNet
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"
@@ -351,26 +355,34 @@ def facts(kernels: Iterable[Kernel]) -> Counter[Kernel]:
 
 
 def memory(names: Sequence[str]) -> None:
-    """The untouched network and a random plan of each architecture."""
+    """Two random plans of each architecture, before and after a warm start."""
     rows: list[dict[str, object]] = []
-    for runtime in RUNTIMES:
-        target = resolve_target(TARGETS[runtime], tell=print)
-        for one in (one for name in names for one in list(files([name], runtime))[:2]):
+    for runtime, name in itertools.product(RUNTIMES, names):
+        cold = resolve_target(TARGETS[runtime], 1, 1, tell=print)
+        prepared, first = warm_files(name, cold, MEMORY_FILES)
+        inputs = [x.numpy() for x in prepared.example.inputs]
+        held = footprints(runtime, 1, inputs, dict(enumerate(file for _, file in first)))
+        lower = put_right(name, cold)
+        seen = [MeasuredMemory(lower(one), table_bytes(one), held[place]) for place, (one, _) in enumerate(first)]
+        assert isinstance(cold.memory, MemoryModel)
+        warm = replace(cold, lower=lower, memory=WarmMemory(cold.memory, tuple(seen)))
+        for one in list(files([name], runtime))[1:3]:
             measured = footprint_bytes(runtime, one.path, one.inputs, threads=1)
-            foreseen = target.peak_memory_bytes(one.structure, target.lower(one.structure))
-            error = round(foreseen / measured - 1, 4)
+            before, after = (each.peak_memory_bytes(one.structure, each.lower(one.structure)) for each in (cold, warm))
             rows.append(
                 {
                     "runtime": runtime,
                     "file": one.name,
                     "file_bytes": one.path.stat().st_size,
                     "measured_bytes": measured,
-                    "foreseen_bytes": foreseen,
-                    "error": error,
+                    "foreseen_bytes": before,
+                    "error": round(before / measured - 1, 4),
+                    "warm_bytes": after,
+                    "warm_error": round(after / measured - 1, 4),
                 }
             )
             print(rows[-1], flush=True)
-    write_table(REFERENCE / "latency_memory.csv", rows)
+    write_table(REFERENCE / f"latency_memory_{vectors()}.csv", rows)
 
 
 def speed() -> None:
@@ -405,7 +417,7 @@ def speed() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    write_table(REFERENCE / "latency_speed.csv", rows)
+    write_table(REFERENCE / f"latency_speed_{vectors()}.csv", rows)
 
 
 def _every_tenth(kernels: Sequence[Kernel], op: str) -> Iterator[Kernel]:

@@ -219,26 +219,7 @@ def write(names: Sequence[str], plans: int) -> None:
 def compile_plans(names: Sequence[str], runtimes: Sequence[RuntimeName], batches: Sequence[int]) -> None:
     """What the runtimes make of some plans of each network, as a search has it before its first trial."""
     for name, runtime in ((name, runtime) for name in names for runtime in runtimes):
-        target = resolve_target(TARGETS[runtime], tell=print)
-        prepared = prepared_network(name)
-        offer = target.offer
-        space = build_space(
-            read_space("default"),
-            prepared.inventory,
-            offer.weight_bits,
-            offer.patterns,
-            offer.ranks,
-            offer.activations,
-        )
-        batch = calibration_batch(prepared)
-        solver = Solver(prepared.model, [batch])
-        files = [
-            (
-                restructure(prepared.inventory, plan, target.numerics),
-                export_onnx(apply(prepared, plan, [batch], target.numerics, solver), target.artifact == "onnx-packed"),
-            )
-            for plan in warm_plans(space, COMPILED_PLANS, 0)
-        ]
+        prepared, files = warm_files(name, resolve_target(TARGETS[runtime], tell=print), COMPILED_PLANS)
         for size in batches:
             inputs = [np.repeat(x.numpy(), size, axis=0) for x in prepared.example.inputs]
             lower = resolve_target(TARGETS[runtime], 1, size, tell=print).lower
@@ -246,6 +227,23 @@ def compile_plans(names: Sequence[str], runtimes: Sequence[RuntimeName], batches
             plans = [CompiledPlan(lower(structure), compiled[place]) for place, (structure, _) in enumerate(files)]
             compiled_path(name, runtime, size).write_bytes(pickle.dumps(plans))
         print(name, runtime, len(files), "plans compiled", flush=True)
+
+
+def warm_files(name: str, target: Target, count: int) -> tuple[Prepared, list[tuple[Structure, bytes]]]:
+    """A network, and the files that the warm start of a search begins with."""
+    prepared, offer = prepared_network(name), target.offer
+    space = build_space(
+        read_space("default"), prepared.inventory, offer.weight_bits, offer.patterns, offer.ranks, offer.activations
+    )
+    batch = calibration_batch(prepared)
+    solver = Solver(prepared.model, [batch])
+    return prepared, [
+        (
+            restructure(prepared.inventory, plan, target.numerics),
+            export_onnx(apply(prepared, plan, [batch], target.numerics, solver), target.artifact == "onnx-packed"),
+        )
+        for plan in warm_plans(space, COMPILED_PLANS, 0)[:count]
+    ]
 
 
 def compiled_path(name: str, runtime: str, batch: int) -> Path:
