@@ -31,6 +31,8 @@ from autocomp.hardware.target import Artifact, Target
 
 #: Seconds of measuring that a search spends on a machine that no profile holds for.
 FIRST_BUDGET_S = 120.0
+#: What that takes in all, with what 8 bits are worth, memory, and the fit.
+FIRST_MINUTES = 5
 
 #: Says what an unfinished calibration folder is of.
 BEGUN = "begun.json"
@@ -104,7 +106,7 @@ def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, pr
     folder = calibrated_folder(profile.file.name, this_machine(profile.file.runtime), threads, batch)
     tell(
         f"target {profile.file.name}: the shipped profile does not hold here ({'; '.join(reasons)}); "
-        f"calibrating this machine first, {FIRST_BUDGET_S:.0f} s; kept in {folder}"
+        f"calibrating this machine first, some {FIRST_MINUTES} minutes; kept in {folder}"
     )
     return calibrate_profile(profile, folder, FIRST_BUDGET_S, threads, batch, progress)
 
