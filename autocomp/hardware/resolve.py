@@ -201,7 +201,7 @@ Measured with `autocomp calibrate {like.file.name}` on {datetime.date.today().is
 | clocks | {clock_words()} |
 | runtime | {here.runtime} {here.runtime_version}, stock settings |
 | measured with | autocomp {metadata.version("autocomp")}, Python {platform.python_version()}, {platform.system()} \
-{platform.release()} |
+{platform.release().partition("-")[0]} |
 | threads, batch | {threads}, {batch} |
 | files measured | {len(result.networks)}, of which {len(undisturbed(result.networks))} in quiet moments are fitted to \
 (and {result.dropped} of the last sitting that never settled, left out); {result.profiled} kernels of other files, which \
