@@ -227,3 +227,10 @@ def test_the_memory_of_a_cpu_is_that_of_its_calibration() -> None:
         assert memory.files > 0
         assert 0 < memory.held_out_mean < 1
     assert find_profile("jetson-orin-nano").memory() is None
+
+
+def test_a_cpu_without_bfloat16_is_sent_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = replace(this_machine("openvino"), features=("avx2",))
+    monkeypatch.setattr(resolve, "this_machine", lambda runtime: replace(here, runtime=runtime))
+    with pytest.raises(TargetError, match=r"computes in bfloat16 .* has avx2; choose --target cpu-openvino$"):
+        resolve_target("cpu-openvino-bf16")
