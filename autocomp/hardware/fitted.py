@@ -203,14 +203,6 @@ class FittedModel:
         Raises:
             UncoveredKernelError: a kind of kernel was never measured; names the layers.
         """
-        unknown = [kernel for kernel in kernels if not self.covers(kernel)]
-        if unknown:
-            layers = tuple(dict.fromkeys(source for kernel in unknown for source in kernel.sources))
-            raise UncoveredKernelError(
-                f"the latency model was never calibrated on {', '.join(sorted({k.op for k in unknown}))} "
-                f"(needed by {', '.join(layers)}); calibrate with a network that has it, or choose another target",
-                layers,
-            )
         times, stds = self._kernel_times(kernels)
         total_us = self.distortion.per_call_us + float(times.sum())
         relative = self.held_out.mean * math.sqrt(math.pi / 2) if self.held_out is not None else 0.0
@@ -220,9 +212,25 @@ class FittedModel:
 
     def _kernel_times(self, kernels: Sequence[Kernel]) -> tuple[Vector, Vector]:
         """Microseconds, and the standard deviation of their logarithm. Plans of one network have most kernels in
-        common, so what was predicted once is remembered."""
+        common, so what was predicted once is remembered.
+
+        Raises:
+            UncoveredKernelError: a kind of kernel was never measured; names the layers.
+        """
         known = self._known
         shapes = [kernel.shape for kernel in kernels]
+        unknown = [
+            kernel
+            for shape, kernel in zip(shapes, kernels, strict=True)
+            if shape not in known and not self.covers(kernel)
+        ]
+        if unknown:
+            layers = tuple(dict.fromkeys(source for kernel in unknown for source in kernel.sources))
+            raise UncoveredKernelError(
+                f"the latency model was never calibrated on {', '.join(sorted({k.op for k in unknown}))} "
+                f"(needed by {', '.join(layers)}); calibrate with a network that has it, or choose another target",
+                layers,
+            )
         new: dict[str, dict[Shape, Kernel]] = {}
         for shape, kernel in zip(shapes, kernels, strict=True):
             if shape not in known:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -89,24 +89,35 @@ def measure_gains(path: Path, runtime: Runtime, threads: int, batch: int, narrow
     known = _read(path)
     logs: dict[tuple[Work, Activations], list[tuple[float, bool]]] = {}
     for number, chain in enumerate(CHAINS):
-        if number in known:
-            for how, found in known[number].items():
-                logs.setdefault((chain.work, how), []).append(found)
-            continue
-        inputs = [_input(chain, batch)]
-        ways: tuple[Activations | None, ...] = (None, *WAYS[chain.work])
-        files = {
-            str(how): partial(loaded_run, runtime, _file(chain, how, narrow_products), threads, inputs) for how in ways
-        }
-        timings = measure(files, SETTINGS, reference=reference)
-        measured: dict[Activations, tuple[float, bool]] = {}
-        for how in WAYS[chain.work]:
-            pair = timings[str(None)], timings[how]
-            ratio = math.log(pair[0].latency_ms / pair[1].latency_ms)
-            measured[how] = ratio, all(one.settled for one in pair)
-            logs.setdefault((chain.work, how), []).append(measured[how])
-        _append(path, number, measured)
+        if number not in known:
+            known[number] = _measure_chain(chain, runtime, threads, batch, narrow_products, reference)
+            _append(path, number, known[number])
+        for how, found in known[number].items():
+            logs.setdefault((chain.work, how), []).append(found)
     return tuple(Gain(*key, speedup=math.exp(_mean(found))) for key, found in logs.items())
+
+
+def _measure_chain(
+    chain: _Chain,
+    runtime: Runtime,
+    threads: int,
+    batch: int,
+    narrow_products: bool,
+    reference: Callable[[], object],
+) -> dict[Activations, tuple[float, bool]]:
+    """Way → logarithm of how much faster it is than floats, and whether both settled."""
+    inputs = [_input(chain, batch)]
+    ways: tuple[Activations | None, ...] = (None, *WAYS[chain.work])
+    files = {
+        str(how): partial(loaded_run, runtime, _file(chain, how, narrow_products), threads, inputs) for how in ways
+    }
+    timings = measure(files, SETTINGS, reference=reference)
+    measured: dict[Activations, tuple[float, bool]] = {}
+    for how in WAYS[chain.work]:
+        pair = timings[str(None)], timings[how]
+        ratio = math.log(pair[0].latency_ms / pair[1].latency_ms)
+        measured[how] = ratio, all(one.settled for one in pair)
+    return measured
 
 
 def _read(path: Path) -> dict[int, dict[Activations, tuple[float, bool]]]:

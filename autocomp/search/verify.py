@@ -89,6 +89,8 @@ def predictor(file: LoadedFile, outputs: OutputForm) -> Predict:
 def footprints(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, int]:
     """The memory that files take at the target's batch and threads (bytes), by their numbers; none where the system does not
     tell."""
+    if not models:
+        return {}
     target = bench.target
     return bench.measurer.footprints(target.runtime, target.threads, _example(bench), models)
 

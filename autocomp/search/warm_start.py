@@ -45,15 +45,15 @@ class _Warmed:
     """What was measured of one file.
 
     ``compiled`` are the kernels that the runtime made of it, as :func:`_written` tells them, None where they are those that
-    were foreseen; ``memory_bytes`` is None where it was not measured.
+    were foreseen; ``memory_bytes`` is None where it was not measured. Runs of before tell neither.
     """
 
     plan_hash: str
     latency_ms: float
     latency_spread: float
     settled: bool
-    compiled: list[str] | None
-    memory_bytes: int | None
+    compiled: list[str] | None = None
+    memory_bytes: int | None = None
 
 
 def file_count(trials: int) -> int:
@@ -167,6 +167,7 @@ def _measured(events: Sequence[Json]) -> dict[str, _Warmed]:
     found = {}
     for event in events:
         if event["event"] == WARMED:
-            one = _Warmed(**{field.name: event.get(field.name) for field in fields(_Warmed)})  # type: ignore[arg-type]
+            told = {field.name: event[field.name] for field in fields(_Warmed) if field.name in event}
+            one = _Warmed(**told)  # type: ignore[arg-type]
             found[one.plan_hash] = one
     return found
