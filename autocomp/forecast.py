@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from autocomp.compress.apply import apply
 from autocomp.compress.prepare import prepare
 from autocomp.compress.rebuild import Prepared
@@ -76,7 +74,7 @@ def _as_compiled(
     """The kernels that the target's runtime makes of a plan's file, called after what they compute."""
     compressed = apply(prepared, plan, task.calibration, target.numerics)
     file = export_onnx(compressed, packed=target.artifact == "onnx-packed")
-    inputs = [np.repeat(x.numpy(), target.batch, axis=0) for x in prepared.example.inputs]
+    inputs = prepared.example.arrays(target.batch)
     (compiled,) = compiled_kernels(target.runtime, target.threads, inputs, {0: file}).values()
     return followed(target.lower, [CompiledPlan(foreseen, compiled)], lambda _: True).put_right(foreseen)
 

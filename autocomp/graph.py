@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from autocomp.errors import TraceError, first_line
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     import torch
     from torch.export import ExportedProgram
     from torch.fx import GraphModule
@@ -160,6 +162,12 @@ class Example:
         import torch
 
         return tuple(torch.cat([x[:1], x[:1]]) for x in self.inputs)
+
+    def arrays(self, batch: int) -> list[npt.NDArray[np.generic]]:
+        """For a file: the inputs' first example, repeated to a batch."""
+        import numpy as np
+
+        return [np.ascontiguousarray(np.repeat(x[:1].numpy(), batch, axis=0)) for x in self.inputs]
 
     def dynamic_shapes(self) -> tuple[dict[int, object], ...]:
         """What torch.export and torch.onnx are told to leave free."""

@@ -27,7 +27,7 @@ from autocomp.task import Metric, Predict, Score
 from autocomp.trial import Cost, Trial
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    pass
 
 #: Standard errors either side of a 95 % interval.
 CONFIDENCE_Z = 1.96
@@ -92,7 +92,9 @@ def footprints(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, int]:
     if not models:
         return {}
     target = bench.target
-    return bench.measurer.footprints(target.runtime, target.threads, _example(bench), models)
+    return bench.measurer.footprints(
+        target.runtime, target.threads, bench.prepared.example.arrays(target.batch), models
+    )
 
 
 def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress | None = None) -> dict[int, Timing]:
@@ -100,22 +102,17 @@ def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress
     if not bench.target.reachable:
         return {}
     target = bench.target
-    return bench.measurer.time_files(target.runtime, target.threads, _example(bench), models, progress)
+    return bench.measurer.time_files(
+        target.runtime, target.threads, bench.prepared.example.arrays(target.batch), models, progress
+    )
 
 
 def compiled_kernels(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, tuple[Kernel, ...]]:
     """What the target's runtime compiles of files at its batch and threads, by their numbers."""
     target = bench.target
-    return bench.measurer.compiled_kernels(target.runtime, target.threads, _example(bench), models)
-
-
-def _example(bench: Workbench) -> list[npt.NDArray[np.generic]]:
-    """The task's example inputs, repeated to the target's batch."""
-    found = []
-    for tensor in bench.prepared.example.inputs:
-        array = tensor[:1].numpy()
-        found.append(np.ascontiguousarray(np.repeat(array, bench.target.batch, axis=0)))
-    return found
+    return bench.measurer.compiled_kernels(
+        target.runtime, target.threads, bench.prepared.example.arrays(target.batch), models
+    )
 
 
 def drop_interval(metric: Metric, baseline: Score, score: Score) -> tuple[float, float, float]:
