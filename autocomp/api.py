@@ -81,7 +81,7 @@ def search(
     from autocomp.hardware.fingerprint import this_machine
     from autocomp.hardware.profiles import find_profile
     from autocomp.hardware.resolve import resolve_target
-    from autocomp.hardware.timed_files import THIS_MACHINE, Measurer
+    from autocomp.hardware.timed_files import THIS_MACHINE, Place
     from autocomp.search import flow
     from autocomp.search.recovery import check_device, read_recipe
     from autocomp.search.sampler import check_sampler
@@ -109,7 +109,7 @@ def search(
 
             held.enter_context(connected())
         loaded, used = _loaded(task, data, watcher)
-        measurer: Measurer = THIS_MACHINE
+        place: Place = THIS_MACHINE
         machine = None
         if not isinstance(target, str):
             found = target
@@ -118,7 +118,7 @@ def search(
         else:
             node = TargetNode(find_profile(target).file.name)
             watcher.say(f"latency is measured on {node.name}; where no profile holds there, it is calibrated first")
-            found, measurer = node.resolve(threads, batch, artifact), node
+            found, place = node.resolve(threads, batch, artifact), node
             machine = node.there(this_machine)
         request = Request(
             task=loaded.name if isinstance(task, Task) else (task or loaded.name),
@@ -140,7 +140,7 @@ def search(
             recover_seeds=recover_seeds,
             recipe=said,
         )
-        flow.search(flow.set_up(request, loaded, found, measurer, machine), folder, resume, watcher, workers)
+        flow.search(flow.set_up(request, loaded, found, place, machine), folder, resume, watcher, workers)
     return Run(folder)
 
 

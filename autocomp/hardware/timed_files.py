@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from autocomp.hardware.footprint import footprint_bytes, tells_memory
 from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, reference_run
@@ -22,48 +22,22 @@ SETTINGS = TimingSettings(max_rounds=16)
 
 #: Is told (rounds done, of so many, what is being done).
 Progress = Callable[[int, int, str], None]
-
+ResultT = TypeVar("ResultT")
 
 #: Runs of a file after which it is known which of its nodes are executed.
 RUNS = 30
 
 
-class Measurer(Protocol):
-    """Measures files on a machine. All take the same ``inputs``; results come by the files' numbers.
+class Place(Protocol):
+    """Where files of a target are measured."""
 
-    Raises:
-        MeasurementError: the runtime refuses a file.
-    """
-
-    def time_files(
-        self,
-        runtime: RuntimeName,
-        threads: int,
-        inputs: Sequence[npt.NDArray[np.generic]],
-        models: Mapping[int, bytes],
-        progress: Progress | None = None,
-    ) -> dict[int, Timing]:
-        """Interleaved timings."""
+    @property
+    def elsewhere(self) -> str | None:
+        """What it is called; None where it is this process, which can tell how far it is."""
         ...
 
-    def compiled_kernels(
-        self,
-        runtime: RuntimeName,
-        threads: int,
-        inputs: Sequence[npt.NDArray[np.generic]],
-        models: Mapping[int, bytes],
-    ) -> dict[int, tuple[Kernel, ...]]:
-        """The kernels that the runtime compiles, in its order."""
-        ...
-
-    def footprints(
-        self,
-        runtime: RuntimeName,
-        threads: int,
-        inputs: Sequence[npt.NDArray[np.generic]],
-        models: Mapping[int, bytes],
-    ) -> dict[int, int]:
-        """The bytes that a process holds more for running them; none of any where the system does not tell."""
+    def there(self, work: Callable[[], ResultT]) -> ResultT:
+        """Do something there."""
         ...
 
 
@@ -71,36 +45,11 @@ class Measurer(Protocol):
 class ThisMachine:
     """Measures here."""
 
-    def time_files(
-        self,
-        runtime: RuntimeName,
-        threads: int,
-        inputs: Sequence[npt.NDArray[np.generic]],
-        models: Mapping[int, bytes],
-        progress: Progress | None = None,
-    ) -> dict[int, Timing]:
-        """See :class:`Measurer`."""
-        return time_files(runtime, threads, inputs, models, progress)
+    elsewhere: None = None
 
-    def compiled_kernels(
-        self,
-        runtime: RuntimeName,
-        threads: int,
-        inputs: Sequence[npt.NDArray[np.generic]],
-        models: Mapping[int, bytes],
-    ) -> dict[int, tuple[Kernel, ...]]:
-        """See :class:`Measurer`."""
-        return compiled_kernels(runtime, threads, inputs, models)
-
-    def footprints(
-        self,
-        runtime: RuntimeName,
-        threads: int,
-        inputs: Sequence[npt.NDArray[np.generic]],
-        models: Mapping[int, bytes],
-    ) -> dict[int, int]:
-        """See :class:`Measurer`."""
-        return footprints(runtime, threads, inputs, models)
+    def there(self, work: Callable[[], ResultT]) -> ResultT:
+        """Do it now."""
+        return work()
 
 
 THIS_MACHINE = ThisMachine()
@@ -109,7 +58,11 @@ THIS_MACHINE = ThisMachine()
 def compiled_kernels(
     runtime: RuntimeName, threads: int, inputs: Sequence[npt.NDArray[np.generic]], models: Mapping[int, bytes]
 ) -> dict[int, tuple[Kernel, ...]]:
-    """See :class:`Measurer`."""
+    """The kernels that the runtime compiles of files, in its order, by their numbers.
+
+    Raises:
+        MeasurementError: the runtime refuses a file.
+    """
     runs = cpu_runtime(runtime)
     return {
         number: tuple(sample.kernel for sample in runs.kernel_samples(model, inputs, threads, RUNS))
@@ -120,7 +73,11 @@ def compiled_kernels(
 def footprints(
     runtime: RuntimeName, threads: int, inputs: Sequence[npt.NDArray[np.generic]], models: Mapping[int, bytes]
 ) -> dict[int, int]:
-    """See :class:`Measurer`."""
+    """The bytes that a process holds more for running files, by their numbers; none of any where the system does not tell.
+
+    Raises:
+        MeasurementError: the runtime refuses a file.
+    """
     if not tells_memory():
         return {}
     return {number: footprint_bytes(runtime, model, inputs, threads) for number, model in models.items()}

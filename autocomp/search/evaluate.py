@@ -18,7 +18,7 @@ from autocomp.compress.structure import Structure, restructure
 from autocomp.errors import WorkError
 from autocomp.export.size import SizeModel
 from autocomp.hardware.target import Target
-from autocomp.hardware.timed_files import THIS_MACHINE, Measurer
+from autocomp.hardware.timed_files import THIS_MACHINE, Place
 from autocomp.plan import Plan
 from autocomp.task import Score, Task
 from autocomp.trial import Cost
@@ -27,13 +27,13 @@ from autocomp.trial import Cost
 @dataclass(frozen=True)
 class Workbench:
     """All that evaluating a plan needs: the task, its prepared model, the target, what a file's bytes are made of, and
-    what measures files where the target is in reach."""
+    where files are measured if the target is in reach."""
 
     task: Task
     prepared: Prepared
     target: Target
     sizes: SizeModel
-    measurer: Measurer = THIS_MACHINE
+    place: Place = THIS_MACHINE
 
     @cached_property
     def solver(self) -> Solver:

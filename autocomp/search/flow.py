@@ -21,7 +21,7 @@ from autocomp.export.size import SizeModel
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.target import Target
-from autocomp.hardware.timed_files import THIS_MACHINE, Measurer
+from autocomp.hardware.timed_files import THIS_MACHINE, Place
 from autocomp.hardware.timing import timing_words
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder, write_whole
@@ -57,14 +57,14 @@ def set_up(
     request: Request,
     task: Task,
     target: Target,
-    measurer: Measurer = THIS_MACHINE,
+    place: Place = THIS_MACHINE,
     machine: Fingerprint | None = None,
 ) -> Setup:
     """Check the task, prepare its model, resolve the space.
 
     Args:
-        measurer: measures files of the target.
-        machine: that it does so on; None for this one.
+        place: where files of the target are measured.
+        machine: that this is; None for this one.
 
     Raises:
         TaskError, TraceError, SpaceError: the request does not hold together.
@@ -86,7 +86,7 @@ def set_up(
     target.predict(structure)  # a kernel that the latency model does not know should not wait for the first trial
     numerics = target.numerics
     sizes = SizeModel.from_export(structure, len(untouched), packed, numerics.integer_bias, numerics.attention_operator)
-    bench = Workbench(task, prepared, target, sizes, measurer)
+    bench = Workbench(task, prepared, target, sizes, place)
     return Setup(request, bench, space, baseline, machine or this_machine())
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,16 +16,10 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autocomp.errors import WorkError, first_line
 from autocomp.hardware.resolve import resolve_target
-from autocomp.hardware.timed_files import Progress, compiled_kernels, footprints, time_files
-from autocomp.hardware.timing import Timing
 from autocomp.search.workers import LABEL
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from autocomp.hardware.kernels import Kernel
-    from autocomp.hardware.target import Artifact, RuntimeName, Target
+    from autocomp.hardware.target import Artifact, Target
 
 ResultT = TypeVar("ResultT")
 
@@ -86,42 +80,14 @@ class TargetNode:
         """The target as it holds on that node, which is calibrated first where no profile does."""
         return self.there(partial(resolve_target, self.target, threads, batch, artifact))
 
-    def time_files(
-        self,
-        runtime: RuntimeName,
-        threads: int,
-        inputs: Sequence[npt.NDArray[np.generic]],
-        models: Mapping[int, bytes],
-        progress: Progress | None = None,
-    ) -> dict[int, Timing]:
-        """See :class:`autocomp.hardware.timed_files.Measurer`; on that node."""
-        if progress is not None:
-            progress(0, len(models), f"timing on {self.name}")
-        return self.there(partial(time_files, runtime, threads, inputs, models))
-
-    def compiled_kernels(
-        self,
-        runtime: RuntimeName,
-        threads: int,
-        inputs: Sequence[npt.NDArray[np.generic]],
-        models: Mapping[int, bytes],
-    ) -> dict[int, tuple[Kernel, ...]]:
-        """See :class:`autocomp.hardware.timed_files.Measurer`; on that node."""
-        return self.there(partial(compiled_kernels, runtime, threads, inputs, models))
-
-    def footprints(
-        self,
-        runtime: RuntimeName,
-        threads: int,
-        inputs: Sequence[npt.NDArray[np.generic]],
-        models: Mapping[int, bytes],
-    ) -> dict[int, int]:
-        """See :class:`autocomp.hardware.timed_files.Measurer`; on that node."""
-        return self.there(partial(footprints, runtime, threads, inputs, models))
-
     def is_labelled(self) -> bool:
         """Whether a node has the target's label."""
         return any(self._label in has for has in node_resources())
+
+    @property
+    def elsewhere(self) -> str:
+        """As :attr:`name`."""
+        return self.name
 
     @property
     def name(self) -> str:

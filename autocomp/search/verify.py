@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from autocomp.compress.apply import origin
 from autocomp.errors import WorkError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import OutputForm
+from autocomp.hardware import timed_files
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.runtimes import onnxruntime
 from autocomp.hardware.runtimes.runtime import LoadedFile, batch_outputs, cpu_runtime
@@ -28,6 +30,8 @@ from autocomp.trial import Cost, Trial
 
 if TYPE_CHECKING:
     pass
+
+FoundT = TypeVar("FoundT")
 
 #: Standard errors either side of a 95 % interval.
 CONFIDENCE_Z = 1.96
@@ -86,33 +90,35 @@ def predictor(file: LoadedFile, outputs: OutputForm) -> Predict:
     return predict
 
 
-def footprints(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, int]:
-    """The memory that files take at the target's batch and threads (bytes), by their numbers; none where the system does not
-    tell."""
-    if not models:
-        return {}
-    target = bench.target
-    return bench.measurer.footprints(
-        target.runtime, target.threads, bench.prepared.example.arrays(target.batch), models
-    )
-
-
 def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress | None = None) -> dict[int, Timing]:
     """Interleaved timings of files at the target's batch and threads, by trial number. Empty where out of reach."""
     if not bench.target.reachable:
         return {}
-    target = bench.target
-    return bench.measurer.time_files(
-        target.runtime, target.threads, bench.prepared.example.arrays(target.batch), models, progress
-    )
+    work, place = timed_files.time_files, bench.place.elsewhere
+    if place is None:
+        return _measured(bench, partial(work, progress=progress), models)
+    if progress is not None:
+        progress(0, len(models), f"timing on {place}")
+    return _measured(bench, work, models)
 
 
 def compiled_kernels(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, tuple[Kernel, ...]]:
     """What the target's runtime compiles of files at its batch and threads, by their numbers."""
+    return _measured(bench, timed_files.compiled_kernels, models)
+
+
+def footprints(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, int]:
+    """The memory that files take at the target's batch and threads (bytes), by their numbers; none where the system does not
+    tell."""
+    return _measured(bench, timed_files.footprints, models) if models else {}
+
+
+def _measured(
+    bench: Workbench, work: Callable[..., dict[int, FoundT]], models: Mapping[int, bytes]
+) -> dict[int, FoundT]:
     target = bench.target
-    return bench.measurer.compiled_kernels(
-        target.runtime, target.threads, bench.prepared.example.arrays(target.batch), models
-    )
+    inputs = bench.prepared.example.arrays(target.batch)
+    return bench.place.there(partial(work, target.runtime, target.threads, inputs, models))
 
 
 def drop_interval(metric: Metric, baseline: Score, score: Score) -> tuple[float, float, float]:

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -22,7 +23,7 @@ ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'auto
 from ray.cluster_utils import Cluster  # noqa: E402
 
 from autocomp.errors import MeasurementError, RequestError, RunError, WorkError  # noqa: E402
-from autocomp.hardware.timed_files import THIS_MACHINE  # noqa: E402
+from autocomp.hardware.timed_files import THIS_MACHINE, compiled_kernels, footprints, time_files  # noqa: E402
 from autocomp.plan import Plan  # noqa: E402
 from autocomp.run import Request, RunFolder  # noqa: E402
 from autocomp.search import flow, ray_tune  # noqa: E402
@@ -236,16 +237,18 @@ def test_latency_is_measured_alone_on_the_node_that_has_the_label(cluster: Clust
         assert niceness == os.nice(0)  # Ray's workers let others go first
         assert where == labelled.node_id
         assert began >= ray.get(busy)  # it waited for what ran there
-        found = node.time_files("onnxruntime", 1, [np.ones((1, 4), np.float32)], {3: small_file(), 5: small_file()})
+        found = node.there(
+            partial(time_files, "onnxruntime", 1, [np.ones((1, 4), np.float32)], {3: small_file(), 5: small_file()})
+        )
         assert found.keys() == {3, 5}
         assert all(timing.latency_ms > 0 for timing in found.values())
         given = [np.ones((1, 4), np.float32)], {3: small_file()}
-        kernels = node.compiled_kernels("onnxruntime", 1, *given)
-        assert kernels == THIS_MACHINE.compiled_kernels("onnxruntime", 1, *given)
+        kernels = node.there(partial(compiled_kernels, "onnxruntime", 1, *given))
+        assert kernels == THIS_MACHINE.there(partial(compiled_kernels, "onnxruntime", 1, *given))
         assert len(kernels[3]) > 0
-        assert node.footprints("onnxruntime", 1, *given)[3] > 0
+        assert node.there(partial(footprints, "onnxruntime", 1, *given))[3] > 0
         with pytest.raises(MeasurementError) as caught:
-            node.time_files("onnxruntime", 1, [], {0: b"no file"})
+            node.there(partial(time_files, "onnxruntime", 1, [], {0: b"no file"}))
         assert "\n" not in str(caught.value)
     finally:
         cluster.remove_node(labelled)
