@@ -19,7 +19,7 @@ from autocomp.hardware.kernels import Kernel, Shape, in_company
 
 #: What a foreseen kernel is known by in another plan: its kind, what it computes, and whether it adds.
 Key = tuple[str, tuple[str, ...], bool]
-#: A kernel that reads a few values more than it writes reads constants, however much it writes.
+#: A kernel that multiplies nothing and reads a few values more than it writes reads constants, however much it writes.
 MOST_CONSTANTS = 8
 Lower = Callable[[Structure], tuple[Kernel, ...]]
 
@@ -216,10 +216,12 @@ def _resized(kernel: Kernel, pairs: Sequence[Pair], of: Sequence[Pair]) -> Kerne
         return grown(field) if found is None else found
 
     out = sized("out_elements", "in_elements")
-    read = same("in_elements", "in_elements", "out_elements")
-    if read is None:
-        constants = kernel.in_elements - kernel.out_elements
-        read = out + constants if 0 <= constants <= MOST_CONSTANTS else grown("in_elements")
+    constants = kernel.in_elements - kernel.out_elements
+    read = (
+        out + constants
+        if not kernel.macs and 0 <= constants <= MOST_CONSTANTS
+        else sized("in_elements", "out_elements")
+    )
     return changed(
         kernel,
         sources=tuple(dict.fromkeys(source for _, now in of for source in now.sources)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from autocomp.compress.structure import Structure
@@ -54,6 +54,7 @@ def shapes(kernels: tuple[Kernel, ...]) -> list[object]:
 
 
 @given(st.integers(11, 500), st.integers(11, 500))
+@example(62, 11)  # where a conversion happens to read as many values as a convolution
 def test_what_was_compiled_of_one_plan_is_foreseen_of_another_in_its_sizes(here: int, there: int) -> None:
     found = learned(CompiledPlan(plan(here), joined(here))).put_right(plan(there))
     assert shapes(found) == shapes(joined(there))
