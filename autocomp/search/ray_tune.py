@@ -1,5 +1,5 @@
-"""A search's evaluations on a Ray cluster: Ray Tune places, retries and stops them; what comes next and what is known is
-the run's own study's (:class:`autocomp.search.study.Ledger`).
+"""A search's evaluations on a Ray cluster: Ray Tune places and stops them; what comes next, what is known and what is
+begun again is the run's own (:class:`autocomp.search.study.Ledger`).
 
 So nothing that Tune keeps matters: it writes to a folder that is thrown away, and a run whose driver, Tune or cluster
 died goes on from its journal like any other. Nor does it matter where an evaluation ran, or how often it was begun: it
@@ -13,15 +13,17 @@ import os
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ray
 import ray.cloudpickle
 from ray import tune
+from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
 
 from autocomp.errors import WorkError
@@ -39,7 +41,7 @@ if TYPE_CHECKING:
 
     from autocomp.search.evaluate import Workbench
 
-#: How often an evaluation whose worker died is begun again elsewhere.
+#: How often an evaluation in which the worker died is begun again elsewhere.
 RETRIES = 3
 #: Tune's own files, callbacks and reports: what it would do beside placing trials, each of which costs time a trial.
 _QUIET: Mapping[str, str] = {
@@ -62,7 +64,7 @@ def run_trials(ledger: Ledger, bench: Workbench, workers: Workers, timeout_s: fl
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # a trial's failure is told by us, in one line
     with connected(), tempfile.TemporaryDirectory(prefix="autocomp-tune-") as scratch, _environment(_QUIET):
         room = _checked_room(workers)
-        proposals = _Proposals(ledger, timeout_s, told)
+        proposals = _Proposals(ledger, timeout_s, told, room)
         tune.run(
             tune.with_parameters(_Evaluation, bench=bench, limit_s=workers.limit_s, limit_gb=workers.limit_gb),
             name="search",
@@ -72,7 +74,7 @@ def run_trials(ledger: Ledger, bench: Workbench, workers: Workers, timeout_s: fl
             max_concurrent_trials=workers.concurrent or room,
             resources_per_trial={"cpu": workers.cpus, "gpu": workers.gpus},
             reuse_actors=True,
-            max_failures=RETRIES,
+            max_failures=0,  # begun again by _Proposals: Tune counts a lost worker that it used again as two failures
             raise_on_failed_trial=False,
             trial_dirname_creator=lambda trial: str(trial.trial_id),
             callbacks=[_Telling(proposals)],
@@ -80,32 +82,68 @@ def run_trials(ledger: Ledger, bench: Workbench, workers: Workers, timeout_s: fl
         )
 
 
-class _Proposals(Searcher):
-    """What Tune asks for its next trial."""
+@dataclass
+class _Attempts:
+    """How often a proposal was given to a worker that then was lost: in the evaluation or its own setup, which may be the
+    plan's doing, or before, which is not."""
 
-    def __init__(self, ledger: Ledger, timeout_s: float | None, told: Told) -> None:
+    proposal: Proposal
+    begun: bool = False
+    died: int = 0
+    lost: int = 0
+
+
+class _Proposals(Searcher):
+    """What Tune asks for its next trial. A proposal whose worker was lost comes again, as another trial of Tune's."""
+
+    def __init__(self, ledger: Ledger, timeout_s: float | None, told: Told, room: int) -> None:
         super().__init__()
         self._ledger, self._told = ledger, told
         self._until = None if timeout_s is None else time.monotonic() + timeout_s
         self._waiting = ledger.unfinished()
-        self._open: dict[str, Proposal] = {}
+        self._open: dict[str, _Attempts] = {}
+        self._again: deque[_Attempts] = deque()
+        # A node that goes leaves at most this many idle workers, and Tune may give a proposal to one after the other.
+        self._most_lost = RETRIES + room
 
     def suggest(self, trial_id: str) -> dict[str, object] | None:
-        while (proposal := self._following()) is not None:
-            known = self._ledger.known(proposal.plan)
+        while (attempts := self._following()) is not None:
+            known = self._ledger.known(attempts.proposal.plan)
             if known is None:
-                self._open[trial_id] = proposal
-                return {"plan": proposal.plan.to_json()}
-            self._tell(proposal, known)
-        return Searcher.FINISHED  # type: ignore[return-value]
+                self._open[trial_id] = attempts
+                return {"plan": attempts.proposal.plan.to_json()}
+            self._tell(attempts.proposal, known)
+        return None if self._open else Searcher.FINISHED  # type: ignore[return-value]  # what is open may come again
+
+    def begun(self, trial_id: str) -> None:
+        """A worker has it."""
+        self._open[trial_id].begun = True
+
+    def lost(self, trial_id: str, error: Exception) -> None:
+        """Its worker is there no more."""
+        attempts = self._open.pop(trial_id)
+        if attempts.begun or not isinstance(error, RayActorError) or error.actor_init_failed:
+            attempts.died += 1
+        else:
+            attempts.lost += 1
+        attempts.begun = False
+        if attempts.died <= RETRIES and attempts.lost <= self._most_lost:
+            self._again.append(attempts)
+            return
+        what = f"its worker died {attempts.died} times" if attempts.died > RETRIES else "no worker could begin it"
+        said = f"{type(error).__name__}: {' '.join(str(error).split())[-300:]}"
+        self._tell(attempts.proposal, Outcome(None, None, 0.0, f"WorkError: {what}; the last said: {said}"))
 
     def finish(self, trial_id: str, outcome: Outcome) -> None:
-        self._tell(self._open.pop(trial_id), outcome)
+        self._tell(self._open.pop(trial_id).proposal, outcome)
 
-    def _following(self) -> Proposal | None:
+    def _following(self) -> _Attempts | None:
         if self._until is not None and time.monotonic() > self._until:
             return None
-        return next(self._waiting, None) or self._ledger.propose()
+        if self._again:
+            return self._again.popleft()
+        proposal = next(self._waiting, None) or self._ledger.propose()
+        return None if proposal is None else _Attempts(proposal)
 
     def _tell(self, proposal: Proposal, outcome: Outcome) -> None:
         self._told(self._ledger.tell(proposal, outcome), self._ledger.trials)
@@ -132,11 +170,12 @@ class _Telling(tune.Callback):
         outcome = Outcome(said["metric"], None if cost is None else Cost(**cost), said["seconds"], said["error"])
         self._proposals.finish(trial.trial_id, outcome)
 
+    def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
+        self._proposals.begun(trial.trial_id)
+
     def on_trial_error(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
-        error = trial.get_pickled_error()
-        said = " ".join(str(error).split())[:300]
-        why = f"WorkError: its worker died {RETRIES + 1} times; the last said: {type(error).__name__}: {said}"
-        self._proposals.finish(trial.trial_id, Outcome(None, None, 0.0, why))
+        assert trial.pickled_error_file is not None  # Tune keeps what a worker said
+        self._proposals.lost(trial.trial_id, ray.cloudpickle.loads(Path(trial.pickled_error_file).read_bytes()))
 
 
 class _Evaluation(tune.Trainable):

@@ -21,6 +21,7 @@ from onnx import helper
 ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'autocomp[ray]'")
 
 from ray.cluster_utils import Cluster  # noqa: E402
+from ray.tune.search import Searcher  # noqa: E402
 
 from autocomp.errors import MeasurementError, RequestError, RunError, WorkError  # noqa: E402
 from autocomp.hardware.timed_files import THIS_MACHINE, compiled_kernels, footprints, time_files  # noqa: E402
@@ -138,7 +139,7 @@ def test_a_plan_that_raises_fails_its_trial_alone(cluster: Cluster, tmp_path: Pa
 @pytest.mark.parametrize(
     ("how", "workers", "error"),
     [
-        ("dies", Workers(), "WorkError: its worker died 4 times"),
+        ("dies", Workers(), "WorkError: its worker died 4 times; the last said: Actor"),
         ("dies", Workers(limit_s=60.0), "WorkError: its process died of signal 9"),
         ("hangs", Workers(limit_s=1.0), "TimeoutError: a trial must end within 1 s"),
         ("grows", Workers(limit_gb=1.2), "MemoryError: a trial must take at most 1.2 GB"),
@@ -175,6 +176,30 @@ def test_a_node_killed_in_mid_run_loses_nothing(cluster: Cluster, tmp_path: Path
     assert killed
     assert sorted(numbers) == list(range(30))
     assert [trial.state for trial in ledger.trials] == ["complete"] * 30
+
+
+def test_a_plan_answers_for_the_workers_that_began_it_alone(tmp_path: Path) -> None:
+    study = open_study(tmp_path / "study.log", "maximize")
+    ledger = Ledger(study, synthetic_space(), request("random", trials=1), PaperBench().task.metric, BASELINE)
+    told: list[Trial] = []
+    room = 5
+    proposals = ray_tune._Proposals(ledger, None, lambda trial, trials: told.append(trial), room)
+    plan = proposals.suggest("0")
+    gone = ray.exceptions.ActorUnavailableError("it does not answer", b"0" * 16)
+    for number in range(room):  # one idle worker after the other, of a node that is there no more
+        proposals.lost(str(number), gone)
+        assert proposals.suggest(str(number + 1)) == plan
+    for number in range(room, room + ray_tune.RETRIES):
+        proposals.begun(str(number))
+        proposals.lost(str(number), gone)
+        assert proposals.suggest(str(number + 1)) == plan
+    assert proposals.suggest("while it is out") is None
+    proposals.begun(str(room + ray_tune.RETRIES))
+    proposals.lost(str(room + ray_tune.RETRIES), gone)
+    assert proposals.suggest("then") == cast("object", Searcher.FINISHED)
+    assert [trial.state for trial in told] == ["failed"]
+    said = told[0].error or ""
+    assert said.startswith("WorkError: its worker died 4 times; the last said: ActorUnavailableError: ")
 
 
 #: A driver that is killed.
