@@ -32,6 +32,8 @@ SEEING = frozenset({"wanda", "hessian"})
 
 #: Patterns that take whole units out of a layer, and those that keep n of every m weights.
 UNIT_PATTERNS = ("channel", "head")
+#: Of these one threshold can hold for many layers.
+ONE_THRESHOLD_PATTERNS: tuple[Literal["unstructured", "channel"], ...] = ("unstructured", "channel")
 N_OF_M = MappingProxyType({"2:4": (2, 4), "1:4": (1, 4), "4:8": (4, 8)})
 
 #: 16 are floats of half precision; 1 is -1 and 1.
@@ -56,10 +58,13 @@ def _one_of(value: object, kind: object, what: str) -> None:
 class Sparsity:
     """The share of a layer that is removed.
 
-    ``unstructured`` zeroes single weights; ``2:4`` (and ``1:4``, ``4:8``) keep two of every four weights in a row over
-    the input channels; ``block`` zeroes blocks of four such weights; ``channel`` removes whole output channels,
-    together with those of every layer coupled to it, and makes the layer really smaller; ``head`` does so with whole
-    attention heads, on the layers that make queries, keys and values. ``level`` is the share removed, in (0, 1).
+    ``unstructured`` zeroes single weights (Han et al., "Learning both weights and connections", 2015); ``2:4`` (and
+    ``1:4``, ``4:8``) keep two of every four weights in a row over the input channels (Mishra et al., "Accelerating sparse
+    deep neural networks", 2021); ``block`` zeroes blocks of four such weights (Narang et al., "Block-sparse recurrent
+    neural networks", 2017); ``channel`` removes whole output channels, together with those of every layer coupled to it,
+    and makes the layer really smaller (Li et al., "Pruning filters for efficient ConvNets", 2017); ``head`` does so with
+    whole attention heads, on the layers that make queries, keys and values (Michel et al., "Are sixteen heads really
+    better than one?", 2019). ``level`` is the share removed, in (0, 1).
 
     ``saliency`` says what goes first: what is small (``magnitude``; Han et al., "Learning both weights and
     connections", 2015), what the output depends on least to first order (``taylor``; Molchanov et al., "Importance
@@ -123,11 +128,13 @@ class Format:
 
     ``dynamic``: the range of the activations is found anew at every run, not calibrated. ``grid``: the levels of the
     weights, ``group`` the size of the groups where the ``granularity`` is one. ``clip`` is how a step is chosen, for
-    the weights and for the activations that the layer reads: least squared error (``mse``), the largest value
-    (``minmax``) or all but a thousandth of the values (``percentile``); tables, signs, and activations in floats or
-    on grids of the moment follow from no range, and it has no say there. ``rounding``: to the ``nearest`` level; or so
-    that what is rounded later makes up for what was rounded before (``gptq``; Frantar et al., "GPTQ", 2022); or up or
-    down as the layer's outputs have it (``adaround``; Nagel et al., "Up or down?", 2020).
+    the weights and for the activations that the layer reads: least squared error (``mse``; Banner et al., "Post training
+    4-bit quantization of convolutional networks for rapid-deployment", 2019), the largest value (``minmax``) or all but a
+    thousandth of the values (``percentile``; both in Wu et al., "Integer quantization for deep learning inference",
+    2020); tables, signs, and activations in floats or on grids of the moment follow from no range, and it has no say
+    there. ``rounding``: to the ``nearest`` level; or so that what is rounded later makes up for what was rounded before
+    (``gptq``; Frantar et al., "GPTQ", 2022); or up or down as the layer's outputs have it (``adaround``; Nagel et al., "Up
+    or down?", 2020).
 
     Written ``w8a8``, ``w8d8`` (dynamic), ``w4a32`` (activations in floats), ``t2a8`` (ternary), ``c4a8`` (a codebook of
     16 levels), with ``/tensor`` or ``/g32`` for the granularity and ``+gptq``, ``+minmax`` and the like.

@@ -1,4 +1,4 @@
-"""The choices a search may make for each layer: read from YAML, checked against the model, cut to what pays.
+"""The choices a search may make for a network: read from YAML, checked against the model, cut to what pays.
 
 A space is a list of decisions with a finite number of options each, the first of which always is "leave it". What a
 sampler proposes is one index per decision.
@@ -7,56 +7,52 @@ sampler proposes is one index per decision.
 from __future__ import annotations
 
 import fnmatch
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from autocomp.errors import PlanError, SpaceError, did_you_mean
+from autocomp.formats import Activations, Work, check_format, format_for, work_of
 from autocomp.inventory import Inventory, LayerInfo
 from autocomp.places import shipped_folder
 from autocomp.plan import (
+    ONE_THRESHOLD_PATTERNS,
     SEEING,
     UNIT_PATTERNS,
     Adjustment,
-    Clip,
     Drop,
     Format,
-    Grid,
     LayerPlan,
     Pattern,
     Plan,
     Rank,
     RankMethod,
-    Rounding,
     Saliency,
     Sparsity,
 )
 
 Kind = Literal["block", "channel", "head", "unstructured", "rank", "format"]
 KINDS: tuple[Kind, ...] = ("block", "channel", "head", "unstructured", "rank", "format")
-Option = Sparsity | Rank | Format | Drop
 
-#: How activations may be given to a layer: rounded on a calibrated grid, on that of the moment, or not at all.
-Activations = Literal["a8", "d8", "a32"]
 
-#: Kinds of layers that a runtime treats differently: dense and depthwise (or grouped) convolutions, linears over plain
-#: vectors and over sequences. Of everything else only the weights are stored in few bits.
-Work = Literal["conv", "depthwise", "linear", "sequence"]
-WORKS: tuple[Work, ...] = ("conv", "depthwise", "linear", "sequence")
+@dataclass(frozen=True)
+class Spread:
+    """A level of sparsity for many layers together: what each of them loses where one threshold holds for all."""
+
+    by_layer: tuple[tuple[str, Sparsity], ...]
+
+
+Option = Sparsity | Rank | Format | Drop | Spread
+#: From a sparsity whose level is that of some layers together to the sparsity of each.
+OneThreshold = Callable[[Sparsity, Collection[str]], Mapping[str, Sparsity]]
 
 #: Ranks are rounded to a multiple of this, which kernels like better.
 RANK_STEP = 4
-
-_FORMAT = re.compile(
-    r"^(?P<grid>[wtc])(?P<weight>\d+)(?:(?P<how>[ad])(?P<activation>\d+))?(?:/(?P<steps>tensor|g\d+))?(?P<ways>(?:\+\w+)*)$"
-)
-_GRIDS: dict[str, Grid] = {"w": "uniform", "t": "ternary", "c": "codebook"}
 
 
 class _Strict(BaseModel):
@@ -64,9 +60,13 @@ class _Strict(BaseModel):
 
 
 class _SparsityRule(_Strict):
+    """``scope`` is ``layer`` for a level of every layer by itself, ``global`` for one threshold over all that the rule is
+    for."""
+
     pattern: Pattern
     level: float
     saliency: Saliency = "magnitude"
+    scope: Literal["layer", "global"] = "layer"
 
     @field_validator("level")
     @classmethod
@@ -81,6 +81,10 @@ class _SparsityRule(_Strict):
             self.sparsity()
         except PlanError as error:
             raise ValueError(str(error)) from error
+        if self.scope == "global" and self.pattern not in ONE_THRESHOLD_PATTERNS:
+            raise ValueError(
+                f"one threshold is for {' or '.join(ONE_THRESHOLD_PATTERNS)}; got {self.pattern} with scope global"
+            )
         return self
 
     def sparsity(self) -> Sparsity:
@@ -118,84 +122,6 @@ class SpaceFile(_Strict):
     name: str
     rules: tuple[_Rule, ...]
     adjustments: tuple[Adjustment, ...] = ()
-
-
-def check_format(text: str) -> None:
-    """Raises:
-    ValueError: the text is no format, or has bits that are not offered.
-    """
-    match = _FORMAT.match(text)
-    if match is None:
-        raise ValueError(
-            f"a format is written like w8 (activations as suits the layer), w8a8, w8d8, w4a32, t2 (ternary) or c4 (a "
-            f"codebook), and then /tensor or /g32, +gptq, +adaround, +minmax or +percentile; got {text!r}"
-        )
-    # Without a word on activations, floats are what every format can have.
-    _format(match, f"{match['how']}{match['activation']}" if match["how"] else "a32")
-
-
-def _format(match: re.Match[str], activations: str) -> Format:
-    """Raises:
-    ValueError: these bits, or these ways together, are not offered.
-    """
-    steps, ways = match["steps"] or "", [way for way in match["ways"].split("+") if way]
-    for way in ways:
-        if way not in (*get_args(Rounding), *get_args(Clip)):
-            raise ValueError(
-                f"a way to round or clip is one of {', '.join((*get_args(Rounding), *get_args(Clip)))}; got {way}"
-            )
-    try:
-        return Format(
-            int(match["weight"]),
-            int(activations[1:]),
-            activations[0] == "d",
-            _GRIDS[match["grid"]],
-            "tensor" if steps == "tensor" else "group" if steps else "channel",
-            int(steps[1:]) if steps.startswith("g") else 0,
-            next((way for way in get_args(Clip) if way in ways), "mse"),
-            next((way for way in get_args(Rounding) if way in ways), "nearest"),
-        )
-    except PlanError as error:
-        raise ValueError(str(error)) from error
-
-
-def work_of(layer: LayerInfo) -> Work | None:
-    """The kind of layers that one is of; None where no runtime has integer kernels for it."""
-    if layer.kind == "conv2d":
-        return "conv" if layer.groups == 1 else "depthwise"
-    if layer.kind == "linear":
-        return "linear" if len(layer.out_shape) == 1 else "sequence"
-    return None
-
-
-def format_for(text: str, layer: LayerInfo, activations: Sequence[Activations]) -> Format | None:
-    """What a format of a space file means for a layer; None where the layer cannot have it.
-
-    ``w4`` leaves the activations to the layer: rounded on a calibrated grid in convolutions and in linears over plain
-    vectors; rounded at run time in linears over sequences, whose activations have outliers that come and go; not at all
-    where there is no integer kernel.
-
-    Args:
-        activations: what the target makes something of.
-    """
-    match = _FORMAT.match(text)
-    if match is None:
-        return None
-    order: tuple[Activations, ...] = ("a8", "a32") if layer.computes_integers else ("a32",)
-    if layer.kind == "linear":
-        order = ("d8", "a8", "a32") if len(layer.out_shape) > 1 else ("a8", "d8", "a32")
-    if match["how"] is not None:
-        wanted = f"{match['how']}{match['activation']}"
-        possible = wanted == "a32" or (layer.computes_integers and (wanted == "a8" or layer.kind == "linear"))
-        return _rounded(_format(match, wanted), layer) if possible and wanted in activations else None
-    if match["weight"] == "16" or (match["steps"] or "").startswith("g"):
-        order = ("a32",)
-    return next((_rounded(_format(match, how), layer) for how in order if how in activations), None)
-
-
-def _rounded(chosen: Format, layer: LayerInfo) -> Format:
-    """To the nearest levels where the rounding looks at inputs that cannot be seen."""
-    return chosen if layer.sees_inputs else replace(chosen, rounding="nearest")
 
 
 def builtin_spaces() -> dict[str, Path]:
@@ -262,13 +188,16 @@ class SearchSpace:
     def plan(self, indices: Mapping[str, int]) -> Plan:
         """The plan of one index per decision (missing ones count as "leave it").
 
-        Coupled channels come first: a layer whose channels are pruned is not also pruned weight by weight, and a rank
-        that no longer saves anything in the narrower layer is left out. So different indices may be one plan.
+        What is decided for one layer goes before what is decided for all. Coupled channels come first: a layer whose
+        channels are pruned is not also pruned weight by weight, and a rank that no longer saves anything in the narrower
+        layer is left out. So different indices may be one plan.
         """
         chosen: dict[Kind, dict[str, Option]] = {kind: {} for kind in KINDS}
         for decision in self.decisions:
             option = decision.options[indices.get(decision.name, 0)]
-            if option is not None:
+            if isinstance(option, Spread):
+                chosen[decision.kind].update(option.by_layer)
+            elif option is not None:
                 chosen[decision.kind].update(dict.fromkeys(decision.layers, option))
         blocks = self.inventory.blocks_by_name
         gone = {layer for name in chosen["block"] for layer in blocks[name].layers}
@@ -327,24 +256,30 @@ def build_space(
     patterns: Sequence[Pattern],
     ranks: bool,
     activations: Mapping[Work, Sequence[Activations]],
+    one_threshold: OneThreshold,
 ) -> SearchSpace:
     """The decisions that ``file`` leaves open for a model, without what the target gains nothing from.
 
     Args:
         activations: how they may be given to every kind of layers; other layers' weights may be stored in few bits where
             those of any kind may.
+        one_threshold: asked where a rule has a level for many layers together.
 
     Raises:
         SpaceError: a rule matches no layer (lists the layers), or nothing is left to decide.
     """
     rules = _rules_by_layer(file, inventory)
     stored: tuple[Activations, ...] = ("a32",) if any("a32" in ways for ways in activations.values()) else ()
-    decisions = [*_block_decisions(rules, inventory), *_unit_decisions(rules, inventory, patterns)]
+    decisions = [
+        *_block_decisions(rules, inventory),
+        *_global_decisions(rules, patterns, one_threshold),
+        *_unit_decisions(rules, inventory, patterns),
+    ]
     for layer in inventory.layers:
         rule = rules.get(layer.name)
         if rule is None:
             continue
-        masks = [_weighed(one.sparsity(), layer) for one in rule.sparsity or () if one.pattern not in UNIT_PATTERNS]
+        masks = [_weighed(one, layer) for one in _of_layers(rule) if one.pattern not in UNIT_PATTERNS]
         masks = [one for one in masks if one.pattern in patterns]
         masks.sort(key=lambda one: one.level)
         decisions.append(_decision("unstructured", (layer.name,), masks))
@@ -386,6 +321,28 @@ def _block_decisions(rules: Mapping[str, _Rule], inventory: Inventory) -> Iterat
             yield _decision("block", (block.name,), [Drop()])
 
 
+def _global_decisions(
+    rules: Mapping[str, _Rule], patterns: Sequence[Pattern], one_threshold: OneThreshold
+) -> Iterator[Decision]:
+    """One for every pattern, of the layers that a rule gives a level together."""
+    members: dict[Sparsity, list[str]] = {}
+    for name, rule in rules.items():
+        for one in rule.sparsity or ():
+            if one.scope == "global" and one.pattern in patterns:
+                members.setdefault(one.sparsity(), []).append(name)
+    for kind in ONE_THRESHOLD_PATTERNS:
+        levels = sorted((one for one in members if one.pattern == kind), key=lambda one: (one.level, one.saliency))
+        if levels:
+            options = [Spread(tuple(one_threshold(one, members[one]).items())) for one in levels]
+            layers = tuple(dict.fromkeys(name for one in levels for name in members[one]))
+            yield replace(_decision(kind, layers, options), name=f"{kind}:*")
+
+
+def _of_layers(rule: _Rule) -> list[Sparsity]:
+    """What a rule offers every layer by itself."""
+    return [one.sparsity() for one in rule.sparsity or () if one.scope == "layer"]
+
+
 def _unit_decisions(
     rules: Mapping[str, _Rule], inventory: Inventory, patterns: Sequence[Pattern]
 ) -> Iterator[Decision]:
@@ -394,10 +351,7 @@ def _unit_decisions(
         if group.pattern not in patterns or not group.prunable or any(name not in rules for name in group.producers):
             continue
         # Coupled layers lose the same channels: only what the rules of all of them allow.
-        allowed = [
-            {one.sparsity() for one in rules[name].sparsity or () if one.pattern == group.pattern}
-            for name in group.producers
-        ]
+        allowed = [{one for one in _of_layers(rules[name]) if one.pattern == group.pattern} for name in group.producers]
         common = sorted(set.intersection(*allowed), key=lambda one: (one.level, one.saliency))
         # On few channels, two levels may cut the same number.
         distinct = {

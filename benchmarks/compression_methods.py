@@ -23,7 +23,7 @@ import torch
 from compression_bench import REFERENCE, WORK, Bench, read_rows
 from tables import write_table
 
-from autocomp.compress.levels import global_plan
+from autocomp.compress.levels import global_sparsity
 from autocomp.compress.recipe import Recovery
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, reference_run
@@ -76,6 +76,11 @@ def ranked(method: RankMethod, share: float, layer: LayerInfo) -> LayerPlan | No
     return LayerPlan(rank=Rank(method, max(2, round(share * largest)))) if largest > 2 else None
 
 
+def one_threshold(bench: Bench, together: Sparsity) -> Plan:
+    levels = global_sparsity(bench.prepared, bench.solver, together)
+    return Plan({name: LayerPlan(one) for name, one in levels.items()})
+
+
 def methods(bench: Bench) -> Iterator[tuple[str, str, Callable[[], Plan]]]:
     """Method, level, and what makes the plan: some look at all layers' weights for it."""
     inventory = bench.prepared.inventory
@@ -96,8 +101,8 @@ def methods(bench: Bench) -> Iterator[tuple[str, str, Callable[[], Plan]]]:
             asked = LayerPlan(Sparsity("block", level, saliency))
             yield f"blocks of four by {saliency}", f"{level:.0%}", partial(plan, same(asked))
         for level in SPARSE:
-            whole = partial(global_plan, bench.prepared, bench.solver, level, saliency=saliency)
-            yield f"unstructured by {saliency}, one threshold for all layers", f"{level:.0%}", whole
+            together = partial(one_threshold, bench, Sparsity("unstructured", level, saliency))
+            yield f"unstructured by {saliency}, one threshold for all layers", f"{level:.0%}", together
         for level in CHANNELS:
             cut_groups = {
                 name: LayerPlan(Sparsity("channel", level, saliency))

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from autocomp.compress.apply import apply
+from autocomp.compress.levels import global_sparsity
 from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import Numerics
 from autocomp.compress.rebuild import Prepared
@@ -232,11 +233,17 @@ def compile_plans(names: Sequence[str], runtimes: Sequence[RuntimeName], batches
 def warm_files(name: str, target: Target, count: int) -> tuple[Prepared, list[tuple[Structure, bytes]]]:
     """A network, and the files that the warm start of a search begins with."""
     prepared, offer = prepared_network(name), target.offer
-    space = build_space(
-        read_space("default"), prepared.inventory, offer.weight_bits, offer.patterns, offer.ranks, offer.activations
-    )
     batch = calibration_batch(prepared)
     solver = Solver(prepared.model, [batch])
+    space = build_space(
+        read_space("default"),
+        prepared.inventory,
+        offer.weight_bits,
+        offer.patterns,
+        offer.ranks,
+        offer.activations,
+        partial(global_sparsity, prepared, solver),
+    )
     return prepared, [
         (
             restructure(prepared.inventory, plan, target.numerics),

@@ -9,13 +9,13 @@ from functools import cache, partial
 
 from autocomp.compress.quantize import DEFAULT_NUMERICS
 from autocomp.errors import UncoveredKernelError
+from autocomp.formats import WORKS
 from autocomp.hardware import lowering
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
 from autocomp.hardware.target import Offer, Target
 from autocomp.run import Request
 from autocomp.search import flow
-from autocomp.space import WORKS
 from autocomp.task import Task
 from autocomp.trial import Source
 from tests import small_task

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import get_args
 
@@ -16,26 +16,25 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import nn
 
+from autocomp.compress.levels import global_sparsity
 from autocomp.compress.prepare import prepare
+from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
 from autocomp.errors import SpaceError
+from autocomp.formats import WORKS, Activations, Work, format_for
 from autocomp.inventory import Inventory
 from autocomp.plan import Format, Pattern, Plan, Rank, RankMethod, Sparsity
 from autocomp.search.sampler import uniform_indices
 from autocomp.space import (
     RANK_STEP,
-    WORKS,
-    Activations,
     Decision,
     SearchSpace,
     SpaceFile,
-    Work,
     build_space,
     builtin_spaces,
-    format_for,
     read_space,
 )
-from tests.networks import NETWORKS, prepared
+from tests.networks import NETWORKS, inputs, prepared
 
 ALL: tuple[Pattern, ...] = ("channel", "head", "unstructured")
 
@@ -50,8 +49,18 @@ def space_of(
 ) -> SearchSpace:
     file = read_space("default") if text is None else parsed(text)
     return build_space(
-        file, prepared(network).inventory, weight_bits, patterns, ranks, dict.fromkeys(WORKS, activations)
+        file,
+        prepared(network).inventory,
+        weight_bits,
+        patterns,
+        ranks,
+        dict.fromkeys(WORKS, activations),
+        partial(global_sparsity, prepared(network), Solver(prepared(network).model, ())),
     )
+
+
+def unasked(together: Sparsity, layers: Collection[str]) -> dict[str, Sparsity]:
+    raise AssertionError("no rule has one threshold")
 
 
 def parsed(rules: str) -> SpaceFile:
@@ -70,19 +79,51 @@ def one_line(path: Path, text: str) -> str:
     return message
 
 
+def test_one_threshold_is_one_decision_and_a_layers_own_goes_before_it() -> None:
+    rules = """
+    - layers: "*"
+      sparsity:
+        - {pattern: unstructured, level: 0.5, scope: global}
+        - {pattern: unstructured, level: 0.8, scope: global}
+        - {pattern: channel, level: 0.3, scope: global}
+    - layers: "0.0"
+      sparsity: [{pattern: unstructured, level: 0.6}]
+    """
+    space = space_of("residual", rules)
+    everywhere, channels = space.by_name["unstructured:*"], space.by_name["channel:*"]
+    assert len(everywhere.options) == 3
+    assert len(channels.options) == 2
+    assert "0.0" not in everywhere.layers
+    levels = [
+        {name: layer.masked_level() for name, layer in space.plan({"unstructured:*": index}).layers.items()}
+        for index in (1, 2)
+    ]
+    assert len(set(levels[0].values())) > 1
+    assert all(levels[1].get(name, 0.0) >= level for name, level in levels[0].items())
+    both = space.plan({"unstructured:*": 1, "unstructured:0.0": 1})
+    assert both["0.0"].masked_level() == 0.6
+    assert {name: both[name].masked_level() for name in levels[0]} == levels[0]
+    inventory = prepared("residual").inventory
+    cut = space.plan({"unstructured:*": 2, "channel:*": 1})
+    inventory.check(cut)
+    assert any(layer.channel_level() for layer in cut.layers.values())
+    assert any(layer.masked_level() for layer in cut.layers.values())
+
+
 @pytest.mark.parametrize("name", sorted(builtin_spaces()))
 def test_every_space_that_ships_reads_and_leaves_something_to_decide(name: str) -> None:
     file = read_space(name)
     assert file.name == name
-    assert build_space(
-        file, prepared("residual").inventory, (8, 4, 2), ALL, True, dict.fromkeys(WORKS, ("a8",))
-    ).decisions
+    net = prepared("residual")
+    threshold = partial(global_sparsity, net, Solver(net.model, [inputs("residual", 8)]))
+    ways: dict[Work, tuple[Activations, ...]] = dict.fromkeys(WORKS, ("a8",))
+    assert build_space(file, net.inventory, (8, 4, 2), ALL, True, ways, threshold).decisions
 
 
 def test_a_way_of_giving_activations_is_offered_to_the_layers_that_it_pays_for() -> None:
     """Calibrated grids in convolutions only, as openvino wants it on x86 without VNNI; stored weights everywhere."""
     activations: dict[Work, tuple[Activations, ...]] = {**dict.fromkeys(WORKS, ("a32",)), "conv": ("a8", "a32")}
-    space = build_space(read_space("quantize"), prepared("separable").inventory, (8,), ALL, True, activations)
+    space = build_space(read_space("quantize"), prepared("separable").inventory, (8,), ALL, True, activations, unasked)
     layers = {layer.name: layer for layer in prepared("separable").inventory.layers}
     kinds = set()
     for decision in space.decisions:
@@ -111,6 +152,10 @@ def test_the_default_is_among_those_that_ship() -> None:
         ("name: x\nrules: [{layers: '*', sparsity: [{pattern: channel, level: 1.0}]}]", ["between 0 and 1", "1.0"]),
         ("name: x\nrules: [{layers: '*', sparsity: [{pattern: channel, level: 0}]}]", ["between 0 and 1", "got 0"]),
         ("name: x\nrules: [{layers: '*', sparsity: [{pattern: channel, level: -3}]}]", ["between 0 and 1", "-3"]),
+        (
+            "name: x\nrules: [{layers: '*', sparsity: [{pattern: '2:4', level: 0.5, scope: global}]}]",
+            ["one threshold is for unstructured or channel", "2:4"],
+        ),
         ("name: x\nrules: [{layers: '*', rank: [1.5]}]", ["(0, 1]", "1.5"]),
         ("name: x\nrules: [{layers: '*', format: [int8]}]", ["written like w8", "w8a8", "int8"]),
         ("name: x\nrules: [{layers: '*', format: [w7a8]}]", ["weight bits must be one of", "7"]),
@@ -326,7 +371,7 @@ def varied() -> Inventory:
 def ranks_offered(inventory: Inventory, method: RankMethod) -> SearchSpace:
     levels = ", ".join(f"{{pattern: channel, level: {level}}}" for level in (0.25, 0.5, 0.75))
     rules = f"[{{layers: '*', sparsity: [{levels}], rank: {list(SHARES)}, rank_methods: [{method}]}}]"
-    return build_space(parsed(rules), inventory, (8,), ("channel",), True, dict.fromkeys(WORKS, ("a8",)))
+    return build_space(parsed(rules), inventory, (8,), ("channel",), True, dict.fromkeys(WORKS, ("a8",)), unasked)
 
 
 def all_ranks_that_save(space: SearchSpace, method: RankMethod) -> SearchSpace:
@@ -408,7 +453,7 @@ def test_no_rank_that_saves_is_left_out_also_where_channels_are_cut(network: str
 def test_adjustments_go_with_every_plan_that_compresses_something() -> None:
     rules = [{"layers": "*", "format": ["w8a8", "w4a8"]}]
     file = SpaceFile.model_validate({"name": "own", "rules": rules, "adjustments": ["equalize", "bias"]})
-    space = build_space(file, prepared("residual").inventory, (8, 4), ALL, True, dict.fromkeys(WORKS, ("a8",)))
+    space = build_space(file, prepared("residual").inventory, (8, 4), ALL, True, dict.fromkeys(WORKS, ("a8",)), unasked)
     assert space.plan({}) == Plan()
     assert space.plan({space.decisions[0].name: 1}).adjustments == ("bias", "equalize")
     with pytest.raises(ValidationError, match="equalize"):

@@ -10,6 +10,7 @@ from torch import nn
 
 from autocomp.compress.grids import Levels, QuantizedWeight, grid_of, spread_steps
 from autocomp.compress.quantize import ActivationQuantizer, DynamicQuantizer
+from autocomp.compress.simulate import NOISE, SimulatedQuantizer
 from autocomp.plan import Format
 
 #: How sharply the gradient of a sign falls off around zero, at first and at last (H. Qin et al., "Forward and backward
@@ -139,16 +140,12 @@ class LearnedQuantizer(nn.Module):
         super().__init__()
         self.log_scale = log_scale
         self.zero_point, self.low, self.high = start.zero_point, start.low, start.high
-        self.signed = start.dtype == torch.int8
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         rounded: torch.Tensor = _OnSteps.apply(  # type: ignore[no-untyped-call]
             x, self.log_scale, self.zero_point, self.low, self.high
         )
         return rounded
-
-    def fixed(self) -> ActivationQuantizer:
-        return ActivationQuantizer(float(self.log_scale.detach().exp()), self.zero_point, self.signed)
 
 
 class _OnSteps(torch.autograd.Function):
@@ -186,12 +183,53 @@ class StraightDynamicQuantizer(DynamicQuantizer):
         return _through(x, super().forward(x.detach()))
 
 
+class LearnedSimulated(nn.Module):
+    """A :class:`SimulatedQuantizer` of 4 bits or of signs whose step, or magnitude, is learned."""
+
+    def __init__(self, start: SimulatedQuantizer) -> None:
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(start.step).log())
+        self.zero_point, self.levels = start.zero_point, start.levels
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rounded: torch.Tensor
+        if self.levels == 1:
+            rounded = _Signs.apply(x, self.log_scale)  # type: ignore[no-untyped-call]
+        else:
+            rounded = _OnSteps.apply(  # type: ignore[no-untyped-call]
+                x, self.log_scale, self.zero_point, 0, self.levels
+            )
+        return rounded
+
+
+class _Signs(torch.autograd.Function):
+    """Activations as their signs times a magnitude m that is learned (M. Rastegari et al., "XNOR-Net", 2016): for y = ±m,
+    dy/dx is taken for 1 where x is between -m and m, and 0 outside; dy/d(log m) is y."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, log_scale: torch.Tensor) -> torch.Tensor:
+        magnitude = log_scale.exp()
+        signs = torch.where(x >= -NOISE * magnitude, magnitude, -magnitude)
+        ctx.save_for_backward(x.abs() <= magnitude, signs)
+        return signs
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        inside, signs = ctx.saved_tensors
+        return grad * inside, (grad * signs).sum()
+
+
 def learned_quantizers(module: nn.Module) -> list[nn.Parameter]:
     """Put learned quantizers in the place of the calibrated ones, in place; their parameters, one for each grid."""
     shared: dict[tuple[float, int], nn.Parameter] = {}
+    simulated: list[nn.Parameter] = []
     for name, quantizer in list(module.named_modules()):
         if isinstance(quantizer, ActivationQuantizer):
             key = (quantizer.scale, quantizer.zero_point)
             parameter = shared.setdefault(key, nn.Parameter(torch.tensor(quantizer.scale).log()))
             module.set_submodule(name, LearnedQuantizer(quantizer, parameter))
-    return list(shared.values())
+        elif isinstance(quantizer, SimulatedQuantizer) and quantizer.bits != 16:
+            learned = LearnedSimulated(quantizer)
+            module.set_submodule(name, learned)
+            simulated.append(learned.log_scale)
+    return [*shared.values(), *simulated]

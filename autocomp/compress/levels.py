@@ -1,8 +1,9 @@
-"""How much each layer loses where one threshold holds for all: a plan's levels, by layer, from one level for the network."""
+"""How much each layer loses where one threshold holds for many: levels by layer, from one level for all together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 
 import torch
 
@@ -10,55 +11,57 @@ from autocomp.compress.channels import unit_scores
 from autocomp.compress.rebuild import Prepared
 from autocomp.compress.solve import Solver
 from autocomp.errors import PlanError
-from autocomp.plan import SEEING, LayerPlan, Pattern, Plan, Saliency, Sparsity
+from autocomp.plan import ONE_THRESHOLD_PATTERNS, SEEING, Sparsity
 
 #: No layer loses more than this share, so that none is cut off.
 MOST = 0.98
 
 
-def global_plan(
-    prepared: Prepared,
-    solver: Solver,
-    level: float,
-    pattern: Pattern = "unstructured",
-    saliency: Saliency = "magnitude",
-) -> Plan:
-    """The plan that cuts the weights, or channels, of least saliency of a whole network (S. Han et al., "Learning both
-    weights and connections", 2015; of channels P. Molchanov et al., "Importance estimation", 2019).
+def global_sparsity(
+    prepared: Prepared, solver: Solver, together: Sparsity, layers: Collection[str] | None = None
+) -> dict[str, Sparsity]:
+    """Layer → what it loses where the weights, or channels, of least saliency go of many layers together (S. Han et al.,
+    "Learning both weights and connections", 2015; of channels P. Molchanov et al., "Importance estimation", 2019).
 
     Args:
-        level: the share of all weights, or channels, to cut.
-        pattern: ``unstructured`` or ``channel``.
-        saliency: whose scores are compared across layers; of ``magnitude`` those of each layer are first brought to a mean
-            of 1, since layers have weights of different sizes.
+        together: ``unstructured`` or ``channel``; its level is the share of all weights, or channels, and its saliency
+            that whose scores are compared across layers. Those of ``magnitude`` are first brought to a mean of 1 in each
+            layer, since layers have weights of different sizes.
+        layers: over which the threshold holds, all of them where None; of coupled channels, where it holds for all of
+            their layers.
 
     Raises:
-        PlanError: the pattern has no threshold, or the level is outside (0, 1).
+        PlanError: the pattern has no threshold.
     """
+    pattern, saliency = together.pattern, together.saliency
+    if pattern not in ONE_THRESHOLD_PATTERNS:
+        raise PlanError(f"one threshold is for unstructured weights or channels; got {pattern}; give levels by layer")
     if pattern == "unstructured":
         # Of what a layer reads nothing is known where it is looked up in, transposed or not called.
         looks = saliency in SEEING
-        names = [layer.name for layer in prepared.inventory.layers if layer.sees_inputs or not looks]
+        names = [one.name for one in prepared.inventory.layers if one.sees_inputs or not looks]
+        names = [name for name in names if layers is None or name in layers]
         scores = {name: solver.scores(name, saliency).flatten() for name in names}
         members: dict[str, tuple[str, ...]] = {name: (name,) for name in scores}
-    elif pattern == "channel":
-        open_ones = [one for one in prepared.couplings if one.group.prunable]
+    else:
+        open_ones = [
+            one
+            for one in prepared.couplings
+            if one.group.prunable and (layers is None or set(one.group.producers) <= set(layers))
+        ]
         scores = {
             one.group.name: unit_scores(prepared.model, one, lambda path: solver.scores(path, saliency))
             for one in open_ones
         }
         members = {one.group.name: one.group.producers for one in open_ones}
-    else:
-        raise PlanError(f"one threshold is for unstructured weights or channels; got {pattern}; give levels by layer")
     if saliency == "magnitude":
         scores = {name: own / own.mean().clamp_min(1e-30) for name, own in scores.items()}
-    layers = {
-        member: LayerPlan(Sparsity(pattern, share, saliency))
-        for name, share in global_levels(scores, level).items()
+    return {
+        member: replace(together, level=share)
+        for name, share in global_levels(scores, together.level).items()
         if share > 0
         for member in members[name]
     }
-    return Plan(layers)
 
 
 def global_levels(scores: Mapping[str, torch.Tensor], level: float) -> dict[str, float]:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from autocomp.compress.apply import Compressed, requantized
 from autocomp.compress.grids import QuantizedWeight
 from autocomp.compress.quantize import ActivationQuantizer
+from autocomp.compress.simulate import SimulatedQuantizer
 from autocomp.errors import CompressionError
 from autocomp.graph import copied
 
@@ -51,10 +53,7 @@ def with_weights(compressed: Compressed, weights: Weights) -> Compressed:
                     raise CompressionError(f"{name} must be {tuple(parameter.shape)}; got {tuple(tensor.shape)}")
                 parameter.data = tensor.clone()
             elif f"{kind}:" == STEP:
-                quantizer = module.get_submodule(name)
-                assert isinstance(quantizer, ActivationQuantizer)
-                signed = quantizer.dtype == torch.int8
-                module.set_submodule(name, ActivationQuantizer(float(tensor), quantizer.zero_point, signed))
+                module.set_submodule(name, _with_step(module.get_submodule(name), float(tensor)))
             elif f"{kind}:" == KEPT:
                 masks[name] = tensor.bool()
         for key in weights:
@@ -82,7 +81,17 @@ def weights_of(compressed: Compressed) -> Weights:
     for name, module in compressed.model.named_modules():
         if isinstance(module, ActivationQuantizer):
             found[STEP + name] = torch.tensor(module.scale)
+        elif isinstance(module, SimulatedQuantizer) and module.bits != 16:
+            found[STEP + name] = torch.tensor(module.step)
     return found
+
+
+def _with_step(quantizer: nn.Module, step: float) -> nn.Module:
+    """The same quantizer with another step."""
+    if isinstance(quantizer, SimulatedQuantizer):
+        return SimulatedQuantizer(quantizer.bits, step, quantizer.zero_point)
+    assert isinstance(quantizer, ActivationQuantizer)
+    return ActivationQuantizer(step, quantizer.zero_point, quantizer.dtype == torch.int8)
 
 
 def weights_hash(weights: Weights) -> str:

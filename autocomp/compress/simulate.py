@@ -26,38 +26,31 @@ CLIPS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class SimulatedQuantizer(nn.Module):
-    """Rounds a tensor and gives floats: to 16 levels of a calibrated grid; to its sign times a calibrated magnitude
-    (M. Rastegari et al., "XNOR-Net", 2016); or to half precision. In training, gradients go straight through where the
-    value is inside the grid."""
+    """Rounds a tensor and gives floats: to 16 levels of a calibrated ``step``; to its sign times a calibrated magnitude,
+    which is the ``step`` then (M. Rastegari et al., "XNOR-Net", 2016); or to half precision."""
 
-    def __init__(self, bits: int, low: float, high: float, magnitude: float) -> None:
+    def __init__(self, bits: int, step: float, zero_point: int = 0) -> None:
         super().__init__()
         self.bits = bits
-        self.magnitude = magnitude
+        self.step = step
+        self.zero_point = zero_point
         self.levels = (1 << bits) - 1
-        self.scale = max((high - low) / self.levels, 1e-12)
-        self.zero_point = round(-low / self.scale)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and x.requires_grad:
-            inside = x.clamp(*self._range())
-            return inside + (self._rounded(x) - inside).detach()
-        return self._rounded(x)
-
-    def _range(self) -> tuple[float, float]:
-        if self.bits == 1:
-            return -self.magnitude, self.magnitude
         if self.bits == 16:
-            return -torch.inf, torch.inf
-        return -self.zero_point * self.scale, (self.levels - self.zero_point) * self.scale
-
-    def _rounded(self, x: torch.Tensor) -> torch.Tensor:
-        if self.bits == 16:
-            return x.half().float()
+            half = x.half().float()
+            # In training, gradients go straight through.
+            return x + (half - x).detach() if torch.is_grad_enabled() and x.requires_grad else half
         if self.bits == 1:
-            return torch.where(x >= -NOISE * self.magnitude, self.magnitude, -self.magnitude)
-        levels = (torch.round(x / self.scale) + self.zero_point).clamp(0, self.levels)
-        return (levels - self.zero_point) * self.scale
+            return torch.where(x >= -NOISE * self.step, self.step, -self.step)
+        levels = (torch.round(x / self.step) + self.zero_point).clamp(0, self.levels)
+        return (levels - self.zero_point) * self.step
+
+
+def on_grid(bits: int, low: float, high: float) -> SimulatedQuantizer:
+    """On evenly spaced levels from ``low`` to ``high``, one of which is zero."""
+    step = max((high - low) / ((1 << bits) - 1), 1e-12)
+    return SimulatedQuantizer(bits, step, round(-low / step))
 
 
 def simulate_activations(
@@ -89,10 +82,9 @@ def simulate_activations(
 class _Observer(RangeObserver):
     def simulated(self, bits: int) -> SimulatedQuantizer:
         values = torch.cat(self.samples)
-        magnitude = float(values.abs().mean())
-        low, high = min(self.low, 0.0), max(self.high, 0.0)
         if bits != 4:
-            return SimulatedQuantizer(bits, low, high, magnitude)
+            return SimulatedQuantizer(bits, float(values.abs().mean()))
+        low, high = min(self.low, 0.0), max(self.high, 0.0)
         # The share of the range that leaves the least squared error on the sample.
-        tried = [SimulatedQuantizer(bits, clip * low, clip * high, magnitude) for clip in CLIPS]
+        tried = [on_grid(bits, clip * low, clip * high) for clip in CLIPS]
         return min(tried, key=lambda one: float((one(values) - values).square().mean()))

@@ -20,6 +20,7 @@ from autocomp.compress.latent import (
     SIGN_SHARPNESS,
     Latent,
     LearnedQuantizer,
+    LearnedSimulated,
     StraightDynamicQuantizer,
     learned_quantizers,
 )
@@ -318,7 +319,7 @@ class Student:
         """What has been trained, as :func:`autocomp.compress.recovered.with_weights` takes it, on the CPU."""
         found = {FLOAT + name: parameter.detach().clone() for name, parameter in self._plain.items()}
         for name, quantizer in self._module.named_modules():
-            if isinstance(quantizer, LearnedQuantizer):
+            if isinstance(quantizer, LearnedQuantizer | LearnedSimulated):
                 found[STEP + name] = quantizer.log_scale.detach().exp()
         with torch.no_grad():
             for name, one in self._latents.items():

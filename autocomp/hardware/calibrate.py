@@ -49,7 +49,8 @@ Progress = Callable[[float, str], None]
 @dataclass(frozen=True)
 class Calibration:
     """A finished calibration. Of ``profiled`` more kernels the file was not timed, ``dropped`` files never settled and were
-    left out; ``gains`` are what 8 bits are worth; ``memory`` is None on a system that does not tell what a process holds."""
+    left out; ``gains`` are what 8 bits and the like are worth; ``memory`` is None on a system that does not tell what a
+    process holds."""
 
     model: FittedModel
     networks: tuple[MeasuredNetwork, ...]
@@ -98,7 +99,7 @@ def calibrate(
     how = _Conditions(cpu_runtime(here.runtime), threads, batch, here)
     dropped = _measure(path, budget_s, how, seed, progress)
     if progress is not None:
-        progress(1.0, "measuring what 8 bits are worth")
+        progress(1.0, "measuring what 8 bits, zeros, channels and ranks are worth")
     gains = measure_gains(folder / "gains.csv", how.runtime, threads, batch, narrow_products(here))
     done = read_measurements(path)
     networks, profiled = done.networks, done.profiled

@@ -28,7 +28,7 @@ from autocomp.hardware.fitted import (
     samples_by_kind,
     trend,
 )
-from autocomp.hardware.kernels import FEATURES
+from autocomp.hardware.kernels import CURVED, FEATURES, broader
 from autocomp.hardware.latency import HeldOutError
 from autocomp.hardware.measurements import MeasuredNetwork
 
@@ -38,7 +38,7 @@ FOLDS = 4
 FEWEST_NETWORKS = 8
 #: Kinds of kernels with fewer samples stay unknown.
 FEWEST_SAMPLES = 3
-#: Kernels of an operator are told apart by kind where there are as many of each.
+#: A kind of kernel is told apart from the broader one where there are as many of each.
 FEWEST_OF_A_KIND = 30
 #: Hyperparameters are searched on so many samples, several times; the model itself is conditioned on all.
 SEARCH_SAMPLES, SEARCHES = 400, 4
@@ -152,13 +152,14 @@ def _fit(
 
 
 def _kinds_by_name(samples: Iterable[KernelSample]) -> dict[str, list[KernelSample]]:
-    """Kind of kernel → its samples. Where there are too few of one kind of an operator's kernels, all of the operator's are
-    of one kind."""
+    """Kind of kernel → its samples. One of which there are too few is of the broader kind, and so is one beside which there
+    are too few of that."""
     found = samples_by_kind(samples)
-    for kind in [name for name in found if "/" in name]:
-        op = kind.partition("/")[0]
-        if min(len(found[kind]), len(found.get(op, ()))) < FEWEST_OF_A_KIND:
-            found[op] = [*found.get(op, ()), *found.pop(kind)]
+    for narrow in (CURVED, "/"):
+        for kind in [name for name in found if narrow in name]:
+            wide = broader(kind)
+            if wide is not None and min(len(found[kind]), len(found.get(wide, ()))) < FEWEST_OF_A_KIND:
+                found[wide] = [*found.get(wide, ()), *found.pop(kind)]
     return found
 
 

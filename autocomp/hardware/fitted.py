@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from autocomp.changed import changed
 from autocomp.errors import TargetError, UncoveredKernelError
-from autocomp.hardware.kernels import FEATURES, Kernel, Shape, in_company
+from autocomp.hardware.kernels import FEATURES, Kernel, Shape, broader, in_company
 from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
 from autocomp.trial import Source
 
@@ -190,8 +190,11 @@ class FittedModel:
         return self._kind(kernel) in self.ops
 
     def _kind(self, kernel: Kernel) -> str:
-        """As it was calibrated: where few kernels of one kind were, or by an earlier version, by the operator alone."""
-        return kernel.kind if kernel.kind in self.ops else kernel.op
+        """As it was calibrated; its own where nothing like it was."""
+        kind: str | None = kernel.kind
+        while kind is not None and kind not in self.ops:
+            kind = broader(kind)
+        return kind or kernel.kind
 
     def predict(self, kernels: Sequence[Kernel]) -> Prediction:
         """The latency of a network.

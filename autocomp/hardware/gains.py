@@ -1,6 +1,6 @@
-"""What 8 bits are worth on a runtime, found by measurement: chains of equal layers, in floats and in every way that their
-activations may be given, timed side by side. A chain begins and ends in floats and has its layers' conversions in it, and
-depthwise convolutions stand between pointwise ones in the same format, as they do in networks: no layer is judged alone.
+"""What 8 bits, zeros, fewer channels and lower ranks are worth on a runtime, found by measurement: chains of equal layers,
+untouched and in every such way, timed side by side. A chain begins and ends in floats and has its layers' conversions in it,
+and depthwise convolutions stand between pointwise ones in the same format, as they do in networks: no layer is judged alone.
 """
 
 from __future__ import annotations
@@ -11,14 +11,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 
 import numpy as np
 
-from autocomp.hardware.graph_writer import GraphWriter, Value
+from autocomp.formats import WORKS, Activations, Work
+from autocomp.hardware.graph_writer import PATTERNS_OF_ZEROS, GraphWriter, Value
 from autocomp.hardware.runtimes.runtime import Array, Runtime, loaded_run, reference_run
 from autocomp.hardware.timing import TimingSettings, measure
-from autocomp.space import WORKS, Activations, Work
+
+#: In floats: nine weights in ten are zero, or two in four; half the channels between the layers; a quarter of the rank.
+Reduction = Literal["unstructured", "2:4", "channel", "rank"]
+#: What may be done to a chain's layers.
+Way = Activations | Reduction
 
 #: Layers of a chain.
 LAYERS = 4
@@ -32,17 +37,16 @@ SETTINGS = TimingSettings(repeats=20, max_rounds=10, patience_s=10.0)
 
 @dataclass(frozen=True)
 class Gain:
-    """How many times as fast as floats a kind of layers is with its activations given like this (geometric mean over
-    chains of several shapes)."""
+    """How many times as fast as untouched a kind of layers is like this (geometric mean over chains of several shapes)."""
 
     work: Work
-    activations: Activations
+    way: Way
     speedup: float
 
     @property
     def pays(self) -> bool:
         """Whether a file is the better for it: faster, or smaller at no cost."""
-        return self.speedup >= (FREE_SPEEDUP if self.activations == "a32" else LEAST_SPEEDUP)
+        return self.speedup >= (FREE_SPEEDUP if self.way == "a32" else LEAST_SPEEDUP)
 
 
 @dataclass(frozen=True)
@@ -65,21 +69,21 @@ CHAINS = (
     _Chain("sequence", (32, 256)),
     _Chain("sequence", (128, 384)),
 )
-#: The ways that are tried; grids of the moment are for products alone.
-WAYS: Mapping[Work, tuple[Activations, ...]] = {
-    "conv": ("a8", "a32"),
-    "depthwise": ("a8", "a32"),
-    "linear": ("a8", "a32"),
-    "sequence": ("a8", "d8", "a32"),
+#: The ways that are tried; grids of the moment are for products alone, and what looks at one channel has no rank.
+WAYS: Mapping[Work, tuple[Way, ...]] = {
+    "conv": ("a8", "a32", "unstructured", "2:4", "channel", "rank"),
+    "depthwise": ("a8", "a32", "unstructured", "2:4", "channel"),
+    "linear": ("a8", "a32", "unstructured", "2:4", "channel", "rank"),
+    "sequence": ("a8", "d8", "a32", "unstructured", "2:4", "channel", "rank"),
 }
-
+_ALL_WAYS: tuple[Way, ...] = (*get_args(Activations), *get_args(Reduction))
 
 #: Of a file of gains: a row for every way of every chain.
-COLUMNS = ("chain", "activations", "log_ratio", "settled")
+COLUMNS = ("chain", "way", "log_ratio", "settled")
 
 
 def measure_gains(path: Path, runtime: Runtime, threads: int, batch: int, narrow_products: bool) -> tuple[Gain, ...]:
-    """The gain of every way of :data:`WAYS` on this machine; some 40 files, one minute.
+    """The gain of every way of :data:`WAYS` on this machine; some 60 files, two minutes.
 
     Args:
         path: where what was measured is kept; chains that are there already are not measured again.
@@ -87,7 +91,7 @@ def measure_gains(path: Path, runtime: Runtime, threads: int, batch: int, narrow
     """
     reference = reference_run(runtime, threads)
     known = _read(path)
-    logs: dict[tuple[Work, Activations], list[tuple[float, bool]]] = {}
+    logs: dict[tuple[Work, Way], list[tuple[float, bool]]] = {}
     for number, chain in enumerate(CHAINS):
         if number not in known:
             known[number] = _measure_chain(chain, runtime, threads, batch, narrow_products, reference)
@@ -104,15 +108,15 @@ def _measure_chain(
     batch: int,
     narrow_products: bool,
     reference: Callable[[], object],
-) -> dict[Activations, tuple[float, bool]]:
-    """Way → logarithm of how much faster it is than floats, and whether both settled."""
+) -> dict[Way, tuple[float, bool]]:
+    """Way → logarithm of how much faster it is than the untouched chain, and whether both settled."""
     inputs = [_input(chain, batch)]
-    ways: tuple[Activations | None, ...] = (None, *WAYS[chain.work])
+    ways: tuple[Way | None, ...] = (None, *WAYS[chain.work])
     files = {
         str(how): partial(loaded_run, runtime, _file(chain, how, narrow_products), threads, inputs) for how in ways
     }
     timings = measure(files, SETTINGS, reference=reference)
-    measured: dict[Activations, tuple[float, bool]] = {}
+    measured: dict[Way, tuple[float, bool]] = {}
     for how in WAYS[chain.work]:
         pair = timings[str(None)], timings[how]
         ratio = math.log(pair[0].latency_ms / pair[1].latency_ms)
@@ -120,22 +124,26 @@ def _measure_chain(
     return measured
 
 
-def _read(path: Path) -> dict[int, dict[Activations, tuple[float, bool]]]:
-    """Chain → way → logarithm of the ratio, and whether both settled. A chain that was cut short is left out."""
+def _read(path: Path) -> dict[int, dict[Way, tuple[float, bool]]]:
+    """Chain → way → logarithm of the ratio, and whether both settled. A chain that was cut short is left out, and a file of
+    an earlier version is begun anew."""
     if not path.exists():
         return {}
     text = path.read_text(encoding="utf-8")
+    if not text.startswith(",".join(COLUMNS) + "\n"):
+        path.unlink()
+        return {}
     path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")  # without a row that was cut in the middle
-    found: dict[int, dict[Activations, tuple[float, bool]]] = {}
+    found: dict[int, dict[Way, tuple[float, bool]]] = {}
     with path.open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
-            how = next((one for one in get_args(Activations) if one == row["activations"]), None)
+            how = next((one for one in _ALL_WAYS if one == row["way"]), None)
             if how is not None and row["settled"] in {"0", "1"}:
                 found.setdefault(int(row["chain"]), {})[how] = float(row["log_ratio"]), row["settled"] == "1"
     return {number: ways for number, ways in found.items() if set(ways) == set(WAYS[CHAINS[number].work])}
 
 
-def _append(path: Path, number: int, measured: Mapping[Activations, tuple[float, bool]]) -> None:
+def _append(path: Path, number: int, measured: Mapping[Way, tuple[float, bool]]) -> None:
     new = not path.exists()
     with path.open("a", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -153,30 +161,38 @@ def _mean(ratios: Sequence[tuple[float, bool]]) -> float:
 
 def paying(gains: Sequence[Gain], offered: Sequence[Activations]) -> dict[Work, tuple[Activations, ...]]:
     """Of what is offered, what pays for each kind of layers; all of it where nothing was measured."""
-    known = {(gain.work, gain.activations): gain.pays for gain in gains}
+    known = {(gain.work, gain.way): gain.pays for gain in gains}
     return {work: tuple(how for how in offered if known.get((work, how), True)) for work in WORKS}
 
 
-def _file(chain: _Chain, how: Activations | None, narrow_products: bool) -> bytes:
-    writer = GraphWriter(0, narrow_products, stored=how == "a32")
+def _file(chain: _Chain, how: Way | None, narrow_products: bool) -> bytes:
+    zeros = next((pattern for pattern in PATTERNS_OF_ZEROS if pattern == how), None)
+    writer = GraphWriter(0, narrow_products, stored=how == "a32", zeros=zeros)
     x = writer.input(chain.shape)
-    for _ in range(LAYERS):
-        x = _layer(writer, chain, x, how)
+    width = chain.shape[0] if len(chain.shape) == 3 else chain.shape[-1]
+    for layer in range(LAYERS):
+        if how == "rank":
+            x = _layer(writer, chain, x, how, width // 4, chain.kernel, active=False)
+        outputs = width // 2 if how == "channel" and layer < LAYERS - 1 else width
+        x = _layer(writer, chain, x, how, outputs, 1 if how == "rank" else chain.kernel)
     axes = {"conv": (2, 3), "depthwise": (2, 3), "linear": (), "sequence": (1,)}[chain.work]
     return writer.finish(writer.mean(x, axes) if axes else x)
 
 
-def _layer(writer: GraphWriter, chain: _Chain, x: Value, how: Activations | None) -> Value:
-    width = chain.shape[0] if len(chain.shape) == 3 else chain.shape[-1]
+def _layer(
+    writer: GraphWriter, chain: _Chain, x: Value, how: Way | None, width: int, kernel: int, active: bool = True
+) -> Value:
+    """With an activation behind it, or without."""
     if chain.work == "sequence":
         ways = {"a8": "calibrated", "d8": "dynamic"}
-        return writer.activation(writer.product(x, width, ways.get(str(how), "float")), "Gelu")
+        y = writer.product(x, width, ways.get(str(how), "float"), bias=active)
+        return writer.activation(y, "Gelu") if active else y
     if chain.work == "linear":
-        return writer.linear(x, width, how == "a8", relu=True)
+        return writer.linear(x, width, how == "a8", relu=active)
     if chain.work == "depthwise":
         x = writer.conv(x, width, 1, integers=how == "a8", activation="Relu")
     groups = width if chain.work == "depthwise" else 1
-    return writer.conv(x, width, chain.kernel, groups=groups, integers=how == "a8", activation="Relu")
+    return writer.conv(x, width, kernel, 1, groups, how == "a8", activation="Relu" if active else None)
 
 
 def _input(chain: _Chain, batch: int) -> Array:

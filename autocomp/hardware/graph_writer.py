@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 #: What a file declares; attention as one operator came with opset 23, whose convolutions onnxruntime does not fuse.
 OPSET, ATTENTION_OPSET, IR_VERSION = 21, 23, 11
 
+
+#: Where weights are zero: nine in ten, anywhere; or two of four in a row.
+Zeros = Literal["unstructured", "2:4"]
+PATTERNS_OF_ZEROS: tuple[Zeros, ...] = ("unstructured", "2:4")
 
 #: Between two levels of every rounded activation.
 GRID_STEP = 0.02
@@ -33,10 +37,10 @@ class Value:
 
 class GraphWriter:
     """A graph under way. Weights are random; what matters is their shape and how they are stored: with ``stored``, in
-    bytes even where they are computed in floats."""
+    bytes even where they are computed in floats; with ``zeros``, some of the floats are."""
 
-    def __init__(self, seed: int, narrow_products: bool, stored: bool = False) -> None:
-        self._stored = stored
+    def __init__(self, seed: int, narrow_products: bool, stored: bool = False, zeros: Zeros | None = None) -> None:
+        self._stored, self._zeros = stored, zeros
         self._random = np.random.default_rng(seed)
         self._largest = 63 if narrow_products else 127
         self._nodes: list[Any] = []
@@ -103,12 +107,27 @@ class GraphWriter:
 
     def _weight(self, shape: tuple[int, ...], fan_in: int, integers: bool, axis: int = 0) -> str:
         if not (integers or self._stored):
-            return self.constant((self._random.standard_normal(shape) / math.sqrt(fan_in)).astype(np.float32))
+            weight = self._random.standard_normal(shape) / math.sqrt(fan_in)
+            return self.constant((weight * self._kept(shape, axis)).astype(np.float32))
         scale = np.full(shape[axis], self._step(fan_in), np.float32)
         zero = self.constant(np.zeros(shape[axis], np.int8))
         return self.node(
             "DequantizeLinear", [self.constant(self._levels(shape)), self.constant(scale), zero], axis=axis
         )
+
+    def _kept(self, shape: tuple[int, ...], axis: int) -> npt.NDArray[np.bool_]:
+        """The weights that are not zero; ``axis`` is that of the outputs, and rows of fewer than four stay whole."""
+        outputs = shape[axis]
+        fan_in = math.prod(shape) // outputs
+        kept = np.ones((outputs, fan_in), bool)
+        if self._zeros == "unstructured":
+            kept = self._random.random(kept.shape) > 0.9
+        elif self._zeros == "2:4":
+            whole = fan_in // 4 * 4
+            order = self._random.random((outputs, whole // 4, 4)).argsort(axis=2)
+            kept[:, :whole] = (order < 2).reshape(outputs, whole)
+        inputs = (size for place, size in enumerate(shape) if place != axis)
+        return np.moveaxis(kept.reshape(outputs, *inputs), 0, axis)
 
     def _step(self, fan_in: int) -> np.float32:
         """Between two levels of a weight, so that outputs are about as large as inputs."""

@@ -47,8 +47,8 @@ class Kernel:
 
     @property
     def kind(self) -> str:
-        """What a latency model learns by itself. A convolution of 1×1 is a product, with other code behind it than one that
-        looks at neighbours has."""
+        """What a latency model learns by itself, see :func:`broader`. A convolution of 1×1 is a product, with other code
+        behind it than one that looks at neighbours has."""
         pointwise = self.kernel_area == 1 and self.groups == 1 and "conv" in self.op and self.macs > 0
         return f"{self.op}/pointwise" if pointwise else self.op
 
@@ -130,6 +130,20 @@ def convolution(op: str, groups: int, inputs_per_group: int) -> str:
     if groups == 1:
         return op
     return f"{op}_depthwise" if inputs_per_group == 1 else f"{op}_grouped"
+
+
+#: Ends the name of a kernel that takes every value through a curve before it writes it, an exponential or the like: which
+#: may take half as long again as its products.
+CURVED = "_curved"
+
+
+def broader(kind: str) -> str | None:
+    """The kind that one of :attr:`Kernel.kind` is taken to be of where too little was measured of itself, or by an earlier
+    version; None where there is none."""
+    if CURVED in kind:
+        return kind.replace(CURVED, "")
+    op, slash, _ = kind.partition("/")
+    return op if slash else None
 
 
 #: Weights of fewer bytes in all are at hand whatever they are.

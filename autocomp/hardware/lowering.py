@@ -14,7 +14,7 @@ from collections.abc import Callable
 from autocomp.changed import changed
 from autocomp.compress.structure import Structure
 from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Graph, Node
-from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution, in_company, spread
+from autocomp.hardware.kernels import CURVED, MOVES, ROW_BY_ROW, Kernel, convolution, in_company, spread
 from autocomp.hardware.layouts import BLOCKED, FLOAT, FLOAT_LAST, INTEGER, INTEGER_LAST, Form, Lowering
 from autocomp.hardware.weighted import (
     lower_attention,
@@ -248,6 +248,8 @@ def _other(state: Lowering, node: Node) -> bool:
         state.kernels.append(changed(kernel, op="pad", in_elements=node.elements, out_elements=node.elements))
         state.write(node, FLOAT_LAST)
     elif node.op in BLOCKED_ACTIVATIONS and _behind_blocked_conv(state, source):
+        conv = state.kernels[state.conv_at[source]]
+        state.kernels[state.conv_at[source]] = changed(conv, op=conv.op + CURVED)
         state.forms[node.name] = state.forms[source]
     elif node.op in ACTIVATIONS and node.name in state.rounded:
         # In front of a rounding whose lowest level is zero it does nothing: onnxruntime takes it out.

@@ -9,13 +9,13 @@ the tests.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from autocomp.changed import changed
 from autocomp.compress.structure import Structure
-from autocomp.graph import ACTIVATIONS, ADDITIONS, ATTENTION, COPIES, RESHAPES, Graph, Node
-from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution, in_company
-from autocomp.hardware.lowering import ELEMENTWISE, FREE, GLOBAL_POOLS, KINDS, PADS, WINDOW_POOLS, changes_nothing
+from autocomp.graph import ACTIVATIONS, ADDITIONS, ATTENTION, COPIES, RESHAPES, Node
+from autocomp.hardware.kernels import CURVED, MOVES, ROW_BY_ROW, Kernel, convolution, in_company
+from autocomp.hardware.layouts_openvino import Joined, Lowering
+from autocomp.hardware.lowering import ELEMENTWISE, FREE, GLOBAL_POOLS, KINDS, WINDOW_POOLS, changes_nothing
 from autocomp.hardware.weighted import weighted_kernel
 
 #: Works on one tensor value by value: fused into a convolution or product in front.
@@ -23,67 +23,10 @@ UNARY = ACTIVATIONS | {
     *("gelu", "silu", "silu_", "sigmoid", "tanh", "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_"),
     *("leaky_relu", "leaky_relu_", "elu", "elu_", "softplus", "exp", "sqrt", "abs", "neg"),
 }
+#: Of these, an exponential or the like.
+CURVES = {"gelu", "silu", "silu_", "sigmoid", "tanh", "elu", "elu_", "softplus", "exp"}
 #: Works value by value on one tensor or several: what follows each other is one kernel.
 VALUE_BY_VALUE = UNARY | ADDITIONS | ELEMENTWISE | {"mul_", "sub_", "div_", "pow", "rsqrt", "log"}
-#: Gives rounded values on as they are.
-_CARRIERS = RESHAPES | COPIES | PADS | {"max_pool2d", "slice", "cat", "concat", "transpose", "permute"}
-
-
-@dataclass
-class _State:
-    """A lowering under way. ``floats`` and ``integers`` are the tensors at hand in that form, ``last`` those that lie
-    channels-last; ``joined`` are operations that are computed by the kernel behind them, with the tensors and the
-    parameters that they read."""
-
-    graph: Graph
-    bfloat16: bool
-    quantized: frozenset[str]
-    dynamic: frozenset[str]
-    tables: frozenset[str]
-    rounded: frozenset[str]
-    kernels: list[Kernel] = field(default_factory=list)
-    floats: set[str] = field(default_factory=set)
-    integers: set[str] = field(default_factory=set)
-    last: set[str] = field(default_factory=set)
-    done: set[str] = field(default_factory=set)
-    constants: set[str] = field(default_factory=set)
-    joined: dict[str, tuple[tuple[str, ...], int]] = field(default_factory=dict)
-    #: Result of a convolution that only an addition reads → its kernel, as a position, and whether it is integer.
-    conv_at: dict[str, tuple[int, bool]] = field(default_factory=dict)
-
-    def emit(self, op: str, name: str, read: int, written: int, inner: int = 1) -> None:
-        self.kernels.append(Kernel(op, (name,), in_elements=read, out_elements=written, inner=inner))
-
-    def elements(self, name: str) -> int:
-        return self.graph.by_name[name].elements
-
-    def is_image(self, name: str) -> bool:
-        return len(self.graph.by_name[name].shape) == 4
-
-    def read(self, name: str, *, integers: bool, last: bool) -> None:
-        """Bring a tensor into a form, by the conversions that this takes; they stay at hand."""
-        have, others = (self.integers, self.floats) if integers else (self.floats, self.integers)
-        size = self.elements(name)
-        if name not in have and name in others:
-            self.emit("quantize" if integers else "dequantize", name, size, size)
-            have.add(name)
-        if self.is_image(name) and last != (name in self.last) and size > abs(self.graph.by_name[name].shape[1]):
-            self.emit("reorder", name, size, size)
-            (self.last.add if last else self.last.discard)(name)
-
-    def write(self, name: str, *, integers: bool, last: bool) -> None:
-        (self.integers if integers else self.floats).add(name)
-        self.done.add(name)
-        if last and self.is_image(name):
-            self.last.add(name)
-
-    def reads_integers(self, user: Node) -> bool:
-        """Whether an operation takes a rounded tensor as it is, for an integer layer to read at last."""
-        if user.layer is not None:
-            return user.layer in self.quantized
-        if user.op in ADDITIONS:
-            return self.graph.tail(user).name in self.rounded
-        return user.op in _CARRIERS and any(map(self.reads_integers, self.graph.users[user.name]))
 
 
 def lower(structure: Structure, batch: int, bfloat16: bool = False) -> tuple[Kernel, ...]:
@@ -95,7 +38,7 @@ def lower(structure: Structure, batch: int, bfloat16: bool = False) -> tuple[Ker
         bfloat16: whether floats are computed in bfloat16; one library then has all products of them.
     """
     graph = structure.graph
-    state = _State(
+    state = Lowering(
         graph,
         bfloat16,
         frozenset(structure.integer_layers),
@@ -114,12 +57,12 @@ def lower(structure: Structure, batch: int, bfloat16: bool = False) -> tuple[Ker
     return in_company(kernel.batched(batch) for kernel in state.kernels)
 
 
-def _is_constant(state: _State, node: Node) -> bool:
+def _is_constant(state: Lowering, node: Node) -> bool:
     """Made from nothing, or from what is: folded when the file is compiled."""
     return node.op != "input" and state.constants.issuperset(node.inputs)
 
 
-def _one(state: _State, node: Node) -> None:
+def _one(state: Lowering, node: Node) -> None:
     plain = node.op if node.op.startswith("__") else node.op.removesuffix("_")
     if node.op in FREE or changes_nothing(state.graph, node) or _is_sliced_again(state, node):
         if node.inputs:
@@ -142,13 +85,13 @@ def _one(state: _State, node: Node) -> None:
         _other(state, node, plain)
 
 
-def _is_sliced_again(state: _State, node: Node) -> bool:
+def _is_sliced_again(state: Lowering, node: Node) -> bool:
     """Slices along one axis after the other are one."""
     user = state.graph.sole_user(node.name)
     return node.op == "slice" and user is not None and user.op == "slice"
 
 
-def _alias(state: _State, node: Node, source: str) -> None:
+def _alias(state: Lowering, node: Node, source: str) -> None:
     """The same tensor under another name."""
     for known in (state.floats, state.integers, state.last):
         if source in known:
@@ -156,15 +99,21 @@ def _alias(state: _State, node: Node, source: str) -> None:
     state.done.add(node.name)
 
 
-def _fused(state: _State, node: Node, allowed: frozenset[str] | set[str]) -> Node:
-    """The last of the operations behind ``node`` that its kernel computes as well."""
-    while (user := state.graph.sole_user(node.name)) is not None and user.op in allowed:
+def _fused(state: Lowering, node: Node, kernel: int) -> Node:
+    """The last of the operations behind ``node`` that its kernel, at some position, computes as well; behind a rounding
+    there are none."""
+    while (
+        node.name not in state.rounded and (user := state.graph.sole_user(node.name)) is not None and user.op in UNARY
+    ):
         state.done.add(node.name)
         node = user
+        here = state.kernels[kernel]
+        if user.op in CURVES and CURVED not in here.op:
+            state.kernels[kernel] = changed(here, op=here.op + CURVED)
     return node
 
 
-def _conv(state: _State, node: Node) -> None:
+def _conv(state: Lowering, node: Node) -> None:
     """With the activation behind it; an addition behind that may be fused in when its other side is known."""
     integers = node.layer in state.quantized
     state.read(node.inputs[0], integers=integers, last=True)
@@ -172,7 +121,7 @@ def _conv(state: _State, node: Node) -> None:
     state.kernels.append(
         weighted_kernel(node, convolution(op, node.groups, node.weight_shape[1]), state.elements(node.inputs[0]))
     )
-    result = _fused(state, node, UNARY)
+    result = _fused(state, node, len(state.kernels) - 1)
     user = state.graph.sole_user(result.name)
     if node.op == "conv2d" and user is not None and user.op in ADDITIONS and len(user.inputs) == 2:
         state.conv_at[result.name] = (len(state.kernels) - 1, integers)
@@ -181,7 +130,7 @@ def _conv(state: _State, node: Node) -> None:
         _write_rounded(state, result, integers=integers, last=True)
 
 
-def _add(state: _State, node: Node) -> None:
+def _add(state: Lowering, node: Node) -> None:
     """Fused into the convolution in front of it (of two, into that of its first input), where that can take it in; else
     value by value."""
     taken = next((name for name in node.inputs if name in state.conv_at), None)
@@ -199,29 +148,32 @@ def _add(state: _State, node: Node) -> None:
         _elementwise(state, node)
         return
     state.kernels[position] = changed(state.kernels[position], fused_add=True)
-    result = _fused(state, node, UNARY)
+    result = _fused(state, node, position)
     stays = integers and _stays_integer(state, result)
     state.read(other, integers=stays and other in state.integers, last=True)
     _write_rounded(state, result, integers=integers, last=True)
 
 
-def _stays_integer(state: _State, result: Node) -> bool:
+def _stays_integer(state: Lowering, result: Node) -> bool:
     """Whether a rounded result of an integer kernel stays in 8 bits: something reads these, and nothing floats but
-    additions, which scale what they read by themselves."""
+    additions, which scale what they read by themselves. So does an activation that alone reads it."""
     users = state.graph.users[result.name]
+    if result.name in state.rounded and len(users) == 1 and users[0].op in UNARY:
+        return True
     integers = [state.reads_integers(user) for user in users]
     fitting = all(integer or user.op in ADDITIONS for user, integer in zip(users, integers, strict=True))
     return result.name in state.rounded and any(integers) and fitting
 
 
-def _write_rounded(state: _State, result: Node, *, integers: bool, last: bool) -> None:
+def _write_rounded(state: Lowering, result: Node, *, integers: bool, last: bool) -> None:
     """A kernel's result: 8-bit where an integer kernel computed it and nothing else reads it, else floats; what integer
     kernels wrote for float ones has yet to be scaled."""
     stays = integers and _stays_integer(state, result)
     state.write(result.name, integers=stays, last=last)
     users = state.graph.users[result.name]
-    if integers and not stays and result.name in state.rounded and not all(map(_is_final, users)):
-        state.emit("elementwise", result.name, result.elements, result.elements)
+    if integers and not stays and result.name in state.rounded and not (users and all(map(_is_final, users))):
+        # For other kernels it is scaled by one of its own, from floats; for whoever runs the network, from 8 bits.
+        state.emit("elementwise" if users else "dequantize", result.name, result.elements, result.elements)
 
 
 def _is_final(user: Node) -> bool:
@@ -229,7 +181,7 @@ def _is_final(user: Node) -> bool:
     return user.op in GLOBAL_POOLS
 
 
-def _linear(state: _State, node: Node) -> None:
+def _linear(state: Lowering, node: Node) -> None:
     if node.layer in state.dynamic:
         # Weights would be converted at every call: nothing to be offered, and not calibrated.
         state.kernels.append(weighted_kernel(node, "linear_dynamic", state.elements(node.inputs[0])))
@@ -237,15 +189,15 @@ def _linear(state: _State, node: Node) -> None:
         return
     integers = node.layer in state.quantized
     state.read(node.inputs[0], integers=integers, last=False)
-    result = _fused(state, node, UNARY)
-    op = "linear_int8" if integers else "linear"
-    if not (integers or state.bfloat16) and (result is not node or _is_scaled_key(state, node)):
-        op = "linear_fused"
+    user = state.graph.sole_user(node.name)
+    joined = (user is not None and user.op in UNARY) or _is_scaled_key(state, node)
+    op = "linear_int8" if integers else "linear_fused" if joined and not state.bfloat16 else "linear"
     state.kernels.append(weighted_kernel(node, op, state.elements(node.inputs[0])))
+    result = _fused(state, node, len(state.kernels) - 1)
     _write_rounded(state, result, integers=integers, last=False)
 
 
-def _is_scaled_key(state: _State, node: Node) -> bool:
+def _is_scaled_key(state: Lowering, node: Node) -> bool:
     """Whether a product makes the keys of an attention: the scale of the scores is fused into it."""
     name = node.name
     while (user := state.graph.sole_user(name)) is not None:
@@ -257,55 +209,58 @@ def _is_scaled_key(state: _State, node: Node) -> bool:
     return False
 
 
-def _reshape(state: _State, node: Node) -> None:
+def _reshape(state: Lowering, node: Node) -> None:
     source = node.inputs[0]
     state.read(source, integers=source not in state.floats, last=False)
     _alias(state, node, source)
     state.last.discard(node.name)
 
 
-def _elementwise(state: _State, node: Node) -> None:
+def _elementwise(state: Lowering, node: Node) -> None:
     """One kernel for all that follows each other; a rounding behind it is computed as well."""
-    parts = [state.joined.get(read, ((read,), 0)) for read in node.inputs]
-    inputs = tuple(name for names, _ in parts for name in names)
-    parameters = node.parameters + sum(count for _, count in parts)
+    parts = [state.joined.get(read, Joined((read,))) for read in node.inputs]
+    inputs = tuple(name for part in parts for name in part.inputs)
+    parameters = node.parameters + sum(part.parameters for part in parts)
+    curved = node.op in CURVES or any(part.curved for part in parts)
     user = state.graph.sole_user(node.name)
     if user is not None and user.op in VALUE_BY_VALUE and user.shape == node.shape:
-        state.joined[node.name] = inputs, parameters
+        state.joined[node.name] = Joined(inputs, parameters, curved)
         return
     last = any(name in state.last for name in inputs)
     for name in dict.fromkeys(inputs):
         if state.elements(name) == node.elements:
             state.read(name, integers=name not in state.floats, last=last)
     read = sum(map(state.elements, dict.fromkeys(inputs))) + parameters
-    _emit_rounded(state, node, inputs[0] in state.floats, read, last=last)
+    _emit_rounded(state, node, inputs[0] in state.floats, read, last=last, curved=curved)
 
 
-def _emit_rounded(state: _State, result: Node, reads_floats: bool, read: int, *, last: bool) -> None:
+def _emit_rounded(
+    state: Lowering, result: Node, reads_floats: bool, read: int, *, last: bool, curved: bool = False
+) -> None:
     """An elementwise kernel that writes what is read of it: floats, 8 bits, or both."""
     users = state.graph.users[result.name]
     integers = [state.reads_integers(user) for user in users]
     only = bool(integers) and all(integers)
     op = "quantize" if only and reads_floats else "dequantize" if not only and not reads_floats else "elementwise"
-    state.emit(op, result.name, read, result.elements)
+    state.emit(op + CURVED if curved else op, result.name, read, result.elements)
     state.write(result.name, integers=only, last=last)
     if any(integers):
         state.integers.add(result.name)
 
 
-def _layer_norm(state: _State, node: Node) -> None:
+def _layer_norm(state: Lowering, node: Node) -> None:
     source, width = node.inputs[0], abs(node.shape[-1])
     state.read(source, integers=False, last=False)
     state.emit("layer_norm", node.name, state.elements(source), node.elements, inner=width)
     _emit_rounded(state, node, reads_floats=True, read=node.elements + 2 * width, last=False)
 
 
-def _batch_norm(state: _State, node: Node) -> None:
+def _batch_norm(state: Lowering, node: Node) -> None:
     """One that was not folded: a product and a sum, value by value."""
     _elementwise(state, changed(node, parameters=2 * node.shape[1]))
 
 
-def _lookup(state: _State, node: Node) -> None:
+def _lookup(state: Lowering, node: Node) -> None:
     rows = node.elements // max(1, node.outputs)
     state.emit("gather", node.layer or node.name, node.elements, node.elements)
     if node.layer in state.tables:
@@ -314,7 +269,7 @@ def _lookup(state: _State, node: Node) -> None:
     state.write(node.name, integers=False, last=False)
 
 
-def _attention(state: _State, node: Node) -> None:
+def _attention(state: Lowering, node: Node) -> None:
     """One kernel, which turns queries and values by itself, and without a mask its result as well; the keys are turned
     first."""
     for name in node.inputs:
@@ -334,7 +289,7 @@ def _attention(state: _State, node: Node) -> None:
         _alias(state, user, node.name)
 
 
-def _transpose(state: _State, node: Node) -> None:
+def _transpose(state: Lowering, node: Node) -> None:
     source = node.inputs[0]
     users = state.graph.users[node.name]
     if users and all(user.op == ATTENTION for user in users):
@@ -348,7 +303,7 @@ def _transpose(state: _State, node: Node) -> None:
     state.write(node.name, integers=source not in state.floats, last=False)
 
 
-def _cat(state: _State, node: Node) -> None:
+def _cat(state: Lowering, node: Node) -> None:
     integers = all(name in state.integers for name in node.inputs) and node.name in state.rounded
     last = any(name in state.last for name in node.inputs)
     for name in node.inputs:
@@ -358,7 +313,7 @@ def _cat(state: _State, node: Node) -> None:
     state.write(node.name, integers=integers, last=last)
 
 
-def _other(state: _State, node: Node, plain: str) -> None:
+def _other(state: Lowering, node: Node, plain: str) -> None:
     source = node.inputs[0]
     last = source in state.last
     read = sum(map(state.elements, node.inputs))
@@ -390,7 +345,7 @@ def _other(state: _State, node: Node, plain: str) -> None:
     state.write(node.name, integers=integers, last=last)
 
 
-_OWN: dict[str, Callable[[_State, Node], None]] = {
+_OWN: dict[str, Callable[[Lowering, Node], None]] = {
     "embedding": _lookup,
     ATTENTION: _attention,
     "layer_norm": _layer_norm,

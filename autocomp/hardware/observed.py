@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 from autocomp.hardware.fitted import KernelSample, timed_kernels
-from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution, spread
+from autocomp.hardware.kernels import CURVED, MOVES, ROW_BY_ROW, Kernel, convolution, spread
 from autocomp.hardware.runtimes.profiled import NodeTime
 
 #: onnxruntime's operators → lowering's kinds of kernel. Blocked convolutions are told apart by their domain.
@@ -59,6 +59,8 @@ KINDS = {
 }
 _BLOCKED_DOMAIN = "com.microsoft.nchwc"
 POOLS = {"pool", "pool_nchwc", "pool_nhwc", "pool_integer"}
+#: Activations that a kernel has as it writes its products; every other one it goes over all of its results once more for.
+_STRAIGHT = {None, "Relu", "Clip", "LeakyRelu"}
 _LINEAR = {"gemm", "qgemm", "matmul", "matmul_integer", "qlinear_matmul", "dynamic_matmul"}
 _WITH_WEIGHTS = {"conv", "conv_nchwc", "qlinear_conv", "conv_transpose"} | _LINEAR
 
@@ -122,6 +124,7 @@ def kernel_of(node: NodeTime) -> Kernel | None:
         counted = math.prod(node.input_shapes[0]) if kind == "conv_transpose" else out_elements
         macs = counted * math.prod(node.weight_shape[1:])
         kind = convolution(kind, node.group, node.weight_shape[1])
+        kind += "" if node.activation in _STRAIGHT else CURVED
     return Kernel(
         kind,
         (node.name,),

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from autocomp.hardware.fitted import KernelSample, timed_kernels
-from autocomp.hardware.kernels import MOVES, ROW_BY_ROW, Kernel, convolution
+from autocomp.hardware.kernels import CURVED, MOVES, ROW_BY_ROW, Kernel, convolution
 
 Shape = tuple[int, ...]
 
@@ -15,13 +15,14 @@ Shape = tuple[int, ...]
 @dataclass(frozen=True)
 class CompiledNode:
     """One node that openvino executes: its ``kind`` and ``primitive`` in openvino's words, the layers of the file that
-    it came from, the dtype and layout of its first result and first input (letters in the order in which the dimensions
-    lie in memory: ``abcd`` is channels first, ``acdb`` channels last), all shapes as the file has them, and the mean of
-    the lower half of its times."""
+    it came from and their kinds (empty for one that openvino put in), the dtype and layout of its first result and first
+    input (letters in the order in which the dimensions lie in memory: ``abcd`` is channels first, ``acdb`` channels last),
+    all shapes as the file has them, and the mean of the lower half of its times."""
 
     kind: str
     name: str
     sources: tuple[str, ...]
+    source_kinds: tuple[str, ...]
     primitive: str
     dtype: str
     layout: str
@@ -55,6 +56,8 @@ KINDS = {
     "FakeQuantize": "elementwise",
     "Math": "elementwise",
 }
+#: Layers of a file that take every value through an exponential or the like.
+_CURVES = {"Sigmoid", "Swish", "Tanh", "Gelu", "Elu", "Exp", "SoftPlus", "Mish", "Erf"}
 _INTEGERS = {"u8", "i8"}
 
 
@@ -70,6 +73,7 @@ def kernel_of(node: CompiledNode) -> Kernel:
         # A product of floats with something fused into it is another kernel, of another library.
         if not _integer(node) and "mlas" not in node.primitive and "bf16" not in node.primitive:
             op = "linear_fused"
+        op += _curved(node)
         return Kernel(op, (node.name,), rows * weights, math.prod(node.input_shapes[0]), out, weights)
     if node.kind == "MatMul" or _is_attention(node):
         read = sum(math.prod(shape) for shape in node.input_shapes)
@@ -92,7 +96,7 @@ def kernel_of(node: CompiledNode) -> Kernel:
         return Kernel(kind, (node.name,), in_elements=moved, out_elements=moved)
     if kind in {"elementwise", "convert"}:
         read = sum(math.prod(shape) for shape in node.input_shapes)
-        return Kernel(_conversion(node), (node.name,), in_elements=read, out_elements=out)
+        return Kernel(_conversion(node) + _curved(node), (node.name,), in_elements=read, out_elements=out)
     read = math.prod(node.input_shapes[0])
     inner = node.output_shapes[0][-1] if kind in ROW_BY_ROW and node.output_shapes[0] else 1
     if kind == "pool":
@@ -104,6 +108,10 @@ def kernel_of(node: CompiledNode) -> Kernel:
 
 def _integer(node: CompiledNode) -> str:
     return "_int8" if node.input_dtype in _INTEGERS else ""
+
+
+def _curved(node: CompiledNode) -> str:
+    return "" if _CURVES.isdisjoint(node.source_kinds) else CURVED
 
 
 def _is_attention(node: CompiledNode) -> bool:
@@ -147,7 +155,7 @@ def _convolution(node: CompiledNode, out: int) -> Kernel:
     op = ("conv" if node.kind == "Convolution" else "conv_transpose") + _integer(node)
     counted = out if node.kind == "Convolution" else math.prod(node.input_shapes[0])
     return Kernel(
-        convolution(op, groups, weight[1]),
+        convolution(op, groups, weight[1]) + _curved(node),
         (node.name,),
         macs=counted * math.prod(weight[1:]),
         in_elements=math.prod(node.input_shapes[0]),

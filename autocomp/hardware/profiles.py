@@ -18,18 +18,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autocomp.compress.quantize import Numerics
 from autocomp.errors import TargetError, did_you_mean
+from autocomp.formats import Activations, Work
 from autocomp.hardware import lowering, lowering_openvino, tensorrt
 from autocomp.hardware.calibrate import narrow_products, nchwc_block
 from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
 from autocomp.hardware.fitted import FittedModel
-from autocomp.hardware.gains import Gain, paying
+from autocomp.hardware.gains import Gain, Way, paying
 from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.memory import PARTS, MemoryModel
 from autocomp.hardware.roofline import RooflineModel
 from autocomp.hardware.target import Artifact, Offer, RuntimeName, Target
 from autocomp.places import cache_folder, shipped_folder
 from autocomp.plan import UNIT_PATTERNS, Pattern
-from autocomp.space import Activations, Work
 
 #: The file of a profile's model of memory.
 MEMORY_MODEL = "memory_model.json"
@@ -48,7 +48,7 @@ class _OfferFile(_Strict):
 
 class _GainFile(_Strict):
     work: Work
-    activations: Activations
+    way: Way
     speedup: float
 
 
@@ -162,17 +162,18 @@ class Profile:
 
 
 def _offer(file: ProfileFile, artifact: Artifact) -> Offer:
-    """What pays. A plain file stores every level in a byte and every zero, and its stored weights as they were measured; a
-    packed one unpacks them into floats when it is loaded, which costs nothing later."""
+    """What pays. A plain file stores every level in a byte and every zero, so that zeros are for a runtime that was measured
+    to be faster by them, and its stored weights are as they were measured; a packed one unpacks them into floats when it
+    is loaded, which costs nothing later."""
     offer, packed = file.offer, artifact == "onnx-packed"
-    gains = tuple(Gain(one.work, one.activations, one.speedup) for one in file.gains)
+    gains = tuple(Gain(one.work, one.way, one.speedup) for one in file.gains)
     if packed:
-        gains = tuple(gain for gain in gains if gain.activations != "a32")
-    measured = {gain.activations for gain in gains}
+        gains = tuple(gain for gain in gains if gain.way != "a32")
+    measured, faster = {gain.way for gain in gains}, {gain.way for gain in gains if gain.pays}
     ways = tuple(how for how in offer.activations if packed or how != "a32" or how in measured)
     return Offer(
         offer.weight_bits if packed else tuple(bits for bits in offer.weight_bits if bits == 8),
-        offer.patterns if packed else tuple(pattern for pattern in offer.patterns if pattern in UNIT_PATTERNS),
+        tuple(pattern for pattern in offer.patterns if packed or pattern in UNIT_PATTERNS or pattern in faster),
         offer.ranks,
         paying(gains, ways),
     )

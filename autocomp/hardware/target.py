@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from autocomp.errors import UncoveredKernelError
+from autocomp.formats import Activations, Work
 from autocomp.hardware.latency import LatencyModel, Prediction
 from autocomp.plan import Pattern
-from autocomp.space import Activations, Work
 
 if TYPE_CHECKING:
     from autocomp.compress.quantize import Numerics

@@ -9,12 +9,15 @@ import json
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from autocomp.compress import recovered
 from autocomp.compress.apply import apply
+from autocomp.compress.levels import global_sparsity
 from autocomp.compress.prepare import prepare
 from autocomp.compress.rebuild import Prepared
+from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
 from autocomp.errors import RunError, WorkError
 from autocomp.export.size import SizeModel
@@ -79,6 +82,7 @@ def set_up(
         offer.patterns,
         offer.ranks,
         offer.activations,
+        partial(global_sparsity, prepared, Solver(prepared.model, task.calibration)),
     )
     packed = target.artifact == "onnx-packed"
     untouched = export_onnx(apply(prepared, Plan(), task.calibration, target.numerics), packed)

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocomp.compress.apply import apply
-from autocomp.compress.levels import MOST, global_levels, global_plan
+from autocomp.compress.levels import MOST, global_levels, global_sparsity
+from autocomp.compress.rebuild import Prepared
 from autocomp.compress.solve import Solver
 from autocomp.errors import PlanError
-from autocomp.plan import Saliency
+from autocomp.plan import LayerPlan, Plan, Saliency, Sparsity
 from tests.networks import inputs, prepared
+
+
+def plan_of(net: Prepared, solver: Solver, together: Sparsity) -> Plan:
+    return Plan({name: LayerPlan(one) for name, one in global_sparsity(net, solver, together).items()})
 
 
 @settings(max_examples=50, deadline=None)
@@ -36,7 +43,7 @@ def test_what_is_worth_least_goes_first() -> None:
 def test_a_plan_over_single_weights_fits_and_has_the_level(saliency: Saliency) -> None:
     net, calibration = prepared("residual"), [inputs("residual", 32)]
     solver = Solver(net.model, calibration)
-    plan = global_plan(net, solver, 0.6, saliency=saliency)
+    plan = plan_of(net, solver, Sparsity("unstructured", 0.6, saliency))
     result = apply(net, plan, calibration, solver=solver)
     weights = sum(net.model.get_submodule(layer.name).get_parameter("weight").numel() for layer in net.inventory.layers)
     gone = sum(int((~mask).sum()) for mask in result.masks.values())
@@ -49,7 +56,7 @@ def test_a_plan_over_single_weights_fits_and_has_the_level(saliency: Saliency) -
 def test_layers_whose_inputs_cannot_be_seen_are_left_out(network: str, saliency: Saliency) -> None:
     net, calibration = prepared(network), [inputs(network, 8)]
     solver = Solver(net.model, calibration)
-    plan = global_plan(net, solver, 0.5, saliency=saliency)
+    plan = plan_of(net, solver, Sparsity("unstructured", 0.5, saliency))
     assert plan.layers
     apply(net, plan, calibration, solver=solver)
 
@@ -57,7 +64,7 @@ def test_layers_whose_inputs_cannot_be_seen_are_left_out(network: str, saliency:
 def test_a_plan_over_channels_fits() -> None:
     net, calibration = prepared("residual"), [inputs("residual", 32)]
     solver = Solver(net.model, calibration)
-    plan = global_plan(net, solver, 0.4, "channel", "taylor")
+    plan = plan_of(net, solver, Sparsity("channel", 0.4, "taylor"))
     net.inventory.check(plan)
     assert any(layer.channel_level() > 0 for layer in plan.layers.values())
     apply(net, plan, calibration, solver=solver)
@@ -66,6 +73,16 @@ def test_a_plan_over_channels_fits() -> None:
 def test_what_has_no_threshold_is_refused() -> None:
     net = prepared("residual")
     with pytest.raises(PlanError, match="got 2:4; give levels by layer"):
-        global_plan(net, Solver(net.model, ()), 0.5, "2:4")
+        global_sparsity(net, Solver(net.model, ()), Sparsity("2:4", 0.5))
     with pytest.raises(PlanError, match="between 0 and 1"):
-        global_plan(net, Solver(net.model, ()), 1.5)
+        global_levels({"layer": torch.ones(10)}, 1.5)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "channel"])
+def test_a_threshold_over_some_layers_leaves_the_others_alone(pattern: Literal["unstructured", "channel"]) -> None:
+    net = prepared("residual")
+    layers = {layer.name for layer in net.inventory.layers[:-2]}
+    found = global_sparsity(net, Solver(net.model, ()), Sparsity(pattern, 0.4), layers)
+    assert found
+    assert set(found) <= layers
+    assert found == global_sparsity(net, Solver(net.model, ()), Sparsity(pattern, 0.4), layers)

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from autocomp.compress import recover as recover_module
+from autocomp.compress import student
 from autocomp.compress.apply import Compressed, apply
 from autocomp.compress.captured import Batch
 from autocomp.compress.distill import distillation
@@ -26,7 +27,7 @@ from autocomp.compress.solve import Solver
 from autocomp.compress.student import Student
 from autocomp.errors import CompressionError
 from autocomp.export.to_onnx import export_onnx
-from autocomp.graph import copied, on_device
+from autocomp.graph import copied, export_program, graph_module, on_device
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 from tests.networks import inputs, prepared, run_file, run_module
 
@@ -186,6 +187,30 @@ def test_labels_and_features_are_learned_from() -> None:
     before = apply(net, Plan(layers), CALIBRATION, solver=solver)
     after = recover(net, before, batches(classes=True), Recovery(4, features=1.0, rate=0.02), solver).compressed
     assert error(after) < error(before)
+
+
+def test_features_bring_the_inner_results_nearer() -> None:
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES["sparse"]), CALIBRATION, solver=solver)
+
+    def inner_error(compressed: Compressed) -> float:
+        names = student._common_results(net, compressed)
+        models = copied(compressed.model), copied(graph_module(export_program(net.model, net.example)))
+        taps = [student._tapped(model, names) for model in models]
+        for model in models:
+            run_module(model, inputs("residual", 32, seed=77))
+        pairs = [(one.value, other.value) for one, other in zip(*taps, strict=True)]
+        assert pairs
+        return sum(float((one - other).square().mean() / other.var()) for one, other in pairs) / len(pairs)
+
+    errors = {
+        features: inner_error(
+            recover(net, before, batches(), Recovery(6, features=features, rate=0.005), solver, False).compressed
+        )
+        for features in (0.0, 30.0)
+    }
+    assert errors[30.0] < 0.8 * min(errors[0.0], inner_error(before))
 
 
 def test_nothing_given_is_changed_and_the_same_seed_gives_the_same() -> None:

@@ -7,10 +7,12 @@ import torch
 from torch import nn
 
 from autocomp.compress.apply import apply
+from autocomp.compress.latent import LearnedSimulated
 from autocomp.compress.prepare import prepare
 from autocomp.compress.recipe import Recovery
 from autocomp.compress.recover import recover
-from autocomp.compress.simulate import SimulatedQuantizer
+from autocomp.compress.recovered import weights_of, with_weights
+from autocomp.compress.simulate import SimulatedQuantizer, on_grid
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
 from autocomp.errors import UncoveredKernelError
@@ -28,7 +30,7 @@ def plan(network: str, chosen: Format) -> Plan:
 @pytest.mark.parametrize(("bits", "count"), [(4, 16), (1, 2)])
 def test_as_many_values_are_left_as_the_bits_tell(bits: int, count: int) -> None:
     x = torch.randn(4000, generator=torch.Generator().manual_seed(0))
-    rounded = SimulatedQuantizer(bits, -3.0, 3.0, 0.8)(x)
+    rounded = (SimulatedQuantizer(1, 0.8) if bits == 1 else on_grid(bits, -3.0, 3.0))(x)
     assert len(torch.unique(rounded)) == count
     assert float((rounded - x).square().mean()) < float(x.square().mean())
 
@@ -85,3 +87,28 @@ def test_recovery_trains_through_them(bits: int) -> None:
     reference = run_module(net.model, given)
     errors = [float((run_module(one.model, given) - reference).norm()) for one in (before, after)]
     assert errors[1] < 0.9 * errors[0]
+    # Their steps are learned with it, and are among what is kept of a recovered network.
+    steps = [
+        [one.step for one in found.model.modules() if isinstance(one, SimulatedQuantizer)] for found in (before, after)
+    ]
+    assert all(one != other for one, other in zip(*steps, strict=True))
+    again = with_weights(before, weights_of(after))
+    assert torch.equal(run_module(again.model, given), run_module(after.model, given))
+
+
+@pytest.mark.parametrize("bits", [1, 4])
+def test_the_gradient_of_a_step_is_that_of_learned_steps(bits: int) -> None:
+    """By LSQ's rule for steps, XNOR-Net's for magnitudes; of what lies outside nothing goes back to the values."""
+    start = SimulatedQuantizer(1, 0.5) if bits == 1 else SimulatedQuantizer(4, 0.25, 8)
+    learned = LearnedSimulated(start)
+    x = torch.tensor([-9.0, -0.4, 0.1, 0.3, 9.0], requires_grad=True)
+    rounded = learned(x)
+    assert torch.equal(rounded.detach(), start(x.detach()))
+    rounded.sum().backward()
+    assert x.grad is not None
+    assert learned.log_scale.grad is not None
+    assert x.grad.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0]
+    within = (
+        rounded.detach() if bits == 1 else torch.where(x.grad == 1, rounded.detach() - x.detach(), rounded.detach())
+    )
+    assert float(learned.log_scale.grad) == pytest.approx(float(within.sum()), rel=1e-5)

@@ -10,7 +10,8 @@ CPU that has it: other numbers and other kernels than elsewhere, for one and the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -117,7 +118,9 @@ def compiled_nodes(
     times_us: dict[str, list[float]] = {}
     ran: set[str] = set()
     try:
-        compiled = _compile(_read(model), tuple(array.shape for array in inputs), threads, precision, profiled=True)
+        read = _read(model)
+        kinds = {op.get_friendly_name(): _kind(op) for op in read.get_ops()}
+        compiled = _compile(read, tuple(array.shape for array in inputs), threads, precision, profiled=True)
         request = compiled.create_infer_request()
         for run in range(WARMUP_RUNS + runs):
             request.infer(list(inputs))
@@ -130,23 +133,39 @@ def compiled_nodes(
     except _refusals() as error:
         raise MeasurementError(_one_line("run", error)) from error
     return tuple(
-        _node(op, lower_half_mean(times_us[op.get_friendly_name()]))
+        _node(op, kinds, lower_half_mean(times_us[op.get_friendly_name()]))
         for op in graph.get_ordered_ops()
         if op.get_friendly_name() in ran
     )
 
 
-def _node(op: openvino.Node, time_us: float) -> CompiledNode:
+def _kind(op: openvino.Node) -> str:
+    """Of a file's layer, in openvino's words; x · sigmoid(x) is one to it."""
+    if op.get_type_name() == "Multiply":
+        given = [one.get_source_output() for one in op.inputs()]
+        for gate, x in itertools.permutations(given):
+            node = gate.get_node()
+            if node.get_type_name() == "Sigmoid" and node.input(0).get_source_output() == x:
+                return "Swish"
+    return str(op.get_type_name())
+
+
+def _node(op: openvino.Node, kinds: Mapping[str, str], time_us: float) -> CompiledNode:
+    """Args:
+    kinds: of the file's layers, by name.
+    """
     about = op.get_rt_info()
 
     def word(key: str) -> str:
         return str(about[key].astype(str)) if key in about else ""
 
     first = op.inputs()[0].get_source_output() if op.inputs() else None
+    sources = tuple(word("originalLayersNames").split(","))
     return CompiledNode(
         kind=word("layerType"),
         name=op.get_friendly_name(),
-        sources=tuple(word("originalLayersNames").split(",")),
+        sources=sources,
+        source_kinds=tuple(kinds.get(name, "") for name in sources),
         primitive=word("primitiveType"),
         dtype=word("outputPrecisions").partition(",")[0],
         layout=word("outputLayouts").partition(",")[0],
