@@ -11,8 +11,10 @@
 
 A CONFIG is a runtime, threads and batch, like onnxruntime-t1b1. What is written lies under results/latency/; the tables
 and the plots go to results/reference/latency_*. Truth is the mean of both sittings, where they agree within 3 %; files
-that do not are counted, and scored apart. Beside the model stand what other tools go by: MACs and bit operations (with
-the one factor that suits these files best), and the plain sum of a file's own profiled kernels.
+that do not are counted, and scored apart. All of it twice: as it was timed; and at one pace, every latency in the
+proportion in which the reference workload beside it took longer than in the calibration. Beside the model stand what
+other tools go by: MACs and bit operations (with the one factor that suits these files best), and the plain sum of a
+file's own profiled kernels.
 """
 
 from __future__ import annotations
@@ -50,6 +52,7 @@ from tables import write_table
 from autocomp.compress.prepare import prepare
 from autocomp.compress.structure import Structure, restructure
 from autocomp.hardware.fingerprint import this_machine
+from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.followed import CompiledPlan, Lower, followed
 from autocomp.hardware.footprint import footprint_bytes
 from autocomp.hardware.kernels import Kernel
@@ -148,9 +151,10 @@ def _middle_ms(passes: Sequence[tuple[bool, float]]) -> float:
 
 @dataclass(frozen=True)
 class Line:
-    """How one way of predicting did on the files of one configuration."""
+    """How one way of predicting did on the files of one configuration; ``pace``: whether times are as they were."""
 
     config: str
+    pace: str
     files: str
     excluded_share: float
     method: str
@@ -162,27 +166,36 @@ class Line:
     spearman: float
 
 
-def truths(config: str) -> Mapping[str, Truth]:
-    """File → its latencies: the median of a sitting's passes, of those that settled where one did."""
+def truths(config: str, reference_ms: float | None) -> Mapping[str, Truth]:
+    """File → its latencies: the median of a sitting's passes, of those that settled where one did; as they would be where
+    the reference workload takes so long, if that is said."""
     sittings = []
     for sitting in (1, 2):
         passes: dict[str, list[tuple[bool, float]]] = {}
         with (WORK / f"sitting-{sitting}.csv").open(encoding="utf-8") as file:
             for row in csv.reader(file):
                 if row[0] == config:
-                    passes.setdefault(row[2], []).append((row[SETTLED_COLUMN] == "True", float(row[3])))
+                    slower = 1.0 if reference_ms is None else float(row[REFERENCE_COLUMN]) / reference_ms
+                    passes.setdefault(row[2], []).append((row[SETTLED_COLUMN] == "True", float(row[3]) / slower))
         sittings.append({name: _middle_ms(found) for name, found in passes.items()})
     return {name: Truth(sittings[0][name], sittings[1][name]) for name in sittings[0] if name in sittings[1]}
 
 
 def line(
-    config: str, which: str, excluded: float, method: str, predicted: Sequence[float], true: Sequence[float]
+    config: str,
+    pace: str,
+    which: str,
+    excluded: float,
+    method: str,
+    predicted: Sequence[float],
+    true: Sequence[float],
 ) -> Line:
     from scipy.stats import spearmanr
 
     errors = np.array(predicted) / np.array(true) - 1
     return Line(
         config,
+        pace,
         which,
         round(excluded, 3),
         method,
@@ -224,31 +237,49 @@ def score(names: Sequence[str], configs: Sequence[str]) -> None:
     for config in configs:
         runtime, threads, batch = CONFIGS[config]
         target = resolve_target(TARGETS[runtime], threads, batch, tell=print)
-        known = truths(config)
-        written = [one for one in files(names, runtime) if one.name in known]
-        methods = foreseen_by(written, target, known)
-        judged = [one for one in written if known[one.name].agrees]
-        excluded = 1 - len(judged) / len(written)
-        print(f"{config}: {excluded:.1%} of {len(written)} files excluded, whose sittings differ")
-        groups = {"judged": judged, "all": written}
-        groups |= {name: [one for one in judged if one.architecture == name] for name in names}
-        for which, group in groups.items():
-            if len(group) > 2:
-                true = [known[one.name].latency_ms for one in group]
-                for method, found in methods.items():
-                    given = scaled([found[one.name] for one in group], true, method)
-                    lines.append(line(config, which, excluded, method, given, true))
-                first, second = (
-                    [getattr(known[one.name], name) for one in group] for name in ("first_ms", "second_ms")
-                )
-                lines.append(line(config, which, excluded, "first sitting, of the second", first, second))
-        draw(config, judged, methods, known)
+        written = [one for one in files(names, runtime) if one.name in truths(config, None)]
+        foreseen = foreseen_by(written, target)
+        assert isinstance(target.model, FittedModel)
+        paces: dict[str, float | None] = {"as timed": None}
+        if target.model.reference_us is not None:
+            paces["at one pace"] = target.model.reference_us / 1e3
+        for pace, reference_ms in paces.items():
+            known = truths(config, reference_ms)
+            methods = foreseen | {
+                "warm": {name: found.latency_ms for name, found in warmed(written, target, known).items()}
+            }
+            judged = [one for one in written if known[one.name].agrees]
+            excluded = 1 - len(judged) / len(written)
+            print(f"{config}, {pace}: {excluded:.1%} of {len(written)} files excluded, whose sittings differ")
+            groups = {"judged": judged, "all": written}
+            groups |= {name: [one for one in judged if one.architecture == name] for name in names}
+            for which, group in groups.items():
+                if len(group) > 2:
+                    true = [known[one.name].latency_ms for one in group]
+                    for method, found in methods.items():
+                        given = scaled([found[one.name] for one in group], true, method)
+                        lines.append(line(config, pace, which, excluded, method, given, true))
+                    first, second = (
+                        [getattr(known[one.name], name) for one in group] for name in ("first_ms", "second_ms")
+                    )
+                    lines.append(line(config, pace, which, excluded, "first sitting, of the second", first, second))
+            draw(f"{config}, {pace}", REFERENCE / f"latency_error_{vectors()}_{config}.png", judged, methods, known)
     for each in lines:
         print(each)
-    write_table(REFERENCE / f"latency_error_{vectors()}.csv", [asdict(each) for each in lines])
+    merge_table(REFERENCE / f"latency_error_{vectors()}.csv", lines)
 
 
-def foreseen_by(written: Sequence[Written], target: Target, known: Mapping[str, Truth]) -> dict[str, dict[str, float]]:
+def merge_table(path: Path, lines: Sequence[Line]) -> None:
+    """Put lines in the place of those of the same configurations."""
+    rows = [asdict(each) for each in lines]
+    if path.exists():
+        with path.open(encoding="utf-8") as file:
+            known = [row for row in csv.DictReader(file) if set(row) == set(rows[0])]
+        rows = [*(row for row in known if row["config"] not in {each.config for each in lines}), *rows]
+    write_table(path, sorted(rows, key=lambda row: str(row["config"])))
+
+
+def foreseen_by(written: Sequence[Written], target: Target) -> dict[str, dict[str, float]]:
     """Method → file → its number: milliseconds, or what is to be brought to milliseconds by one factor."""
     runtime = cpu_runtime(target.runtime)
     sums = {}
@@ -261,7 +292,6 @@ def foreseen_by(written: Sequence[Written], target: Target, known: Mapping[str, 
     return {
         "cold": {one.name: predict(lower[one.architecture](one.structure)).latency_ms for one in written},
         "cold, by rules alone": {one.name: target.predict(one.structure).latency_ms for one in written},
-        "warm": {name: found.latency_ms for name, found in warmed(written, target, known).items()},
         "kernel sums": sums,
         "MACs": {one.name: float(one.structure.macs) for one in written},
         "bit operations": {one.name: bit_operations(one.structure) for one in written},
@@ -284,7 +314,11 @@ def warmed(written: Sequence[Written], target: Target, known: Mapping[str, Truth
 
 
 def draw(
-    config: str, judged: Sequence[Written], methods: Mapping[str, Mapping[str, float]], known: Mapping[str, Truth]
+    title: str,
+    path: Path,
+    judged: Sequence[Written],
+    methods: Mapping[str, Mapping[str, float]],
+    known: Mapping[str, Truth],
 ) -> None:
     """Foreseen over measured, cold and warm, by architecture."""
     import matplotlib
@@ -301,11 +335,11 @@ def draw(
             axis.plot(true, 100 * error, ".", label=name)
         axis.axhspan(-10, 10, color="0.92", zorder=0)
         axis.axhspan(-5, 5, color="0.84", zorder=0)
-        axis.set(xscale="log", xlabel="measured, ms", title=f"{config}, {method}", ylim=(-40, 40))
+        axis.set(xscale="log", xlabel="measured, ms", title=f"{title}, {method}", ylim=(-40, 40))
     axes[0].set_ylabel("foreseen − measured, %")
     axes[1].legend(fontsize="small")
     figure.tight_layout()
-    figure.savefig(REFERENCE / f"latency_error_{vectors()}_{config}.png", dpi=110)
+    figure.savefig(path, dpi=110)
     pyplot.close(figure)
 
 

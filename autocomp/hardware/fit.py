@@ -71,13 +71,29 @@ def fit(
     Raises:
         MeasurementError: too few networks, or too different ones.
     """
-    networks = undisturbed(networks)
+    networks = at_one_pace(undisturbed(networks))
     if len(networks) < FEWEST_NETWORKS:
         raise MeasurementError(
             f"a latency model needs at least {FEWEST_NETWORKS} measured networks; got {len(networks)}; "
             "give a larger --budget, or a quieter machine"
         )
-    return replace(_fit(networks, profiled, repeatability), held_out=_held_out(networks, profiled, note))
+    return replace(
+        _fit(networks, profiled, repeatability),
+        held_out=_held_out(networks, profiled, note),
+        reference_us=networks[0].reference_us,
+    )
+
+
+def at_one_pace(networks: Sequence[MeasuredNetwork]) -> list[MeasuredNetwork]:
+    """The files as they would take in the quiet moments: a machine is some percent slower in one hour than in the next, and
+    the reference workload beside a file tells by how much."""
+    if not networks:
+        return []
+    quiet_us = _quiet_us(networks)
+    return [
+        replace(network, latency_ms=network.latency_ms * quiet_us / network.reference_us, reference_us=quiet_us)
+        for network in networks
+    ]
 
 
 def undisturbed(networks: Sequence[MeasuredNetwork]) -> list[MeasuredNetwork]:
@@ -85,8 +101,12 @@ def undisturbed(networks: Sequence[MeasuredNetwork]) -> list[MeasuredNetwork]:
     minute is slow evenly, so that rounds in it agree."""
     if not networks:
         return []
-    quiet_us = float(np.quantile([network.reference_us for network in networks], QUIET_QUANTILE))
+    quiet_us = _quiet_us(networks)
     return [network for network in networks if network.reference_us <= QUIET * quiet_us]
+
+
+def _quiet_us(networks: Sequence[MeasuredNetwork]) -> float:
+    return float(np.quantile([network.reference_us for network in networks], QUIET_QUANTILE))
 
 
 def held_out_errors(

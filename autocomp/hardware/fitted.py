@@ -174,12 +174,14 @@ def clock_variance(samples: Sequence[KernelSample], work_us: Sequence[float]) ->
 
 @dataclass(frozen=True)
 class FittedModel:
-    """Kernel models, and how profiles differ from what files take."""
+    """Kernel models, and how profiles differ from what files take. Where the reference workload takes other than
+    ``reference_us``, files do so in proportion; None in a model of an earlier version."""
 
     ops: Mapping[str, OpModel]
     distortion: Distortion
     held_out: HeldOutError | None
     repeatability: float
+    reference_us: float | None = None
 
     @property
     def source(self) -> Source:
@@ -257,6 +259,7 @@ class FittedModel:
                 "distortion": asdict(self.distortion),
                 "held_out": None if self.held_out is None else asdict(self.held_out),
                 "repeatability": self.repeatability,
+                "reference_us": self.reference_us,
                 "hyperparameters": {op: asdict(model.hyperparameters) for op, model in sorted(self.ops.items())},
                 "sample": ",".join((*SAMPLE_FIELDS, "time_us", "count")),
                 "samples": {
@@ -296,6 +299,7 @@ class FittedModel:
             Distortion(**document["distortion"]),
             None if held_out is None else HeldOutError(**held_out),
             document["repeatability"],
+            document.get("reference_us"),
         )
 
 

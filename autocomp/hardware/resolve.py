@@ -207,6 +207,7 @@ Measured with `autocomp calibrate {like.file.name}` on {datetime.date.today().is
 (and {result.dropped} of the last sitting that never settled, left out); {result.profiled} kernels of other files, which \
 were profiled alone |
 | repeatability | median standard error of a latency: {result.model.repeatability:.1%} |
+| pace | {_pace_words(result)} |
 | held-out error | {error} |
 | memory | {_memory_words(result)} |
 
@@ -217,6 +218,16 @@ load and the 10th percentile of its repeats; the reference workload's time besid
 runtime's profiler timed in it.
 `latency_model.json` is what was fitted to them; `profile.yaml` says on which machine they hold.
 """
+
+
+def _pace_words(result: Calibration) -> str:
+    """What the milliseconds hold for: a machine is some percent slower in one hour than in the next."""
+    took_us = result.model.reference_us
+    return (
+        "as it was"
+        if took_us is None
+        else f"that of its quiet moments, when the reference workload took {took_us:.1f} µs"
+    )
 
 
 def _memory_words(result: Calibration) -> str:

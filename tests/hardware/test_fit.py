@@ -194,6 +194,18 @@ def test_what_was_measured_in_a_slow_minute_is_left_out(networks: list[MeasuredN
     assert fit([*slow, *networks[6:]], (), 0.01, "").to_json() == fit(networks[6:], (), 0.01, "").to_json()
 
 
+def test_what_a_slow_hour_did_is_taken_back(model: FittedModel, networks: list[MeasuredNetwork]) -> None:
+    def slowed(made: MeasuredNetwork, by: float) -> MeasuredNetwork:
+        return replace(made, latency_ms=by * made.latency_ms, reference_us=by * made.reference_us)
+
+    drifting = [slowed(made, 1 + 0.06 * (place % 3) / 2) for place, made in enumerate(networks)]
+    found = fit(drifting, (), 0.01, "made up")
+    assert found.reference_us == model.reference_us == 75.0
+    for made in networks:
+        assert found.predict(made.kernels).latency_ms == pytest.approx(model.predict(made.kernels).latency_ms, rel=1e-3)
+    assert FittedModel.from_json(found.to_json()).reference_us == 75.0
+
+
 def with_pointwise(made: MeasuredNetwork, seed: int, slower: float = 4.0, curved: str = "") -> MeasuredNetwork:
     """And with a 1×1 convolution, which takes so many times as long as another kernel's law has it."""
     one = conv(random.Random(seed), "conv_nchwc", "pointwise")
