@@ -19,6 +19,7 @@ LAYERS = (
     ("plan", "task", "trial"),
     ("graph",),
     ("inventory",),
+    ("formats",),
     ("places",),
     ("space", "pareto", "run", "watch"),
     ("tasks", "compress"),
