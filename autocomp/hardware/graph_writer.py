@@ -108,7 +108,9 @@ class GraphWriter:
     def _weight(self, shape: tuple[int, ...], fan_in: int, integers: bool, axis: int = 0) -> str:
         if not (integers or self._stored):
             weight = self._random.standard_normal(shape) / math.sqrt(fan_in)
-            return self.constant((weight * self._kept(shape, axis)).astype(np.float32))
+            if self._zeros is not None:
+                weight *= self._kept(shape, axis)
+            return self.constant(weight.astype(np.float32))
         scale = np.full(shape[axis], self._step(fan_in), np.float32)
         zero = self.constant(np.zeros(shape[axis], np.int8))
         return self.node(

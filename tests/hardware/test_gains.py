@@ -85,8 +85,9 @@ def test_the_layers_of_a_chain_are_what_its_name_says(chain: module._Chain) -> N
 
 @pytest.mark.parametrize("chain", CHAINS, ids=str)
 def test_zeros_are_where_a_chain_says(chain: module._Chain) -> None:
-    for pattern, share in (("unstructured", 0.1), ("2:4", 0.5), (None, 1.0)):
-        file = onnx.load_model_from_string(module._file(chain, pattern, narrow_products=False))  # type: ignore[arg-type]
+    shares: dict[module.Way | None, float] = {"unstructured": 0.1, "2:4": 0.5, None: 1.0}
+    for pattern, share in shares.items():
+        file = onnx.load_model_from_string(module._file(chain, pattern, narrow_products=False))
         arrays = [numpy_helper.to_array(one) for one in file.graph.initializer]
         large = [array for array in arrays if array.ndim > 1 and array[0].size >= 4 and array.shape[1] > 1]
         assert len(large) == LAYERS
