@@ -108,7 +108,8 @@ class Followed:
 def followed(rules: Lower, plans: Sequence[CompiledPlan], covers: Callable[[Kernel], bool]) -> Followed:
     """The rules put right by some compiled plans of the network.
 
-    Where plans disagree on a stretch, because the runtime looks at more than the rules do, most of them decide.
+    Where plans disagree on a stretch, because the runtime looks at more than the rules do, most of them decide; what is to be
+    put right wherever it is foreseen has to be seen twice.
 
     Args:
         covers: whether the latency model knows a kernel. What it does not know stays as the rules have it: another model of
@@ -132,7 +133,7 @@ def followed(rules: Lower, plans: Sequence[CompiledPlan], covers: Callable[[Kern
             for place in by_first.get(first, ()):
                 as_foreseen = put_right.isdisjoint(range(start, start + len(place.keys)))
                 votes[place] -= as_foreseen and place.is_at(keys, start)
-    return Followed(rules, tuple(passage for place, passage in found.items() if votes[place] > 0))
+    return Followed(rules, tuple(passage for place, passage in found.items() if votes[place] > (place.between is None)))
 
 
 def _around(keys: Sequence[Key], start: int, end: int) -> tuple[Key | None, Key | None]:

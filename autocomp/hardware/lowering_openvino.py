@@ -20,7 +20,7 @@ from autocomp.hardware.weighted import weighted_kernel
 
 #: Works on one tensor value by value: fused into a convolution or product in front.
 UNARY = ACTIVATIONS | {
-    *("gelu", "silu", "silu_", "sigmoid", "tanh", "hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_"),
+    *("gelu", "silu", "silu_", "sigmoid", "tanh", "hardswish", "hardswish_"),
     *("leaky_relu", "leaky_relu_", "elu", "elu_", "softplus", "exp", "sqrt", "abs", "neg"),
 }
 #: Of these, an exponential or the like.
@@ -131,11 +131,12 @@ def _conv(state: Lowering, node: Node) -> None:
 
 
 def _add(state: Lowering, node: Node) -> None:
-    """Fused into the convolution in front of it (of two, into that of its first input), where that can take it in; else
-    value by value."""
-    taken = next((name for name in node.inputs if name in state.conv_at), None)
-    for name in node.inputs:
-        if name in state.conv_at and name != taken:
+    """Fused into the convolution in front of it (of two, into an integer one, else into that of its first input), where
+    that can take it in; else value by value."""
+    fitting = [name for name in node.inputs if name in state.conv_at]
+    taken = next((name for name in fitting if state.conv_at[name][1]), next(iter(fitting), None))
+    for name in fitting:
+        if name != taken:
             _write_rounded(state, state.graph.by_name[name], integers=state.conv_at[name][1], last=True)
     if taken is None:
         _elementwise(state, node)
@@ -150,6 +151,9 @@ def _add(state: Lowering, node: Node) -> None:
     state.kernels[position] = changed(state.kernels[position], fused_add=True)
     result = _fused(state, node, position)
     stays = integers and _stays_integer(state, result)
+    if integers and other not in state.integers and other not in fitting:
+        # Sums are scaled after the addition: its other side is divided by the scale, if by no convolution of its own.
+        state.emit("elementwise", other, node.elements, node.elements)
     state.read(other, integers=stays and other in state.integers, last=True)
     _write_rounded(state, result, integers=integers, last=True)
 
@@ -169,16 +173,21 @@ def _write_rounded(state: Lowering, result: Node, *, integers: bool, last: bool)
     """A kernel's result: 8-bit where an integer kernel computed it and nothing else reads it, else floats; what integer
     kernels wrote for float ones has yet to be scaled."""
     stays = integers and _stays_integer(state, result)
-    state.write(result.name, integers=stays, last=last)
     users = state.graph.users[result.name]
-    if integers and not stays and result.name in state.rounded and not (users and all(map(_is_final, users))):
-        # For other kernels it is scaled by one of its own, from floats; for whoever runs the network, from 8 bits.
-        state.emit("elementwise" if users else "dequantize", result.name, result.elements, result.elements)
+    if not stays and result.name in state.rounded and any(map(state.reads_integers, users)):
+        # Rounded for one reader, it is what the others read as well.
+        state.emit("quantize", result.name, result.elements, result.elements)
+        state.write(result.name, integers=True, last=last)
+        return
+    state.write(result.name, integers=stays, last=last)
+    if integers and not stays and result.name in state.rounded and not (users and all(map(_is_scaled_by, users))):
+        # Another kernel scales it.
+        state.emit("dequantize", result.name, result.elements, result.elements)
 
 
-def _is_final(user: Node) -> bool:
-    """Whether an operation scales what it reads by itself."""
-    return user.op in GLOBAL_POOLS
+def _is_scaled_by(user: Node) -> bool:
+    """Whether an operation scales what it reads by itself, or leaves it to the kernel in front."""
+    return user.op in GLOBAL_POOLS or user.layer is not None
 
 
 def _linear(state: Lowering, node: Node) -> None:
@@ -326,14 +335,13 @@ def _other(state: Lowering, node: Node, plain: str) -> None:
         state.write(node.name, integers=integers, last=True)
         return
     op = KINDS.get(plain, node.op)
+    if node.op in GLOBAL_POOLS:
+        _average(state, node, read, last=last)
+        return
     integers = op in MOVES and source not in state.floats
     for name in node.inputs:
         state.read(name, integers=integers and name not in state.floats, last=last and op not in {"matmul"})
-    if node.op in GLOBAL_POOLS:
-        images = len(state.graph.by_name[source].shape) == 4
-        op, inner = ("global_pool", 1) if images else ("reduce", abs(node.shape[-1]) if node.shape else 1)
-        state.emit(op, node.name, read, node.elements, inner)
-    elif plain in {"matmul", "bmm"}:
+    if plain in {"matmul", "bmm"}:
         depth, columns = abs(state.graph.by_name[source].shape[-1]), abs(node.shape[-1])
         state.kernels.append(Kernel("matmul", (node.name,), node.elements * depth, read, node.elements, inner=columns))
     elif op in MOVES:
@@ -345,6 +353,24 @@ def _other(state: Lowering, node: Node, plain: str) -> None:
     state.write(node.name, integers=integers, last=last)
 
 
+def _average(state: Lowering, node: Node, read: int, *, last: bool) -> None:
+    """Reads and writes floats or 8 bits as it comes."""
+    source = node.inputs[0]
+    state.read(source, integers=source not in state.floats, last=last)
+    images = len(state.graph.by_name[source].shape) == 4
+    op, inner = ("global_pool", 1) if images else ("reduce", abs(node.shape[-1]) if node.shape else 1)
+    state.emit(op, node.name, read, node.elements, inner)
+    users = state.graph.users[node.name]
+    state.write(node.name, integers=bool(users) and all(map(state.reads_integers, users)), last=last)
+
+
+def _hard_sigmoid(state: Lowering, node: Node) -> None:
+    """A kernel of its own that reads its two parameters as well, from an image that lies channels-first."""
+    state.read(node.inputs[0], integers=False, last=False)
+    state.emit("elementwise", node.name, node.elements + 2, node.elements)
+    state.write(node.name, integers=False, last=False)
+
+
 _OWN: dict[str, Callable[[Lowering, Node], None]] = {
     "embedding": _lookup,
     ATTENTION: _attention,
@@ -352,6 +378,8 @@ _OWN: dict[str, Callable[[Lowering, Node], None]] = {
     "batch_norm": _batch_norm,
     "transpose": _transpose,
     "permute": _transpose,
+    "hardsigmoid": _hard_sigmoid,
+    "hardsigmoid_": _hard_sigmoid,
     "cat": _cat,
     "concat": _cat,
 }
