@@ -125,6 +125,22 @@ class GeneticSampler(NSGAIISampler):
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return dict(self._decided)
 
+    def get_trial_generation(self, study: Study, trial: FrozenTrial) -> int:
+        """As Optuna has it, from the last trials alone: of a trial that was asked for later it is never an earlier one."""
+        key = self._get_generation_key()
+        if key not in trial.system_attrs:
+            latest, finished = 0, 0
+            for one in reversed(study._get_trials(deepcopy=False, use_cache=True)):
+                generation = one.system_attrs.get(key, -1)
+                if finished and 0 <= generation < latest:
+                    break
+                if one.state == TrialState.COMPLETE and generation >= 0:
+                    latest, finished = generation, finished + 1
+            following = latest + (finished >= POPULATION)
+            study._storage.set_trial_system_attr(trial._trial_id, key, following)
+            return following
+        return int(trial.system_attrs[key])
+
     def select_parent(self, study: Study, generation: int) -> list[FrozenTrial]:
         return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
 

@@ -139,6 +139,7 @@ class Ledger:
         self._limits = Limits.of(request)
         self._trials = {trial.number: trial for trial in read_trials(self._study, request.seed)}
         self._known = {trial.plan.hash: trial for trial in self._trials.values() if trial.state == "complete"}
+        self._asked = len(self._study.get_trials(deepcopy=False))  # counted on: to list ten thousand takes its time
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -159,12 +160,13 @@ class Ledger:
 
     def propose(self) -> Proposal | None:
         """The next one; None where all that were asked for have been proposed."""
-        number = len(self._study.get_trials(deepcopy=False))
-        if number >= self._request.trials:
+        if self._asked >= self._request.trials:
             return None
-        self._study.sampler = self._sampler(number)
+        self._study.sampler = self._sampler(self._asked)
         with self._together():
-            return self._proposal(self._study.ask(distributions(self._space)))
+            proposal = self._proposal(self._study.ask(distributions(self._space)))
+        self._asked = proposal.number + 1
+        return proposal
 
     def known(self, plan: Plan) -> Outcome | None:
         """What came of a plan that was evaluated before: it is not evaluated again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,10 +13,11 @@ from typing import get_args
 
 import optuna
 import pytest
+from optuna.samplers import NSGAIISampler
 
 from autocomp.errors import RequestError
 from autocomp.plan import Plan
-from autocomp.search.sampler import SamplerName, distributions, make_sampler, uniform_indices
+from autocomp.search.sampler import GeneticSampler, SamplerName, distributions, make_sampler, uniform_indices
 from autocomp.search.study import RunStudy
 from tests.search.synthetic import PaperBench, hashes, one_option_space, request, search, synthetic_space
 
@@ -124,3 +126,27 @@ def test_a_decision_is_one_integer() -> None:
     for name, distribution in distributions(space).items():
         assert isinstance(distribution, optuna.distributions.IntDistribution)
         assert (distribution.low, distribution.high) == (0, len(space.by_name[name].options) - 1)
+
+
+@pytest.mark.parametrize("workers", [1, 7, 80])
+def test_generations_are_those_that_optuna_counts(workers: int) -> None:
+    """However many trials are asked for at a time, and whichever of them is told first, or fails."""
+    space, chance = synthetic_space(), random.Random(workers)
+    study, asked, generations = new_study().study, list[optuna.Trial](), set[int]()
+    for number in range(220):
+        sampler = GeneticSampler(distributions(space), number)
+        study.sampler = sampler
+        asked.append(study.ask(distributions(space)))
+        frozen = study.get_trials(deepcopy=False)[number]
+        given = frozen.system_attrs[sampler._get_generation_key()]
+        frozen.system_attrs.pop(sampler._get_generation_key())
+        study._thread_local.cached_all_trials = None
+        assert given == NSGAIISampler.get_trial_generation(sampler, study, frozen)
+        generations.add(given)
+        while len(asked) >= workers:
+            done = asked.pop(chance.randrange(len(asked)))
+            if chance.random() < 0.1:
+                study.tell(done, state=optuna.trial.TrialState.FAIL)
+            else:
+                study.tell(done, [chance.random() for _ in range(3)])
+    assert len(generations) >= 3
