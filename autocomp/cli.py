@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, cast
@@ -315,15 +316,20 @@ def verify(
 
 @app.command()
 def calibrate(
-    target: Annotated[str, typer.Argument(metavar="TARGET", help="A target that runs on this machine.")],
+    target: Annotated[str, typer.Argument(metavar="TARGET", help="A target that runs on the machine.")],
+    host: Annotated[
+        str | None, typer.Option(metavar="USER@BOARD", help="The machine, over ssh. Default: this one.")
+    ] = None,
     budget: Annotated[str, typer.Option(help="How long to measure, e.g. 5m.")] = "5m",
     threads: Annotated[int | None, typer.Option(help="Threads per inference.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples per inference.")] = None,
     out: Annotated[Path | None, typer.Option(help="The profile's folder. Default: the user's cache.")] = None,
 ) -> None:
-    """Measure this machine with random compressed networks and fit its latency model."""
+    """Measure a machine with random compressed networks and fit its latency model."""
     from autocomp.hardware.fingerprint import this_machine
     from autocomp.hardware.profiles import calibrated_folder, find_profile
+    from autocomp.hardware.remote.connection import Board
+    from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
     from autocomp.hardware.resolve import calibrate_profile, threads_and_batch
     from autocomp.progress import Progress
     from autocomp.watch import calibrating
@@ -332,10 +338,14 @@ def calibrate(
     budget_s = _seconds(budget)
     if like.fingerprint is None or budget_s is None:
         raise RequestError(f"only a target on this machine can be calibrated here; got {target}; use cpu")
+    if host is not None and like.file.runtime != "onnxruntime":
+        raise RequestError(f"over ssh onnxruntime is calibrated, not {like.file.runtime}; got {target}; use cpu")
     threads, batch = threads_and_batch(like, threads, batch)
-    folder = out or calibrated_folder(like.file.name, this_machine(like.file.runtime), threads, batch)
-    with Progress() as progress:
-        profile = calibrate_profile(like, folder, budget_s, threads, batch, calibrating(progress))
+    with Progress() as progress, ExitStack() as connected:
+        board = None if host is None else OnnxruntimeOnBoard(connected.enter_context(Board(host, tell=progress.say)))
+        here = this_machine(like.file.runtime) if board is None else board.fingerprint
+        folder = out or calibrated_folder(like.file.name, here, threads, batch)
+        profile = calibrate_profile(like, folder, budget_s, threads, batch, calibrating(progress), board)
         held_out = profile.model().held_out
         if held_out is not None:
             progress.say(

@@ -12,6 +12,7 @@
         ├── CompressionError  a plan could not be applied
         ├── ExportError     the file could not be written
         ├── MeasurementError  a runtime refused the file, or too little could be measured
+        │   └── BoardError    a board cannot be reached, or lacks what it was asked for
         └── UncoveredKernelError  the latency model was not calibrated on an operator; names the layers
 
 Every message is one line: the rule, the value given, the way out.
@@ -69,6 +70,10 @@ class ExportError(WorkError):
 
 class MeasurementError(WorkError):
     """A runtime refused the file, or too little could be measured."""
+
+
+class BoardError(MeasurementError):
+    """A board cannot be reached, or lacks what it was asked for."""
 
 
 class UncoveredKernelError(WorkError):

@@ -79,6 +79,7 @@ def calibrate(
     here: Fingerprint,
     seed: int = 0,
     progress: Progress | None = None,
+    elsewhere: Runtime | None = None,
 ) -> Calibration:
     """Measure random compressed networks until the budget is spent, then fit.
 
@@ -86,8 +87,9 @@ def calibrate(
         folder: where ``measurements.csv`` grows, file by file; an earlier one there is continued.
         budget_s: seconds for measuring, those of an earlier, interrupted calibration not counted.
         threads, batch: of the target.
-        here: this machine, with the runtime to be calibrated.
+        here: the machine that is calibrated, with its runtime.
         progress: called with the share done and a line of what was found.
+        elsewhere: the runtime, where that machine is another one; memory is not measured there.
 
     Raises:
         MeasurementError: too few files settled to fit a model.
@@ -96,16 +98,18 @@ def calibrate(
     path = folder / "measurements.csv"
     if path.exists():
         path.write_text(whole(path.read_text(encoding="utf-8")), encoding="utf-8")
-    how = _Conditions(cpu_runtime(here.runtime), threads, batch, here)
+    how = _Conditions(cpu_runtime(here.runtime) if elsewhere is None else elsewhere, threads, batch, here)
     dropped = _measure(path, budget_s, how, seed, progress)
     if progress is not None:
         progress(1.0, "measuring what 8 bits, zeros, channels and ranks are worth")
     gains = measure_gains(folder / "gains.csv", how.runtime, threads, batch, narrow_products(here))
     done = read_measurements(path)
     networks, profiled = done.networks, done.profiled
-    if progress is not None:
-        progress(1.0, "measuring memory")
-    memory = measured_memory(folder / "memory.csv", networks, here, threads, batch, narrow_products(here))
+    memory = None
+    if elsewhere is None:
+        if progress is not None:
+            progress(1.0, "measuring memory")
+        memory = measured_memory(folder / "memory.csv", networks, here, threads, batch, narrow_products(here))
     repeatability = statistics.median([network.spread for network in networks]) if networks else 0.0
     if progress is not None:
         progress(1.0, f"fitting to {len(networks)} files, and to parts of them for the held-out error")

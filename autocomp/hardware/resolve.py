@@ -7,9 +7,10 @@ import datetime
 import json
 import platform
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 import yaml
 
@@ -27,6 +28,8 @@ from autocomp.hardware.profiles import (
     read_profile,
     why_not_here,
 )
+from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
+from autocomp.hardware.remote.state import state_words
 from autocomp.hardware.target import Artifact, Target
 
 #: Seconds of measuring that a search spends on a machine that no profile holds for.
@@ -123,22 +126,30 @@ def _check_bfloat16(profile: Profile, here: Fingerprint) -> None:
 
 
 def calibrate_profile(
-    like: Profile, folder: Path, budget_s: float, threads: int, batch: int, progress: Progress | None = None
+    like: Profile,
+    folder: Path,
+    budget_s: float,
+    threads: int,
+    batch: int,
+    progress: Progress | None = None,
+    board: OnnxruntimeOnBoard | None = None,
 ) -> Profile:
-    """Calibrate this machine and write a whole profile into ``folder``; an interrupted one there is continued.
+    """Calibrate a machine and write a whole profile into ``folder``; an interrupted one there is continued.
 
     Args:
         like: the shipped profile whose runtime, offer and numerics the new one keeps.
+        board: the machine; default: this one.
 
     Raises:
         RequestError: the folder holds measurements of another machine, or with other threads or batch.
         TargetError: the runtime computes in bfloat16, and this CPU does not.
         MeasurementError: too few files settled.
     """
-    here = this_machine(like.file.runtime)
+    here = this_machine(like.file.runtime) if board is None else board.fingerprint
     _check_bfloat16(like, here)
     _begin(folder, here, threads, batch)
-    result = calibrate(folder, budget_s, threads, batch, here, progress=progress)
+    result = calibrate(folder, budget_s, threads, batch, here, progress=progress, elsewhere=board)
+    machine = _this_machine_words() if board is None else _board_words(board)
     (folder / "latency_model.json").write_text(result.model.to_json() + "\n", encoding="utf-8")
     if result.memory is not None:
         memory = asdict(result.memory) | {"bytes_for": dict(zip(PARTS, result.memory.bytes_for, strict=True))}
@@ -149,10 +160,10 @@ def calibrate_profile(
         "threads": threads,
         "batch": batch,
         "gains": [asdict(gain) | {"speedup": round(gain.speedup, 3)} for gain in result.gains],
-        "clocks": f"{clock_words()}; every timing stands beside a reference workload (measurements.csv)",
+        "clocks": f"{machine.clocks}; every timing stands beside a reference workload (measurements.csv)",
         "fingerprint": asdict(here) | {"features": list(here.features)},
     }
-    (folder / "README.md").write_text(_readme(like, result, here, threads, batch), encoding="utf-8")
+    (folder / "README.md").write_text(_readme(like, result, here, machine, threads, batch), encoding="utf-8")
     (folder / BEGUN).unlink()
     # Last, because a folder with a profile.yaml is a finished profile.
     (folder / "profile.yaml").write_text(
@@ -181,7 +192,29 @@ def _begin(folder: Path, here: Fingerprint, threads: int, batch: int) -> None:
     finished.unlink(missing_ok=True)
 
 
-def _readme(like: Profile, result: Calibration, here: Fingerprint, threads: int, batch: int) -> str:
+@dataclass(frozen=True)
+class _MachineWords:
+    """How a machine's cores were clocked, and what is installed there."""
+
+    clocks: str
+    software: str
+
+
+def _this_machine_words() -> _MachineWords:
+    system = f"{platform.system()} {platform.release().partition('-')[0]}"
+    return _MachineWords(clock_words(), f"Python {platform.python_version()}, {system}")
+
+
+def _board_words(board: OnnxruntimeOnBoard) -> _MachineWords:
+    facts = board.board.facts
+    after, _ = board.board.ask({"do": "state"})
+    about = [f"Python {facts['python']}, {facts['system']}, over ssh", *cast("list[str]", facts["tegra"])]
+    return _MachineWords(state_words(facts, after), "; ".join(about))
+
+
+def _readme(
+    like: Profile, result: Calibration, here: Fingerprint, machine: _MachineWords, threads: int, batch: int
+) -> str:
     held_out = result.model.held_out
     error = (
         f"mean error {held_out.mean:.1%}, median {held_out.median:.1%}; {held_out.within_10:.0%} within ±10 %, "
@@ -198,10 +231,9 @@ Measured with `autocomp calibrate {like.file.name}` on {datetime.date.today().is
 | CPU | {here.cpu}, family {here.family or "?"}, model {here.model or "?"}, {here.architecture} |
 | features | {", ".join(here.features) or "unknown"} |
 | cores | {here.logical_cores} |
-| clocks | {clock_words()} |
+| clocks | {machine.clocks} |
 | runtime | {here.runtime} {here.runtime_version}, stock settings |
-| measured with | autocomp {metadata.version("autocomp")}, Python {platform.python_version()}, {platform.system()} \
-{platform.release().partition("-")[0]} |
+| measured with | autocomp {metadata.version("autocomp")}, {machine.software} |
 | threads, batch | {threads}, {batch} |
 | files measured | {len(result.networks)}, of which {len(undisturbed(result.networks))} in quiet moments are fitted to \
 (and {result.dropped} of the last sitting that never settled, left out); {result.profiled} kernels of other files, which \

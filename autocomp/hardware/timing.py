@@ -25,6 +25,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
@@ -32,6 +33,18 @@ from autocomp.errors import MeasurementError, RequestError
 
 #: Loads a candidate afresh and gives back what runs it once.
 Load = Callable[[], Callable[[], object]]
+
+
+@runtime_checkable
+class TimesItself(Protocol):
+    """What is run elsewhere, and timed by the clock that is there."""
+
+    def __call__(self) -> object: ...
+
+    def block(self, warmup: int, calls: int, samples: int) -> Sequence[float]:
+        """The seconds of so many samples of so many calls each, in a row, after calls that are not timed."""
+        ...
+
 
 MAX_CALLS_PER_SAMPLE = 1000
 MIN_SAMPLES_PER_ROUND = 5
@@ -255,11 +268,7 @@ def repeatability(timings: Mapping[int, Timing] | Mapping[str, Timing]) -> float
 
 def _probe(label: str, call: Callable[[], object], settings: TimingSettings, clock: Callable[[], float]) -> _Probe:
     """Finds how many calls fill a sample, from the quickest of a few."""
-    once_ms = math.inf
-    for _ in range(settings.warmup + 1):
-        start = clock()
-        call()
-        once_ms = min(once_ms, (clock() - start) * 1e3)
+    once_ms = min(_block(call, 0, 1, settings.warmup + 1, clock)) * 1e3
     calls, affordable = MAX_CALLS_PER_SAMPLE, settings.repeats
     if once_ms > 0.0:
         calls = min(calls, math.ceil(settings.min_sample_us / (once_ms * 1e3)))
@@ -267,16 +276,19 @@ def _probe(label: str, call: Callable[[], object], settings: TimingSettings, clo
     return _Probe(label, call, calls, samples=min(settings.repeats, max(MIN_SAMPLES_PER_ROUND, affordable)))
 
 
-def _sample(probe: _Probe, settings: TimingSettings, clock: Callable[[], float]) -> float:
-    """One block: the low quantile of the samples, in milliseconds a call."""
-    call, calls = probe.call, probe.calls
+def _block(
+    call: Callable[[], object], warmup: int, calls: int, samples: int, clock: Callable[[], float]
+) -> Sequence[float]:
+    """See :meth:`TimesItself.block`."""
+    if isinstance(call, TimesItself):
+        return call.block(warmup, calls, samples)
     seconds = []
     collecting = gc.isenabled()
     gc.disable()  # a collection in the middle of a sample would be charged to the candidate
     try:
-        for _ in range(settings.warmup):
+        for _ in range(warmup):
             call()
-        for _ in range(probe.samples):
+        for _ in range(samples):
             start = clock()
             for _ in range(calls):
                 call()
@@ -284,6 +296,13 @@ def _sample(probe: _Probe, settings: TimingSettings, clock: Callable[[], float])
     finally:
         if collecting:
             gc.enable()
+    return seconds
+
+
+def _sample(probe: _Probe, settings: TimingSettings, clock: Callable[[], float]) -> float:
+    """One block: the low quantile of the samples, in milliseconds a call."""
+    calls = probe.calls
+    seconds = _block(probe.call, settings.warmup, calls, probe.samples, clock)
     low_seconds = float(np.quantile(seconds, settings.quantile))
     if low_seconds <= 0.0:
         raise MeasurementError(

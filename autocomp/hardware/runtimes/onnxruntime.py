@@ -8,8 +8,9 @@ from __future__ import annotations
 import contextlib
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +56,10 @@ class LoadedModel:
         except _refusals() as error:
             raise MeasurementError(_one_line("run", error)) from error
         return outputs
+
+    def bound(self, *arrays: Array) -> Callable[[], object]:
+        """See :class:`autocomp.hardware.runtimes.runtime.LoadedFile`."""
+        return partial(self.run, *arrays)
 
 
 def load(model: bytes | Path, threads: int, as_written: bool = False) -> LoadedModel:
@@ -104,9 +109,20 @@ def profile(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: in
                 loaded.run(*inputs)
         finally:
             written = session.end_profiling()
-        events = _node_events(json.loads(Path(written).read_text(encoding="utf-8")))
-    given = {name: (array.dtype.name, array.shape) for name, array in zip(loaded.input_names, inputs, strict=True)}
-    return join(compiled.graph, events, given)
+        return joined(compiled, json.loads(Path(written).read_text(encoding="utf-8")), inputs)
+
+
+def joined(compiled: onnx.ModelProto, document: list[dict[str, Any]], inputs: Sequence[Array]) -> tuple[NodeTime, ...]:
+    """Every node of a compiled graph with its time.
+
+    Args:
+        document: what onnxruntime's profiler wrote of it, with the first runs.
+        inputs: that it was run on.
+    """
+    constants = {tensor.name for tensor in compiled.graph.initializer}
+    names = [one.name for one in compiled.graph.input if one.name not in constants]
+    given = {name: (array.dtype.name, array.shape) for name, array in zip(names, inputs, strict=True)}
+    return join(compiled.graph, _node_events(document), given)
 
 
 def kernel_samples(model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int) -> tuple[KernelSample, ...]:
@@ -156,13 +172,13 @@ def _loaded(session: onnxruntime.InferenceSession) -> LoadedModel:
         session=session,
         input_names=tuple(one.name for one in inputs),
         input_shapes=tuple(tuple(size if isinstance(size, int) else None for size in one.shape) for one in inputs),
-        input_dtypes=tuple(_numpy_name(one.type) for one in inputs),
+        input_dtypes=tuple(numpy_name(one.type) for one in inputs),
         output_names=tuple(one.name for one in session.get_outputs()),
     )
 
 
-def _numpy_name(tensor_type: str) -> str:
-    """``tensor(float)`` → ``float32``."""
+def numpy_name(tensor_type: str) -> str:
+    """A type in onnxruntime's words in numpy's: ``tensor(float)`` → ``float32``."""
     word = tensor_type.removeprefix("tensor(").removesuffix(")")
     return {"float": "float32", "double": "float64"}.get(word, word)
 

@@ -11,8 +11,9 @@ CPU that has it: other numbers and other kernels than elsewhere, for one and the
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -70,6 +71,10 @@ class OpenvinoFile:
         except _refusals() as error:
             raise MeasurementError(_one_line("run", error)) from error
         return [results[place] for place in range(len(results))]
+
+    def bound(self, *arrays: Array) -> Callable[[], object]:
+        """See :class:`autocomp.hardware.runtimes.runtime.LoadedFile`."""
+        return partial(self.run, *arrays)
 
 
 def load(model: bytes | Path, threads: int, precision: Precision = "f32") -> OpenvinoFile:

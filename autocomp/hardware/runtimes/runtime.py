@@ -7,7 +7,6 @@ each of them to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -40,9 +39,13 @@ class LoadedFile(Protocol):
         """
         ...
 
+    def bound(self, *arrays: Array) -> Callable[[], object]:
+        """What runs it once on these inputs, for the instrument of :mod:`autocomp.hardware.timing`."""
+        ...
+
 
 class Runtime(Protocol):
-    """Runs ONNX files on this machine's CPU, on a given number of threads, with stock settings."""
+    """Runs ONNX files on the CPU of this machine, or on a board, on a given number of threads, with stock settings."""
 
     def load(self, model: bytes | Path, threads: int) -> LoadedFile:
         """A file in a session of its own.
@@ -113,7 +116,7 @@ def loaded_run(runtime: Runtime, model: bytes | Path, threads: int, inputs: Sequ
         RequestError: fewer than one thread.
         MeasurementError: the runtime cannot load the file.
     """
-    return partial(runtime.load(model, threads).run, *inputs)
+    return runtime.load(model, threads).bound(*inputs)
 
 
 def reference_run(runtime: Runtime, threads: int) -> Callable[[], object]:

@@ -1,0 +1,1 @@
+"""Measuring on a board that is reached over ssh."""

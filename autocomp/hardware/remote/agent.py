@@ -1,0 +1,339 @@
+"""What runs on the board: this one file, sent over ssh and started by the board's own Python, 3.6 or later.
+
+It needs nothing but the standard library and, to run a file, the board's onnxruntime (and the numpy that comes with it).
+Requests come as lines of JSON on standard input, each followed by as many bytes as it says; answers go out the same way,
+behind a mark that no login message bears. Files lie in a folder of the session, under their hashes, so that one who comes
+back after a lost connection finds them there; it is removed at the end, and what sessions of days ago left behind as well.
+"""
+
+# No `from __future__ import annotations`, no list[str]: boards of 2019 have Python 3.6.
+
+import gc
+import glob
+import hashlib
+import json
+import os
+import platform
+import shutil
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+MARK = b"@autocomp "
+PREFIX = "autocomp-board-"
+#: Folders of sessions that never came to their end are removed after so long.
+ABANDONED_S = 2 * 24 * 3600.0
+#: Warm-up runs of a profile.
+WARMUP_RUNS = 5
+#: Where trtexec lies on a Jetson, if not on the path.
+TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
+
+Request = Dict[str, Any]
+Answer = Dict[str, Any]
+
+
+class RefusedError(Exception):
+    """The request cannot be met; the message is for the user."""
+
+
+class Agent:
+    """One session: its folder, and the files that are loaded."""
+
+    def __init__(self, read: Callable[[int], bytes]) -> None:
+        self._read = read
+        self._folder = ""
+        self._loaded = {}  # type: Dict[str, Tuple[Any, List[str], Dict[str, Any]]]
+
+    def answer(self, request: Request) -> Tuple[Answer, bytes]:
+        """What is said to a request, and the bytes behind it."""
+        payload = self._read(int(request.get("bytes", 0)))
+        work = getattr(self, "do_" + str(request.get("do")), None)
+        if work is None:
+            raise RefusedError("the agent does not know the request %r" % request.get("do"))
+        found = work(request, payload)
+        return found if isinstance(found, tuple) else (found, b"")
+
+    def do_hello(self, request: Request, payload: bytes) -> Answer:
+        """Begin a session, or go on with it."""
+        session = str(request["session"])
+        if not session.isalnum():
+            raise RefusedError("a session must be letters and digits")
+        for path in glob.glob(os.path.join(tempfile.gettempdir(), PREFIX + "*")):
+            if _is_own(path) and time.time() - os.stat(path).st_mtime > ABANDONED_S:
+                shutil.rmtree(path, ignore_errors=True)
+        self._folder = os.path.join(tempfile.gettempdir(), PREFIX + session)
+        try:
+            os.mkdir(self._folder, 0o700)
+        except FileExistsError:
+            if not _is_own(self._folder):
+                raise RefusedError("%s belongs to somebody else" % self._folder)
+        return facts()
+
+    def do_has(self, request: Request, payload: bytes) -> Answer:
+        return {"has": [name for name in request["hashes"] if os.path.isfile(self._path(name))]}
+
+    def do_put(self, request: Request, payload: bytes) -> Answer:
+        """A file, under its hash."""
+        name = str(request["sha256"])
+        if hashlib.sha256(payload).hexdigest() != name:
+            raise RefusedError("a file arrived damaged: its hash is not %s" % name[:12])
+        part = self._path(name) + ".part"
+        with open(part, "wb") as file:
+            file.write(payload)
+        os.replace(part, self._path(name))
+        return {}
+
+    def do_load(self, request: Request, payload: bytes) -> Answer:
+        """A file in a session of its own."""
+        session = self._session(request, self._options(request))
+        name = str(request["name"])
+        inputs = [one.name for one in session.get_inputs()]
+        self._loaded[name] = session, inputs, {}
+        return {
+            "inputs": [
+                {"name": one.name, "type": one.type, "shape": [n if isinstance(n, int) else None for n in one.shape]}
+                for one in session.get_inputs()
+            ],
+            "providers": session.get_providers(),
+        }
+
+    def do_unload(self, request: Request, payload: bytes) -> Answer:
+        self._loaded.pop(str(request["name"]), None)
+        gc.collect()
+        return {}
+
+    def do_feed(self, request: Request, payload: bytes) -> Answer:
+        """The inputs that a loaded file is run with from now on."""
+        _, names, feed = self._loaded[str(request["name"])]
+        feed.clear()
+        feed.update(zip(names, _arrays(request["inputs"], payload)))
+        return {}
+
+    def do_block(self, request: Request, payload: bytes) -> Answer:
+        """Samples of so many calls each, in seconds, after some that are not timed."""
+        session, _, feed = self._loaded[str(request["name"])]
+        calls, seconds = int(request["calls"]), []  # type: Tuple[int, List[float]]
+        clock, run = time.perf_counter, session.run
+        gc.disable()
+        try:
+            for _ in range(int(request["warmup"])):
+                run(None, feed)
+            for _ in range(int(request["samples"])):
+                start = clock()
+                for _ in range(calls):
+                    run(None, feed)
+                seconds.append(clock() - start)
+        finally:
+            gc.enable()
+        return {"seconds": seconds}
+
+    def do_run(self, request: Request, payload: bytes) -> Tuple[Answer, bytes]:
+        """All outputs."""
+        session, names, _ = self._loaded[str(request["name"])]
+        outputs = session.run(None, dict(zip(names, _arrays(request["inputs"], payload))))
+        described = [{"dtype": one.dtype.name, "shape": list(one.shape)} for one in outputs]
+        data = b"".join(one.tobytes() for one in outputs)
+        return {"outputs": described, "bytes": len(data)}, data
+
+    def do_optimize(self, request: Request, payload: bytes) -> Tuple[Answer, bytes]:
+        """The graph that onnxruntime makes of a file."""
+        options = self._options(request)
+        path = os.path.join(self._folder, "optimized.onnx")
+        options.optimized_model_filepath = path
+        self._session(request, options)
+        with open(path, "rb") as file:
+            data = file.read()
+        os.remove(path)
+        return {"bytes": len(data)}, data
+
+    def do_profile(self, request: Request, payload: bytes) -> Tuple[Answer, bytes]:
+        """onnxruntime's profile of a graph that was optimized before, whose nodes all have names."""
+        import onnxruntime
+
+        options = self._options(request)
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+        options.enable_profiling = True
+        options.profile_file_prefix = os.path.join(self._folder, "profile")
+        session = self._session(request, options)
+        feed = dict(zip([one.name for one in session.get_inputs()], _arrays(request["inputs"], payload)))
+        for _ in range(WARMUP_RUNS + int(request["runs"])):
+            session.run(None, feed)
+        written = session.end_profiling()
+        with open(written, "rb") as file:
+            data = file.read()
+        os.remove(written)
+        return {"bytes": len(data)}, data
+
+    def do_trtexec(self, request: Request, payload: bytes) -> Answer:
+        """Latencies (ms) of an engine that trtexec builds of a file: GPU compute time, run by run."""
+        times = os.path.join(self._folder, "times.json")
+        program = trtexec()
+        if program is None:
+            raise RefusedError("trtexec is neither on the path nor at %s" % TRTEXEC)
+        command = [program, "--onnx=" + self._path(request["model"]), "--exportTimes=" + times]
+        done = subprocess.run(
+            command + [str(word) for word in request["flags"]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
+        if done.returncode != 0:
+            said = done.stdout.decode("utf-8", "replace").strip().splitlines()
+            wrong = [line for line in said if "[E]" in line] or said
+            raise RefusedError("trtexec failed: " + " ".join(wrong[-1:])[:300])
+        with open(times) as file:
+            rows = json.load(file)
+        os.remove(times)
+        return {"compute_ms": [row["computeMs"] for row in rows], "latency_ms": [row["latencyMs"] for row in rows]}
+
+    def do_state(self, request: Request, payload: bytes) -> Answer:
+        return state()
+
+    def do_bye(self, request: Request, payload: bytes) -> Answer:
+        """Leave nothing behind."""
+        self._loaded.clear()
+        shutil.rmtree(self._folder, ignore_errors=True)
+        return {}
+
+    def _path(self, name: str) -> str:
+        if not str(name).isalnum():
+            raise RefusedError("a file is named by its hash")
+        return os.path.join(self._folder, str(name))
+
+    def _options(self, request: Request) -> Any:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise RefusedError("the board's python3 has no onnxruntime: %s" % error)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(request["threads"])
+        options.inter_op_num_threads = 1
+        options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return options
+
+    def _session(self, request: Request, options: Any) -> Any:
+        import onnxruntime
+
+        wanted = str(request["provider"])
+        if wanted not in onnxruntime.get_available_providers():
+            has = ", ".join(onnxruntime.get_available_providers())
+            raise RefusedError("the board's onnxruntime has no %s, only %s" % (wanted, has))
+        # What the provider cannot run is run on the CPU, as for any user of it.
+        providers = [wanted] if wanted == "CPUExecutionProvider" else [wanted, "CPUExecutionProvider"]
+        return onnxruntime.InferenceSession(self._path(request["model"]), options, providers=providers)
+
+
+def _arrays(described: List[Dict[str, Any]], payload: bytes) -> List[Any]:
+    import numpy
+
+    found, start = [], 0
+    for one in described:
+        dtype = numpy.dtype(one["dtype"])
+        count = int(numpy.prod(one["shape"], dtype=numpy.int64))
+        found.append(numpy.frombuffer(payload, dtype, count, start).reshape(one["shape"]))
+        start += count * dtype.itemsize
+    return found
+
+
+def facts() -> Answer:
+    """What the board is and has."""
+    found = {
+        "python": platform.python_version(),
+        "system": platform.system() + " " + platform.release(),
+        "architecture": platform.machine(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpuinfo": _text("/proc/cpuinfo"),
+        "board": _text("/proc/device-tree/model").strip("\0\n "),
+        "tegra": _text("/etc/nv_tegra_release").splitlines()[:1],
+        "trtexec": trtexec(),
+        "onnxruntime": None,
+        "providers": [],
+    }  # type: Answer
+    try:
+        import onnxruntime
+
+        found["onnxruntime"] = onnxruntime.__version__
+        found["providers"] = onnxruntime.get_available_providers()
+    except ImportError:
+        pass
+    found.update(state())
+    return found
+
+
+def state() -> Answer:
+    """Clocks, power mode, heat and throttling, as far as the system tells."""
+    cpus = sorted(glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq"))
+    gpus = glob.glob("/sys/devices/**/devfreq/*gpu*", recursive=False) + glob.glob("/sys/class/devfreq/*g[pv]*")
+    zones = sorted(glob.glob("/sys/class/thermal/thermal_zone[0-9]*"))
+    return {
+        "governors": sorted({_text(path + "/scaling_governor").strip() for path in cpus} - {""}),
+        "cpu_khz": [
+            int(word) for word in (_text(path + "/scaling_cur_freq").strip() for path in cpus) if word.isdigit()
+        ],
+        "cpu_max_khz": [
+            int(word) for word in (_text(path + "/scaling_max_freq").strip() for path in cpus) if word.isdigit()
+        ],
+        "gpu_hz": [int(word) for word in (_text(path + "/cur_freq").strip() for path in gpus) if word.isdigit()],
+        "celsius": {
+            _text(zone + "/type").strip(): int(word) / 1e3
+            for zone, word in ((zone, _text(zone + "/temp").strip()) for zone in zones)
+            if word.lstrip("-").isdigit()
+        },
+        "power_mode": " ".join(_said(["nvpmodel", "-q"]).split()),
+        "throttled": _said(["vcgencmd", "get_throttled"]).strip(),
+    }
+
+
+def trtexec() -> Optional[str]:
+    """The program, where the board has it."""
+    return shutil.which("trtexec") or (TRTEXEC if os.access(TRTEXEC, os.X_OK) else None)
+
+
+def _said(command: List[str]) -> str:
+    """What a program says; nothing where there is none, or it fails."""
+    try:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, timeout=10)
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+
+
+def _text(path: str) -> str:
+    try:
+        with open(path, errors="replace") as file:
+            return file.read()
+    except OSError:
+        return ""
+
+
+def _is_own(path: str) -> bool:
+    about = os.lstat(path)
+    return stat.S_ISDIR(about.st_mode) and about.st_uid == os.getuid()
+
+
+def main() -> None:
+    """Answer requests until there are no more."""
+    # What libraries print must not come among the answers.
+    out = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    source = sys.stdin.buffer
+    agent = Agent(source.read)
+    for line in iter(source.readline, b""):
+        request = json.loads(line.decode("utf-8"))
+        try:
+            said, data = agent.answer(request)
+        except RefusedError as error:
+            said, data = {"refused": str(error)}, b""
+        except Exception as error:  # noqa: BLE001  a runtime raises kinds of its own
+            said, data = {"failed": type(error).__name__ + ": " + " ".join(str(error).split())[:500]}, b""
+        out.write(MARK + json.dumps(said).encode("utf-8") + b"\n" + data)
+        out.flush()
+        if request.get("do") == "bye":
+            break
+
+
+if __name__ == "__main__":
+    main()
