@@ -17,6 +17,7 @@ import pytest
 
 from autocomp import cli
 from autocomp.errors import WorkError
+from autocomp.hardware.remote.connection import SSH_VARIABLE
 
 pytestmark = pytest.mark.slow
 
@@ -289,6 +290,8 @@ class TestRefused:
             (("report", "nowhere"), "nowhere"),
             (("calibrate", "jetson"), "use cpu"),
             (("calibrate", "cpu", "--budget", "long"), "got 'long'"),
+            (("calibrate", "cpu", "--host", "-oProxyCommand=true"), "got '-oProxyCommand=true'"),
+            (("calibrate", "cpu-openvino", "--host", "board"), "not openvino"),
             (("predict", "model.onnx", "--input-shape", "3,32"), "got '3,32'"),
             (("predict", "model.onnx", "--target", "jetson"), "give a task"),
         ],
@@ -308,6 +311,16 @@ def test_failed_work_is_one_line_and_code_1(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("autocomp.api.predict", fail)
     done = autocomp("predict", TASK, "--target", "jetson-orin-nano")
     assert (done.code, done.out, done.err) == (1, "", "autocomp: the file could not be written\n")
+
+
+def test_a_board_out_of_reach_is_failed_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(SSH_VARIABLE, "sh -c 'echo no route >&2; exit 255' --")
+    done = autocomp("calibrate", "cpu", "--host", "pi@board")
+    assert done.code == 1
+    assert done.out == ""
+    assert done.err.splitlines()[-1] == (
+        "autocomp: ssh must be able to reach pi@board; it says: no route; try it by hand: ssh pi@board"
+    )
 
 
 def test_what_nobody_foresaw_is_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,16 @@ import pytest
 from autocomp.errors import BoardError, RequestError
 from autocomp.hardware import calibrate as module
 from autocomp.hardware import gains
-from autocomp.hardware.calibrate import Calibration, Progress, calibrate
+from autocomp.hardware.calibrate import Progress
 from autocomp.hardware.experiment import FILES_PER_NETWORK
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.measurements import read_measurements
+from autocomp.hardware.profiles import Profile, find_profile
 from autocomp.hardware.remote import agent
 from autocomp.hardware.remote.connection import Board, checked_host
 from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
+from autocomp.hardware.remote.state import state_words
+from autocomp.hardware.resolve import calibrate_profile
 from autocomp.hardware.runtimes import onnxruntime
 from autocomp.hardware.runtimes.runtime import loaded_run, reference_run
 from autocomp.hardware.timing import TimingSettings, measure
@@ -216,16 +219,15 @@ class TestRuntimeOnBoard:
     ) -> None:
         seen, others = list[str](), left_behind()
 
-        def calibrated(budget: float, progress: Progress | None = None) -> Calibration:
+        def calibrated(budget: float, progress: Progress | None = None) -> Profile:
             """The clock goes forward by a second a look, so that the budget is a number of networks."""
             clock = itertools.count()
             with host.board() as board, patched.context() as patch:
                 patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
                 patch.setattr(gains, "SETTINGS", ANYTHING)
                 lines.append(board)
-                return calibrate(
-                    tmp_path, budget, 1, 1, this_machine(), progress=progress, elsewhere=OnnxruntimeOnBoard(board)
-                )
+                runtime = OnnxruntimeOnBoard(board)
+                return calibrate_profile(find_profile("cpu"), tmp_path, budget, 1, 1, progress, runtime)
 
         def stop(share: float, said: str) -> None:
             seen.append(said)
@@ -239,13 +241,29 @@ class TestRuntimeOnBoard:
         path = tmp_path / "measurements.csv"
         begun, before = path.read_text(), read_measurements(path)
         assert len(before.networks) == 2 * FILES_PER_NETWORK
-        done = calibrated(1.5)
+        profile = calibrated(1.5)
         assert path.read_text().startswith(begun)
-        assert done.networks[: len(before.networks)] == before.networks
-        assert len(done.networks) == 3 * FILES_PER_NETWORK
-        assert done.gains
-        assert done.memory is None
+        assert len(read_measurements(path).networks) == 3 * FILES_PER_NETWORK
+        assert profile.fingerprint == this_machine()
+        assert profile.file.gains
+        assert profile.model().held_out is not None
+        assert profile.memory() is None
+        assert "over ssh" in (tmp_path / "README.md").read_text()
         assert not left_behind() - others
+
+
+def test_what_a_board_says_of_itself_is_one_line() -> None:
+    nothing: dict[str, object] = {"governors": [], "cpu_khz": [], "cpu_max_khz": [], "gpu_hz": [], "celsius": {}}
+    nothing |= {"power_mode": "", "throttled": ""}
+    assert state_words(nothing, nothing) == "not told by this system"
+    pi = nothing | {"governors": ["ondemand"], "cpu_khz": [600000], "cpu_max_khz": [2400000], "celsius": {"cpu": 48.2}}
+    cool, hot = pi | {"throttled": "throttled=0x0"}, pi | {"throttled": "throttled=0x50000", "celsius": {"cpu": 84.9}}
+    assert state_words(cool, cool) == (
+        "governor ondemand, at most 2400 MHz; cores at 600 to 600 MHz when looked at; 48 to 48 °C; not throttled"
+    )
+    assert state_words(cool, hot).endswith("48 to 85 °C; throttled=0x50000 (0x0 is never)")
+    jetson = nothing | {"power_mode": "NV Power Mode: 15W 0", "gpu_hz": [624750000]}
+    assert state_words(jetson, jetson) == "GPU at 625 to 625 MHz when looked at; NV Power Mode: 15W 0"
 
 
 def test_the_agent_is_for_the_pythons_that_boards_have() -> None:
