@@ -47,7 +47,13 @@ def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, float, int
     made: list[tuple[Path, float, int, int]] = []
 
     def calibrate(
-        folder: Path, budget_s: float, threads: int, batch: int, here: Fingerprint, progress: object = None
+        folder: Path,
+        budget_s: float,
+        threads: int,
+        batch: int,
+        here: Fingerprint,
+        progress: object = None,
+        elsewhere: object = None,
     ) -> Calibration:
         made.append((folder, budget_s, threads, batch))
         folder.mkdir(parents=True, exist_ok=True)
