@@ -9,11 +9,14 @@ import logging
 import os
 import secrets
 import shlex
+import signal
 import tempfile
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -198,7 +201,8 @@ def follow(client: JobSubmissionClient, name: str, heard: Heard) -> Job:
     while True:
         began = time.monotonic()
         try:
-            asyncio.run(_tail(client, name, told))
+            with _own_interrupts():
+                asyncio.run(_tail(client, name, told))
             found = job(client, name)
             if found.ended:
                 told.all(client.get_job_logs(name))
@@ -224,6 +228,29 @@ class _Told:
         if len(output) > self._count:
             self._heard(output[self._count :])
             self._count = len(output)
+
+
+@contextmanager
+def _own_interrupts() -> Iterator[None]:
+    """Ctrl-C ends what is done here, at once and whatever comes of it. Left to itself asyncio makes it the cancellation of a
+    task, which a connection that is just being made takes for its own failure."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = False
+
+    def interrupt(*_: object) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            raise KeyboardInterrupt
 
 
 async def _tail(client: JobSubmissionClient, name: str, told: _Told) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -21,6 +22,8 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("ray", reason="Ray is not installed; pip install 'autocomp[ray]'")
+
+from autocomp.jobs import client
 
 pytestmark = [
     pytest.mark.slow,
@@ -213,6 +216,25 @@ def test_ctrl_c_leaves_the_job_alone(cluster: Cluster, project: Path) -> None:
     assert f"no longer followed; job {name} goes on" in rest
     assert submit(cluster, project, "--status", name).stdout.startswith(f"job {name} running")
     assert submit(cluster, project, "--stop", name).returncode == 0
+
+
+class _Making:
+    """A connection that is interrupted while it is made, and takes that for a failure of its own."""
+
+    async def tail_job_logs(self, name: str) -> AsyncIterator[str]:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.sleep(10)
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            raise RuntimeError("the connection was closed") from None
+        yield ""
+
+
+def test_ctrl_c_is_not_lost_while_a_connection_is_made() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        client.follow(_Making(), "job", print)  # type: ignore[arg-type]
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_search_that_fails_there_is_one_line_here(cluster: Cluster, project: Path) -> None:
