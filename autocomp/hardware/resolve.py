@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import yaml
 
@@ -28,9 +28,11 @@ from autocomp.hardware.profiles import (
     read_profile,
     why_not_here,
 )
-from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
 from autocomp.hardware.remote.state import state_words
 from autocomp.hardware.target import Artifact, Target
+
+if TYPE_CHECKING:
+    from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
 
 #: Seconds of measuring that a search spends on a machine that no profile holds for.
 FIRST_BUDGET_S = 120.0

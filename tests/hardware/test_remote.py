@@ -98,7 +98,7 @@ class TestBoard:
             with pytest.raises(BoardError, match=r"board was lost.*goes on where it stopped"):
                 board.put(b"a file")
 
-    def test_another_host_key_is_refused(self, host: Loopback, tmp_path: Path) -> None:
+    def test_another_host_key_is_refused(self, host: Loopback) -> None:
         true = host.known_hosts.read_text()
         other = (host.folder / "user_key.pub").read_text().split()
         try:

@@ -20,16 +20,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from typing import Any, Callable, Dict, List, Optional, Tuple
+from typing import Any, Callable, Dict, List, Sequence, Tuple
 
 MARK = b"@autocomp "
 PREFIX = "autocomp-board-"
 #: Folders of sessions that never came to their end are removed after so long.
 ABANDONED_S = 2 * 24 * 3600.0
-#: Warm-up runs of a profile.
-WARMUP_RUNS = 5
-#: Where trtexec lies on a Jetson, if not on the path.
-TRTEXEC = "/usr/src/tensorrt/bin/trtexec"
 
 Request = Dict[str, Any]
 Answer = Dict[str, Any]
@@ -89,16 +85,12 @@ class Agent:
     def do_load(self, request: Request, payload: bytes) -> Answer:
         """A file in a session of its own."""
         session = self._session(request, self._options(request))
-        name = str(request["name"])
-        inputs = [one.name for one in session.get_inputs()]
-        self._loaded[name] = session, inputs, {}
-        return {
-            "inputs": [
-                {"name": one.name, "type": one.type, "shape": [n if isinstance(n, int) else None for n in one.shape]}
-                for one in session.get_inputs()
-            ],
-            "providers": session.get_providers(),
-        }
+        inputs = [
+            {"name": one.name, "type": one.type, "shape": [n if isinstance(n, int) else None for n in one.shape]}
+            for one in session.get_inputs()
+        ]
+        self._loaded[str(request["name"])] = session, [one["name"] for one in inputs], {}
+        return {"inputs": inputs}
 
     def do_unload(self, request: Request, payload: bytes) -> Answer:
         self._loaded.pop(str(request["name"]), None)
@@ -109,7 +101,7 @@ class Agent:
         """The inputs that a loaded file is run with from now on."""
         _, names, feed = self._loaded[str(request["name"])]
         feed.clear()
-        feed.update(zip(names, _arrays(request["inputs"], payload)))
+        feed.update(zip(names, received(request["inputs"], payload)))
         return {}
 
     def do_block(self, request: Request, payload: bytes) -> Answer:
@@ -133,9 +125,8 @@ class Agent:
     def do_run(self, request: Request, payload: bytes) -> Tuple[Answer, bytes]:
         """All outputs."""
         session, names, _ = self._loaded[str(request["name"])]
-        outputs = session.run(None, dict(zip(names, _arrays(request["inputs"], payload))))
-        described = [{"dtype": one.dtype.name, "shape": list(one.shape)} for one in outputs]
-        data = b"".join(one.tobytes() for one in outputs)
+        outputs = session.run(None, dict(zip(names, received(request["inputs"], payload))))
+        described, data = sent(outputs)
         return {"outputs": described, "bytes": len(data)}, data
 
     def do_optimize(self, request: Request, payload: bytes) -> Tuple[Answer, bytes]:
@@ -159,33 +150,14 @@ class Agent:
         options.enable_profiling = True
         options.profile_file_prefix = os.path.join(self._folder, "profile")
         session = self._session(request, options)
-        feed = dict(zip([one.name for one in session.get_inputs()], _arrays(request["inputs"], payload)))
-        for _ in range(WARMUP_RUNS + int(request["runs"])):
+        feed = dict(zip([one.name for one in session.get_inputs()], received(request["inputs"], payload)))
+        for _ in range(int(request["runs"])):
             session.run(None, feed)
         written = session.end_profiling()
         with open(written, "rb") as file:
             data = file.read()
         os.remove(written)
         return {"bytes": len(data)}, data
-
-    def do_trtexec(self, request: Request, payload: bytes) -> Answer:
-        """Latencies (ms) of an engine that trtexec builds of a file: GPU compute time, run by run."""
-        times = os.path.join(self._folder, "times.json")
-        program = trtexec()
-        if program is None:
-            raise RefusedError("trtexec is neither on the path nor at %s" % TRTEXEC)
-        command = [program, "--onnx=" + self._path(request["model"]), "--exportTimes=" + times]
-        done = subprocess.run(
-            command + [str(word) for word in request["flags"]], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-        )
-        if done.returncode != 0:
-            said = done.stdout.decode("utf-8", "replace").strip().splitlines()
-            wrong = [line for line in said if "[E]" in line] or said
-            raise RefusedError("trtexec failed: " + " ".join(wrong[-1:])[:300])
-        with open(times) as file:
-            rows = json.load(file)
-        os.remove(times)
-        return {"compute_ms": [row["computeMs"] for row in rows], "latency_ms": [row["latencyMs"] for row in rows]}
 
     def do_state(self, request: Request, payload: bytes) -> Answer:
         return state()
@@ -226,7 +198,14 @@ class Agent:
         return onnxruntime.InferenceSession(self._path(request["model"]), options, providers=providers)
 
 
-def _arrays(described: List[Dict[str, Any]], payload: bytes) -> List[Any]:
+def sent(arrays: Sequence[Any]) -> Tuple[List[Dict[str, Any]], bytes]:
+    """Arrays as they go over the line: what they are, and their bytes one behind the other."""
+    described = [{"dtype": one.dtype.name, "shape": list(one.shape)} for one in arrays]
+    return described, b"".join(one.tobytes() for one in arrays)
+
+
+def received(described: List[Dict[str, Any]], payload: bytes) -> List[Any]:
+    """The arrays that :func:`sent` took apart."""
     import numpy
 
     found, start = [], 0
@@ -248,7 +227,6 @@ def facts() -> Answer:
         "cpuinfo": _text("/proc/cpuinfo"),
         "board": _text("/proc/device-tree/model").strip("\0\n "),
         "tegra": _text("/etc/nv_tegra_release").splitlines()[:1],
-        "trtexec": trtexec(),
         "onnxruntime": None,
         "providers": [],
     }  # type: Answer
@@ -265,31 +243,20 @@ def facts() -> Answer:
 
 def state() -> Answer:
     """Clocks, power mode, heat and throttling, as far as the system tells."""
-    cpus = sorted(glob.glob("/sys/devices/system/cpu/cpu[0-9]*/cpufreq"))
-    gpus = glob.glob("/sys/devices/**/devfreq/*gpu*", recursive=False) + glob.glob("/sys/class/devfreq/*g[pv]*")
+    cores = "/sys/devices/system/cpu/cpu[0-9]*/cpufreq/"
     zones = sorted(glob.glob("/sys/class/thermal/thermal_zone[0-9]*"))
     return {
-        "governors": sorted({_text(path + "/scaling_governor").strip() for path in cpus} - {""}),
-        "cpu_khz": [
-            int(word) for word in (_text(path + "/scaling_cur_freq").strip() for path in cpus) if word.isdigit()
-        ],
-        "cpu_max_khz": [
-            int(word) for word in (_text(path + "/scaling_max_freq").strip() for path in cpus) if word.isdigit()
-        ],
-        "gpu_hz": [int(word) for word in (_text(path + "/cur_freq").strip() for path in gpus) if word.isdigit()],
+        "governors": sorted({_text(path).strip() for path in glob.glob(cores + "scaling_governor")} - {""}),
+        "cpu_khz": _numbers(cores + "scaling_cur_freq"),
+        "cpu_max_khz": _numbers(cores + "scaling_max_freq"),
+        # 57000000.gpu, 17000000.gp10b, .gv11b or .ga10b, from the Nano to the Orins.
+        "gpu_hz": _numbers("/sys/class/devfreq/*.g[apv]*/cur_freq"),
         "celsius": {
-            _text(zone + "/type").strip(): int(word) / 1e3
-            for zone, word in ((zone, _text(zone + "/temp").strip()) for zone in zones)
-            if word.lstrip("-").isdigit()
+            _text(zone + "/type").strip(): number / 1e3 for zone in zones for number in _numbers(zone + "/temp")
         },
         "power_mode": " ".join(_said(["nvpmodel", "-q"]).split()),
         "throttled": _said(["vcgencmd", "get_throttled"]).strip(),
     }
-
-
-def trtexec() -> Optional[str]:
-    """The program, where the board has it."""
-    return shutil.which("trtexec") or (TRTEXEC if os.access(TRTEXEC, os.X_OK) else None)
 
 
 def _said(command: List[str]) -> str:
@@ -299,6 +266,12 @@ def _said(command: List[str]) -> str:
     except (OSError, subprocess.SubprocessError):
         return ""
     return done.stdout.decode("utf-8", "replace") if done.returncode == 0 else ""
+
+
+def _numbers(pattern: str) -> List[int]:
+    """Of files that hold one number each."""
+    words = [_text(path).strip() for path in sorted(glob.glob(pattern))]
+    return [int(word) for word in words if word.lstrip("-").isdigit()]
 
 
 def _text(path: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -33,8 +34,6 @@ Request = Mapping[str, object]
 #: Names another ssh, with options, as GIT_SSH_COMMAND does for git.
 SSH_VARIABLE = "AUTOCOMP_SSH"
 SSH_OPTIONS = ("-T", *(f"-o{option}" for option in ("BatchMode=yes", "ConnectTimeout=20", "ServerAliveInterval=15")))
-
-
 #: Seconds before each further try to connect again.
 WAITS_S = (0.5, 2.0, 5.0, 15.0, 30.0)
 #: What ssh says → what to do about it.
@@ -152,6 +151,8 @@ class Board:
         self._dropped: list[str] = []
         self._line: _Line | None = None
         self.facts: Answer = {}
+        #: For names of what is held.
+        self.numbers = itertools.count()
 
     def __enter__(self) -> Board:
         try:
@@ -252,7 +253,7 @@ class Board:
         """
         self._connect()
         assert self._line is not None
-        for requests in self._held.values():
+        for requests in [*self._held.values()]:  # what is held may be dropped meanwhile, when garbage is collected
             for request, payload in requests:
                 self._line.send(request, payload)
 

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import numpy.typing as npt
 
 from autocomp.errors import BoardError
 from autocomp.hardware.fingerprint import Fingerprint, from_cpuinfo
 from autocomp.hardware.fitted import KernelSample
 from autocomp.hardware.observed import samples_of
+from autocomp.hardware.remote import agent
 from autocomp.hardware.remote.connection import Answer, Board
-from autocomp.hardware.runtimes.onnxruntime import joined, numpy_name
+from autocomp.hardware.runtimes.onnxruntime import WARMUP_RUNS, joined, numpy_name
 from autocomp.hardware.runtimes.profiled import name_nodes
 from autocomp.hardware.runtimes.runtime import check_inputs, check_runs, check_threads
 
@@ -44,19 +43,16 @@ class FileOnBoard:
             MeasurementError: the board refused the inputs, or failed on them.
         """
         check_inputs(self, arrays)
-        request = {"do": "run", "name": self.name, "inputs": _described(arrays)}
-        answer, data = self.board.ask(request, _bytes(arrays))
-        outputs, start = [], 0
-        for one in cast("list[dict[str, Any]]", answer["outputs"]):
-            dtype, count = np.dtype(one["dtype"]), int(np.prod(one["shape"], dtype=np.int64))
-            outputs.append(np.frombuffer(data, dtype, count, start).reshape(one["shape"]))
-            start += count * dtype.itemsize
-        return outputs
+        described, data = agent.sent(arrays)
+        answer, outputs = self.board.ask({"do": "run", "name": self.name, "inputs": described}, data)
+        found: list[Array] = agent.received(cast("list[dict[str, Any]]", answer["outputs"]), outputs)
+        return found
 
     def bound(self, *arrays: Array) -> RunOnBoard:
         """See :class:`autocomp.hardware.runtimes.runtime.LoadedFile`."""
         check_inputs(self, arrays)
-        self.board.hold(self.name, {"do": "feed", "inputs": _described(arrays)}, _bytes(arrays))
+        described, data = agent.sent(arrays)
+        self.board.hold(self.name, {"do": "feed", "inputs": described}, data)
         return RunOnBoard(self)
 
 
@@ -89,7 +85,6 @@ class OnnxruntimeOnBoard:
 
     board: Board
     provider: str = CPU
-    _numbers: Callable[[], int] = field(default_factory=lambda: itertools.count().__next__, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         facts = self.board.facts
@@ -118,8 +113,9 @@ class OnnxruntimeOnBoard:
         )
 
     def load(self, model: bytes | Path, threads: int) -> FileOnBoard:
+        """See :class:`autocomp.hardware.runtimes.runtime.Runtime`."""
         check_threads(threads)
-        name = f"file{self._numbers()}"
+        name = f"file{next(self.board.numbers)}"
         about = self.board.hold(name, {"do": "load", **self._asked(model, threads)})
         inputs = cast("list[dict[str, Any]]", about["inputs"])
         file = FileOnBoard(
@@ -135,6 +131,7 @@ class OnnxruntimeOnBoard:
     def kernel_samples(
         self, model: bytes | Path, inputs: Sequence[Array], threads: int, runs: int
     ) -> tuple[KernelSample, ...]:
+        """See :class:`autocomp.hardware.runtimes.runtime.Runtime`."""
         import onnx
 
         check_threads(threads)
@@ -143,18 +140,11 @@ class OnnxruntimeOnBoard:
         compiled = onnx.load_from_string(optimized)
         name_nodes(compiled)
         asked = self._asked(compiled.SerializeToString(), threads)
-        request = {"do": "profile", **asked, "runs": runs, "inputs": _described(inputs)}
-        _, written = self.board.ask(request, _bytes(inputs))
+        described, data = agent.sent(inputs)
+        request = {"do": "profile", **asked, "runs": WARMUP_RUNS + runs, "inputs": described}
+        _, written = self.board.ask(request, data)
         return samples_of(joined(compiled, json.loads(written), inputs))
 
     def _asked(self, model: bytes | Path, threads: int) -> Answer:
         data = model if isinstance(model, bytes) else model.read_bytes()
         return {"model": self.board.put(data), "threads": threads, "provider": self.provider}
-
-
-def _described(arrays: Sequence[Array]) -> list[dict[str, object]]:
-    return [{"dtype": one.dtype.name, "shape": list(one.shape)} for one in arrays]
-
-
-def _bytes(arrays: Sequence[Array]) -> bytes:
-    return b"".join(np.ascontiguousarray(one).tobytes() for one in arrays)
