@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from autocomp.errors import RequestError
 from autocomp.finished import Run, data_of
+from autocomp.places import names_profile_folder
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder, write_whole
 from autocomp.task import Task
@@ -58,7 +59,7 @@ def search(
     Args:
         task: a :class:`Task`, a built-in task's name, ``torchvision:NAME``, ``timm:NAME``, ``hf:FOLDER``,
             ``FILE.py[:function]``; None is the embedded ``digits``.
-        target: a :class:`Target` or a target's name.
+        target: a :class:`Target`, a target's name, or the folder of a profile that ``autocomp calibrate`` wrote.
         out: the run folder; new, or the one to resume.
         threads, batch, artifact: of the target, where it is given by name; default is what its profile says.
         trials: plans to evaluate, the untouched one included.
@@ -113,7 +114,7 @@ def search(
         machine = None
         if not isinstance(target, str):
             found = target
-        elif workers is None or find_profile(target).fingerprint is None:
+        elif workers is None or names_profile_folder(target) or find_profile(target).fingerprint is None:
             found = resolve_target(target, threads, batch, artifact, watcher.say, calibrating(watcher))
         else:
             node = TargetNode(find_profile(target).file.name)
@@ -122,7 +123,9 @@ def search(
             machine = node.there(this_machine)
         request = Request(
             task=loaded.name if isinstance(task, Task) else (task or loaded.name),
-            target=found.name,
+            target=str(Path(target).resolve())
+            if isinstance(target, str) and names_profile_folder(target)
+            else found.name,
             space=str(space),
             sampler=sampler,
             artifact=found.artifact,

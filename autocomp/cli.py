@@ -44,7 +44,9 @@ TaskOption = Annotated[
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="The folder of the task's data. Default: AUTOCOMP_DATA names it.")
 ]
-TargetOption = Annotated[str, typer.Option("--target", help="A device; see `autocomp targets`.")]
+TargetOption = Annotated[
+    str, typer.Option("--target", help="A device; see `autocomp targets`. Or the folder of a calibrated profile.")
+]
 FormatOption = Annotated[
     ArtifactChoice | None, typer.Option("--format", help="The file's format. Default: what the target takes.")
 ]
@@ -163,7 +165,7 @@ def search(
         run = search_run(
             task,
             target=target,
-            out=out or Path("results") / f"{short_name(task)}-{target}",
+            out=out or Path("results") / f"{short_name(task)}-{Path(target).name}",
             threads=threads,
             batch=batch,
             artifact=artifact,
@@ -267,8 +269,8 @@ def _asked_for(arguments: Sequence[str], storage: str | None) -> Asked:
         raise RequestError(f"what is submitted must be a search, written -- search …; got {name!r}")
     group = cast("typer.core.TyperGroup", typer.main.get_command(app))
     said = group.commands["search"].make_context("search", rest).params
-    default = Path("results") / f"{short_name(said['task'])}-{said['target']}"
-    places = said["task"], said["data"], said["space"], said["out"] or default
+    default = Path("results") / f"{short_name(said['task'])}-{Path(said['target']).name}"
+    places = said["task"], said["data"], said["space"], said["target"], said["out"] or default
     return asked_for(arguments, *places, said["resume"], storage, said["recipe"])
 
 
@@ -299,6 +301,9 @@ def export(
 def verify(
     run: RunArgument,
     pick: Annotated[str, typer.Option(help="front, knee, or a trial's number.")] = "front",
+    host: Annotated[
+        str | None, typer.Option(metavar="USER@BOARD", help="Time the files on the run's target, over ssh.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Export points again and measure accuracy, bytes and milliseconds on the files, beside what was predicted."""
@@ -307,7 +312,7 @@ def verify(
 
     opened = Run.open(run)
     with Progress() as progress:
-        documents = opened.verify(pick, watcher=progress)
+        documents = opened.verify(pick, watcher=progress, host=host)
     if as_json:
         _print_json(documents)
     else:

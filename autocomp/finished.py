@@ -6,6 +6,7 @@ Importing this is cheap: torch and the rest are loaded by the methods that need 
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,24 +162,38 @@ class Run:
         task: Task | None = None,
         target: Target | None = None,
         watcher: Watcher = SILENT,
+        host: str | None = None,
     ) -> list[Json]:
         """Export points again and measure their three numbers on the files.
 
         Args:
             pick: ``front``, ``knee`` or a trial number.
             task, target: where they were not ones that have a name.
+            host: the run's target, as ssh reaches it (``user@board``): files are timed there. Their metric is that of this
+                machine.
 
         Returns:
             A document per point, as in ``verification.json``, the untouched one first.
+
+        Raises:
+            BoardError: the host cannot be reached, is not the run's target, or lacks its runtime.
         """
+        from autocomp.hardware.remote.connection import Board
+        from autocomp.hardware.remote.target import board_of
         from autocomp.search import flow
         from autocomp.search.tables import verifications
 
         points = flow.front_of(self.folder) if pick == "front" else [self.pick(pick)]
-        setup = self.setup(task, target, watcher)
-        with self.folder.working():
-            flow.verify(setup, self.folder, points, watcher, again=True)
-            flow.rebuild(self.folder)
+        with ExitStack() as connected:
+            board = None
+            if host is not None:
+                request = self.folder.request()
+                there = connected.enter_context(Board(host, tell=watcher.say))
+                board = board_of(request.target, request.threads, request.batch, there)
+            setup = self.setup(task, target, watcher)
+            with self.folder.working():
+                flow.verify(setup, self.folder, points, watcher, again=True, board=board)
+                flow.rebuild(self.folder)
         verified = verifications(self.folder)
         return [verified[point.key] for point in points]
 
@@ -190,7 +205,8 @@ class Run:
         out: str | Path | None = None,
         task: Task | None = None,
     ) -> Path:
-        """Write a point's ``model.onnx`` and ``plan.json`` to a folder; returns the model's path.
+        """Write a point's ``model.onnx`` and ``plan.json`` to a folder, for TensorRT also ``trtexec.sh``; returns the model's
+        path.
 
         Args:
             artifact: ``onnx`` or ``onnx-packed``; default is what the run was searched for.
@@ -199,6 +215,8 @@ class Run:
         Raises:
             RunError: no such point, or the task's model is not the one that the run was begun with.
         """
+        from autocomp.search import flow
+
         point = self.pick(pick, max_latency_ms)
         searched = self.folder.request().artifact
         wanted = artifact or _artifact(searched)
@@ -206,9 +224,8 @@ class Run:
         # Beside the verified file, never over it.
         folder = Path(out) if out is not None else own if wanted == searched else own / wanted
         model = self._verified_file(point) if wanted == searched else None
-        write_whole(folder / "model.onnx", model or self._built(point, wanted, task))
         write_whole(folder / "plan.json", (point.plan.to_json() + "\n").encode())
-        return folder / "model.onnx"
+        return flow.write_file(self.folder, folder, point.plan, model or self._built(point, wanted, task))
 
     def _verified_file(self, point: Trial) -> bytes | None:
         """The file that was verified, where it is still there."""
@@ -235,7 +252,11 @@ class Run:
             raise RunError(f"run.json of {self.folder.path} is from another version of autocomp; start anew")
         loaded = task or self._task()
         prepared = self._prepared(loaded)
-        told = Numerics(**{name: bool(value) for name, value in numerics.items()})
+        opset = numerics.get("opset")
+        told = Numerics(
+            **{name: bool(value) for name, value in numerics.items() if name != "opset"},
+            opset=opset if isinstance(opset, int) else None,
+        )
         compressed = apply(prepared, point.plan, loaded.calibration, told)
         if point.weights is not None:
             compressed = with_weights(compressed, read_weights(weights_path(self.folder, point.weights)))

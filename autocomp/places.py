@@ -21,3 +21,8 @@ def shipped_folder(name: str) -> Path:
     package = Path(__file__).resolve().parent
     inside = package / "data" / name
     return inside if inside.is_dir() else package.parent / name
+
+
+def names_profile_folder(target: str) -> bool:
+    """Whether a target is told by the folder of its profile: as a path is, or it is one."""
+    return os.sep in target or (Path(target) / "profile.yaml").is_file()

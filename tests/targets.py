@@ -73,6 +73,7 @@ def made_target(ops: frozenset[str] = OPS) -> Target:
         name="made-up",
         device="a device made up for tests",
         runtime="onnxruntime",
+        runtime_version="",
         artifact="onnx-packed",
         threads=1,
         batch=1,

@@ -124,7 +124,10 @@ def test_export_picks_the_knee(run: Path, tmp_path: Path) -> None:
     done = autocomp("export", str(run), "--pick", "knee", "--out", str(tmp_path / "shipped"))
     assert done.code == 0, done.err
     assert done.out == f"{tmp_path / 'shipped' / 'model.onnx'}\n"
-    assert {path.name for path in (tmp_path / "shipped").iterdir()} == {"model.onnx", "plan.json"}
+    assert {path.name for path in (tmp_path / "shipped").iterdir()} == {"model.onnx", "plan.json", "trtexec.sh"}
+    script = (tmp_path / "shipped" / "trtexec.sh").read_text()
+    assert "Written for TensorRT 10.3" in script
+    assert "trtexec --onnx=model.onnx --fp16" in script
 
 
 def test_report_is_rebuilt(run: Path) -> None:

@@ -43,7 +43,7 @@ class Numerics:
     (onnxruntime), so that its result is rounded even in front of a float operation. ``attention_operator``:
     attention is one operator of the file (ONNX opset 23). ``narrow_products``: products of two
     pairs of 8-bit numbers are added up in 16 bits, which saturate (x86 without VNNI), so that 8-bit weights keep to half
-    their levels.
+    their levels. ``opset``: the latest that the runtime reads, where that is an early one; what it computes is the same.
     """
 
     symmetric_activations: bool = False
@@ -51,6 +51,7 @@ class Numerics:
     rounded_outputs: bool = True
     attention_operator: bool = True
     narrow_products: bool = False
+    opset: int | None = None
 
 
 DEFAULT_NUMERICS = Numerics()

@@ -24,6 +24,7 @@ from autocomp.export.integers import (
     replace_node,
     sums_before_norms,
 )
+from autocomp.export.older import lower_opset
 from autocomp.export.opsets import leave_out_defaults, raise_opset
 from autocomp.export.packing import encode, encode_bias, install
 from autocomp.export.stored import StoredWeight, weight_spec
@@ -53,7 +54,7 @@ def export_onnx(compressed: Compressed, packed: bool) -> bytes:
 
     Args:
         compressed: as :func:`autocomp.compress.apply.apply` gives it.
-        packed: store weights self-unpacking (``onnx-packed``) or plainly (``onnx``).
+        packed: store weights self-unpacking (``onnx-packed``), or plainly (``onnx``) and in the opset that the numerics name.
 
     Raises:
         ExportError: torch.onnx cannot write an operator, or rewrote a weight that the plan stores in its own way.
@@ -80,6 +81,8 @@ def export_onnx(compressed: Compressed, packed: bool) -> bytes:
         else:
             _add_bias(model, tensor, *_integer_bias(values, bias.steps))
     install(model, encoded)
+    if compressed.numerics.opset is not None and not packed:
+        lower_opset(model, compressed.numerics.opset)
     checker.check_model(model)
     return bytes(model.SerializeToString())
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from autocomp.hardware.design import next_network, parts_by_error
 from autocomp.hardware.experiment import Specimen, network_files, network_number
 from autocomp.hardware.fingerprint import Fingerprint
@@ -40,6 +42,8 @@ LOOKS = (0.3, 0.6)
 OTHER_SEED = 1
 #: Of the files that are profiled alone, one in so many tells of kernels that only move or convert values as well.
 WHOLE_EVERY = 4
+#: 64-bit x86 by its names.
+X86 = frozenset({"x86_64", "AMD64", "amd64"})
 #: Runs of a file under the profiler.
 PROFILE_RUNS = 40
 
@@ -61,8 +65,30 @@ class Calibration:
 
 
 def nchwc_block(fingerprint: Fingerprint) -> int:
-    """Channels in a block of onnxruntime's NCHWc layout on such a CPU."""
+    """Channels in a block of onnxruntime's NCHWc layout on such a CPU, as far as is known; 1 where it has none."""
+    if fingerprint.architecture not in X86:
+        return 1
     return 16 if "avx512f" in fingerprint.features else 8
+
+
+def measured_block(runtime: Runtime) -> int:
+    """Channels in a block of onnxruntime's NCHWc layout, by what it compiles of a convolution with one filter: that writes a
+    whole block. 1 where it uses no such layout."""
+    import onnx
+    from onnx import helper
+
+    size = 8
+    image, result = (
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (1, channels, size, size))
+        for name, channels in (("x", 4), ("y", 1))
+    )
+    filters = helper.make_tensor("w", onnx.TensorProto.FLOAT, (1, 4, 3, 3), [0.5] * 36)
+    conv = helper.make_node("Conv", ["x", "w"], ["y"], pads=[1, 1, 1, 1])
+    graph = helper.make_graph([conv], "block", [image], [result], [filters])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    samples = runtime.kernel_samples(model.SerializeToString(), [np.zeros((1, 4, size, size), np.float32)], 1, 1)
+    blocked = [one.kernel.out_elements // size**2 for one in samples if one.kernel.op.startswith("conv_nchwc")]
+    return max(blocked, default=1)
 
 
 def narrow_products(fingerprint: Fingerprint) -> bool:

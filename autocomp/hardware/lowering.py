@@ -30,8 +30,9 @@ FREE = COPIES | {"input", "getitem", "to", "_assert_tensor_metadata", "new_ones"
 
 GLOBAL_POOLS = frozenset({"adaptive_avg_pool2d", "mean"})
 WINDOW_POOLS = frozenset({"max_pool2d", "avg_pool2d"})
-#: Activations that float convolutions in blocks take in, beside the rectifiers of :data:`ACTIVATIONS`.
-BLOCKED_ACTIVATIONS = frozenset({"hardswish", "hardswish_", "hardsigmoid", "hardsigmoid_", "sigmoid", "tanh"})
+#: Activations that float convolutions take in, beside the rectifiers of :data:`ACTIVATIONS`; in blocks one more.
+CURVES = frozenset({"hardsigmoid", "hardsigmoid_", "sigmoid", "tanh"})
+BLOCKED_CURVES = CURVES | {"hardswish", "hardswish_"}
 
 #: Operations by what their time is like: one value from each, values moved, and a few of their own.
 ELEMENTWISE = frozenset(
@@ -76,8 +77,9 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
     Args:
         structure: of the compressed network, as :func:`autocomp.compress.structure.restructure` gives it.
         batch: examples per inference; elements and MACs are multiplied by it.
-        block: channels in a block of the NCHWc layout (16 with AVX-512, 8 with AVX2). Blocked tensors and weights are
-            padded to whole blocks, and that is what a blocked convolution's numbers count.
+        block: channels in a block of the NCHWc layout (16 with AVX-512, 8 with AVX2, 1 where onnxruntime has no such
+            layout, as on most Arm CPUs). Blocked tensors and weights are padded to whole blocks, and that is what a
+            blocked convolution's numbers count.
     """
     graph = structure.graph
     formats = {name: layer.format for name, layer in structure.layers.items() if layer.format is not None}
@@ -247,7 +249,7 @@ def _other(state: Lowering, node: Node) -> bool:
         state.read(source, FLOAT_LAST)
         state.kernels.append(changed(kernel, op="pad", in_elements=node.elements, out_elements=node.elements))
         state.write(node, FLOAT_LAST)
-    elif node.op in BLOCKED_ACTIVATIONS and _behind_blocked_conv(state, source):
+    elif node.op in BLOCKED_CURVES and _behind_conv(state, source, node.op in CURVES):
         conv = state.kernels[state.conv_at[source]]
         state.kernels[state.conv_at[source]] = changed(conv, op=conv.op + CURVED)
         state.forms[node.name] = state.forms[source]
@@ -282,6 +284,10 @@ def _other(state: Lowering, node: Node) -> bool:
             kernel = changed(kernel, op="matmul", macs=node.elements * inner, inner=abs(node.shape[-1]))
         else:
             op = KINDS.get(plain, node.op)
+            if plain == "hardswish":  # a gate, and a product with it
+                state.kernels.append(changed(kernel, op="elementwise"))
+                read *= 2
+                kernel = changed(kernel, in_elements=read)
             inner = abs(node.shape[-1]) if op in ROW_BY_ROW and node.shape else 1
             kernel = changed(kernel, op=spread(op, read, node.elements), inner=inner)
         # What only moves data reads no more than it writes; the parts of a split are nodes of their own.
@@ -293,9 +299,11 @@ def _other(state: Lowering, node: Node) -> bool:
     return False
 
 
-def _behind_blocked_conv(state: Lowering, source: str) -> bool:
+def _behind_conv(state: Lowering, source: str, not_in_blocks: bool) -> bool:
+    """Whether a float convolution writes it for one reader, which it can take in."""
     node = state.graph.by_name[source]
-    return node.op == "conv2d" and state.forms[source] == [BLOCKED] and state.graph.sole_user(source) is not None
+    floats = state.forms[source] == [BLOCKED] or (not_in_blocks and state.forms[source] == [FLOAT])
+    return node.op == "conv2d" and floats and state.graph.sole_user(source) is not None and source in state.conv_at
 
 
 def _pool_form(state: Lowering, node: Node) -> Form:
@@ -307,7 +315,7 @@ def _pool_form(state: Lowering, node: Node) -> Form:
             return INTEGER_LAST
         if INTEGER in have or node.name in state.rounded:
             return INTEGER
-    return BLOCKED if node.shape[1] % state.block == 0 else FLOAT
+    return BLOCKED if state.block > 1 and node.shape[1] % state.block == 0 else FLOAT
 
 
 _OWN: dict[str, Callable[[Lowering, Node], None]] = {

@@ -21,6 +21,7 @@ from autocomp.errors import TargetError, did_you_mean
 from autocomp.formats import Activations, Work
 from autocomp.hardware import lowering, lowering_openvino, tensorrt
 from autocomp.hardware.calibrate import narrow_products, nchwc_block
+from autocomp.hardware.datasheet_cpu import DatasheetCpu
 from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
 from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.gains import Gain, Way, paying
@@ -28,7 +29,7 @@ from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.memory import PARTS, MemoryModel
 from autocomp.hardware.roofline import RooflineModel
 from autocomp.hardware.target import Artifact, Offer, RuntimeName, Target
-from autocomp.places import cache_folder, shipped_folder
+from autocomp.places import cache_folder, names_profile_folder, shipped_folder
 from autocomp.plan import UNIT_PATTERNS, Pattern
 
 #: The file of a profile's model of memory.
@@ -57,16 +58,21 @@ class _NumericsFile(_Strict):
     integer_bias: bool
     rounded_outputs: bool
     attention_operator: bool
+    opset: int | None = None
 
 
 class ProfileFile(_Strict):
     """``profile.yaml``. ``offer`` is what the runtime has kernels for, ``gains`` what they were measured to be worth there
-    (see :mod:`autocomp.hardware.gains`). ``fingerprint`` is there where the profile holds for one kind of machine only."""
+    (see :mod:`autocomp.hardware.gains`). ``runtime_version`` in words, where files are written for one. ``boards``: a word
+    of what such a board calls itself (``/proc/device-tree/model``). ``nchwc_block``: see :mod:`autocomp.hardware.lowering`;
+    by the CPU where it was not measured. ``fingerprint`` is there where the profile holds for
+    one kind of machine only."""
 
     name: str
     aliases: tuple[str, ...] = ()
     device: str
     runtime: RuntimeName
+    runtime_version: str = ""
     artifact: Artifact
     threads: int
     batch: int
@@ -75,6 +81,8 @@ class ProfileFile(_Strict):
     gains: tuple[_GainFile, ...] = ()
     numerics: _NumericsFile
     note: str
+    boards: tuple[str, ...] = ()
+    nchwc_block: int | None = None
     fingerprint: dict[str, str | int | list[str]] | None = None
 
 
@@ -107,6 +115,8 @@ class Profile:
         text = (self.folder / "latency_model.json").read_text(encoding="utf-8")
         if self.file.runtime == "tensorrt":
             return RooflineModel.from_json(text)
+        if self.fingerprint is None:
+            return DatasheetCpu.from_json(text)
         return FittedModel.from_json(text)
 
     def memory(self) -> MemoryModel | None:
@@ -136,16 +146,17 @@ class Profile:
         if file.runtime == "tensorrt":
             lower = partial(tensorrt.lower, batch=batch)
         else:
-            machine = self.fingerprint or this_machine(file.runtime)
-            numerics = replace(numerics, narrow_products=narrow_products(machine))
+            machine = self.fingerprint
+            numerics = replace(numerics, narrow_products=machine is not None and narrow_products(machine))
             if file.runtime in {"openvino", "openvino-bf16"}:
                 lower = partial(lowering_openvino.lower, batch=batch, bfloat16=file.runtime == "openvino-bf16")
             else:
-                lower = partial(lowering.lower, batch=batch, block=nchwc_block(machine))
+                lower = partial(lowering.lower, batch=batch, block=_block(file, machine))
         return Target(
             name=file.name,
             device=file.device,
             runtime=file.runtime,
+            runtime_version=file.runtime_version,
             artifact=artifact or file.artifact,
             threads=threads,
             batch=batch,
@@ -159,6 +170,17 @@ class Profile:
             note=file.note,
             profile_hash=self.hash,
         )
+
+
+def _block(file: ProfileFile, machine: Fingerprint | None) -> int:
+    """Raises:
+    TargetError: the profile says neither the block nor the machine.
+    """
+    if file.nchwc_block is not None:
+        return file.nchwc_block
+    if machine is None:
+        raise TargetError(f"a profile must have a nchwc_block or a fingerprint; {file.name} has neither; add one")
+    return nchwc_block(machine)
 
 
 def _offer(file: ProfileFile, artifact: Artifact) -> Offer:
@@ -202,7 +224,7 @@ def shipped_profiles() -> Iterator[Profile]:
 
 
 def find_profile(name: str) -> Profile:
-    """The shipped profile of that name or alias.
+    """The shipped profile of that name or alias, or the one in a folder, as ``calibrate`` writes it.
 
     Raises:
         TargetError: there is none; names the near ones.
@@ -211,6 +233,8 @@ def find_profile(name: str) -> Profile:
     for profile in profiles:
         if name in profile.names:
             return profile
+    if names_profile_folder(name):
+        return read_profile(Path(name).resolve())
     known = [known for profile in profiles for known in profile.names]
     raise TargetError(f"a target must be a known one; got {name!r}; {did_you_mean(name, known)}")
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, cast
 import yaml
 
 from autocomp.errors import RequestError, TargetError
-from autocomp.hardware.calibrate import Calibration, calibrate
+from autocomp.hardware.calibrate import Calibration, calibrate, measured_block
 from autocomp.hardware.clocks import clock_words
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.fit import undisturbed
@@ -29,7 +29,9 @@ from autocomp.hardware.profiles import (
     why_not_here,
 )
 from autocomp.hardware.remote.state import state_words
+from autocomp.hardware.runtimes.runtime import cpu_runtime
 from autocomp.hardware.target import Artifact, Target
+from autocomp.places import names_profile_folder
 
 if TYPE_CHECKING:
     from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
@@ -57,10 +59,11 @@ def resolve_target(
     tell: Tell = lambda _: None,
     progress: Progress | None = None,
 ) -> Target:
-    """The target of that name or alias, for so many threads and examples per inference (default: the profile's).
+    """The target of that name or alias, or of a profile's folder, for so many threads and examples per inference (default:
+    the profile's).
 
-    A profile that was measured on another kind of machine is not used: this machine is calibrated first, once; the
-    result is kept in the cache folder.
+    A shipped profile that was measured on another kind of machine is not used: this machine is calibrated first, once; the
+    result is kept in the cache folder. A folder's profile is used all the same: it is of a machine that is out of reach.
 
     Raises:
         TargetError: no such target, or this CPU does not compute in what it computes in.
@@ -71,11 +74,30 @@ def resolve_target(
     if name in profile.file.aliases:
         tell(f"{name} stands for {profile.file.name}: {profile.file.device}")
     threads, batch = threads_and_batch(profile, threads, batch)
+    if profile.fingerprint is not None and names_profile_folder(name):
+        return _of_folder(profile, threads, batch, tell).target(
+            threads, batch, artifact, reachable=not why_not_here(profile, threads, batch)
+        )
     if profile.fingerprint is None:
         if threads != profile.file.threads:
             raise RequestError(f"{profile.file.name} has no threads to set; got {threads}; leave --threads out")
         return profile.target(threads, batch, artifact, reachable=False)
     return _for_this_machine(profile, threads, batch, tell, progress).target(threads, batch, artifact, reachable=True)
+
+
+def _of_folder(profile: Profile, threads: int, batch: int, tell: Tell) -> Profile:
+    """Raises:
+    RequestError: its measurements are with other threads or batch.
+    """
+    if (threads, batch) != (profile.file.threads, profile.file.batch):
+        raise RequestError(
+            f"the profile in {profile.folder} was measured with {profile.file.threads} threads at batch "
+            f"{profile.file.batch}; got {threads} and {batch}; leave --threads and --batch out, or calibrate with them"
+        )
+    reasons = why_not_here(profile, threads, batch)
+    if reasons:
+        tell(f"target {profile.folder}: {profile.file.device}, which is not this machine; latency is predicted")
+    return profile
 
 
 def threads_and_batch(profile: Profile, threads: int | None, batch: int | None) -> tuple[int, int]:
@@ -165,6 +187,8 @@ def calibrate_profile(
         "clocks": f"{machine.clocks}; every timing stands beside a reference workload (measurements.csv)",
         "fingerprint": asdict(here) | {"features": list(here.features)},
     }
+    if here.runtime == "onnxruntime":
+        document["nchwc_block"] = measured_block(cpu_runtime(here.runtime) if board is None else board)
     (folder / "README.md").write_text(_readme(like, result, here, machine, threads, batch), encoding="utf-8")
     (folder / BEGUN).unlink()
     # Last, because a folder with a profile.yaml is a finished profile.

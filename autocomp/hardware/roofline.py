@@ -1,8 +1,9 @@
-"""A latency model of a few physical numbers, for a board of which only whole networks' latencies are known.
+"""A latency model of a few physical numbers, for a GPU of which only whole networks' latencies are known.
 
-A kernel takes a fixed overhead and then, whichever is longer, the time to compute or the time to move its bytes (the
-roofline of Williams, Waterman and Patterson, 2009); how the two join is chosen by what fits. It extrapolates sanely
-where a table of measurements cannot, and says with its error bar that it knows no kernel closely.
+A kernel takes a fixed overhead, and then about as long as the longer of computing and moving its bytes takes (the roofline
+of Williams, Waterman and Patterson, 2009). What one GPU reaches are its :class:`Rates`; how kernels use a GPU, whichever it
+is, are the :class:`Habits` of a runtime, which several boards' latencies tell together. It extrapolates sanely where a
+table of measurements cannot, and says with its error bar that it knows no kernel closely.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -23,23 +23,13 @@ from autocomp.trial import Source
 
 Vector = npt.NDArray[np.float64]
 
-#: How the times of compute and of memory join: the longer one; the root of their squares' sum; their sum.
-Join = Literal["max", "hypot", "sum"]
-
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
-#: What an operation computes with: the tensor cores or, channel by channel, the ordinary ones.
+#: What an operation computes with: the tensor cores (where there are) or, channel by channel, the ordinary ones.
 TENSOR_FAMILIES = frozenset({"conv", "gemm", "matmul"})
 DEPTHWISE_FAMILY = "depthwise"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What one kernel does: MACs on the tensor cores, MACs of depthwise convolutions, bytes moved."""
-
-    tensor_macs: float
-    depthwise_macs: float
-    moved_bytes: float
+#: Moves data, computes nothing.
+COPIES = frozenset({"copy", "reformat", "softmax", "norm"})
 
 
 def split_op(op: str) -> tuple[str, str]:
@@ -48,83 +38,175 @@ def split_op(op: str) -> tuple[str, str]:
     return (family, precision) if precision in BYTES else (op, "")
 
 
-def work(kernel: Kernel) -> Work:
-    """The work of a kernel named ``family_precision``.
-
-    Everything is moved once, in the kernel's precision; a reformat goes between its precision and fp16.
-    """
-    family, precision = split_op(kernel.op)
-    size = BYTES[precision]
-    if family == "reformat":
-        return Work(0.0, 0.0, float(kernel.in_elements * (size + BYTES["fp16"])))
-    moved = float(size * (kernel.in_elements + kernel.out_elements + kernel.weight_elements))
-    if family == DEPTHWISE_FAMILY:
-        return Work(0.0, float(kernel.macs), moved)
-    return Work(float(kernel.macs), 0.0, moved)
-
-
-def join_times(join: Join, compute: Vector, memory: Vector) -> Vector:
-    """Kernels' times without the overhead, from their times of compute and of memory (shapes alike)."""
-    if join == "sum":
-        return compute + memory
-    return np.hypot(compute, memory) if join == "hypot" else np.maximum(compute, memory)
+def _check_positive(what: str, one: object, names: Sequence[str]) -> None:
+    for name in names:
+        value = getattr(one, name)
+        if not (math.isfinite(value) and value > 0.0):
+            raise TargetError(f"{what} {name} must be positive and finite; got {value}")
 
 
 @dataclass(frozen=True)
-class RooflineModel:
-    """A GPU as a few rates.
+class Rates:
+    """What one GPU reaches, not what is printed on its box.
 
-    ``overhead_us`` per kernel; ``bandwidth_gb_s`` in 10⁹ bytes and ``tensor_gmac_s``, ``depthwise_gmac_s`` in
-    10⁹ multiply-accumulates a second, as reached and not as printed on the box, for fp16. ``int8_speedup``: how much
-    faster the tensor cores are in int8, from the datasheet; depthwise convolutions gain nothing but the smaller
-    bytes. ``families``: the kinds of kernels in the networks that it was fitted to; others are refused.
-
-    ``relative_std`` is the error of a prediction in fp16 (0.1 = 10 %); ``int8_relative_std`` comes on top for the time
-    spent in int8 kernels, since none was measured.
+    ``overhead_us`` per kernel; ``bandwidth_gb_s`` in 10⁹ bytes and ``tensor_gmac_s``, ``depthwise_gmac_s`` in 10⁹
+    multiply-accumulates a second, in fp16. Convolutions count as they are written: one that is computed with fewer
+    multiplications (Winograd) reaches more than the GPU has. ``int8_speedup``: how much faster products are in int8; None
+    where the GPU has none. Channels are computed in multiples of ``channels``, four times as many in int8.
 
     Raises:
-        TargetError: a rate is not positive, or an error negative.
+        TargetError: a rate is not positive.
     """
 
-    join: Join
     overhead_us: float
     bandwidth_gb_s: float
     tensor_gmac_s: float
     depthwise_gmac_s: float
-    int8_speedup: float
+    int8_speedup: float | None
+    multiprocessors: int
+    channels: int
+
+    def __post_init__(self) -> None:
+        names = [one.name for one in fields(Rates) if one.name != "int8_speedup" or self.int8_speedup is not None]
+        _check_positive("a GPU's", self, names)
+
+
+@dataclass(frozen=True)
+class Habits:
+    """How a runtime's kernels use a GPU.
+
+    ``half_outputs``: results per multiprocessor with which products reach half of their rate; ``half_depth``: products per
+    result with which they do. ``weight_bandwidth`` and ``elementwise_bandwidth``: the share of the bandwidth at which
+    weights are read, and pointwise kernels read and write. ``pool_overheads`` and ``copy_overheads``: what such a kernel
+    takes at least, in overheads of a product. ``sharpness``: the exponent p of the p-norm in which the times of compute and
+    memory join (1 their sum, ∞ the longer one).
+
+    Raises:
+        TargetError: a number is not positive.
+    """
+
+    half_outputs: float
+    half_depth: float
+    weight_bandwidth: float
+    elementwise_bandwidth: float
+    pool_overheads: float
+    copy_overheads: float
+    sharpness: float
+
+    def __post_init__(self) -> None:
+        _check_positive("kernels'", self, [one.name for one in fields(Habits)])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What some kernels do, one value each: MACs on whole multiples of channels, MACs of depthwise convolutions, bytes of
+    activations and of weights, results, MACs per result; whether products are of integers, and what kind of kernel it is."""
+
+    tensor_macs: Vector
+    depthwise_macs: Vector
+    activation_bytes: Vector
+    weight_bytes: Vector
+    results: Vector
+    depth: Vector
+    integers: Vector
+    elementwise: Vector
+    pools: Vector
+    copies: Vector
+
+
+def work(kernels: Sequence[Kernel], channels: int) -> Work:
+    """The work of kernels named ``family_precision``, where channels are computed in multiples of ``channels``.
+
+    Everything is moved once, in the kernel's precision; a reformat goes between its precision and fp16.
+    """
+    return Work(*np.array([_work_of_one(kernel, channels) for kernel in kernels], dtype=float).reshape(-1, 10).T)
+
+
+def _work_of_one(kernel: Kernel, channels: int) -> tuple[float, ...]:
+    family, precision = split_op(kernel.op)
+    size = BYTES[precision]
+    written = BYTES["fp16"] if family == "reformat" else size
+    depthwise = family == DEPTHWISE_FAMILY
+    multiple = 4 * channels if precision == "int8" else channels
+    return (
+        0.0 if depthwise else kernel.macs * _padding(kernel, multiple),
+        float(kernel.macs) if depthwise else 0.0,
+        float(kernel.in_elements * size + kernel.out_elements * written),
+        float(kernel.weight_elements * size),
+        float(max(kernel.out_elements, 1)),
+        max(kernel.macs / max(kernel.out_elements, 1), 1.0),
+        float(precision == "int8"),
+        float(family == "elementwise"),
+        float(family == "pool"),
+        float(family in COPIES),
+    )
+
+
+def _padding(kernel: Kernel, multiple: int) -> float:
+    """How many times as much a product computes for its channels are filled up. An image's few colours are not."""
+    if kernel.weight_elements == 0 or kernel.macs == 0:
+        return 1.0
+    _, columns, depth = kernel.gemm_shape
+    read = depth / kernel.kernel_area
+    return _filled(columns, multiple) * (_filled(read, multiple) if read > 4 else 1.0)
+
+
+def _filled(channels: float, multiple: int) -> float:
+    return math.ceil(round(channels, 6) / multiple) * multiple / channels
+
+
+def times_us(done: Work, rates: Rates, habits: Habits) -> Vector:
+    """What each kernel takes."""
+    few = 1.0 + habits.half_outputs * rates.multiprocessors / done.results
+    shallow = 1.0 + habits.half_depth / done.depth
+    faster = np.where(done.integers > 0, rates.int8_speedup or 1.0, 1.0)
+    compute = done.tensor_macs * few * shallow / (rates.tensor_gmac_s * 1e3 * faster)
+    compute += done.depthwise_macs / (rates.depthwise_gmac_s * 1e3)
+    share = np.where(done.elementwise > 0, habits.elementwise_bandwidth, 1.0)
+    memory = (done.activation_bytes / share + done.weight_bytes / habits.weight_bandwidth) / (
+        rates.bandwidth_gb_s * 1e3
+    )
+    overheads = np.where(done.pools > 0, habits.pool_overheads, np.where(done.copies > 0, habits.copy_overheads, 1.0))
+    longer, shorter = np.maximum(compute, memory), np.minimum(compute, memory)
+    # The p-norm, the longer taken out so that nothing overflows.
+    ratio = np.divide(shorter, longer, out=np.zeros_like(longer), where=longer > 0)
+    joined: Vector = longer * (1.0 + ratio**habits.sharpness) ** (1.0 / habits.sharpness)
+    return rates.overhead_us * overheads + joined
+
+
+@dataclass(frozen=True)
+class RooflineModel:
+    """A GPU as a few rates. ``families``: the kinds of kernels in the networks that it was fitted to; others are refused.
+
+    ``relative_std`` is the error of a prediction in fp16 (0.1 = 10 %); ``int8_relative_std`` comes on top for the time spent
+    in int8 kernels, whose gain is the datasheet's. ``source`` says where its milliseconds come from; a prediction with an
+    int8 kernel says ``datasheet`` all the same.
+
+    Raises:
+        TargetError: an error is negative.
+    """
+
+    source: Source
+    rates: Rates
+    habits: Habits
     relative_std: float
     int8_relative_std: float
     families: tuple[str, ...]
     held_out: HeldOutError | None
 
     def __post_init__(self) -> None:
-        if self.join not in get_args(Join):
-            raise TargetError(f"a roofline's join must be one of {', '.join(get_args(Join))}; got {self.join!r}")
-        for name in ("overhead_us", "bandwidth_gb_s", "tensor_gmac_s", "depthwise_gmac_s", "int8_speedup"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0.0):
-                raise TargetError(f"a roofline's {name} must be positive and finite; got {value}")
         for name in ("relative_std", "int8_relative_std"):
             if not getattr(self, name) >= 0.0:
                 raise TargetError(f"a roofline's {name} must not be negative; got {getattr(self, name)}")
 
-    @property
-    def source(self) -> Source:
-        """Where its milliseconds come from. A prediction with an int8 kernel says ``datasheet`` instead."""
-        return "fitted"
-
     def covers(self, kernel: Kernel) -> bool:
         family, precision = split_op(kernel.op)
-        return bool(precision) and family in self.families
+        computed = precision != "int8" or self.rates.int8_speedup is not None
+        return bool(precision) and family in self.families and computed
 
     def kernel_times_ms(self, kernels: Sequence[Kernel]) -> Vector:
         """The time of each of some kernels, all of which the model covers."""
-        done = [work(kernel) for kernel in kernels]
-        speedup = np.array([self.int8_speedup if split_op(kernel.op)[1] == "int8" else 1.0 for kernel in kernels])
-        compute_us = np.array([one.tensor_macs for one in done]) / (self.tensor_gmac_s * speedup * 1e3)
-        compute_us += np.array([one.depthwise_macs for one in done]) / (self.depthwise_gmac_s * 1e3)
-        memory_us = np.array([one.moved_bytes for one in done]) / (self.bandwidth_gb_s * 1e3)
-        return (self.overhead_us + join_times(self.join, compute_us, memory_us)) / 1e3
+        return times_us(work(kernels, self.rates.channels), self.rates, self.habits) / 1e3
 
     def predict(self, kernels: Sequence[Kernel]) -> Prediction:
         """The latency of a network.
@@ -137,8 +219,9 @@ class RooflineModel:
         unknown = [kernel for kernel in kernels if not self.covers(kernel)]
         if unknown:
             layers = tuple(dict.fromkeys(source for kernel in unknown for source in kernel.sources))
+            integers = "" if self.rates.int8_speedup is not None else ", none of them in int8,"
             raise UncoveredKernelError(
-                f"the latency model knows {', '.join(self.families)} and was given "
+                f"the latency model knows {', '.join(self.families)}{integers} and was given "
                 f"{', '.join(sorted({kernel.op for kernel in unknown}))} (needed by {', '.join(layers)}); "
                 "replace these operations, or choose another target",
                 layers,
@@ -166,7 +249,12 @@ class RooflineModel:
                 raise ValueError("it is another model")
             held_out = document.pop("held_out")
             return RooflineModel(
-                **{**document, "families": tuple(document["families"])},
+                **{
+                    **document,
+                    "families": tuple(document["families"]),
+                    "rates": Rates(**document["rates"]),
+                    "habits": Habits(**document["habits"]),
+                },
                 held_out=None if held_out is None else HeldOutError(**held_out),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -41,14 +41,15 @@ class Target:
     """A device and its runtime.
 
     ``artifact`` is the format that size is counted in and that is shipped; ``reachable`` says whether files can be
-    timed on this machine. ``note`` is what a user must know of the milliseconds. ``profile_hash`` identifies the
-    latency model, and ``lower`` turns a structure into the runtime's kernels. ``memory`` is None where none was
-    measured.
+    timed on this machine. ``runtime_version`` is the one that files are written for, in words, where it matters. ``note``
+    is what a user must know of the milliseconds. ``profile_hash`` identifies the latency model, and ``lower`` turns a
+    structure into the runtime's kernels. ``memory`` is None where none was measured.
     """
 
     name: str
     device: str
     runtime: RuntimeName
+    runtime_version: str
     artifact: Artifact
     threads: int
     batch: int

@@ -2,11 +2,11 @@
 
 The rules follow TensorRT's published catalogue of layer fusions and published logs of engines (on an Orin:
 ultralytics/ultralytics#17640): pointwise operations in a row become one kernel; a convolution takes in an activation,
-or an addition and an activation; a concatenation costs nothing where its inputs can be written in place; a part of a
-split is copied. Engines are taken to be built with fp16 allowed, so that a layer that is not quantized runs in fp16.
-Precisions come from where the exported file rounds, as TensorRT's explicit quantization reads it, and a tensor that
-changes precision outside a pointwise kernel is reformatted by a kernel of its own. Convolutions side by side, which
-TensorRT merges at times, are left apart. Nothing here was held against an engine of our own: no board was at hand.
+or an addition and an activation; a concatenation costs nothing for what can be written in its place, and a copy for each
+other part; a part of a split is copied. Engines are taken to be built with fp16 allowed, so that a layer that is not
+quantized runs in fp16. Precisions come from where the exported file rounds, as TensorRT's explicit quantization reads it,
+and a tensor that changes precision outside a pointwise kernel is reformatted by a kernel of its own. Convolutions side by
+side, which TensorRT merges at times, are left apart. Nothing here was held against an engine of our own: no board was at hand.
 
 The names of kernels are ``family_precision``; an operation that none of the rules knows keeps its own name, so that a
 latency model can refuse it.
@@ -40,7 +40,7 @@ SELECTING_POOLS = frozenset({"max_pool2d", "adaptive_max_pool2d"})
 #: Data is moved, nothing computed. ``getitem`` is a part of a split.
 MOVES = frozenset(
     {
-        *("transpose", "permute", "slice", "select", "narrow", "getitem", "cat"),
+        *("transpose", "permute", "slice", "select", "narrow", "getitem"),
         *("pad", "constant_pad_nd", "upsample_nearest2d"),
     }
 )
@@ -99,8 +99,10 @@ def lower(structure: Structure, batch: int) -> tuple[Kernel, ...]:
             continue
         if node.op == "input":
             engine.convert(node.name, "reformat_fp32", "int8" if node.name in engine.rounded else "fp16")
-        elif node.op in FREE or (node.op == "cat" and _written_in_place(engine, node)):
+        elif node.op in FREE:
             _pass_on(engine, node)
+        elif node.op == "cat":
+            _concatenated(engine, node)
         else:
             absorbed.update(_lower_one(engine, node))
     for name in graph.outputs:
@@ -117,11 +119,23 @@ def _constants(graph: Graph) -> frozenset[str]:
     return frozenset(found)
 
 
-def _written_in_place(engine: _Engine, node: Node) -> bool:
-    return all(
-        engine.graph.sole_user(name) is node and engine.graph.by_name[name].op not in FREE | {"input"}
+def _concatenated(engine: _Engine, node: Node) -> None:
+    """What feeds nothing but the concatenation is written in its place; every other part is copied by a kernel of its own."""
+    copied = [
+        name
         for name in node.inputs
-    )
+        if engine.graph.sole_user(name) is not node or engine.graph.by_name[name].op in FREE | {"input"}
+    ]
+    if not copied:
+        _pass_on(engine, node)
+        return
+    precision = "int8" if _is_int8(engine, node) else "fp16"
+    for name in dict.fromkeys(node.inputs):
+        engine.read(name, precision)
+    for name in copied:
+        elements = engine.elements(name)
+        engine.kernels.append(Kernel(f"copy_{precision}", (node.name,), in_elements=elements, out_elements=elements))
+    engine.write(node.name, precision)
 
 
 def _pass_on(engine: _Engine, node: Node) -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from autocomp.hardware.footprint import footprint_bytes, tells_memory
-from autocomp.hardware.runtimes.runtime import cpu_runtime, loaded_run, reference_run
+from autocomp.hardware.runtimes.runtime import Loads, cpu_runtime, loaded_run, reference_run
 from autocomp.hardware.timing import Timing, TimingSettings, measure
 
 if TYPE_CHECKING:
@@ -98,7 +98,17 @@ def time_files(
     Raises:
         MeasurementError: the runtime refuses a file.
     """
-    runs = cpu_runtime(runtime)
+    return time_with(cpu_runtime(runtime), threads, inputs, models, progress)
+
+
+def time_with(
+    runs: Loads,
+    threads: int,
+    inputs: Sequence[npt.NDArray[np.generic]],
+    models: Mapping[int, bytes],
+    progress: Progress | None = None,
+) -> dict[int, Timing]:
+    """As :func:`time_files`, by a runtime that may be another machine's."""
     candidates = {str(number): partial(loaded_run, runs, model, threads, inputs) for number, model in models.items()}
     tell = None if progress is None else lambda done, of: progress(done, of, "timing")
     timings = measure(candidates, SETTINGS, tell, reference=reference_run(runs, threads))

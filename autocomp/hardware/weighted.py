@@ -46,6 +46,7 @@ def lower_conv(state: Lowering, node: Node, tail: Node) -> bool:
         per_group = outputs // node.groups
         whole = all(size % block == 0 for size in (outputs, node.weight_shape[1], per_group))
         blocked = outputs % ALIGNMENT == 0 if depthwise else whole
+    blocked = blocked and block > 1
     op = convolution("conv_nchwc" if blocked else "conv", node.groups, node.weight_shape[1])
     kernel = weighted_kernel(node, op, read)
     reads_blocks = blocked and (channels >= block or node.groups > 1)

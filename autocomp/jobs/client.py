@@ -44,7 +44,7 @@ Heard = Callable[[str], None]
 @dataclass(frozen=True)
 class Job:
     """A job as the cluster knows it. ``storage``: the URI of its run folder; empty where it is on the head node.
-    ``names``: what the task, its data and the search space are called where it was submitted."""
+    ``names``: what the task, its data, the search space and the target are called where it was submitted."""
 
     name: str
     status: str
@@ -152,7 +152,12 @@ def submit(
 def _names(named: Named) -> str:
     """What things are called here, as JSON: they are called so again in the run folder that comes back."""
     data = named.data or named.default_data
-    found = {"task": named.task, "data": data and str(data.resolve()), "space": named.space and str(named.space)}
+    found = {
+        "task": named.task,
+        "data": data and str(data.resolve()),
+        "space": named.space and str(named.space),
+        "target": named.target and str(named.target.resolve()),
+    }
     return json.dumps({key: name for key, name in found.items() if name is not None})
 
 

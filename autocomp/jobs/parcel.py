@@ -29,13 +29,14 @@ REQUIREMENTS = "requirements.txt"
 @dataclass(frozen=True)
 class Named:
     """What a search names: its task, as ``--task`` has it, the folder of data, the search space where it is a file, the
-    folder that AUTOCOMP_DATA names, and the recipe of the recovery."""
+    folder that AUTOCOMP_DATA names, the recipe of the recovery, and the target where it is a profile's folder."""
 
     task: str | None = None
     data: Path | None = None
     space: Path | None = None
     default_data: Path | None = None
     recipe: Path | None = None
+    target: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,11 @@ def packed(named: Named, folder: Path, on_cluster: Sequence[Path] = (), requirem
     space = None if named.space is None else placed(named.space, "space")
     default = None if named.default_data is None else placed(named.default_data, "data")
     recipe = None if named.recipe is None else placed(named.recipe, "recipe")
+    target = None if named.target is None else placed(named.target, "profile")
     _check_size(parts)
     for place, source in parts.items():
         _copy(source, place)
-    return Parcel(project, package, requirements, Named(task, data, space, default, recipe))
+    return Parcel(project, package, requirements, Named(task, data, space, default, recipe, target))
 
 
 def package_of_this(folder: Path) -> None:

@@ -11,12 +11,13 @@ from pathlib import Path
 from autocomp.errors import RequestError
 from autocomp.jobs.kept import check_storage, holds_run
 from autocomp.jobs.parcel import Named
+from autocomp.places import names_profile_folder
 from autocomp.run import RunFolder
 from autocomp.tasks.data import VARIABLE
 from autocomp.tasks.load import WITHOUT_DATA
 
 #: Options whose values are places on this machine.
-PLACES = ("--task", "--data", "--space", "--recipe", "--out")
+PLACES = ("--task", "--data", "--space", "--target", "--recipe", "--out")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,13 @@ class Asked:
 
     def arguments_with(self, named: Named) -> list[str]:
         """The command line on the cluster, where things are called like that."""
-        placed = {"--task": named.task, "--data": named.data, "--space": named.space, "--recipe": named.recipe}
+        placed = {
+            "--task": named.task,
+            "--data": named.data,
+            "--space": named.space,
+            "--target": named.target,
+            "--recipe": named.recipe,
+        }
         return [
             *self.arguments,
             *(part for name, value in placed.items() if value is not None for part in (name, str(value))),
@@ -43,6 +50,7 @@ def asked_for(
     task: str | None,
     data: Path | None,
     space: str,
+    target: str,
     out: Path,
     resume: bool,
     storage: str | None,
@@ -52,7 +60,7 @@ def asked_for(
 
     Args:
         arguments: of the command line, ``search`` first.
-        task, data, space, out, resume, recipe: what they say.
+        task, data, space, target, out, resume, recipe: what they say.
         storage: a URI under which run folders are kept.
 
     Raises:
@@ -79,9 +87,12 @@ def asked_for(
     file = Path(space) if Path(space).suffix in {".yaml", ".yml"} else None
     if file is None:
         rest += ["--space", space]
+    calibrated = Path(target) if names_profile_folder(target) else None
+    if calibrated is None:
+        rest += ["--target", target]
     default = os.environ.get(VARIABLE)
     takes_default = default and data is None and task is not None and task not in WITHOUT_DATA
-    named = Named(task, data, file, Path(default) if default and takes_default else None, recipe)
+    named = Named(task, data, file, Path(default) if default and takes_default else None, recipe, calibrated)
     return Asked(tuple(rest), named, out, uri)
 
 

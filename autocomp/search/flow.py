@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from autocomp.compress import recovered
 from autocomp.compress.apply import apply
@@ -23,9 +24,11 @@ from autocomp.errors import RunError, WorkError
 from autocomp.export.size import SizeModel
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
+from autocomp.hardware.remote.target import ConnectedBoard
 from autocomp.hardware.target import Target
 from autocomp.hardware.timed_files import THIS_MACHINE, Place
 from autocomp.hardware.timing import timing_words
+from autocomp.hardware.trtexec import SCRIPT, trtexec_script
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder, write_whole
 from autocomp.search.evaluate import Workbench
@@ -179,12 +182,20 @@ def _tell_of_misses(folder: RunFolder, points: Sequence[Trial], request: Request
             watcher.say(f"trial {point.number}: its timings never settled; {latency_ms:.3f} ms is the lowest seen")
 
 
-def verify(setup: Setup, folder: RunFolder, points: Sequence[Trial], watcher: Watcher, again: bool) -> None:
+def verify(
+    setup: Setup,
+    folder: RunFolder,
+    points: Sequence[Trial],
+    watcher: Watcher,
+    again: bool,
+    board: ConnectedBoard | None = None,
+) -> None:
     """Export, score and time front points, and record it as events.
 
     Args:
         points: trials to verify; the untouched one is measured with them, drops are counted from its file.
         again: also those that were verified before.
+        board: what files are timed on, where that is not this machine.
     """
     done = set() if again else set(verifications(folder))
     wanted = [point for point in points if point.key not in done]
@@ -197,12 +208,13 @@ def verify(setup: Setup, folder: RunFolder, points: Sequence[Trial], watcher: Wa
         watcher.step("exporting and scoring", place, len(everything))
         weights = None if point.weights is None else weights_path(folder, point.weights)
         exported[point.number] = export_and_score(setup.bench, point.plan, weights)
-        write_whole(folder.exports / str(point.number) / "model.onnx", exported[point.number].model)
+        write_file(folder, folder.exports / str(point.number), point.plan, exported[point.number].model)
     watcher.step("exporting and scoring", len(everything), len(everything))
     timings = time_files(
         setup.bench,
         {number: one.model for number, one in exported.items()},
         lambda done, of, what: watcher.step(what, done, of),
+        None if board is None else board.runtime,
     )
     if timings:
         watcher.say(timing_words(timings))
@@ -210,9 +222,28 @@ def verify(setup: Setup, folder: RunFolder, points: Sequence[Trial], watcher: Wa
     for point in everything:
         if point.cost is not None:
             found = verification(
-                setup.bench, point, point.cost, exported[point.number], reference, timings.get(point.number)
+                setup.bench,
+                point,
+                point.cost,
+                exported[point.number],
+                reference,
+                timings.get(point.number),
+                None if board is None else board.about,
             )
             folder.append_event({"event": VERIFIED, "verification": found})
+
+
+def write_file(run: RunFolder, folder: Path, plan: Plan, model: bytes) -> Path:
+    """Write a plan's ``model.onnx`` into a folder and, for TensorRT, the script that builds and times it on a board; returns
+    the model's path."""
+    write_whole(folder / "model.onnx", model)
+    target = run.read()["target"]
+    if isinstance(target, dict) and target["runtime"] == "tensorrt":
+        shapes = [tuple(shape) for shape in cast("list[list[int]]", target["input_shapes"])]
+        layers = plan.layers.values()
+        two_in_four = any(layer.sparsity is not None and layer.sparsity.pattern == "2:4" for layer in layers)
+        write_whole(folder / SCRIPT, trtexec_script(model, shapes, two_in_four, str(target["runtime_version"])))
+    return folder / "model.onnx"
 
 
 def load_trials(folder: RunFolder) -> tuple[Trial, ...]:
@@ -317,6 +348,8 @@ def _document(setup: Setup, folder: RunFolder) -> dict[str, object]:
             "name": target.name,
             "device": target.device,
             "runtime": target.runtime,
+            "runtime_version": target.runtime_version,
+            "input_shapes": [list(array.shape) for array in bench.prepared.example.arrays(target.batch)],
             "format": target.artifact,
             "threads": target.threads,
             "batch": target.batch,

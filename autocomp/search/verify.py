@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from autocomp.graph import OutputForm
 from autocomp.hardware import timed_files
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.runtimes import onnxruntime
-from autocomp.hardware.runtimes.runtime import LoadedFile, batch_outputs, cpu_runtime
+from autocomp.hardware.runtimes.runtime import LoadedFile, Loads, batch_outputs, cpu_runtime
 from autocomp.hardware.timed_files import Progress
 from autocomp.hardware.timing import Timing
 from autocomp.plan import Format, Plan
@@ -27,9 +27,6 @@ from autocomp.run import Json
 from autocomp.search.evaluate import Workbench
 from autocomp.task import Metric, Predict, Score
 from autocomp.trial import Cost, Trial
-
-if TYPE_CHECKING:
-    pass
 
 FoundT = TypeVar("FoundT")
 
@@ -90,8 +87,18 @@ def predictor(file: LoadedFile, outputs: OutputForm) -> Predict:
     return predict
 
 
-def time_files(bench: Workbench, models: Mapping[int, bytes], progress: Progress | None = None) -> dict[int, Timing]:
-    """Interleaved timings of files at the target's batch and threads, by trial number. Empty where out of reach."""
+def time_files(
+    bench: Workbench, models: Mapping[int, bytes], progress: Progress | None = None, board: Loads | None = None
+) -> dict[int, Timing]:
+    """Interleaved timings of files at the target's batch and threads, by trial number. Empty where out of reach.
+
+    Args:
+        board: the target itself, where it is another machine that is connected to.
+    """
+    if board is not None:
+        target = bench.target
+        inputs = bench.prepared.example.arrays(target.batch)
+        return timed_files.time_with(board, target.threads, inputs, models, progress)
     if not bench.target.reachable:
         return {}
     work, place = timed_files.time_files, bench.place.elsewhere
@@ -155,9 +162,19 @@ def _scale(*scores: Score) -> float:
 
 
 def verification(
-    bench: Workbench, point: Trial, predicted: Cost, exported: Exported, baseline: Score, timing: Timing | None
+    bench: Workbench,
+    point: Trial,
+    predicted: Cost,
+    exported: Exported,
+    baseline: Score,
+    timing: Timing | None,
+    timed_on: str | None = None,
 ) -> Json:
-    """What ``verification.json`` and the event of a verified point hold: predicted beside measured."""
+    """What ``verification.json`` and the event of a verified point hold: predicted beside measured.
+
+    Args:
+        timed_on: the board, in words, where the file was timed on one.
+    """
     drop, low, high = drop_interval(bench.task.metric, baseline, exported.measured)
     return {
         "trial": point.number,
@@ -185,4 +202,5 @@ def verification(
             "settled": None if timing is None else timing.settled,
         },
         "runtime": bench.target.runtime if bench.target.reachable else "onnxruntime (metric only)",
+        "timed_on": timed_on,
     }

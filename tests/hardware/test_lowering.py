@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
+import onnxruntime
 import pytest
 
 from autocomp.compress.structure import restructure
+from autocomp.hardware.calibrate import measured_block, nchwc_block
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.lowering import lower
+from autocomp.hardware.runtimes import onnxruntime as runtime
 from autocomp.hardware.runtimes.onnxruntime import kernel_samples
 from autocomp.plan import Format, LayerPlan, Plan
 from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, uniform_plan
@@ -34,6 +38,17 @@ def block() -> int:
     if "avx2" in features:
         return 8
     pytest.skip("onnxruntime's blocked layout is foreseen for x86 with AVX2 or AVX-512; this machine has neither")
+
+
+@pytest.fixture
+def unblocked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """onnxruntime as it is on most Arm CPUs: without the optimizer that brings tensors into blocks."""
+
+    def session(model: bytes | Path, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+        file, providers = model if isinstance(model, bytes) else str(model), ["CPUExecutionProvider"]
+        return onnxruntime.InferenceSession(file, options, providers, disabled_optimizers=["NchwcTransformer"])
+
+    monkeypatch.setattr(runtime, "_session", session)
 
 
 def foreseen(network: str, plan: Plan, block: int) -> tuple[Kernel, ...]:
@@ -78,6 +93,28 @@ def test_mixed_plans_are_foreseen_but_for_a_little_glue(network: str, seed: int,
     glue = facts(expected) - weighted(expected)
     apart = (facts(actual) - facts(expected)) + (facts(expected) - facts(actual))
     assert apart.total() <= glue.total() / 4 + 3
+
+
+@pytest.mark.parametrize(
+    ("network", "plan"),
+    [
+        *((network, plan) for network in ("residual", "plain", "separable", "mlp") for plan in ("untouched", "int8")),
+        ("squeeze", "untouched"),
+    ],
+)
+@pytest.mark.usefixtures("unblocked")
+def test_without_the_blocked_layout_uniform_plans_are_foreseen_exactly(network: str, plan: str) -> None:
+    given = Plan() if plan == "untouched" else uniform_plan(network, format=Format(8))
+    assert facts(foreseen(network, given, 1)) == facts(compiled(network, given))
+
+
+@pytest.mark.usefixtures("unblocked")
+def test_a_runtime_without_the_blocked_layout_shows_it() -> None:
+    assert measured_block(runtime) == 1
+
+
+def test_the_block_is_the_one_that_the_cpu_has(block: int) -> None:
+    assert measured_block(runtime) == block == nchwc_block(this_machine())
 
 
 def sequences_at_run_time(network: str) -> Plan:

@@ -1,4 +1,4 @@
-"""The roofline model: its monotony, its refusals, and the committed model of the Jetson."""
+"""The roofline model: its monotony, its refusals, and the committed models of the Jetsons."""
 
 from __future__ import annotations
 
@@ -15,28 +15,53 @@ from autocomp.compress.structure import restructure
 from autocomp.errors import TargetError, UncoveredKernelError
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.latency import HeldOutError, LatencyModel
-from autocomp.hardware.roofline import Join, RooflineModel
+from autocomp.hardware.roofline import Habits, Rates, RooflineModel, work
 from autocomp.hardware.tensorrt import lower
 from autocomp.plan import Format, LayerPlan, Plan, Sparsity
 from tests.networks import prepared, uniform_plan
 
-PROFILE = Path(__file__).parents[2] / "hardware_profiles" / "jetson-orin-nano"
+PROFILES = Path(__file__).parents[2] / "hardware_profiles"
+JETSONS = sorted(path.name for path in PROFILES.glob("jetson-*"))
 
-MODEL = RooflineModel(
-    join="max",
+RATES = Rates(
     overhead_us=10.0,
     bandwidth_gb_s=50.0,
     tensor_gmac_s=1000.0,
     depthwise_gmac_s=100.0,
     int8_speedup=2.0,
+    multiprocessors=8,
+    channels=8,
+)
+HABITS = Habits(
+    half_outputs=1e-9,
+    half_depth=1e-9,
+    weight_bandwidth=1.0,
+    elementwise_bandwidth=1.0,
+    pool_overheads=3.0,
+    copy_overheads=0.5,
+    sharpness=400.0,
+)
+MODEL = RooflineModel(
+    source="fitted",
+    rates=RATES,
+    habits=HABITS,
     relative_std=0.1,
     int8_relative_std=0.2,
-    families=("conv", "depthwise", "elementwise", "gemm", "reformat"),
+    families=("conv", "copy", "depthwise", "elementwise", "gemm", "pool", "reformat"),
     held_out=HeldOutError(0.1, 0.08, 0.6, 0.9, 10, "invented"),
 )
-JOINS: list[Join] = ["max", "hypot", "sum"]
 
 counts = st.integers(0, 10**9)
+habits = st.builds(
+    Habits,
+    half_outputs=st.floats(1.0, 1e4),
+    half_depth=st.floats(1.0, 500.0),
+    weight_bandwidth=st.floats(0.2, 2.0),
+    elementwise_bandwidth=st.floats(0.2, 2.0),
+    pool_overheads=st.floats(0.3, 4.0),
+    copy_overheads=st.floats(0.3, 4.0),
+    sharpness=st.floats(1.0, 20.0),
+)
 kernels = st.builds(
     Kernel,
     op=st.sampled_from([f"{family}_{precision}" for family in MODEL.families for precision in ("fp16", "int8")]),
@@ -52,45 +77,89 @@ def latency_ms(model: LatencyModel, *calls: Kernel) -> float:
     return model.predict(calls).latency_ms
 
 
-def profile_model() -> RooflineModel:
-    return RooflineModel.from_json((PROFILE / "latency_model.json").read_text(encoding="utf-8"))
+def profile_model(target: str) -> RooflineModel:
+    return RooflineModel.from_json((PROFILES / target / "latency_model.json").read_text(encoding="utf-8"))
 
 
 @given(
     kernel=kernels,
     more=counts,
-    what=st.sampled_from(["macs", "in_elements", "out_elements", "weight_elements"]),
-    join=st.sampled_from(JOINS),
+    what=st.sampled_from(["macs", "in_elements", "weight_elements"]),
+    habits=habits,
 )
-def test_more_work_never_takes_less_time(kernel: Kernel, more: int, what: str, join: Join) -> None:
-    model = replace(MODEL, join=join)
+def test_more_work_never_takes_less_time(kernel: Kernel, more: int, what: str, habits: Habits) -> None:
+    # Without weights no channels are filled up to a multiple, which more of some numbers alone would undo.
+    kernel = kernel if what == "weight_elements" else replace(kernel, weight_elements=0)
+    model = replace(MODEL, habits=habits)
     larger = replace(kernel, **{what: getattr(kernel, what) + more})
-    assert latency_ms(model, larger) >= latency_ms(model, kernel)
+    if what == "weight_elements":
+        larger, kernel = (replace(one, macs=0) for one in (larger, kernel))
+    if what == "macs":  # more of them per result are computed at a better rate, but never in less time
+        kernel, larger = (replace(one, out_elements=1000) for one in (kernel, larger))
+    assert latency_ms(model, larger) >= latency_ms(model, kernel) * (1 - 1e-9)
 
 
-@given(kernel=kernels, other=kernels, join=st.sampled_from(JOINS))
-def test_a_network_takes_the_sum_of_its_kernels(kernel: Kernel, other: Kernel, join: Join) -> None:
-    model = replace(MODEL, join=join)
+@given(kernel=kernels, other=kernels, habits=habits)
+def test_a_network_takes_the_sum_of_its_kernels(kernel: Kernel, other: Kernel, habits: Habits) -> None:
+    model = replace(MODEL, habits=habits)
     assert latency_ms(model, kernel, other) == pytest.approx(latency_ms(model, kernel) + latency_ms(model, other))
-    assert latency_ms(model, kernel) >= MODEL.overhead_us / 1e3
+    least = min(1.0, habits.pool_overheads, habits.copy_overheads)
+    assert latency_ms(model, kernel) >= least * RATES.overhead_us / 1e3
 
 
-@given(kernel=kernels.filter(lambda kernel: not kernel.op.startswith("reformat")), join=st.sampled_from(JOINS))
-def test_int8_is_never_slower_than_fp16(kernel: Kernel, join: Join) -> None:
-    family = kernel.op.rpartition("_")[0]
-    model = replace(MODEL, join=join)
-    in_int8, in_fp16 = replace(kernel, op=f"{family}_int8"), replace(kernel, op=f"{family}_fp16")
-    assert latency_ms(model, in_int8) <= latency_ms(model, in_fp16)
+@given(channels=st.integers(1, 64), rows=st.integers(1, 4096), depth=st.integers(1, 512), habits=habits)
+def test_int8_is_never_slower_than_fp16_where_its_channels_are_whole(
+    channels: int, rows: int, depth: int, habits: Habits
+) -> None:
+    channels, depth = 32 * channels, 32 * depth
+    kernel = Kernel(
+        "gemm_fp16",
+        ("layer",),
+        macs=rows * channels * depth,
+        in_elements=rows * depth,
+        out_elements=rows * channels,
+        weight_elements=channels * depth,
+    )
+    model = replace(MODEL, habits=habits)
+    assert latency_ms(model, replace(kernel, op="gemm_int8")) <= latency_ms(model, kernel)
 
 
 def test_a_kernel_by_hand() -> None:
-    """10⁹ MACs at 10¹² a second are 1 ms; 5·10⁷ values of 2 bytes at 50 GB/s are 2 ms."""
+    """10⁹ MACs at 10¹² a second are 1 ms; 5·10⁷ values of 2 bytes at 50 GB/s are 2 ms; a pool takes three overheads, a copy
+    half of one."""
     computing = Kernel("conv_fp16", ("layer",), macs=10**9)
     moving = Kernel("elementwise_fp16", ("layer",), in_elements=4 * 10**7, out_elements=10**7)
     assert latency_ms(MODEL, computing) == pytest.approx(1.01)
     assert latency_ms(MODEL, replace(computing, op="depthwise_fp16")) == pytest.approx(10.01)
     assert latency_ms(MODEL, replace(computing, op="conv_int8")) == pytest.approx(0.51)
     assert latency_ms(MODEL, moving) == pytest.approx(2.01)
+    assert latency_ms(MODEL, replace(moving, op="pool_fp16")) == pytest.approx(2.03)
+    assert latency_ms(MODEL, replace(moving, op="copy_fp16")) == pytest.approx(2.005)
+
+
+def product(outputs: int, inputs: int, op: str = "conv_fp16") -> Kernel:
+    """A convolution of 1×1 over 10⁵ positions, whose time is that of its products."""
+    return Kernel(
+        op, ("layer",), macs=10**5 * outputs * inputs, out_elements=10**5 * outputs, weight_elements=outputs * inputs
+    )
+
+
+def test_channels_are_filled_up_to_a_multiple() -> None:
+    full = latency_ms(MODEL, product(64, 64))
+    assert latency_ms(MODEL, product(57, 57)) == pytest.approx(full, rel=1e-3)
+    assert latency_ms(MODEL, product(56, 64)) == pytest.approx(0.01 + (full - 0.01) * 56 / 64, rel=1e-3)
+    assert latency_ms(MODEL, product(33, 64, "conv_int8")) == pytest.approx(
+        latency_ms(MODEL, product(64, 64, "conv_int8")), rel=1e-3
+    )
+    for colours in (1, 3):  # an image's few are not
+        assert work([product(64, colours)], 8).tensor_macs == [product(64, colours).macs]
+
+
+def test_a_gpu_without_int8_is_given_none() -> None:
+    model = replace(MODEL, rates=replace(RATES, int8_speedup=None))
+    assert latency_ms(model, product(8, 8)) > 0
+    with pytest.raises(UncoveredKernelError, match="none of them in int8"):
+        model.predict([product(8, 8, "conv_int8")])
 
 
 def test_a_prediction_with_int8_comes_from_the_datasheet_and_is_less_sure() -> None:
@@ -126,26 +195,28 @@ def test_text_that_is_no_model_is_refused_in_one_line(text: str) -> None:
 
 def test_rates_outside_their_range_are_refused() -> None:
     with pytest.raises(TargetError, match="bandwidth_gb_s must be positive"):
-        replace(MODEL, bandwidth_gb_s=0.0)
-    with pytest.raises(TargetError, match="join must be one of"):
-        RooflineModel.from_json(MODEL.to_json().replace('"max"', '"mean"'))
+        replace(RATES, bandwidth_gb_s=0.0)
+    with pytest.raises(TargetError, match="sharpness must be positive"):
+        replace(HABITS, sharpness=-1.0)
 
 
-def test_the_committed_model_says_how_far_off_it_was() -> None:
-    model = profile_model()
+@pytest.mark.parametrize("target", JETSONS)
+def test_the_committed_models_say_how_far_off_they_were(target: str) -> None:
+    model = profile_model(target)
     assert model.source == "fitted"
     assert model.held_out is not None
-    with (PROFILE / "measurements.csv").open(encoding="utf-8", newline="") as file:
+    with (PROFILES / target / "measurements.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert model.held_out.networks == len(rows) == len({row["model"] for row in rows})
-    assert all(float(row["latency_ms"]) > 0 and row["precision"] == "fp16" and "@" in row["source"] for row in rows)
-    assert 0 < model.held_out.median <= 0.5
+    assert model.held_out.networks == sum(row["precision"] == "fp16" for row in rows)
+    assert all(float(row["latency_ms"]) > 0 and "@" in row["source"] for row in rows)
+    assert 0 < model.held_out.median <= (0.10 if model.held_out.networks >= 20 else 0.15)
     assert 0 < model.relative_std <= 0.5
     assert json.loads(model.to_json())["held_out"]["note"]
 
 
-def test_the_committed_model_rewards_pruning_and_int8_in_a_residual_network() -> None:
-    model, inventory = profile_model(), prepared("residual").inventory
+@pytest.mark.parametrize("target", JETSONS)
+def test_the_committed_models_reward_pruning_and_int8_in_a_residual_network(target: str) -> None:
+    model, inventory = profile_model(target), prepared("residual").inventory
     cut = {name: LayerPlan(Sparsity("channel", 0.5)) for group in inventory.groups if group.prunable
            for name in group.producers}  # fmt: skip
 
@@ -153,6 +224,11 @@ def test_the_committed_model_rewards_pruning_and_int8_in_a_residual_network() ->
     assert 0.01 < untouched.latency_ms < 100
     assert 0 < pruned.latency_ms < untouched.latency_ms
     assert pruned.source == untouched.source == "fitted"
-    quantized = model.predict(lower(restructure(inventory, uniform_plan("residual", format=Format(8))), 64))
+    kernels = lower(restructure(inventory, uniform_plan("residual", format=Format(8))), 64)
+    if model.rates.int8_speedup is None:
+        with pytest.raises(UncoveredKernelError):
+            model.predict(kernels)
+        return
+    quantized = model.predict(kernels)
     assert quantized.source == "datasheet"
     assert quantized.std_ms / quantized.latency_ms > untouched.std_ms / untouched.latency_ms

@@ -158,3 +158,22 @@ def test_a_batch_multiplies_work_but_not_weights() -> None:
             4 * one.out_elements,
         )
         assert four.weight_elements == one.weight_elements
+
+
+class _Dense(nn.Module):
+    """Every layer reads all that came before it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.third = nn.Conv2d(4, 4, 1), nn.Conv2d(8, 4, 1), nn.Conv2d(12, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        first = self.first(x)
+        second = self.second(torch.cat([x, first], 1))
+        third: torch.Tensor = self.third(torch.cat([x, first, second], 1))
+        return third.flatten(1)
+
+
+def test_what_others_read_as_well_is_copied_into_a_concatenation_part_by_part() -> None:
+    """The second convolution alone is written in its place; the input and the first convolution have other readers."""
+    assert Counter(kernels_of_module(_Dense(), 4, 5, 5)) == {"copy_fp16": 2 + 2, "conv_fp16": 3}

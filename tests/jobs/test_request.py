@@ -19,8 +19,9 @@ def asked(
     task: str | None = None,
     data: Path | None = None,
     space: str = "default",
+    target: str = "cpu",
 ) -> Asked:
-    return asked_for(["search", *arguments], task, data, space, tmp_path / "results" / "run", resume, storage)
+    return asked_for(["search", *arguments], task, data, space, target, tmp_path / "results" / "run", resume, storage)
 
 
 def test_places_on_this_machine_are_put_back_as_they_are_called_there(tmp_path: Path) -> None:
@@ -29,7 +30,7 @@ def test_places_on_this_machine_are_put_back_as_they_are_called_there(tmp_path: 
     there = Named("net.py:small", Path("given/data-data"), Path("given/space-own.yaml"))
     assert found.named == Named("mine/net.py:small", Path("/here/data"), Path("own.yaml"))
     assert found.arguments_with(there) == [
-        *("search", "--target", "cpu", "--executor", "ray"),
+        *("search", "--executor", "ray", "--target", "cpu"),
         *("--task", "net.py:small", "--data", "given/data-data", "--space", "given/space-own.yaml"),
     ]
 
@@ -37,14 +38,15 @@ def test_places_on_this_machine_are_put_back_as_they_are_called_there(tmp_path: 
 def test_how_it_is_executed_may_be_said(tmp_path: Path) -> None:
     found = asked(tmp_path, "--target", "cpu", "--executor", "local")
     assert found.arguments_with(found.named) == [
-        "search",
-        "--target",
-        "cpu",
-        "--executor",
-        "local",
-        "--space",
-        "default",
+        *("search", "--executor", "local", "--space", "default", "--target", "cpu"),
     ]
+
+
+def test_a_calibrated_target_is_a_place_too(tmp_path: Path) -> None:
+    found = asked(tmp_path, "--target", "./profiles/board", target="./profiles/board")
+    assert found.named == Named(target=Path("profiles/board"))
+    there = Named(target=Path("given/profile-board"))
+    assert found.arguments_with(there)[-2:] == ["--target", "given/profile-board"]
 
 
 def test_the_default_folder_of_data_goes_along_where_the_task_may_read_it(

@@ -1,6 +1,7 @@
 """What runs on the board: this one file, sent over ssh and started by the board's own Python, 3.6 or later.
 
-It needs nothing but the standard library and, to run a file, the board's onnxruntime (and the numpy that comes with it).
+It needs nothing but the standard library and, to run a file, the board's onnxruntime (and the numpy that comes with it)
+or TensorRT's own ``trtexec``.
 Requests come as lines of JSON on standard input, each followed by as many bytes as it says; answers go out the same way,
 behind a mark that no login message bears. Files lie in a folder of the session, under their hashes, so that one who comes
 back after a lost connection finds them there; it is removed at the end, and what sessions of days ago left behind as well.
@@ -122,6 +123,32 @@ class Agent:
             gc.enable()
         return {"seconds": seconds}
 
+    def do_engine(self, request: Request, payload: bytes) -> Answer:
+        """Have trtexec build an engine of a file, which is timed under a name from now on."""
+        path = os.path.join(self._folder, str(request["name"]) + ".engine")
+        if not str(request["name"]).isalnum():
+            raise RefusedError("an engine's name must be letters and digits")
+        if not os.path.isfile(path):  # or the connection was lost after it was built
+            part = path + ".part"
+            once = ["--iterations=1", "--duration=0", "--warmUp=0"]
+            _trtexec(["--onnx=" + self._path(request["model"]), "--saveEngine=" + part] + once + request["options"])
+            os.replace(part, path)
+        return {}
+
+    def do_time_engine(self, request: Request, payload: bytes) -> Answer:
+        """The seconds that the GPU took for so many inferences in a row."""
+        written = os.path.join(self._folder, "times.json")
+        engine = os.path.join(self._folder, str(request["name"]) + ".engine")
+        wanted = int(request["samples"])
+        said = _trtexec(
+            ["--loadEngine=" + engine, "--exportTimes=" + written, "--iterations=%d" % wanted, "--duration=0"]
+            + request["options"]
+        )
+        with open(written) as file:
+            times = json.load(file)
+        os.remove(written)
+        return {"seconds": [one["computeMs"] / 1e3 for one in times][:wanted], "version": _tensorrt_version(said)}
+
     def do_run(self, request: Request, payload: bytes) -> Tuple[Answer, bytes]:
         """All outputs."""
         session, names, _ = self._loaded[str(request["name"])]
@@ -198,6 +225,35 @@ class Agent:
         return onnxruntime.InferenceSession(self._path(request["model"]), options, providers=providers)
 
 
+def trtexec_path() -> str:
+    """Empty where there is none."""
+    beside = "/usr/src/tensorrt/bin/trtexec"
+    return shutil.which("trtexec") or (beside if os.access(beside, os.X_OK) else "")
+
+
+def _trtexec(options: List[str]) -> str:
+    """What it says; the last lines of it where it fails."""
+    program = trtexec_path()
+    if not program:
+        raise RefusedError("the board has no trtexec: it comes with JetPack's package libnvinfer-bin")
+    done = subprocess.run([program, *options], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    said = done.stdout.decode("utf-8", "replace")
+    if done.returncode:
+        errors = [line for line in said.splitlines() if "[E]" in line] or said.splitlines()
+        raise RuntimeError("trtexec: " + " / ".join(errors[-3:]))
+    return said
+
+
+def _tensorrt_version(said: str) -> str:
+    """``[TensorRT v8502]`` and ``[TensorRT v100300]`` are 8.5.2 and 10.3.0."""
+    word = said.partition("[TensorRT v")[2].partition("]")[0]
+    if not word.isdigit():
+        return ""
+    number = int(word)
+    major = number // (10000 if number >= 100000 else 1000)
+    return "%d.%d.%d" % (major, number // 100 % (100 if major >= 10 else 10), number % 100)
+
+
 def sent(arrays: Sequence[Any]) -> Tuple[List[Dict[str, Any]], bytes]:
     """Arrays as they go over the line: what they are, and their bytes one behind the other."""
     described = [{"dtype": one.dtype.name, "shape": list(one.shape)} for one in arrays]
@@ -227,6 +283,7 @@ def facts() -> Answer:
         "cpuinfo": _text("/proc/cpuinfo"),
         "board": _text("/proc/device-tree/model").strip("\0\n "),
         "tegra": _text("/etc/nv_tegra_release").splitlines()[:1],
+        "trtexec": trtexec_path(),
         "onnxruntime": None,
         "providers": [],
     }  # type: Answer

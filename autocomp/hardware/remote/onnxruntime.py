@@ -23,7 +23,7 @@ from autocomp.hardware.runtimes.runtime import check_inputs, check_runs, check_t
 
 Array = npt.NDArray[Any]
 
-CPU = "CPUExecutionProvider"
+CPU, TENSORRT = "CPUExecutionProvider", "TensorrtExecutionProvider"
 
 
 @dataclass(frozen=True, eq=False)

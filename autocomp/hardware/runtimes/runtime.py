@@ -19,7 +19,23 @@ from autocomp.hardware.fitted import KernelSample
 Array = npt.NDArray[Any]
 
 
-class LoadedFile(Protocol):
+class Bindable(Protocol):
+    """A file, loaded afresh, to be timed."""
+
+    def bound(self, *arrays: Array) -> Callable[[], object]:
+        """What runs it once on these inputs, for the instrument of :mod:`autocomp.hardware.timing`."""
+        ...
+
+
+class Loads(Protocol):
+    """What loads files to be timed."""
+
+    def load(self, model: bytes | Path, threads: int) -> Bindable:
+        """See :meth:`Runtime.load`."""
+        ...
+
+
+class LoadedFile(Bindable, Protocol):
     """A file, loaded afresh. A dimension that the file leaves open is None in ``input_shapes``."""
 
     @property
@@ -37,10 +53,6 @@ class LoadedFile(Protocol):
         Raises:
             MeasurementError: the runtime refused the inputs, or failed on them.
         """
-        ...
-
-    def bound(self, *arrays: Array) -> Callable[[], object]:
-        """What runs it once on these inputs, for the instrument of :mod:`autocomp.hardware.timing`."""
         ...
 
 
@@ -108,7 +120,7 @@ def cpu_runtime(name: str) -> Runtime:
     return onnxruntime
 
 
-def loaded_run(runtime: Runtime, model: bytes | Path, threads: int, inputs: Sequence[Array]) -> Callable[[], object]:
+def loaded_run(runtime: Loads, model: bytes | Path, threads: int, inputs: Sequence[Array]) -> Callable[[], object]:
     """A file loaded afresh, and what runs it once on these inputs: a candidate for
     :func:`autocomp.hardware.timing.measure`.
 
@@ -119,7 +131,7 @@ def loaded_run(runtime: Runtime, model: bytes | Path, threads: int, inputs: Sequ
     return runtime.load(model, threads).bound(*inputs)
 
 
-def reference_run(runtime: Runtime, threads: int) -> Callable[[], object]:
+def reference_run(runtime: Loads, threads: int) -> Callable[[], object]:
     """A fixed computation of less than a millisecond, to time beside files: two products of 64×256 with 256×256 floats, and
     a vector times 8 MB of weights. What slows a file down slows this as well: a neighbour on the same core or a lower
     clock for vector units the products, which whole numbers would not show; a neighbour in the shared cache the vector.
