@@ -413,13 +413,13 @@ def predict(
 @app.command()
 def targets(as_json: JsonOption = False) -> None:
     """The targets, with each latency model's source and held-out error."""
-    from autocomp.progress import targets_document, targets_table
+    from autocomp.progress import targets_document, targets_list
 
     document = targets_document()
     if as_json:
         _print_json(document)
     else:
-        targets_table(document)
+        targets_list(document)
 
 
 @app.command()

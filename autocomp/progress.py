@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
@@ -188,6 +189,7 @@ def targets_document() -> list[Json]:
                 "format": profile.file.artifact,
                 "latency_source": model.source,
                 "held_out_error": None if held_out is None else held_out.mean,
+                "held_out_median": None if held_out is None else held_out.median,
                 "held_out_networks": None if held_out is None else held_out.networks,
                 "holds_here": None if profile.fingerprint is None else not reasons,
                 "why_not": "; ".join(reasons),
@@ -197,22 +199,23 @@ def targets_document() -> list[Json]:
     return found
 
 
-def targets_table(document: Sequence[Json]) -> None:
-    """The targets with what their milliseconds are worth."""
-    table = Table()
-    for column in ("target", "device", "runtime", "format", "ms are", "held-out error", "on this machine"):
-        table.add_column(column)
+def targets_list(document: Sequence[Json]) -> None:
+    """The targets with what their milliseconds are worth: two lines each, since a narrow table would cut their names."""
+    console = Console()
     for entry in document:
-        names = ", ".join([str(entry["name"]), *cast("list[str]", entry["aliases"])])
-        here = {None: "not measurable", True: "profile holds", False: f"calibrates first: {entry['why_not']}"}
-        error = entry["held_out_error"]
-        table.add_row(
-            names,
-            str(entry["device"]),
-            str(entry["runtime"]),
-            str(entry["format"]),
-            str(entry["latency_source"]),
-            "—" if error is None else f"{error:.1%} ({entry['held_out_networks']} networks)",
-            here[cast("bool | None", entry["holds_here"])],
+        aliases = "".join(f", {alias}" for alias in cast("list[str]", entry["aliases"]))
+        about = f"{entry['device']}; {entry['runtime']}, {entry['format']}"
+        console.print(f"[bold]{entry['name']}[/bold]{aliases}: {escape(about)}", soft_wrap=True, highlight=False)
+        mean, median, networks = (entry[f"held_out_{name}"] for name in ("error", "median", "networks"))
+        error = "not known" if mean is None else f"{mean:.1%}, median {median:.1%} of {networks} networks"
+        here = {
+            None: "not measurable here",
+            True: "its profile holds here",
+            False: f"calibrates first: {entry['why_not']}",
+        }
+        holds = here[cast("bool | None", entry["holds_here"])]
+        console.print(
+            f"    ms: {entry['latency_source']}; mean held-out error {error}; {escape(holds)}",
+            soft_wrap=True,
+            highlight=False,
         )
-    Console().print(table)

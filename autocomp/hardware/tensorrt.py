@@ -23,18 +23,26 @@ from autocomp.hardware.kernels import Kernel
 #: What an engine computes nothing for: it is removed, or (the rest of FREE) only names the same memory anew.
 NOTHING = frozenset({"dropout", "dropout_", "contiguous", "clone", "alias", "detach", "identity"})
 FREE = NOTHING | {
-    *("flatten", "view", "_unsafe_view", "reshape", "unflatten", "squeeze", "unsqueeze", "expand"),
+    *("flatten", "view", "_unsafe_view", "reshape", "unflatten", "squeeze", "unsqueeze", "expand", "expand_as"),
     *("split", "split_with_sizes", "chunk", "unbind"),
 }
 POINTWISE = frozenset(
     {
         *("relu", "relu6", "hardtanh", "clamp", "clamp_min", "clamp_max", "leaky_relu", "elu", "tanh", "sigmoid"),
         *("silu", "hardswish", "hardsigmoid", "gelu", "mish", "softplus"),
-        *("add", "sub", "mul", "div", "pow", "sqrt", "rsqrt", "exp", "log", "neg", "abs", "maximum", "minimum"),
-        "batch_norm",
+        *("add", "sub", "rsub", "mul", "div", "pow", "sqrt", "rsqrt", "exp", "log", "neg", "abs", "maximum", "minimum"),
+        # Casts and comparisons are pointwise as well, as they are in masks of attention.
+        *("batch_norm", "to", "where", "masked_fill", "eq", "ne", "ge", "gt", "le", "lt", "logical_not", "bitwise_not"),
+        "zeros_like",
     }
 )
-POOLS = frozenset({"max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean"})
+#: With them sums and norms over some dimensions, which are reductions like a mean.
+POOLS = frozenset(
+    {
+        *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean"),
+        *("sum", "amax", "amin", "linalg_vector_norm", "norm"),
+    }
+)
 #: Pools that pick a value and so commute with rounding.
 SELECTING_POOLS = frozenset({"max_pool2d", "adaptive_max_pool2d"})
 #: Data is moved, nothing computed. ``getitem`` is a part of a split.

@@ -13,6 +13,7 @@ from autocomp.compress.quantize import Numerics, quantized_tensors
 from autocomp.compress.structure import LayerShape, Structure, restructure
 from autocomp.graph import Example, export_program, read_graph
 from autocomp.hardware.kernels import Kernel
+from autocomp.hardware.resolve import resolve_target
 from autocomp.hardware.tensorrt import lower
 from autocomp.plan import Format, LayerPlan, Plan
 from tests.networks import NETWORKS, prepared, random_plan, uniform_plan
@@ -177,3 +178,12 @@ class _Dense(nn.Module):
 def test_what_others_read_as_well_is_copied_into_a_concatenation_part_by_part() -> None:
     """The second convolution alone is written in its place; the input and the first convolution have other readers."""
     assert Counter(kernels_of_module(_Dense(), 4, 5, 5)) == {"copy_fp16": 2 + 2, "conv_fp16": 3}
+
+
+@pytest.mark.parametrize("network", ["encoder", "vit", "packed", "tied"])
+def test_all_of_a_transformer_is_covered_by_the_jetsons(network: str) -> None:
+    """Masks, pooling of sentences and their norms among it."""
+    target = resolve_target("jetson")
+    prediction = target.predict(restructure(prepared(network).inventory, Plan(), target.numerics))
+    assert prediction.source == "fitted"
+    assert prediction.latency_ms > 0
