@@ -15,14 +15,17 @@ def front(costs: npt.ArrayLike) -> list[int]:
         costs: shape (plans, objectives), every objective to be minimized. Of equal rows the first stays.
     """
     values = np.asarray(costs, dtype=float)
-    kept = []
-    for place, row in enumerate(values):
-        no_worse = (values <= row).all(axis=1)
-        better = (values < row).any(axis=1)
-        equal_before = (values[:place] == row).all(axis=1).any()
-        if not (no_worse & better).any() and not equal_before:
-            kept.append(place)
-    return kept
+    if not len(values):
+        return []
+    # In this order a row can only be dominated by one before it, and is then by one that is kept.
+    order = np.lexsort(values.T[::-1])
+    kept = np.empty_like(values)
+    places: list[int] = []
+    for place in order:
+        if not (kept[: len(places)] <= values[place]).all(axis=1).any():
+            kept[len(places)] = values[place]
+            places.append(int(place))
+    return sorted(places)
 
 
 def knee(metric_losses: Sequence[float], latencies_ms: Sequence[float], sizes_bytes: Sequence[float]) -> int:

@@ -4,7 +4,7 @@
     python benchmarks/cluster.py overhead     evaluations that take no time: Tune's part, and autocomp's at 10,000 trials
 
 Evaluations sleep, so that workers need no cores of their own; everything else is a real search: the run's study on disk,
-the default sampler, Ray Tune, worker processes. Tables go to results/reference/cluster_*.csv.
+sampler nsga2, Ray Tune, worker processes. Tables go to results/reference/cluster_*.csv.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def space() -> SearchSpace:
 
 
 def ledger(journal: Path, trials: int) -> Ledger:
-    request = Request("paper", "paper", "paper", "auto", "onnx-packed", 1, 1, 0, trials)
+    request = Request("paper", "paper", "paper", "nsga2", "onnx-packed", 1, 1, 0, trials)
     return Ledger(open_study(journal, METRIC.direction), space(), request, METRIC, 90.0)
 
 

@@ -112,7 +112,8 @@ def test_verify_prints_one_document(run: Path) -> None:
     documents = json.loads(done.out)
     assert documents[0]["trial"] == 0
     for document in documents:
-        assert document["predicted"]["size_bytes"] == pytest.approx(document["measured"]["size_bytes"], rel=0.01)
+        bytes_ = document["measured"]["size_bytes"]  # one or two thousand
+        assert document["predicted"]["size_bytes"] == pytest.approx(bytes_, rel=0.01, abs=64)
         assert document["measured"]["latency_ms"] is None  # no Jetson here
     assert documents == [
         json.loads((run / "exports" / str(document["trial"]) / "verification.json").read_text())

@@ -32,7 +32,9 @@ from autocomp.hardware.trtexec import SCRIPT, trtexec_script
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder, write_whole
 from autocomp.search.evaluate import Workbench
+from autocomp.search.landscape import Landscape
 from autocomp.search.recovery import recover_points, recovered_trials, weights_path, worth_recovering
+from autocomp.search.sensitivity import sensitivities
 from autocomp.search.study import Ledger, Limits, open_study, read_study, read_trials, run_trials
 from autocomp.search.tables import BASELINE, VERIFIED, front_trials, verifications, write_tables
 from autocomp.search.verify import Exported, export_and_score, time_files, verification
@@ -125,7 +127,11 @@ def search(
             lambda done, of, what: watcher.step(what, done, of),
         )
         opened = open_study(folder.journal, bench.task.metric.direction)
-        ledger = Ledger(opened, setup.space, request, bench.task.metric, setup.baseline.value)
+        landscape = None
+        if request.sampler == "auto":
+            table = sensitivities(bench, setup.space, folder, lambda done, of, what: watcher.step(what, done, of))
+            landscape = Landscape(setup.space, table, bench.cost)
+        ledger = Ledger(opened, setup.space, request, bench.task.metric, setup.baseline.value, landscape)
         _run_trials(ledger, bench, request, workers, watcher)
         trials = load_trials(folder)
         points = write_tables(folder, request, bench.task.metric, trials)

@@ -1,6 +1,6 @@
-"""What to try next. Every sampler is Optuna's; a fresh one is made for every trial, seeded by the run's seed and the
-trial's number, so that a proposal is a function of the seed, the number and the finished history, and a resumed run
-goes on as the undisturbed one would."""
+"""What to try next. Every sampler is one of Optuna's or like them; a fresh one is made for every trial, seeded by the run's
+seed and the trial's number, so that a proposal is a function of the seed, the number and the finished history, and a resumed
+run goes on as the undisturbed one would."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocomp.errors import RequestError, did_you_mean
 from autocomp.plan import Plan
+from autocomp.search.guided import Bounds, GuidedSampler
+from autocomp.search.landscape import Landscape
 from autocomp.space import Kind, SearchSpace
 
 SamplerName = Literal["auto", "nsga2", "tpe", "random", "uniform"]
@@ -153,16 +155,30 @@ def check_sampler(name: str) -> None:
         raise RequestError(f"a sampler must be a known one; got {name!r}; {did_you_mean(name, get_args(SamplerName))}")
 
 
-def make_sampler(name: SamplerName, space: SearchSpace, seed: int, number: int) -> BaseSampler:
+def make_sampler(
+    name: SamplerName,
+    space: SearchSpace,
+    seed: int,
+    number: int,
+    landscape: Landscape | None = None,
+    bounds: Bounds | None = None,
+) -> BaseSampler:
     """The sampler for one trial.
 
-    The first trial of every sampler is the untouched plan. ``auto`` is NSGA-II seeded with the uniform plans. NSGA-II
-    and TPE heed the constraints that finished trials carry.
+    The first trial of every sampler is the untouched plan. ``auto`` is the guided one. NSGA-II and TPE heed the constraints
+    that finished trials carry.
+
+    Args:
+        landscape, bounds: what the guided sampler goes by.
 
     Raises:
-        RequestError: no such sampler.
+        RequestError: no such sampler, or a guided one without a landscape.
     """
     check_sampler(name)
+    if name == "auto":
+        if landscape is None:
+            raise RequestError("sampler auto goes by sensitivities; got none; measure them, or take nsga2")
+        return GuidedSampler(landscape, seed, bounds or Bounds())
     trial_seed = int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
     untouched = [space.uniform({})]
     if name == "uniform":
@@ -171,7 +187,4 @@ def make_sampler(name: SamplerName, space: SearchSpace, seed: int, number: int) 
         return StartingSampler(untouched, RandomSampler(trial_seed))
     if name == "tpe":
         return StartingSampler(untouched, TPESampler(seed=trial_seed))
-    first = untouched
-    if name == "auto" and number < POPULATION:
-        first = list(itertools.islice(uniform_indices(space), POPULATION))
-    return StartingSampler(first, GeneticSampler(distributions(space), trial_seed))
+    return StartingSampler(untouched, GeneticSampler(distributions(space), trial_seed))

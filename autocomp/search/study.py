@@ -22,7 +22,9 @@ from autocomp.errors import RunError
 from autocomp.plan import Plan
 from autocomp.run import Request
 from autocomp.search.evaluate import Outcome, Workbench, evaluate
+from autocomp.search.guided import Bounds, GuidedSampler
 from autocomp.search.journal import Journal
+from autocomp.search.landscape import Landscape
 from autocomp.search.sampler import SamplerName, distributions, make_sampler
 from autocomp.space import SearchSpace
 from autocomp.task import Direction, Metric
@@ -128,15 +130,23 @@ class Ledger:
 
     Args:
         baseline_metric: the untouched model's score on the search split, which drops are counted from.
+        landscape: what the sampler ``auto`` goes by; None for the others.
     """
 
     def __init__(
-        self, opened: RunStudy, space: SearchSpace, request: Request, metric: Metric, baseline_metric: float
+        self,
+        opened: RunStudy,
+        space: SearchSpace,
+        request: Request,
+        metric: Metric,
+        baseline_metric: float,
+        landscape: Landscape | None = None,
     ) -> None:
         self._study, self._together = opened.study, opened.together
         self._space, self._request = space, request
         self._metric, self._baseline_metric = metric, baseline_metric
         self._limits = Limits.of(request)
+        self._landscape = landscape
         self._trials = {trial.number: trial for trial in read_trials(self._study, request.seed)}
         self._known = {trial.plan.hash: trial for trial in self._trials.values() if trial.state == "complete"}
         self._asked = len(self._study.get_trials(deepcopy=False))  # counted on: to list ten thousand takes its time
@@ -207,12 +217,16 @@ class Ledger:
     def _proposal(self, trial: optuna.Trial) -> Proposal:
         plan = self._space.plan(trial.params)
         trial.set_user_attr("plan", plan.to_json())
+        if isinstance(self._study.sampler, GuidedSampler):
+            trial.set_user_attr("why", self._study.sampler.why)
         self._trials[trial.number] = Trial(trial.number, plan, "running", None, None, None, self._request.seed)
         return Proposal(trial.number, plan, trial)
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         name: SamplerName = self._request.sampler  # type: ignore[assignment]
-        return make_sampler(name, self._space, self._request.seed, number)
+        limits = self._limits
+        bounds = Bounds(limits.latency_ms, limits.size_bytes, limits.max_drop)
+        return make_sampler(name, self._space, self._request.seed, number, self._landscape, bounds)
 
 
 def run_trials(ledger: Ledger, bench: Workbench, timeout_s: float | None, told: Told) -> None:

@@ -13,6 +13,7 @@ from autocomp.graph import Graph
 from autocomp.inventory import Inventory, LayerInfo
 from autocomp.plan import Format, Plan, Rank, Sparsity
 from autocomp.run import Request
+from autocomp.search.landscape import Landscape
 from autocomp.search.sampler import SamplerName
 from autocomp.search.study import Ledger, RunStudy, open_study, read_trials, run_trials
 from autocomp.space import Decision, SearchSpace
@@ -88,12 +89,26 @@ class PaperBench:
         return Score(BASELINE - loss + 1.0)
 
 
+def landscape_of(space: SearchSpace) -> Landscape:
+    """Every choice's error by itself: the share of the metric that it takes on paper."""
+    bench = PaperBench()
+    base = bench.score(Plan()).value
+    errors = {
+        one.name: [
+            (base - bench.score(space.plan({one.name: index})).value) / base for index in range(len(one.options))
+        ]
+        for one in space.decisions
+    }
+    return Landscape(space, errors, PaperBench().cost)
+
+
 def search(
     opened: RunStudy, asked: Request, bench: PaperBench | None = None, space: SearchSpace | None = None
 ) -> tuple[Trial, ...]:
     """All trials after a search in that study."""
     bench = bench or PaperBench()
-    ledger = Ledger(opened, space or synthetic_space(), asked, bench.task.metric, BASELINE)
+    space = space or synthetic_space()
+    ledger = Ledger(opened, space, asked, bench.task.metric, BASELINE, landscape_of(space))
     run_trials(ledger, cast("Workbench", bench), asked.timeout_s, lambda trial, trials: None)
     return read_trials(opened.study, asked.seed)
 

@@ -35,8 +35,18 @@ from autocomp.search.workers import LABEL, Workers  # noqa: E402
 from autocomp.task import Score  # noqa: E402
 from autocomp.trial import Trial  # noqa: E402
 from autocomp.watch import SILENT  # noqa: E402
-from tests.search.synthetic import BASELINE, PaperBench, hashes, request, search_in, synthetic_space  # noqa: E402
+from tests.search.synthetic import (  # noqa: E402
+    BASELINE,
+    PaperBench,
+    hashes,
+    landscape_of,
+    request,
+    search_in,
+    synthetic_space,
+)
 from tests.targets import REQUEST, small_setup  # noqa: E402
+
+GUIDE = landscape_of(synthetic_space())
 
 if TYPE_CHECKING:
     from autocomp.search.evaluate import Workbench
@@ -92,7 +102,7 @@ class SlowBench(PaperBench):
 
 def searched(journal: Path, asked: Request, workers: Workers, bench: PaperBench | None = None) -> tuple[Trial, ...]:
     bench = bench or PaperBench()
-    ledger = Ledger(open_study(journal, "maximize"), synthetic_space(), asked, bench.task.metric, BASELINE)
+    ledger = Ledger(open_study(journal, "maximize"), synthetic_space(), asked, bench.task.metric, BASELINE, GUIDE)
     told: list[int] = []
     ray_tune.run_trials(
         ledger, cast("Workbench", bench), workers, asked.timeout_s, lambda trial, trials: told.append(trial.number)
@@ -163,7 +173,9 @@ def test_a_node_killed_in_mid_run_loses_nothing(cluster: Cluster, tmp_path: Path
 
     asked = request("random", trials=30)
     bench = SlowBench(seconds=0.4)
-    ledger = Ledger(open_study(tmp_path / "study.log", "maximize"), synthetic_space(), asked, bench.task.metric, 90.0)
+    ledger = Ledger(
+        open_study(tmp_path / "study.log", "maximize"), synthetic_space(), asked, bench.task.metric, 90.0, GUIDE
+    )
     numbers: list[int] = []
 
     def told(trial: Trial, trials: object) -> None:

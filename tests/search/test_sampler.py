@@ -94,12 +94,6 @@ class TestSampler:
         assert len(bench.scored) == 2  # a plan that is known is not evaluated again
 
 
-def test_auto_starts_with_the_uniform_plans() -> None:
-    space = synthetic_space()
-    trials = search(new_study(), request("auto", trials=16), space=space)
-    assert hashes(trials) == [space.plan(indices).hash for indices in islice(uniform_indices(space), 16)]
-
-
 def test_the_first_uniform_plans_are_the_formats_alone() -> None:
     space = synthetic_space()
     first = [space.plan(indices) for indices in islice(uniform_indices(space), 4)]

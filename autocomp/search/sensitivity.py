@@ -1,0 +1,112 @@
+"""What every choice does to the network's output by itself, on calibration data: the table that the guided sampler starts
+from. It is measured once a run, decision by decision; each is an event, so that an interrupted pass goes on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from autocomp.plan import Plan
+from autocomp.run import RunFolder
+from autocomp.search.evaluate import Workbench
+from autocomp.space import Decision, SearchSpace
+
+#: The event of one decision.
+MEASURED = "sensitivity"
+#: The output error of a choice that breaks the network; more is not told apart.
+BROKEN = 10.0
+#: Examples that errors are measured on: as many as these multiply-accumulates suffice for, within bounds.
+MACS, FEWEST, MOST = 2e10, 32, 512
+
+Progress = Callable[[int, int, str], None]
+Outputs = list[list[torch.Tensor]]
+
+
+def sensitivities(
+    bench: Workbench, space: SearchSpace, folder: RunFolder, progress: Progress
+) -> dict[str, tuple[float, ...]]:
+    """Decision → the output error of each of its options by itself (0 for "leave it"): the squared distance from the
+    untouched network's outputs, as a share of their variance, averaged over the outputs."""
+    known = _measured(folder)
+    missing = [decision for decision in space.decisions if decision.name not in known]
+    if not missing:
+        return known
+    batches = list(_few(bench.task.calibration, _examples(bench)))
+    untouched = _outputs(bench, Plan(), batches)
+    for decision in missing:
+        progress(len(known), len(space.decisions), "measuring what each choice does")
+        found = tuple(_errors(bench, space, decision, batches, untouched))
+        folder.append_event({"event": MEASURED, "decision": decision.name, "errors": list(found)})
+        known[decision.name] = found
+    progress(len(known), len(space.decisions), "measuring what each choice does")
+    return known
+
+
+def _measured(folder: RunFolder) -> dict[str, tuple[float, ...]]:
+    return {
+        str(event["decision"]): tuple(cast("Sequence[float]", event["errors"]))
+        for event in folder.events()
+        if event.get("event") == MEASURED
+    }
+
+
+def _examples(bench: Workbench) -> int:
+    macs = bench.structure(Plan()).macs
+    return round(min(max(MACS / max(macs, 1), FEWEST), MOST))
+
+
+def _few(batches: Sequence[Sequence[torch.Tensor]], examples: int) -> Iterator[tuple[torch.Tensor, ...]]:
+    """The first so many examples."""
+    for batch in batches:
+        if examples <= 0:
+            return
+        yield tuple(tensor[:examples] for tensor in batch)
+        examples -= len(batch[0])
+
+
+def _errors(
+    bench: Workbench,
+    space: SearchSpace,
+    decision: Decision,
+    batches: Sequence[tuple[torch.Tensor, ...]],
+    untouched: Outputs,
+) -> Iterator[float]:
+    yield 0.0
+    for index in range(1, len(decision.options)):
+        plan = space.plan({decision.name: index})
+        if plan == Plan():  # it takes effect beside other choices only
+            yield 0.0
+            continue
+        try:
+            found = distance(untouched, _outputs(bench, plan, batches))
+        except Exception:  # noqa: BLE001  whatever a solver or a model raises: the trial of such a plan says what
+            found = math.inf
+        yield min(found, BROKEN) if math.isfinite(found) else BROKEN
+
+
+def _outputs(bench: Workbench, plan: Plan, batches: Sequence[tuple[torch.Tensor, ...]]) -> Outputs:
+    model = bench.compress(plan).model
+    with torch.no_grad():
+        return [
+            [leaf for leaf in tree_leaves(model(*batch)) if isinstance(leaf, torch.Tensor) and leaf.is_floating_point()]
+            for batch in batches
+        ]
+
+
+def distance(before: Outputs, after: Outputs) -> float:
+    """The mean over outputs of: squared distance, as a share of the variance.
+
+    Args:
+        before, after: for every batch, the tensors that the network gives.
+    """
+    shares = []
+    for place in range(len(before[0])):
+        one = torch.cat([batch[place].reshape(-1).double() for batch in before])
+        other = torch.cat([batch[place].reshape(-1).double() for batch in after])
+        variance = float(((one - one.mean()) ** 2).sum())
+        shares.append(float(((other - one) ** 2).sum()) / (variance or 1.0))
+    return sum(shares) / len(shares) if shares else 0.0

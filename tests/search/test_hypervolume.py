@@ -1,0 +1,52 @@
+"""The dominated hypervolume and what a point adds to it, against counting."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autocomp.search.hypervolume import Point, area_left, expected_improvement, hypervolume
+
+#: Corners of a grid of tenths, so that counting cells is exact.
+TENTHS = st.integers(0, 10).map(lambda tenth: tenth / 10)
+POINTS = st.lists(st.tuples(TENTHS, TENTHS, TENTHS), max_size=6)
+CENTRES = np.stack(np.meshgrid(*[np.arange(0.05, 1.0, 0.1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def counted(points: list[Point]) -> float:
+    covered = np.zeros(len(CENTRES), dtype=bool)
+    for point in points:
+        covered |= (np.array(point) <= CENTRES).all(axis=1)
+    return float(covered.mean())
+
+
+@given(points=POINTS)
+def test_it_is_what_counting_gives(points: list[Point]) -> None:
+    assert hypervolume(points) == pytest.approx(counted(points))
+
+
+@given(points=POINTS, point=st.tuples(TENTHS, TENTHS, TENTHS))
+def test_a_certain_point_adds_what_the_hypervolume_grows_by(points: list[Point], point: Point) -> None:
+    gained = expected_improvement(point[0], 1e-9, point[1:], sorted(points))
+    assert gained == pytest.approx(hypervolume([*points, point]) - hypervolume(points), abs=1e-6)
+
+
+@settings(max_examples=20)
+@given(points=POINTS, costs=st.tuples(TENTHS, TENTHS), mean=st.floats(0.0, 1.0), std=st.floats(0.05, 0.5))
+def test_an_uncertain_one_adds_the_mean_over_what_it_may_be(
+    points: list[Point], costs: tuple[float, float], mean: float, std: float
+) -> None:
+    front = sorted(points)
+    draws = mean + std * np.random.default_rng(0).standard_normal(400)
+    each = [expected_improvement(float(value), 1e-9, costs, front) for value in draws]
+    expected = expected_improvement(mean, std, costs, front)
+    assert expected == pytest.approx(np.mean(each), abs=4 * float(np.std(each)) / 20 + 1e-3)
+
+
+def test_beyond_the_reference_there_is_nothing() -> None:
+    assert hypervolume([(0.0, 1.0, 0.0), (1.2, 0.1, 0.1)]) == 0.0
+    assert expected_improvement(0.1, 0.1, (1.0, 0.5), []) == 0.0
+    assert area_left([(0.2, 0.2)], (0.5, 0.5)) == 0.0
+    assert area_left([], (0.5, 0.5)) == pytest.approx(0.25)

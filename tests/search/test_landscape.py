@@ -1,0 +1,70 @@
+"""What is foreseen of a space: errors that add up, costs, and the front that prices give."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import random
+
+import pytest
+
+from autocomp.errors import UncoveredKernelError
+from autocomp.plan import Plan
+from autocomp.search import landscape as module
+from autocomp.search.landscape import Choice, Landscape
+from autocomp.trial import Cost
+from tests.search.synthetic import PaperBench, landscape_of, synthetic_space
+
+
+def any_choice(land: Landscape, seed: int) -> Choice:
+    chance = random.Random(seed)
+    return tuple(chance.randrange(len(group.errors)) for group in land.groups)
+
+
+def test_decisions_of_one_layer_are_made_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    space = synthetic_space()
+    assert [len(group.errors) for group in landscape_of(space).groups] == [3 * 3 * 4] * 4
+    monkeypatch.setattr(module, "MOST_COMBINATIONS", 100)
+    assert len(landscape_of(space).groups) == len(space.decisions)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_choice_is_indices_and_back(seed: int) -> None:
+    land = landscape_of(synthetic_space())
+    choice = any_choice(land, seed)
+    indices = land.indices(choice)
+    assert land.choice(indices) == choice
+    assert land.plan(choice) == land.space.plan(indices)
+    assert land.error(choice) == pytest.approx(sum(land.errors[name][index] for name, index in indices.items()))
+    assert sum(land.error_by_kind(choice).values()) == pytest.approx(land.error(choice))
+
+
+def test_the_front_is_the_best_there_is_where_all_adds_up() -> None:
+    """Of the synthetic space's million plans none that is tried is better than the front in all three."""
+    land = landscape_of(synthetic_space())
+
+    def values(choice: Choice) -> tuple[float, float, float]:
+        costs = land.costs(choice)
+        return land.error(choice), costs.latency_ms, costs.size_bytes
+
+    front = [values(choice) for choice in land.front]
+    assert land.choice({}) in land.front
+    assert len(front) > 10
+    tried = [values(any_choice(land, seed)) for seed in range(300)]
+    for one, other in itertools.product(tried, front):
+        assert not all(a < b - 1e-9 for a, b in zip(one, other, strict=True))
+
+
+def test_a_plan_without_a_prediction_is_never_on_the_front() -> None:
+    space, bench = synthetic_space(), PaperBench()
+
+    def cost(plan: Plan) -> Cost:
+        if plan["b"].rank is not None:
+            raise UncoveredKernelError("not known", ("b",))
+        return bench.cost(plan)
+
+    land = Landscape(space, landscape_of(space).errors, cost)
+    assert land.costs(land.choice({"rank:b": 1})).latency_ms == math.inf
+    priced = [choice for choice in land.front if land.plan(choice)["b"].rank is not None]
+    assert all(land.costs(choice).latency_ms == math.inf for choice in priced)
+    assert len(priced) < len(land.front) / 2
