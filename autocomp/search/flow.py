@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import json
 import subprocess
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -127,12 +128,19 @@ def search(
             lambda done, of, what: watcher.step(what, done, of),
         )
         opened = open_study(folder.journal, bench.task.metric.direction)
-        landscape = None
+        landscape, spent_s = None, 0.0
         if request.sampler == "auto":
-            table = sensitivities(bench, setup.space, folder, lambda done, of, what: watcher.step(what, done, of))
+            # Half of the time that there is at most: the other half is for trials.
+            half_s = None if request.timeout_s is None else request.timeout_s / 2
+            began = time.monotonic()
+            table = sensitivities(
+                bench, setup.space, folder, half_s, lambda done, of, what: watcher.step(what, done, of)
+            )
             landscape = Landscape(setup.space, table, bench.cost)
+            spent_s = time.monotonic() - began
         ledger = Ledger(opened, setup.space, request, bench.task.metric, setup.baseline.value, landscape)
-        _run_trials(ledger, bench, request, workers, watcher)
+        left_s = None if request.timeout_s is None else request.timeout_s - spent_s
+        _run_trials(ledger, bench, request, left_s, workers, watcher)
         trials = load_trials(folder)
         points = write_tables(folder, request, bench.task.metric, trials)
         if not points:
@@ -154,16 +162,18 @@ def search(
         return write_tables(folder, request, bench.task.metric, trials)
 
 
-def _run_trials(ledger: Ledger, bench: Workbench, request: Request, workers: Workers | None, watcher: Watcher) -> None:
+def _run_trials(
+    ledger: Ledger, bench: Workbench, request: Request, left_s: float | None, workers: Workers | None, watcher: Watcher
+) -> None:
     def told(trial: Trial, trials: Sequence[Trial]) -> None:
         watcher.trial(trial, trials, request.trials, bench.task.metric)
 
     if workers is None:
-        run_trials(ledger, bench, request.timeout_s, told)
+        run_trials(ledger, bench, left_s, told)
     else:
         from autocomp.search import ray_tune
 
-        ray_tune.run_trials(ledger, bench, workers, request.timeout_s, told)
+        ray_tune.run_trials(ledger, bench, workers, left_s, told)
 
 
 def _tell_of_misses(folder: RunFolder, points: Sequence[Trial], request: Request, watcher: Watcher) -> None:

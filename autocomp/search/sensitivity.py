@@ -4,7 +4,9 @@ from. It is measured once a run, decision by decision; each is an event, so that
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -27,10 +29,15 @@ Outputs = list[list[torch.Tensor]]
 
 
 def sensitivities(
-    bench: Workbench, space: SearchSpace, folder: RunFolder, progress: Progress
+    bench: Workbench, space: SearchSpace, folder: RunFolder, limit_s: float | None, progress: Progress
 ) -> dict[str, tuple[float, ...]]:
     """Decision → the output error of each of its options by itself (0 for "leave it"): the squared distance from the
-    untouched network's outputs, as a share of their variance, averaged over the outputs."""
+    untouched network's outputs, as a share of their variance, averaged over the outputs.
+
+    Args:
+        limit_s: after so long what is not measured yet is taken to be like the rest of its kind.
+    """
+    began = time.monotonic()
     known = _measured(folder)
     missing = [decision for decision in space.decisions if decision.name not in known]
     if not missing:
@@ -38,12 +45,27 @@ def sensitivities(
     batches = list(_few(bench.task.calibration, _examples(bench)))
     untouched = _outputs(bench, Plan(), batches)
     for decision in missing:
+        if limit_s is not None and time.monotonic() - began > limit_s:
+            break
         progress(len(known), len(space.decisions), "measuring what each choice does")
         found = tuple(_errors(bench, space, decision, batches, untouched))
         folder.append_event({"event": MEASURED, "decision": decision.name, "errors": list(found)})
         known[decision.name] = found
     progress(len(known), len(space.decisions), "measuring what each choice does")
-    return known
+    return {one.name: known.get(one.name) or _like_others(one, space, known) for one in space.decisions}
+
+
+def _like_others(decision: Decision, space: SearchSpace, known: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
+    """For every option the median of what decisions of the same kind have there; where there is none, ever more."""
+    found = [0.0]
+    for index in range(1, len(decision.options)):
+        there = [
+            known[other.name][index]
+            for other in space.decisions
+            if other.kind == decision.kind and other.name in known and index < len(other.options)
+        ]
+        found.append(statistics.median(there) if there else 0.01 * index)
+    return tuple(found)
 
 
 def _measured(folder: RunFolder) -> dict[str, tuple[float, ...]]:

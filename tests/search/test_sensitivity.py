@@ -13,11 +13,17 @@ from autocomp.search.sensitivity import BROKEN, distance, sensitivities
 from tests.targets import small_setup
 
 
-def measured(folder: RunFolder, seen: list[int] | None = None) -> dict[str, tuple[float, ...]]:
+def measured(
+    folder: RunFolder, seen: list[int] | None = None, limit_s: float | None = None
+) -> dict[str, tuple[float, ...]]:
     setup = small_setup()
     with folder.working():
         return sensitivities(
-            setup.bench, setup.space, folder, lambda done, of, what: None if seen is None else seen.append(done)
+            setup.bench,
+            setup.space,
+            folder,
+            limit_s,
+            lambda done, of, what: None if seen is None else seen.append(done),
         )
 
 
@@ -51,6 +57,21 @@ def test_an_interrupted_pass_goes_on_and_measures_nothing_twice(folder: RunFolde
     seen.clear()
     assert measured(folder, seen) == again
     assert seen == []
+
+
+def test_what_there_is_no_time_for_is_taken_to_be_like_the_rest(folder: RunFolder) -> None:
+    space, whole = small_setup().space, measured(folder)
+    lines = (folder.path / "events.jsonl").read_text().splitlines()
+    (folder.path / "events.jsonl").write_text("\n".join(lines[:8]) + "\n")
+    found = measured(folder, limit_s=0.0)
+    assert set(found) == set(whole)
+    guessed = [one for one in space.decisions if found[one.name] != whole[one.name]]
+    assert guessed
+    for one in guessed:
+        assert len(found[one.name]) == len(one.options)
+        assert found[one.name][0] == 0.0
+        assert all(error > 0.0 for error in found[one.name][1:])
+    assert len((folder.path / "events.jsonl").read_text().splitlines()) == 8
 
 
 def test_a_distance_is_a_share_of_the_variance() -> None:
