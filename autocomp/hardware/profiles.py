@@ -65,8 +65,7 @@ class ProfileFile(_Strict):
     """``profile.yaml``. ``offer`` is what the runtime has kernels for, ``gains`` what they were measured to be worth there
     (see :mod:`autocomp.hardware.gains`). ``runtime_version`` in words, where files are written for one. ``boards``: a word
     of what such a board calls itself (``/proc/device-tree/model``). ``nchwc_block``: see :mod:`autocomp.hardware.lowering`;
-    by the CPU where it was not measured. ``fingerprint`` is there where the profile holds for
-    one kind of machine only."""
+    by the CPU where it was not measured. ``fingerprint`` is there where the profile holds for one kind of machine only."""
 
     name: str
     aliases: tuple[str, ...] = ()

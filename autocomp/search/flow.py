@@ -254,7 +254,7 @@ def write_file(run: RunFolder, folder: Path, plan: Plan, model: bytes) -> Path:
     the model's path."""
     write_whole(folder / "model.onnx", model)
     target = run.read()["target"]
-    if isinstance(target, dict) and target["runtime"] == "tensorrt":
+    if isinstance(target, dict) and target["runtime"] == "tensorrt" and "input_shapes" in target:
         shapes = [tuple(shape) for shape in cast("list[list[int]]", target["input_shapes"])]
         layers = plan.layers.values()
         two_in_four = any(layer.sparsity is not None and layer.sparsity.pattern == "2:4" for layer in layers)

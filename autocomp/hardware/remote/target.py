@@ -46,7 +46,8 @@ def board_of(target: str, threads: int, batch: int, board: Board) -> ConnectedBo
         return _connected(
             board, OnnxruntimeOnBoard(board, TENSORRT), f"onnxruntime {board.facts['onnxruntime']}, {TENSORRT}"
         )
-    return _connected(board, TensorrtOnBoard(board), "trtexec, the time of the GPU")
+    tensorrt = TensorrtOnBoard(board)
+    return _connected(board, tensorrt, f"TensorRT {tensorrt.version} (trtexec, the time of the GPU)")
 
 
 def _connected(board: Board, runtime: Loads, what: str) -> ConnectedBoard:

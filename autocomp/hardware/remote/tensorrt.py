@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,25 +28,23 @@ class EngineFile:
     model: bytes = field(repr=False)
 
     def bound(self, *arrays: Array) -> EngineOnBoard:
-        """Builds the engine, for inputs of these shapes.
+        """Builds the engine, for inputs of these shapes; the one that was built of this file before, where there is one.
 
         Raises:
             BoardError: trtexec cannot build it; says why.
         """
         shapes = shapes_option(self.model, [array.shape for array in arrays])
-        name = f"engine{next(self.board.numbers)}"
         options = [*build_options(self.model), *shapes]
-        request = {"do": "engine", "model": self.board.put(self.model), "options": options}
-        self.board.hold(name, request)
-        engine = EngineOnBoard(self.board, name, tuple(shapes))
-        weakref.finalize(engine, self.board.drop, name)
-        return engine
+        model = self.board.put(self.model)
+        name = hashlib.sha256(" ".join([model, *options]).encode()).hexdigest()
+        self.board.ask({"do": "engine", "name": name, "model": model, "options": options})
+        return EngineOnBoard(self.board, name, tuple(shapes))
 
 
 @dataclass(frozen=True, eq=False)
 class EngineOnBoard:
-    """See :class:`autocomp.hardware.timing.TimesItself`. What counts is the time of the GPU, as ``trtexec`` prints it, for
-    inputs of its own that lie there already."""
+    """See :class:`autocomp.hardware.timing.TimesItself`: every block loads the engine afresh. What counts is the time of the
+    GPU, as ``trtexec`` prints it, for inputs of its own that lie there already."""
 
     board: Board = field(repr=False)
     name: str
@@ -84,6 +82,12 @@ class TensorrtOnBoard:
                 f"{self.board.host} must have trtexec, on its path or in /usr/src/tensorrt/bin; it has none; install it "
                 "there: sudo apt-get install libnvinfer-bin"
             )
+
+    @property
+    def version(self) -> str:
+        """Of the board's TensorRT."""
+        answer, _ = self.board.ask({"do": "tensorrt_version"})
+        return str(answer["version"]) or "of an unknown version"
 
     def load(self, model: bytes | Path, threads: int) -> EngineFile:  # noqa: ARG002
         """``threads`` mean nothing to a GPU."""
