@@ -145,9 +145,9 @@ def test_nouns_need_the_standard_library_and_numpy() -> None:
 
 @pytest.mark.parametrize(
     ("library", "places"),
-    # Optuna's place is two modules: its samplers, and the study that they propose for.
+    # Optuna's place: samplers, and the study that they propose for.
     [
-        ("optuna", {"search.journal", "search.sampler", "search.study"}),
+        ("optuna", {"search.guided", "search.journal", "search.sampler", "search.study"}),
         ("ray", {"search.ray_cluster", "search.ray_tune", "jobs.client"}),
         ("plotly", {"report.page"}),
     ],

@@ -137,6 +137,9 @@ def search(
                 bench, setup.space, folder, half_s, lambda done, of, what: watcher.step(what, done, of)
             )
             landscape = Landscape(setup.space, table, bench.cost)
+            watcher.step("foreseeing what each choice costs", 0, 1)
+            landscape.foresee()
+            watcher.step("foreseeing what each choice costs", 1, 1)
             spent_s = time.monotonic() - began
         ledger = Ledger(opened, setup.space, request, bench.task.metric, setup.baseline.value, landscape)
         left_s = None if request.timeout_s is None else request.timeout_s - spent_s

@@ -152,6 +152,11 @@ class Landscape:
         # What is not foreseen is given an end, so that no price of nothing makes it nothing at all.
         return np.nan_to_num(latency, posinf=UNFORESEEN), np.nan_to_num(size, posinf=UNFORESEEN)
 
+    def foresee(self) -> None:
+        """Predict now what is needed of all proposals: thousands of costs of a large network."""
+        for choice in self.front:
+            self.costs(choice)
+
     @cached_property
     def front(self) -> tuple[Choice, ...]:
         """The plans that are best at some prices, by the sum of errors and of changes in cost."""

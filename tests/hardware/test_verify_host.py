@@ -114,7 +114,7 @@ class TestVerify:
         """The search is begun where the target is out of reach: nothing is measured before the board is there."""
         monkeypatch.setenv("AUTOCOMP_SSH", f"ssh -F {host.folder / 'config'}")
         folder = another_machines(calibrated, tmp_path / "away")
-        run = api.search(None, target=str(folder), trials=3, out=tmp_path / "run")
+        run = api.search(None, target=str(folder), trials=3, sampler="random", out=tmp_path / "run")
         assert run.front["measured_latency_ms"].isna().all()
         with pytest.raises(
             BoardError, match=r"board is CPU .* instead of a CPU that nobody has.*calibrate cpu --host board"
@@ -183,7 +183,7 @@ class TestTensorrt:
 
 
 def test_a_host_that_is_not_there_leaves_the_run_as_it_was(tmp_path: Path) -> None:
-    run = api.search(None, target="jetson-orin-nano", trials=2, out=tmp_path / "run")
+    run = api.search(None, target="jetson-orin-nano", trials=2, sampler="random", out=tmp_path / "run")
     before = (run.folder.path / "events.jsonl").read_bytes()
     with pytest.raises(BoardError, match="reach nowhere"):
         run.verify(host="nowhere.invalid")
