@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import onnx
 import pytest
@@ -27,13 +28,20 @@ def as_written(file: bytes, batch: tuple[torch.Tensor, ...]) -> torch.Tensor:
     return torch.from_numpy(result)
 
 
+@cache
+def files(network: str) -> tuple[bytes, ...]:
+    """The untouched network's file, and one in 8 bits."""
+    plans = (Plan(), eight_bits(network))
+    return tuple(
+        export_onnx(apply(prepared(network), plan, [inputs(network, 4)], TENSORRT), packed=False) for plan in plans
+    )
+
+
 @pytest.mark.parametrize("opset", [13, 17, 20])
 @pytest.mark.parametrize("network", NETWORKS)
 def test_a_file_computes_the_same_in_an_earlier_opset(network: str, opset: int) -> None:
     batch = inputs(network, 3)
-    for plan in (Plan(), eight_bits(network)):
-        compressed = apply(prepared(network), plan, [inputs(network, 4)], TENSORRT)
-        file = export_onnx(compressed, packed=False)
+    for file in files(network):
         model = onnx.load_from_string(file)
         lower_opset(model, opset)
         assert opset_of(model) == opset
