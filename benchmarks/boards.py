@@ -27,6 +27,7 @@ from boards_fit import (
     LeftOut,
     Setting,
     fit,
+    held_out_error,
     left_out,
     pair_errors,
     rms_log,
@@ -35,7 +36,6 @@ from boards_fit import (
 from published import Row, published_rows
 from tables import write_table
 
-from autocomp.hardware.latency import HeldOutError
 from autocomp.hardware.profiles import Profile, read_profile
 from autocomp.hardware.roofline import Habits, Rates, RooflineModel, split_op
 
@@ -96,7 +96,6 @@ def datasheets(data: Path) -> dict[str, Datasheet]:
             bandwidth_gb_s=float(row["mem_bandwidth_gbs"]),
             multiprocessors=cores // (64 if volta else 128),
             tensor_cores=tensor_cores,
-            clock_mhz=clock,
         )
     return found
 
@@ -115,7 +114,6 @@ def four_digits(value: float) -> float:
 
 def model_of(rows: Sequence[Row], fitted: Fit, board: Board, found: Sequence[LeftOut]) -> RooflineModel:
     own = [one for one in found if setting_of(one.row).board == board.published]
-    errors = [abs(one.ratio - 1.0) for one in own]
     rates = fitted.rates(shipped_setting(rows, board))
     return RooflineModel(
         source="fitted",
@@ -134,13 +132,9 @@ def model_of(rows: Sequence[Row], fitted: Fit, board: Board, found: Sequence[Lef
         ),
         int8_relative_std=round(INT8_RELATIVE_STD, 4),
         families=tuple(sorted({split_op(kernel.op)[0] for row in rows for kernel in row.kernels})),
-        held_out=HeldOutError(
-            mean=round(statistics.fmean(errors), 4),
-            median=round(statistics.median(errors), 4),
-            within_10=sum(error <= 0.1 for error in errors) / len(errors),
-            within_20=sum(error <= 0.2 for error in errors) / len(errors),
-            networks=len(errors),
-            note="published TensorRT latencies in fp16 at batch 1, each network left out of the fit on all boards; "
+        held_out=held_out_error(
+            [one.ratio for one in own],
+            "published TensorRT latencies in fp16 at batch 1, each network left out of the fit on all boards; "
             "nothing in int8, and no pruned network, was among them",
         ),
     )

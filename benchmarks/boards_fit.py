@@ -14,6 +14,7 @@ import numpy as np
 from published import Row
 from scipy.optimize import least_squares
 
+from autocomp.hardware.latency import HeldOutError
 from autocomp.hardware.roofline import Habits, Rates, Vector, times_us, work
 
 #: Twice as many int8 as fp16 operations, on the tensor cores of Volta and Ampere alike.
@@ -32,7 +33,6 @@ class Datasheet:
     bandwidth_gb_s: float
     multiprocessors: int
     tensor_cores: bool
-    clock_mhz: float
 
 
 #: Other names of the same board.
@@ -158,3 +158,16 @@ def pair_errors(found: Sequence[LeftOut]) -> list[tuple[LeftOut, LeftOut, float]
 
 def rms_log(ratios: Sequence[float]) -> float:
     return math.sqrt(statistics.fmean(math.log(ratio) ** 2 for ratio in ratios))
+
+
+def held_out_error(ratios: Sequence[float], note: str) -> HeldOutError:
+    """Of predicted over published latencies, each predicted without its network."""
+    errors = [abs(ratio - 1.0) for ratio in ratios]
+    return HeldOutError(
+        mean=round(statistics.fmean(errors), 4),
+        median=round(statistics.median(errors), 4),
+        within_10=sum(error <= 0.1 for error in errors) / len(errors),
+        within_20=sum(error <= 0.2 for error in errors) / len(errors),
+        networks=len(errors),
+        note=note,
+    )

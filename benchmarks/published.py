@@ -72,8 +72,7 @@ class Row:
 
 def network_name(model: str) -> str:
     """``ResNet-50 v1.5`` and ``resnet50`` are one network; batch norms are folded, so that VGG is one with and without."""
-    name = model.lower().removesuffix(" v1.5").removesuffix("_bn").replace("resnet-", "resnet").replace("-", "_")
-    return name.replace("mobilenetv3", "mobilenet_v3").replace("mobilenet_v3", "mobilenetv3")
+    return model.lower().removesuffix(" v1.5").removesuffix("_bn").replace("resnet-", "resnet").replace("-", "_")
 
 
 def torchvision_models() -> ModuleType:

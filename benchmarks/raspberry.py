@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import re
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,14 +22,13 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 from boards import four_digits
-from boards_fit import rms_log
+from boards_fit import held_out_error, rms_log
 from published import float_structure
 from scipy.optimize import least_squares
 from tables import write_table
 
 from autocomp.hardware.datasheet_cpu import CpuRates, DatasheetCpu, time_us
 from autocomp.hardware.kernels import Kernel
-from autocomp.hardware.latency import HeldOutError
 from autocomp.hardware.lowering import lower
 
 REFERENCE = Path("results/reference")
@@ -165,14 +163,8 @@ def main() -> None:
                     "error_left_out": round(ratios[-1] - 1.0, 3),
                 }
             )
-        errors = [abs(ratio - 1.0) for ratio in ratios]
-        held_out = HeldOutError(
-            mean=round(statistics.fmean(errors), 4),
-            median=round(statistics.median(errors), 4),
-            within_10=sum(error <= 0.1 for error in errors) / len(errors),
-            within_20=sum(error <= 0.2 for error in errors) / len(errors),
-            networks=len(errors),
-            note="published latencies of another runtime, ncnn, each network left out; nothing of onnxruntime",
+        held_out = held_out_error(
+            ratios, "published latencies of another runtime, ncnn, each network left out; nothing of onnxruntime"
         )
         model = DatasheetCpu(fitted.rates, kinds, round(math.hypot(rms_log(ratios), RUNTIME_STD), 4), held_out)
         print(pi.target, fitted, held_out)

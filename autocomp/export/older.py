@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,20 +57,28 @@ class _Writer:
         self.nodes.append(helper.make_node(op, inputs, [name], **attributes))
         return name
 
+    @cached_property
+    def initializers(self) -> Mapping[str, TensorProto]:
+        return {tensor.name: tensor for tensor in self.model.graph.initializer}
+
+    @cached_property
+    def sizes(self) -> Mapping[str, tuple[int, ...]]:
+        """Of tensors, as far as they can be told; 0 where a dimension is open."""
+        inferred = shape_inference.infer_shapes(self.model).graph
+        return {
+            value.name: tuple(dim.dim_value for dim in value.type.tensor_type.shape.dim)
+            for value in (*inferred.value_info, *inferred.input)
+        }
+
     def value(self, name: str) -> npt.NDArray[np.int64]:
-        """What an initializer or a constant holds.
+        """What an initializer holds.
 
         Raises:
             ExportError: it is computed.
         """
-        for tensor in self.model.graph.initializer:
-            if tensor.name == name:
-                return numpy_helper.to_array(tensor)
-        raise ExportError(f"an earlier opset needs to know {name}, which this file computes; choose another target")
-
-    def knows(self, name: str) -> bool:
-        """Whether it is an initializer's."""
-        return any(tensor.name == name for tensor in self.model.graph.initializer)
+        if name not in self.initializers:
+            raise ExportError(f"an earlier opset needs to know {name}, which this file computes; choose another target")
+        return numpy_helper.to_array(self.initializers[name])
 
 
 Step = Callable[[_Writer, NodeProto], None]
@@ -93,9 +102,8 @@ def lower_opset(model: ModelProto, opset: int) -> None:
             writer.nodes.append(node)
         else:
             step(writer, node)
-    nodes = [*writer.nodes]
     del model.graph.node[:]
-    model.graph.node.extend(nodes)
+    model.graph.node.extend(writer.nodes)
     model.graph.initializer.extend(writer.constants)
     set_opset(model, opset)
     model.ir_version = required_ir_version(opset)
@@ -152,7 +160,7 @@ def _reduced(writer: _Writer, node: NodeProto) -> None:
 
 def _reshape(writer: _Writer, node: NodeProto) -> None:
     """A zero takes over a dimension; that it is one itself cannot be said."""
-    if _attribute(node, "allowzero", 0) and writer.knows(node.input[1]) and 0 in writer.value(node.input[1]):
+    if _attribute(node, "allowzero", 0) and node.input[1] in writer.initializers and 0 in writer.value(node.input[1]):
         raise ExportError("no tensor can have a dimension of 0 before opset 14; choose another target")
     writer.nodes.append(_without(node, "allowzero"))
 
@@ -161,20 +169,13 @@ def _split(writer: _Writer, node: NodeProto) -> None:
     """A number of parts is not told: without sizes they are equal, or else a runtime refuses the file."""
     parts = _attribute(node, "num_outputs", None)
     if parts is not None:
-        size = _size(writer.model, node.input[0], _attribute(node, "axis", 0))
-        if size is not None and size % parts:
+        sizes = writer.sizes.get(node.input[0])
+        size = 0 if sizes is None else sizes[_attribute(node, "axis", 0)]
+        if size % parts:
             raise ExportError(
                 f"a split into {parts} parts must be even before opset 18; got {size} values; choose another target"
             )
     writer.nodes.append(_without(node, "num_outputs"))
-
-
-def _size(model: ModelProto, name: str, axis: int) -> int | None:
-    inferred = shape_inference.infer_shapes(model)
-    for value in (*inferred.graph.value_info, *inferred.graph.input):
-        if value.name == name:
-            return int(value.type.tensor_type.shape.dim[axis].dim_value) or None
-    return None
 
 
 def _shape(writer: _Writer, node: NodeProto) -> None:

@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 
-from autocomp.errors import TargetError, UncoveredKernelError
+from autocomp.errors import TargetError
 from autocomp.hardware.kernels import CURVED, Kernel
-from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
+from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction, refuse
 from autocomp.trial import Source
 
 
@@ -81,13 +81,7 @@ class DatasheetCpu:
             UncoveredKernelError: a kernel of a kind that the rules do not know; names the layers.
         """
         unknown = [kernel for kernel in kernels if not self.covers(kernel)]
-        if unknown:
-            layers = tuple(dict.fromkeys(source for kernel in unknown for source in kernel.sources))
-            raise UncoveredKernelError(
-                f"the latency model has no numbers for {', '.join(sorted({kernel.op for kernel in unknown}))} (needed by "
-                f"{', '.join(layers)}); replace these operations, or choose another target",
-                layers,
-            )
+        refuse(unknown, "the latency model has no numbers for", "replace these operations, or choose another target")
         times = tuple(KernelTime(kernel, time_us(kernel, self.rates) / 1e3) for kernel in kernels)
         latency_ms = math.fsum(time.latency_ms for time in times)
         return Prediction(latency_ms, self.relative_std * latency_ms, self.source, times)

@@ -21,9 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from autocomp.changed import changed
-from autocomp.errors import TargetError, UncoveredKernelError
+from autocomp.errors import TargetError
 from autocomp.hardware.kernels import FEATURES, Kernel, Shape, broader, in_company
-from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
+from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction, refuse
 from autocomp.trial import Source
 
 Vector = npt.NDArray[np.float64]
@@ -229,13 +229,8 @@ class FittedModel:
             for shape, kernel in zip(shapes, kernels, strict=True)
             if shape not in known and not self.covers(kernel)
         ]
-        if unknown:
-            layers = tuple(dict.fromkeys(source for kernel in unknown for source in kernel.sources))
-            raise UncoveredKernelError(
-                f"the latency model was never calibrated on {', '.join(sorted({k.op for k in unknown}))} "
-                f"(needed by {', '.join(layers)}); calibrate with a network that has it, or choose another target",
-                layers,
-            )
+        remedy = "calibrate with a network that has it, or choose another target"
+        refuse(unknown, "the latency model was never calibrated on", remedy)
         new: dict[str, dict[Shape, Kernel]] = {}
         for shape, kernel in zip(shapes, kernels, strict=True):
             if shape not in known:

@@ -95,3 +95,19 @@ class LatencyModel(Protocol):
             UncoveredKernelError: the model was not calibrated on one of the kernels; names the layers.
         """
         ...
+
+
+def refuse(unknown: Sequence[Kernel], said: str, remedy: str) -> None:
+    """Refuse kernels that a model has no numbers for, if there are any.
+
+    Args:
+        said: what the model knows or not, up to the kernels' names.
+        remedy: the way out.
+
+    Raises:
+        UncoveredKernelError: there are some; names the layers.
+    """
+    if unknown:
+        layers = tuple(dict.fromkeys(source for kernel in unknown for source in kernel.sources))
+        ops = ", ".join(sorted({kernel.op for kernel in unknown}))
+        raise UncoveredKernelError(f"{said} {ops} (needed by {', '.join(layers)}); {remedy}", layers)

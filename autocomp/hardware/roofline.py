@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, fields
 import numpy as np
 import numpy.typing as npt
 
-from autocomp.errors import TargetError, UncoveredKernelError
+from autocomp.errors import TargetError
 from autocomp.hardware.kernels import Kernel
-from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
+from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction, refuse
 from autocomp.trial import Source
 
 Vector = npt.NDArray[np.float64]
@@ -217,15 +217,9 @@ class RooflineModel:
             UncoveredKernelError: a kernel of a kind that the model has no numbers for; names the layers.
         """
         unknown = [kernel for kernel in kernels if not self.covers(kernel)]
-        if unknown:
-            layers = tuple(dict.fromkeys(source for kernel in unknown for source in kernel.sources))
-            integers = "" if self.rates.int8_speedup is not None else ", none of them in int8,"
-            raise UncoveredKernelError(
-                f"the latency model knows {', '.join(self.families)}{integers} and was given "
-                f"{', '.join(sorted({kernel.op for kernel in unknown}))} (needed by {', '.join(layers)}); "
-                "replace these operations, or choose another target",
-                layers,
-            )
+        integers = "" if self.rates.int8_speedup is not None else ", none of them in int8,"
+        knows = f"the latency model knows {', '.join(self.families)}{integers} and was given"
+        refuse(unknown, knows, "replace these operations, or choose another target")
         times = tuple(map(KernelTime, kernels, self.kernel_times_ms(kernels).tolist()))
         latency_ms = math.fsum(time.latency_ms for time in times)
         int8_ms = math.fsum(time.latency_ms for time in times if split_op(time.kernel.op)[1] == "int8")

@@ -5,27 +5,26 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from onnx import load_from_string
+from onnx import ModelProto, load_from_string
 
 #: Beside ``model.onnx``.
 SCRIPT = "trtexec.sh"
 
 
-def build_options(model: bytes) -> list[str]:
+def build_options(file: ModelProto) -> list[str]:
     """Layers in fp16, and in int8 where the file rounds: then TensorRT must be allowed to."""
-    integers = any(node.op_type == "QuantizeLinear" for node in load_from_string(model).graph.node)
+    integers = any(node.op_type == "QuantizeLinear" for node in file.graph.node)
     return ["--fp16", *(["--int8"] if integers else [])]
 
 
-def shapes_option(model: bytes, shapes: Sequence[tuple[int, ...]]) -> list[str]:
+def shapes_option(file: ModelProto, shapes: Sequence[tuple[int, ...]]) -> list[str]:
     """The sizes that the file leaves open.
 
     Args:
         shapes: of the inputs, in the file's order; the batch among them.
     """
-    graph = load_from_string(model).graph
-    initializers = {tensor.name for tensor in graph.initializer}
-    inputs = [value for value in graph.input if value.name not in initializers]
+    initializers = {tensor.name for tensor in file.graph.initializer}
+    inputs = [value for value in file.graph.input if value.name not in initializers]
     told = [
         f"{value.name}:{'x'.join(map(str, shape))}"
         for value, shape in zip(inputs, shapes, strict=True)
@@ -44,11 +43,12 @@ def trtexec_script(model: bytes, shapes: Sequence[tuple[int, ...]], two_in_four:
             work; TensorRT takes them where it finds them faster.
         tensorrt: the version that the file was written for, in words.
     """
+    file = load_from_string(model)
     options = [
         "--onnx=model.onnx",
-        *build_options(model),
+        *build_options(file),
         *(["--sparsity=enable"] if two_in_four else []),
-        *shapes_option(model, shapes),
+        *shapes_option(file, shapes),
         "--saveEngine=model.engine",
         *("--useSpinWait", "--warmUp=500", "--duration=5"),
     ]

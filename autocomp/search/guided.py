@@ -24,7 +24,7 @@ from optuna.trial import FrozenTrial, TrialState
 from autocomp.pareto import front
 from autocomp.search.hypervolume import Point, expected_improvement
 from autocomp.search.landscape import Choice, Costs, Landscape
-from autocomp.space import KINDS
+from autocomp.space import KINDS, SearchSpace
 
 Vector = npt.NDArray[np.float64]
 
@@ -38,6 +38,11 @@ PRIOR_STD = 0.7
 MOST_LEARNT = 200
 #: Plans looked at beside the predicted front: the best ones so far with a few choices changed.
 NEIGHBOURS, CHANGES = 150, (1, 2, 3, 5)
+
+
+def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
+    """One integer per decision: the index of its option."""
+    return {decision.name: IntDistribution(0, len(decision.options) - 1) for decision in space.decisions}
 
 
 @dataclass(frozen=True)
@@ -114,7 +119,7 @@ class GuidedSampler(BaseSampler):
         self.why = ""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return {one.name: IntDistribution(0, len(one.options) - 1) for one in self._landscape.space.decisions}
+        return distributions(self._landscape.space)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
@@ -134,9 +139,9 @@ class GuidedSampler(BaseSampler):
             return land.choice({})
         chance = random.Random(f"{self._seed}/{number}/guided")
         surrogate = _Surrogate(land)
-        seen, tried = self._history(study, number, surrogate)
+        seen, tried, scale = self._history(study, number, surrogate)
         best = _best(seen, land)
-        unit = self._unit(study)
+        unit = self._unit(scale)
         known = sorted(self._point(one.drop, land.costs(one.choice), unit) for one in best)
         pool = list(self._pool(best, tried, chance))
         if not pool:
@@ -155,8 +160,9 @@ class GuidedSampler(BaseSampler):
         )
         return pool[place]
 
-    def _history(self, study: Study, number: int, surrogate: _Surrogate) -> tuple[list[_Seen], set[Choice]]:
-        """What is known of other trials, the surrogate taught by those that are finished, and all that were tried."""
+    def _history(self, study: Study, number: int, surrogate: _Surrogate) -> tuple[list[_Seen], set[Choice], float]:
+        """What is known of other trials, the surrogate taught by those that are finished; all that were tried; and the size
+        of the untouched network's metric, which drops are shares of (1 where it is not known yet)."""
         land = self._landscape
         finished: list[tuple[Choice, float]] = []
         waiting: list[Choice] = []
@@ -173,7 +179,7 @@ class GuidedSampler(BaseSampler):
         untouched = land.choice({})
         base = next((metric for choice, metric in finished if choice == untouched), None)
         if base is None:
-            return [], tried
+            return [], tried, 1.0
         scale = abs(base) or 1.0
         sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
         seen = [_Seen(choice, sign * (base - metric) / scale) for choice, metric in finished]
@@ -182,18 +188,13 @@ class GuidedSampler(BaseSampler):
         if waiting:
             means, _ = surrogate.drops(waiting)
             seen += [_Seen(choice, float(mean)) for choice, mean in zip(waiting, means, strict=True)]
-        return seen, tried
+        return seen, tried, scale
 
-    def _unit(self, study: Study) -> Point:
+    def _unit(self, scale: float) -> Point:
         """The reference point: a drop, as a share of the metric, and milliseconds and bytes."""
         untouched, bounds = self._landscape.untouched, self._bounds
-        drop = WORST_DROP
-        if bounds.drop is not None:
-            first = next((one for one in study.get_trials(deepcopy=False) if one.number == 0 and one.values), None)
-            scale = abs(first.values[0]) if first is not None and first.values and first.values[0] else 1.0
-            drop = max(bounds.drop / scale, RESOLUTION)
         return (
-            drop,
+            WORST_DROP if bounds.drop is None else max(bounds.drop / scale, RESOLUTION),
             min(untouched.latency_ms, bounds.latency_ms or math.inf),
             min(untouched.size_bytes, bounds.size_bytes or math.inf),
         )

@@ -75,9 +75,7 @@ class Landscape:
         self._known: dict[str, Costs] = {}
         self._hashes: dict[Choice, str] = {}
         self.groups = tuple(_group(decisions, errors) for decisions in _grouped(space))
-        self._places = [
-            {chosen: place for place, chosen in enumerate(group.indices)} for group in self.groups
-        ]  # fmt: skip
+        self._places = [{chosen: place for place, chosen in enumerate(group.indices)} for group in self.groups]
 
     @cached_property
     def untouched(self) -> Costs:

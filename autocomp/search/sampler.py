@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 from optuna import Study
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
 from autocomp.errors import RequestError, did_you_mean
 from autocomp.plan import Plan
-from autocomp.search.guided import Bounds, GuidedSampler
+from autocomp.search.guided import Bounds, GuidedSampler, distributions
 from autocomp.search.landscape import Landscape
 from autocomp.space import Kind, SearchSpace
 
@@ -27,11 +27,6 @@ UNIFORM_KINDS: tuple[Kind, ...] = ("channel", "unstructured", "rank", "format")
 
 #: Trials of one generation. Searches run to some dozens or hundreds of trials, so generations are small.
 POPULATION = 16
-
-
-def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """One integer per decision: the index of its option."""
-    return {decision.name: IntDistribution(0, len(decision.options) - 1) for decision in space.decisions}
 
 
 def uniform_indices(space: SearchSpace) -> Iterator[dict[str, int]]:
@@ -84,9 +79,9 @@ class UniformSampler(BaseSampler):
 
 
 class StartingSampler(BaseSampler):
-    """Gives the first trials as told, and leaves the others to another sampler, which keeps its books on all."""
+    """Gives the first trial as told, and leaves the others to another sampler, which keeps its books on all."""
 
-    def __init__(self, first: Sequence[Mapping[str, int]], then: BaseSampler) -> None:
+    def __init__(self, first: Mapping[str, int], then: BaseSampler) -> None:
         self._first = first
         self._then = then
 
@@ -97,15 +92,13 @@ class StartingSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, object]:
         proposed = self._then.sample_relative(study, trial, search_space)
-        if trial.number < len(self._first):
-            return {name: self._first[trial.number][name] for name in search_space}
-        return dict(proposed)
+        return {name: self._first[name] for name in search_space} if trial.number == 0 else dict(proposed)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> object:
-        if trial.number < len(self._first):
-            return self._first[trial.number][param_name]
+        if trial.number == 0:
+            return self._first[param_name]
         return self._then.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -180,7 +173,7 @@ def make_sampler(
             raise RequestError("sampler auto goes by sensitivities; got none; measure them, or take nsga2")
         return GuidedSampler(landscape, seed, bounds or Bounds())
     trial_seed = int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
-    untouched = [space.uniform({})]
+    untouched = space.uniform({})
     if name == "uniform":
         return UniformSampler(space)
     if name == "random":

@@ -22,10 +22,10 @@ from autocomp.errors import RunError
 from autocomp.plan import Plan
 from autocomp.run import Request
 from autocomp.search.evaluate import Outcome, Workbench, evaluate
-from autocomp.search.guided import Bounds, GuidedSampler
+from autocomp.search.guided import Bounds, GuidedSampler, distributions
 from autocomp.search.journal import Journal
 from autocomp.search.landscape import Landscape
-from autocomp.search.sampler import SamplerName, distributions, make_sampler
+from autocomp.search.sampler import SamplerName, make_sampler
 from autocomp.space import SearchSpace
 from autocomp.task import Direction, Metric
 from autocomp.trial import Cost, Trial, TrialState

@@ -6,6 +6,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import onnx
 import pytest
 
 from autocomp.compress.apply import apply
@@ -20,13 +21,13 @@ def file_of(network: str, plan: Plan) -> bytes:
 
 
 def test_eight_bits_are_allowed_where_the_file_rounds() -> None:
-    assert build_options(file_of("plain", Plan())) == ["--fp16"]
-    assert build_options(file_of("plain", eight_bits("plain"))) == ["--fp16", "--int8"]
+    assert build_options(onnx.load_from_string(file_of("plain", Plan()))) == ["--fp16"]
+    assert build_options(onnx.load_from_string(file_of("plain", eight_bits("plain")))) == ["--fp16", "--int8"]
 
 
 def test_sizes_that_the_file_leaves_open_are_told() -> None:
     shapes = [tuple(tensor.shape) for tensor in inputs("two_inputs", 2)]
-    (option,) = shapes_option(file_of("two_inputs", Plan()), shapes)
+    (option,) = shapes_option(onnx.load_from_string(file_of("two_inputs", Plan())), shapes)
     told = dict(part.split(":") for part in option.removeprefix("--shapes=").split(","))
     assert list(told.values()) == ["x".join(map(str, shape)) for shape in shapes]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy.typing as npt
+import onnx
 
 from autocomp.errors import BoardError
 from autocomp.hardware.remote.connection import Board
@@ -33,8 +34,9 @@ class EngineFile:
         Raises:
             BoardError: trtexec cannot build it; says why.
         """
-        shapes = shapes_option(self.model, [array.shape for array in arrays])
-        options = [*build_options(self.model), *shapes]
+        file = onnx.load_from_string(self.model)
+        shapes = shapes_option(file, [array.shape for array in arrays])
+        options = [*build_options(file), *shapes]
         model = self.board.put(self.model)
         name = hashlib.sha256(" ".join([model, *options]).encode()).hexdigest()
         self.board.ask({"do": "engine", "name": name, "model": model, "options": options})
