@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from autocomp.compress.rebuild import Prepared
     from autocomp.hardware.target import Artifact, Target
-    from autocomp.search import flow
+    from autocomp.search.begin import Setup
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Run:
             )
         return min(fast, key=lambda point: (metric.drop(0.0, point.metric or 0.0), point.number))
 
-    def setup(self, task: Task | None = None, target: Target | None = None, watcher: Watcher = SILENT) -> flow.Setup:
+    def setup(self, task: Task | None = None, target: Target | None = None, watcher: Watcher = SILENT) -> Setup:
         """What the run's plans are evaluated with. ``task``, ``target``: where they were not ones that have a name.
 
         Raises:
@@ -150,9 +150,9 @@ class Run:
         return prepared
 
     def _check_model(self, prepared: Prepared) -> None:
-        from autocomp.search import flow
+        from autocomp.search.begin import weights_hash
 
-        if self.folder.read()["weights_hash"] != flow.weights_hash(prepared):
+        if self.folder.read()["weights_hash"] != weights_hash(prepared):
             task = self.folder.request().task
             raise RunError(f"the model of task {task} is not the one that {self.folder.path} was searched with")
 
@@ -273,6 +273,7 @@ class Run:
         """
         from autocomp.report.page import write
         from autocomp.search import flow
+        from autocomp.search.begin import layers_document
         from autocomp.search.tables import knee_trial
 
         points = flow.rebuild(self.folder)
@@ -280,7 +281,7 @@ class Run:
             raise RunError(f"{self.folder.path} has no finished trial to report; resume it with search --resume")
         if not (self.folder.path / "layers.json").is_file():
             prepared = self._prepared(task)
-            self.folder.write_json("layers.json", flow.layers_document(prepared))
+            self.folder.write_json("layers.json", layers_document(prepared))
         return write(self.folder.path, knee_trial(points, flow.metric_of(self.folder)).number)
 
 

@@ -1,172 +1,236 @@
 """How much of the front samplers find with how many evaluations.
 
-    python benchmarks/search.py volumes --task cifar10-resnet20 --target cpu --trials 60 --data ../shared/data
+    python benchmarks/search.py run --task cifar10-resnet20 --target cpu --sampler nsga2 --data ../shared/data
+    python benchmarks/search.py volumes --task cifar10-resnet20 --target cpu --data ../shared/data
 
-Every sampler searches the same space with the same evaluator; an evaluation is kept under results/search/ by the plan's hash
-and never made twice. What counts is the dominated hypervolume of drop × latency × size, with the reference point at a fifth
-of the untouched network's metric, and its latency and size. Tables and plots go to results/reference/search_volumes_*. The
-guided sampler's sensitivities are measured once, and timed; their seconds are in the table.
+Every sampler searches the same space with the same evaluator: a plan's metric on the search split, as it is without recovery,
+and the costs that the shipped profile predicts. What a plan scored is kept by its hash (results/reference/search/) and never
+evaluated twice, so that runs can be stopped, go on in another sitting, and stand side by side: ``run`` adds to it, ``volumes``
+plays the runs again from it, as far as they got, without evaluating anything, and makes the table and the plot.
+
+What counts is the dominated hypervolume of drop × latency × size, with the reference point at a fifth of the untouched
+network's metric, and its latency and size. The best front known is everything that was ever evaluated; ``closed`` is the share
+of the gap to it, from the whole additive front, that a sampler closed.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import csv
+import fcntl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import cast
+from typing import get_args
 
 import optuna
+from search_rivals import BUDGETS, Rival, entry
 from tables import write_table
 
-from autocomp.hardware.resolve import resolve_target
+from autocomp.hardware.profiles import find_profile
+from autocomp.pareto import front
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder
 from autocomp.search import flow
-from autocomp.search.evaluate import Workbench
-from autocomp.search.hypervolume import hypervolume
+from autocomp.search.begin import Setup
+from autocomp.search.guided import distributions
+from autocomp.search.hypervolume import Point, hypervolume
 from autocomp.search.landscape import Landscape
-from autocomp.search.sampler import SamplerName
 from autocomp.search.sensitivity import sensitivities
-from autocomp.search.study import Ledger, RunStudy, read_trials, run_trials
-from autocomp.task import Score, Task
 from autocomp.tasks.load import load_task
-from autocomp.trial import Cost, Trial
 
-REFERENCE, WORK = Path("results/reference"), Path("results/search")
-SAMPLERS: tuple[SamplerName, ...] = ("auto", "nsga2", "tpe", "random", "uniform")
+REFERENCE = Path("results/reference")
+KEPT = REFERENCE / "search"
 #: Evaluations after which volumes are told.
-MARKS = (5, 10, 20, 40, 60, 100, 200, 400, 1000)
+MARKS = (5, 10, 20, 50, 100, 150, 200, 500, 1000, 2000)
 #: The drop that is as bad as no plan, as a share of the untouched network's metric.
 WORST_DROP = 0.2
 
 
+class NotKeptError(Exception):
+    """A plan that was never evaluated, where nothing is to be."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """What came of a plan."""
+
+    metric: float
+    latency_ms: float
+    size_bytes: int
+
+
 @dataclass
-class Remembering:
-    """Stands for a workbench: what was scored once is not scored again. ``scored`` counts what was."""
+class Evaluations:
+    """What plans scored, in a file that several processes add to."""
 
-    bench: Workbench
     path: Path
-    known: dict[str, float] = field(default_factory=dict)
-    scored: int = 0
+    setup: Setup
+    evaluates: bool
+    known: dict[str, Scored] = field(default_factory=dict)
+    read: int = 0
 
-    def __post_init__(self) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.path.is_file():
-            for line in self.path.read_text(encoding="utf-8").splitlines():
-                self.known.update(json.loads(line))
-
-    @property
-    def task(self) -> Task:
-        return self.bench.task
-
-    def cost(self, plan: Plan) -> Cost:
-        return self.bench.cost(plan)
-
-    def score(self, plan: Plan) -> Score:
+    def of(self, plan: Plan) -> Scored:
+        """Raises:
+        NotKeptError: it would have to be evaluated.
+        """
         if plan.hash not in self.known:
-            self.known[plan.hash] = self.bench.score(plan).value
-            self.scored += 1
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({plan.hash: self.known[plan.hash]}) + "\n")
-        return Score(self.known[plan.hash])
+            self._catch_up()
+        if plan.hash not in self.known:
+            if not self.evaluates:
+                raise NotKeptError(plan.hash)
+            bench = self.setup.bench
+            cost = bench.cost(plan)
+            self._keep(plan.hash, Scored(bench.score(plan).value, cost.latency_ms, cost.size_bytes))
+        return self.known[plan.hash]
+
+    def _catch_up(self) -> None:
+        """Read what others have added meanwhile."""
+        if self.path.is_file():
+            with self.path.open(encoding="utf-8", newline="") as file:
+                file.seek(self.read)
+                for hash_, metric, latency_ms, size_bytes in csv.reader(iter(file.readline, "")):
+                    self.known[hash_] = Scored(float(metric), float(latency_ms), int(size_bytes))
+                self.read = file.tell()
+
+    def _keep(self, plan_hash: str, scored: Scored) -> None:
+        self.known[plan_hash] = scored
+        with self.path.open("a", encoding="utf-8") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(f"{plan_hash},{scored.metric:.10g},{scored.latency_ms:.6g},{scored.size_bytes}\n")
 
 
-def volumes(trials: Sequence[Trial], setup: flow.Setup) -> list[float]:
-    """After each trial, the volume of it and all before."""
-    (first, *_) = trials
-    assert first.cost is not None
-    metric, worst = setup.bench.task.metric, WORST_DROP * abs(setup.baseline.value)
-    points: list[tuple[float, float, float]] = []
-    found = []
-    for trial in trials:
-        if trial.metric is not None and trial.cost is not None:
-            drop = metric.drop(setup.baseline.value, trial.metric) / worst
-            points.append(
-                (drop, trial.cost.latency_ms / first.cost.latency_ms, trial.cost.size_bytes / first.cost.size_bytes)
-            )
-        found.append(hypervolume(points))
+@dataclass(frozen=True)
+class Contest:
+    """One space and evaluator, and what the guided sampler and the additive front go by."""
+
+    name: str
+    setup: Setup
+    evaluations: Evaluations
+    errors: Mapping[str, Sequence[float]]
+
+    def landscape(self) -> Landscape:
+        return Landscape(self.setup.space, self.errors, self.setup.bench.cost)
+
+
+def contest(task: str, target: str, data: Path, evaluates: bool) -> Contest:
+    # The shipped profile, wherever this runs: costs are predictions, and sittings are on different machines.
+    profile = find_profile(target)
+    found = profile.target(profile.file.threads, profile.file.batch, None, reachable=False)
+    request = Request(task, found.name, "default", "auto", found.artifact, found.threads, found.batch, 0, 1)
+    setup = flow.set_up(request, load_task(task, data=data), found)
+    name = f"{task}-{found.name}"
+    folder = RunFolder(KEPT / name)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    before = len(list(folder.events()))
+    errors = sensitivities(setup.bench, setup.space, folder, None, lambda *_: None)
+    if len(list(folder.events())) > before:
+        print(f"{name}: sensitivities of {len(errors)} decisions took {time.monotonic() - began:.0f} s", flush=True)
+    return Contest(name, setup, Evaluations(folder.path / "evaluations.csv", setup, evaluates), errors)
+
+
+def play(name: Rival, seed: int, trials: int, of: Contest, landscape: Landscape) -> list[Scored]:
+    """What a run's evaluations gave, in turn; up to the first that is not kept, where nothing is evaluated."""
+    space, direction = of.setup.space, of.setup.bench.task.metric.direction
+    entered = entry(name, seed, space, landscape)
+    study = optuna.create_study(directions=[direction, "minimize", "minimize"], sampler=entered.sampler)
+    for indices in entered.first:
+        study.enqueue_trial({decision.name: indices[decision.name] for decision in space.decisions})
+    found: list[Scored] = []
+    for number in range(trials if entered.sampler is not None else min(trials, len(entered.first))):
+        trial = study.ask(distributions(space))
+        try:
+            scored = of.evaluations.of(space.plan(trial.params))
+        except NotKeptError:
+            break
+        study.tell(trial, [scored.metric, scored.latency_ms, float(scored.size_bytes)])
+        found.append(scored)
+        if of.evaluations.evaluates and number % 20 == 19:
+            print(f"{name}, seed {seed}: {number + 1} trials; {len(of.evaluations.known)} plans are known", flush=True)
     return found
 
 
-def searched(
-    sampler: SamplerName, trials: int, seed: int, setup: flow.Setup, bench: Remembering, landscape: Landscape
-) -> tuple[Trial, ...]:
-    request = Request(setup.request.task, setup.request.target, "default", sampler, "onnx", 1, 1, seed, trials)
-    study = optuna.create_study(directions=[setup.bench.task.metric.direction, "minimize", "minimize"])
-    ledger = Ledger(RunStudy(study), setup.space, request, setup.bench.task.metric, setup.baseline.value, landscape)
+def points_of(scored: Sequence[Scored], of: Contest) -> list[Point]:
+    """As shares of the reference point."""
+    setup = of.setup
+    untouched, metric = setup.bench.cost(Plan()), setup.bench.task.metric
+    worst = WORST_DROP * abs(setup.baseline.value)
+    return [
+        (
+            metric.drop(setup.baseline.value, one.metric) / worst,
+            one.latency_ms / untouched.latency_ms,
+            one.size_bytes / untouched.size_bytes,
+        )
+        for one in scored
+    ]
 
-    def told(trial: Trial, _: Sequence[Trial]) -> None:
-        if trial.number % 20 == 19:
-            print(f"{sampler}, seed {seed}: {trial.number + 1} trials, {bench.scored} new evaluations", flush=True)
 
-    run_trials(ledger, cast("Workbench", bench), None, told)
-    return read_trials(study, seed)
+def volume(points: Sequence[Point]) -> float:
+    return hypervolume([points[place] for place in front(points)])
 
 
-def draw(lines: dict[str, list[list[float]]], path: Path, title: str) -> None:
+def volumes(of: Contest, seeds: int, trials: Callable[[Rival], int]) -> None:
+    landscape = of.landscape()
+    runs = {
+        (name, seed): points_of(play(name, seed, trials(name), of, landscape), of)
+        for name in get_args(Rival)
+        for seed in range(1 if name in ("additive", "uniform") else seeds)
+    }
+    of.evaluations._catch_up()
+    best = volume(points_of(list(of.evaluations.known.values()), of))
+    additive = volume(runs["additive", 0])
+    rows, lines = [], {}
+    for (name, seed), points in runs.items():
+        if not points:
+            continue
+        row: dict[str, object] = {"sampler": name, "seed": seed, "evaluations": len(points)}
+        reached = [volume(points[:mark]) for mark in range(1, len(points) + 1)]
+        row |= {f"after_{mark}": f"{reached[mark - 1]:.4f}" if mark <= len(points) else "" for mark in MARKS}
+        row |= {
+            f"closed_{mark}": f"{(reached[mark - 1] - additive) / (best - additive):.2f}" if mark <= len(points) else ""
+            for mark in (50, 200)
+        }
+        rows.append(row)
+        lines.setdefault(name, []).append(reached)
+    rows.append({"sampler": "everything", "evaluations": len(of.evaluations.known), "after_5": f"{best:.4f}"})
+    write_table(REFERENCE / f"search_volumes_{of.name}.csv", rows)
+    draw(lines, best, REFERENCE / f"search_volumes_{of.name}.png", of.name)
+
+
+def draw(lines: Mapping[Rival, Sequence[Sequence[float]]], best: float, path: Path, title: str) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    for name, runs in lines.items():
-        for number, run in enumerate(runs):
-            axes.plot(
-                range(1, len(run) + 1), run, label=name if number == 0 else None, color=f"C{list(lines).index(name)}"
-            )
-    axes.set(xscale="log", xlabel="evaluations", ylabel="dominated hypervolume", title=title)
+    for number, (name, runs) in enumerate(lines.items()):
+        for place, run in enumerate(runs):
+            axes.plot(range(1, len(run) + 1), run, label=None if place else name, color=f"C{number}")
+    axes.axhline(best, color="grey", linestyle=":", label="everything evaluated")
+    axes.set(xscale="log", xlabel="evaluations", ylabel="dominated hypervolume", title=f"{title}, seed by seed")
     axes.legend()
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
 
 
-def tell(done: int, of: int, what: str) -> None:
-    print(f"{what}: {done} of {of}", flush=True)
-
-
-def compare(task: str, target: str, trials: int, seeds: int, data: Path, samplers: Sequence[SamplerName]) -> None:
-    loaded = load_task(task, data=data)
-    found = resolve_target(target)
-    request = Request(task, found.name, "default", "auto", found.artifact, found.threads, found.batch, 0, trials)
-    setup = flow.set_up(request, loaded, found)
-    name = f"{task}-{found.name}"
-    bench = Remembering(setup.bench, WORK / f"{name}-{found.profile_hash}.jsonl")
-    folder = RunFolder(WORK / f"{name}-{found.profile_hash}")
-    began = time.monotonic()
-    with folder.working():
-        table = sensitivities(setup.bench, setup.space, folder, None, tell)
-    pass_s = time.monotonic() - began  # of what is not kept from an earlier run
-    lines: dict[str, list[list[float]]] = {}
-    rows = []
-    for sampler in samplers:
-        for seed in range(seeds):
-            # A landscape of its own: what it remembers would be time that others spent.
-            landscape = Landscape(setup.space, table, setup.bench.cost)
-            count = min(trials, 40) if sampler == "uniform" else trials
-            reached = volumes(searched(sampler, count, seed, setup, bench, landscape), setup)
-            lines.setdefault(sampler, []).append(reached)
-            row: dict[str, object] = {"task": task, "target": found.name, "sampler": sampler, "seed": seed}
-            row |= {f"after_{mark}": round(reached[mark - 1], 4) if mark <= len(reached) else "" for mark in MARKS}
-            rows.append(row | {"sensitivity_pass_s": round(pass_s, 1) if sampler == "auto" else ""})
-            print(rows[-1], flush=True)
-    write_table(REFERENCE / f"search_volumes_{name}.csv", rows)
-    draw(lines, REFERENCE / f"search_volumes_{name}.png", f"{task} on {found.name}, seed by seed")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["volumes"])
+    parser.add_argument("what", choices=["run", "volumes"])
     parser.add_argument("--task", default="cifar10-resnet20")
     parser.add_argument("--target", default="cpu")
-    parser.add_argument("--trials", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--sampler", choices=get_args(Rival), default="auto")
+    parser.add_argument("--trials", type=int, help="default: as many as the sampler is to be given")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=5, help="of volumes: the runs that are looked for")
     parser.add_argument("--data", type=Path, required=True)
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    compare(given.task, given.target, given.trials, given.seeds, given.data, given.samplers)
+    of = contest(given.task, given.target, given.data, evaluates=given.what == "run")
+    if given.what == "run":
+        play(given.sampler, given.seed, given.trials or BUDGETS[given.sampler], of, of.landscape())
+    else:
+        volumes(of, given.seeds, lambda name: given.trials or BUDGETS[name])
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from autocomp.hardware.latency import HeldOutError, KernelTime, Prediction
 from autocomp.hardware.target import Offer, Target
 from autocomp.run import Request
 from autocomp.search import flow
+from autocomp.search.begin import Setup
 from autocomp.task import Task
 from autocomp.trial import Source
 from tests import small_task
@@ -90,10 +91,10 @@ def made_target(ops: frozenset[str] = OPS) -> Target:
 
 
 @cache
-def small_setup(**changed: object) -> flow.Setup:
+def small_setup(**changed: object) -> Setup:
     """The small task on the made-up target, with :data:`REQUEST` or changes of it."""
     return with_task(small_task.task(), **changed)
 
 
-def with_task(task: Task, **changed: object) -> flow.Setup:
+def with_task(task: Task, **changed: object) -> Setup:
     return flow.set_up(replace(REQUEST, **changed), task, made_target())  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from autocomp.errors import RunError, SpaceError, WorkError
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
 from autocomp.search import flow
+from autocomp.search.begin import Setup
 from autocomp.search.tables import FRONT_COLUMNS, TRIAL_COLUMNS, verifications
 from autocomp.search.verify import drop_interval
 from autocomp.task import Metric, Predict, Score, Split, Task
@@ -188,6 +189,7 @@ import sys
 from pathlib import Path
 from autocomp.run import RunFolder
 from autocomp.search import flow
+from autocomp.search.begin import Setup
 from autocomp.watch import SILENT
 from tests import small_task
 from tests.search.test_flow import counting
@@ -294,7 +296,7 @@ def test_the_front_keeps_the_limits_asked_for(run: RunFolder) -> None:
 class TestRefused:
     """Each is one line, and changes nothing."""
 
-    def refused(self, setup: flow.Setup, folder: Path, resume: bool) -> str:
+    def refused(self, setup: Setup, folder: Path, resume: bool) -> str:
         before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
         with pytest.raises(RunError) as caught:
             flow.search(setup, RunFolder(folder), resume, SILENT)

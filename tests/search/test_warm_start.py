@@ -16,8 +16,8 @@ from autocomp.hardware.warm import WarmModel
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
 from autocomp.search import warm_start
+from autocomp.search.begin import Setup
 from autocomp.search.evaluate import Workbench
-from autocomp.search.flow import Setup
 from autocomp.search.warm_start import file_count, warm_plans, warmed_up
 from tests.targets import made_target, small_setup
 
