@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from autocomp.compress.quantize import Numerics
     from autocomp.hardware.latency import Forecast
     from autocomp.hardware.target import Artifact, Target
+    from autocomp.search.limits import Goal
     from autocomp.search.sampler import SamplerName
     from autocomp.search.workers import Workers
 
@@ -32,17 +33,20 @@ if TYPE_CHECKING:
 def search(
     task: Task | str | None = None,
     *,
-    target: Target | str,
+    target: Target | str | None = None,
     out: str | Path,
     threads: int | None = None,
     batch: int | None = None,
     artifact: Artifact | None = None,
     trials: int = 60,
     timeout_s: float | None = None,
-    space: str | Path = "default",
+    space: str | Path | None = None,
+    begin_from: str | Path | None = None,
+    goal: Goal = "front",
     sampler: SamplerName = "auto",
     max_latency_ms: float | None = None,
     max_size_kb: float | None = None,
+    max_memory_kb: float | None = None,
     max_drop: float | None = None,
     recover_epochs: int = 0,
     recover_on: str = "cpu",
@@ -64,8 +68,13 @@ def search(
         threads, batch, artifact: of the target, where it is given by name; default is what its profile says.
         trials: plans to evaluate, the untouched one included.
         timeout_s: stop proposing after so many seconds; what was found is kept, verified and reported.
-        space: name or file of a search space.
-        max_latency_ms, max_size_kb: limits of the predicted cost (1 kB = 1000 bytes).
+        space: name or file of a search space; default is ``default``.
+        begin_from: a run of the same network: its sensitivities, and what its plans scored, are not worked out anew. Its
+            task, target, space and data are the default of these.
+        goal: all of the front, or the end of it that is wanted within the limits: ``most-accurate``, ``fastest``,
+            ``smallest``.
+        max_latency_ms, max_size_kb, max_memory_kb: limits (1 kB = 1000 bytes). Latencies keep theirs with the prediction's
+            error to spare; where a file breaks one all the same, what is predicted is corrected and the search goes on.
         max_drop: the largest loss of the search metric against the untouched model, in the metric's units.
         recover_epochs: how long the points worth it are trained on for, at the end; each gives a trial of its own.
         recover_on: ``cpu`` or ``cuda``: where they are trained.
@@ -97,6 +106,13 @@ def search(
         raise RequestError("a recipe and seeds are for points that are recovered; say for how many epochs by --recover")
     said = "{}" if recipe is None else read_recipe(Path(recipe), recover_epochs)
     check_sampler(sampler)
+    if begin_from is not None:
+        before = RunFolder(Path(begin_from)).request()
+        task, target, space = task or before.task, target or before.target, space or before.space
+        data = data or (data_of(before, task) if isinstance(task, str) else None)
+    if target is None:
+        raise RequestError("a search is for a target; got none; name one by --target, see `autocomp targets`")
+    space = space or "default"
     read_space(str(space))  # a typo should not wait for training or calibration
     if isinstance(target, str):
         find_profile(target)
@@ -136,12 +152,15 @@ def search(
             timeout_s=timeout_s,
             max_latency_ms=max_latency_ms,
             max_size_kb=max_size_kb,
+            max_memory_kb=max_memory_kb,
             max_drop=max_drop,
             data=used,
             recover_epochs=recover_epochs,
             recover_on=recover_on,
             recover_seeds=recover_seeds,
             recipe=said,
+            goal=goal,
+            begun_from=None if begin_from is None else str(Path(begin_from).resolve()),
         )
         flow.search(flow.set_up(request, loaded, found, place, machine), folder, resume, watcher, workers)
     return Run(folder)

@@ -29,6 +29,7 @@ app = typer.Typer(
 SamplerChoice = Literal["auto", "nsga2", "tpe", "random", "uniform"]
 DeviceChoice = Literal["cpu", "cuda"]
 ExecutorChoice = Literal["local", "ray"]
+GoalChoice = Literal["front", "most-accurate", "fastest", "smallest"]
 ArtifactChoice = Literal["onnx", "onnx-packed"]
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
@@ -116,16 +117,27 @@ def _shape(text: str) -> tuple[int, ...]:
 
 @app.command()
 def search(
-    target: TargetOption,
+    target: Annotated[
+        str | None,
+        typer.Option("--target", help="A device; see `autocomp targets`. Or the folder of a calibrated profile."),
+    ] = None,
     task: TaskOption = None,
     data: DataOption = None,
     trials: Annotated[int, typer.Option(min=1, help="Plans to evaluate, the untouched one included.")] = 60,
     timeout: Annotated[
         str | None, typer.Option(help="Stop proposing after so long, e.g. 10m; what is found is kept.")
     ] = None,
-    space: Annotated[str, typer.Option(help="A search space: a name or a YAML file.")] = "default",
+    space: Annotated[
+        str | None, typer.Option(help="A search space: a name or a YAML file.", show_default="default")
+    ] = None,
+    begin_from: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="RUN", help="Begin with what a run of the same network found; and its options."),
+    ] = None,
+    goal: Annotated[GoalChoice, typer.Option(help="All of the front, or the end of it that is wanted.")] = "front",
     max_latency_ms: Annotated[float | None, typer.Option(help="Limit of the latency.")] = None,
     max_size_kb: Annotated[float | None, typer.Option(help="Limit of the file's size (1 kB = 1000 bytes).")] = None,
+    max_memory_kb: Annotated[float | None, typer.Option(help="Limit of the memory that it takes to run.")] = None,
     max_drop: Annotated[float | None, typer.Option(help="Largest loss of the metric, in its own units.")] = None,
     sampler: Annotated[SamplerChoice, typer.Option(help="What proposes plans.")] = "auto",
     recover: Annotated[
@@ -155,7 +167,6 @@ def search(
     from autocomp.api import search as search_run
     from autocomp.progress import Progress
     from autocomp.search.workers import Workers
-    from autocomp.tasks.load import short_name
 
     timeout_s = _seconds(timeout)
     workers = Workers(max_concurrent, trial_cpus, trial_gpus, _seconds(trial_timeout), trial_memory_gb)
@@ -165,7 +176,8 @@ def search(
         run = search_run(
             task,
             target=target,
-            out=out or Path("results") / f"{short_name(task)}-{Path(target).name}",
+            out=out or _out(task, target, begin_from),
+            begin_from=begin_from,
             threads=threads,
             batch=batch,
             artifact=artifact,
@@ -175,6 +187,8 @@ def search(
             sampler=sampler,
             max_latency_ms=max_latency_ms,
             max_size_kb=max_size_kb,
+            max_memory_kb=max_memory_kb,
+            goal=goal,
             max_drop=max_drop,
             recover_epochs=recover,
             recover_on=recover_on,
@@ -190,6 +204,20 @@ def search(
         page = run.report()
         progress.front(run)
     sys.stdout.write(f"{page}\n")
+
+
+def _out(task: str | None, target: str | None, begin_from: Path | None) -> Path:
+    """The run folder where none is named; of a search that begins from another a new one beside it, by its target."""
+    from autocomp.run import RunFolder
+    from autocomp.tasks.load import short_name
+
+    if begin_from is not None:
+        name = Path(target or RunFolder(begin_from).request().target).name
+        taken = [
+            begin_from.parent / f"{begin_from.name}-{name}{more}" for more in ("", *(f"-{n}" for n in range(2, 1000)))
+        ]
+        return next(path for path in taken if not path.exists())
+    return Path("results") / f"{short_name(task)}-{Path(target or '').name}"
 
 
 @app.command(context_settings={"allow_extra_args": True})
@@ -285,7 +313,7 @@ def report(run: RunArgument) -> None:
 @app.command()
 def export(
     run: RunArgument,
-    pick: Annotated[str, typer.Option(help="knee, or a trial's number.")] = "knee",
+    pick: Annotated[str, typer.Option(help="knee, most-accurate, fastest, smallest, or a trial's number.")] = "knee",
     max_latency_ms: Annotated[float | None, typer.Option(help="The most accurate point within this.")] = None,
     artifact: FormatOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to. Default: exports/<trial> in the run folder.")] = None,
@@ -300,7 +328,9 @@ def export(
 @app.command()
 def verify(
     run: RunArgument,
-    pick: Annotated[str, typer.Option(help="front, knee, or a trial's number.")] = "front",
+    pick: Annotated[
+        str, typer.Option(help="front, knee, most-accurate, fastest, smallest, or a trial's number.")
+    ] = "front",
     host: Annotated[
         str | None, typer.Option(metavar="USER@BOARD", help="Time the files on the run's target, over ssh.")
     ] = None,

@@ -9,7 +9,7 @@ import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast, get_args
 
 from autocomp.errors import RequestError, RunError
 from autocomp.run import Json, Request, RunFolder, write_whole
@@ -65,14 +65,16 @@ class Run:
         """A front point.
 
         Args:
-            which: ``knee`` or a trial number; with a limit, ``knee`` gives the most accurate point that keeps it.
+            which: ``knee``, ``most-accurate``, ``fastest``, ``smallest`` or a trial number; with a limit, ``knee`` gives the
+                most accurate point that keeps it.
             max_latency_ms: measured where the point was, else predicted.
 
         Raises:
             RunError: no such front point, or none that keeps the limit.
         """
         from autocomp.search import flow
-        from autocomp.search.tables import knee_trial, verifications
+        from autocomp.search.limits import Goal
+        from autocomp.search.tables import goal_trial, knee_trial, verifications
 
         points = flow.front_of(self.folder)
         if not points:
@@ -80,9 +82,13 @@ class Run:
         metric = flow.metric_of(self.folder)
         if isinstance(which, int) or which != "knee":
             if max_latency_ms is not None:
-                raise RequestError(f"a latency limit picks the point itself; got trial {which} as well; leave one out")
+                raise RequestError(f"a latency limit picks the point itself; got --pick {which} as well; leave one out")
+            if which in get_args(Goal) and which != "front":
+                return goal_trial(points, cast("Goal", which), metric, verifications(self.folder))
             if not str(which).isdigit():
-                raise RequestError(f"--pick takes knee or a trial number; got {which!r}")
+                raise RequestError(
+                    f"--pick takes knee, most-accurate, fastest, smallest or a trial number; got {which!r}"
+                )
             found = [point for point in points if point.number == int(which)]
             if not found:
                 numbers = ", ".join(str(point.number) for point in points)

@@ -396,6 +396,15 @@ def graph_module(program: ExportedProgram) -> GraphModule:
     return module
 
 
+def copied_trace(module: GraphModule) -> GraphModule:
+    """A deep copy whose nodes have the names of the given one's: copying renames inputs as :func:`graph_module` says."""
+    found = copied(module)
+    for node, named in zip(found.graph.nodes, module.graph.nodes, strict=True):
+        node.name = named.name
+    found.recompile()
+    return found
+
+
 def on_device(module: ModuleT, device: torch.device) -> ModuleT:
     """``module`` itself, moved; in a traced one, what makes tensors where it was traced makes them there as well."""
     import torch

@@ -27,7 +27,8 @@ class Request:
     """What a search was asked for, resolved. Everything but what is :attr:`FREE` must be the same on resume.
 
     ``data`` is the absolute path of the folder that the task's data came from; None where it took none. ``recipe`` says how
-    points are recovered, as JSON: what is not :class:`autocomp.compress.recipe.Recovery`'s default.
+    points are recovered, as JSON: what is not :class:`autocomp.compress.recipe.Recovery`'s default. ``goal`` is the end of
+    the front that is wanted, or all of it; ``begun_from`` the earlier run whose findings this one began with.
     """
 
     task: str
@@ -42,12 +43,15 @@ class Request:
     timeout_s: float | None = None
     max_latency_ms: float | None = None
     max_size_kb: float | None = None
+    max_memory_kb: float | None = None
     max_drop: float | None = None
     data: str | None = None
     recover_epochs: int = 0
     recover_on: str = "cpu"
     recover_seeds: int = 1
     recipe: str = "{}"
+    goal: str = "front"
+    begun_from: str | None = None
 
     def __post_init__(self) -> None:
         if self.trials < 1:
@@ -56,12 +60,19 @@ class Request:
             raise RequestError(f"recovery takes 0 epochs (none) or more; got --recover {self.recover_epochs}")
         if self.recover_seeds < 1:
             raise RequestError(f"recovery takes at least one seed; got --recover-seeds {self.recover_seeds}")
-        for name in ("timeout_s", "max_latency_ms", "max_size_kb"):
+        for name in ("timeout_s", "max_latency_ms", "max_size_kb", "max_memory_kb"):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and value > 0):
                 raise RequestError(f"a limit must be positive; got {name} {value}; leave it out for none")
         if self.max_drop is not None and not (math.isfinite(self.max_drop) and self.max_drop >= 0):
             raise RequestError(f"a largest drop must be 0 or more; got max_drop {self.max_drop}; leave it out for none")
+        if self.goal in ("fastest", "smallest") and self.max_drop is None:
+            raise RequestError(f"the {self.goal} plan is wanted within a drop; got none; say which by --max-drop")
+        if self.goal == "most-accurate" and {self.max_latency_ms, self.max_size_kb, self.max_memory_kb} == {None}:
+            raise RequestError(
+                "the most-accurate plan is wanted within a limit; got none; say which by --max-latency-ms, --max-size-kb "
+                "or --max-memory-kb"
+            )
 
     #: How long a search goes on, and what is recovered, may change from one sitting to the next; and data may move.
     FREE = ("trials", "timeout_s", "data", "recover_epochs", "recover_on", "recover_seeds", "recipe")

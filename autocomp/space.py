@@ -172,6 +172,11 @@ class Decision:
     layers: tuple[str, ...]
     options: tuple[Option | None, ...]
 
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """What each option is, in words that tell it from all others."""
+        return tuple("" if option is None else repr(option) for option in self.options)
+
 
 @dataclass(frozen=True)
 class SearchSpace:
@@ -218,6 +223,23 @@ class SearchSpace:
             )
         plan = Plan(layers, tuple(chosen["block"]))
         return replace(plan, adjustments=self.adjustments) if plan != Plan() else plan
+
+    def indices(self, plan: Plan) -> dict[str, int] | None:
+        """The other way round; None where the space does not have the plan, or only by one threshold for many layers."""
+        found: dict[str, int] = {}
+        for decision in self.decisions:
+            first = decision.layers[0]
+            layer = plan[first]
+            wanted: Option | None = layer.format if decision.kind == "format" else layer.rank
+            if decision.kind == "block":
+                wanted = Drop() if first in plan.dropped_blocks else None
+            elif decision.kind in (*UNIT_PATTERNS, "unstructured"):
+                # Channels are pruned as one, so any of the layers says it; what they are coupled to it need not.
+                units = decision.kind in UNIT_PATTERNS
+                wanted = layer.sparsity if units == (layer.mask is None) else None
+            if wanted in decision.options:
+                found[decision.name] = decision.options.index(wanted)
+        return found if self.plan(found) == plan else None
 
     def uniform(self, strengths: Mapping[Kind, int]) -> dict[str, int]:
         """The indices that give every decision of a kind the same strength (or its strongest, where it has fewer)."""

@@ -10,7 +10,7 @@ from autocomp.errors import PlanError
 from autocomp.plan import Plan
 
 Source = Literal["measured", "fitted", "datasheet"]
-TrialState = Literal["complete", "failed", "running"]
+TrialState = Literal["complete", "failed", "running", "stopped"]
 
 #: Recovered trials are numbered from here on, in the order in which they were recovered.
 RECOVERED = 1_000_000
@@ -40,8 +40,17 @@ class Cost:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """The metric on a part of the search split, ``share`` of it."""
+
+    share: float
+    metric: float
+
+
+@dataclass(frozen=True)
 class Trial:
-    """One evaluated plan. ``metric`` is the score on the search split; None where the trial failed.
+    """One evaluated plan. ``metric`` is the score on the search split; None where the trial failed, or was stopped before it
+    had seen the whole split, since it could not join the front any more. ``rungs`` are the parts that it was scored on.
 
     A recovered one has a ``parent``, whose plan and cost it shares, and ``weights`` of its own (their hash).
     """
@@ -57,6 +66,7 @@ class Trial:
     parent: int | None = None
     recovery_seed: int | None = None
     weights: str | None = None
+    rungs: tuple[Rung, ...] = ()
 
     @property
     def key(self) -> str:

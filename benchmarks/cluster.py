@@ -30,7 +30,8 @@ from autocomp.plan import Format, Plan, Sparsity
 from autocomp.run import Request
 from autocomp.search import ray_tune
 from autocomp.search.evaluate import Outcome
-from autocomp.search.study import Ledger, open_study
+from autocomp.search.ledger import Ledger
+from autocomp.search.study import open_study
 from autocomp.search.workers import Workers
 from autocomp.space import Decision, SearchSpace
 from autocomp.task import Metric, Score

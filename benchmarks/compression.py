@@ -26,7 +26,7 @@ from autocomp.compress.recipe import Recovery
 from autocomp.compress.recovered import with_weights
 from autocomp.export.to_onnx import export_onnx
 from autocomp.plan import Format, Granularity, Grid, LayerPlan, Plan, Rounding, Sparsity
-from autocomp.search.verify import drop_interval
+from autocomp.search.drop import drop_interval
 
 SEEDS = (0, 1, 2)
 

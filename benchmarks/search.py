@@ -181,7 +181,8 @@ def volumes(of: Contest, seeds: int, trials: Callable[[Rival], int]) -> None:
     of.evaluations._catch_up()
     best = volume(points_of(list(of.evaluations.known.values()), of))
     additive = volume(runs["additive", 0])
-    rows, lines = [], {}
+    rows: list[dict[str, object]] = []
+    lines: dict[Rival, list[list[float]]] = {}
     for (name, seed), points in runs.items():
         if not points:
             continue

@@ -67,13 +67,7 @@ def additive(landscape: Landscape) -> Iterator[dict[str, int]]:
     """The front by the sum of errors, from plan to plan the one that is farthest from those before, by the logarithms of what
     is foreseen: after any number of them, they are spread over it."""
     choices = list(landscape.front)
-    costs = [landscape.costs(choice) for choice in choices]
-    foreseen = np.log(
-        [
-            (landscape.error(choice) + 1e-4, one.latency_ms, one.size_bytes)
-            for choice, one in zip(choices, costs, strict=True)
-        ]
-    )
+    foreseen = np.log([(landscape.error(choice) + 1e-4, *landscape.shares(choice)) for choice in choices])
     foreseen = (foreseen - foreseen.min(axis=0)) / np.ptp(foreseen, axis=0)
     nearest = np.linalg.norm(foreseen - foreseen.mean(axis=0), axis=1)
     for _ in choices:

@@ -29,7 +29,7 @@ from autocomp.compress.rebuild import Cuts, Prepared, cuts_of, rebuilt
 from autocomp.compress.simulate import simulate_activations
 from autocomp.compress.solve import Gone, Setting, Solver
 from autocomp.compress.statistics import Batches, left
-from autocomp.graph import Example, Graph, read_graph
+from autocomp.graph import Example, Graph
 from autocomp.plan import Format, LayerPlan, Plan
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def apply(
     ranks = {name: one.rank for name, one in plan.layers.items() if one.rank is not None}
     looking = [name for name, rank in ranks.items() if rank.method == "whitened"]
     factors = {name: solver.factors(name, rank, looking) for name, rank in ranks.items()}
-    module, program = rebuilt(prepared, plan, cuts, factors)
-    graph = read_graph(program)
+    module, graph = rebuilt(prepared, plan, cuts, factors, solver)
     formats = _formats(graph, plan, numerics)
     weights, masks = _solve(module, graph, plan, cuts, formats, numerics, solver)
     if {"bias", "norms"} & {*plan.adjustments}:

@@ -123,8 +123,8 @@ def _with_sound_shapes(prepared: Prepared) -> Prepared:
             }
         )
         try:
-            _, program = rebuilt(prepared, plan, cuts_of(prepared, plan, solver), {})
-            built, said = read_graph(program), restructure(prepared.inventory, plan).graph
+            _, built = rebuilt(prepared, plan, cuts_of(prepared, plan, solver), {}, solver)
+            said = restructure(prepared.inventory, plan).graph
         except AutocompError as error:
             return f"the network without them cannot be built ({error})"
         if [_facts(node) for node in built.nodes] != [_facts(node) for node in said.nodes]:

@@ -15,12 +15,11 @@ from autocomp.compress.attention import HeadCut, Heads, choose_heads, cut_heads
 from autocomp.compress.blocks import drop_blocks
 from autocomp.compress.channels import Coupling, Cut, choose_units, gone_channels, prune
 from autocomp.compress.solve import Gone, Solver
-from autocomp.graph import Example, OutputForm, export_program, graph_module
+from autocomp.graph import Example, Graph, OutputForm, copied_trace, export_program, graph_module, read_graph
 from autocomp.inventory import Inventory, ResidualBlock
 from autocomp.plan import Plan, Sparsity
 
 if TYPE_CHECKING:
-    from torch.export import ExportedProgram
     from torch.fx import GraphModule
 
 
@@ -94,23 +93,27 @@ def cuts_of(prepared: Prepared, plan: Plan, solver: Solver) -> Cuts:
 
 
 def rebuilt(
-    prepared: Prepared, plan: Plan, cuts: Cuts, factors: Mapping[str, nn.Sequential]
-) -> tuple[GraphModule, ExportedProgram]:
+    prepared: Prepared, plan: Plan, cuts: Cuts, factors: Mapping[str, nn.Sequential], solver: Solver
+) -> tuple[GraphModule, Graph]:
     """Ranks truncated, channels and heads cut, blocks left out.
 
     Args:
         factors: layer → the stages that take its place.
+        solver: of the prepared model.
     """
+    blocks: tuple[ResidualBlock, ...] = prepared.inventory.dropped(plan)
+    if not (factors or cuts.channels or cuts.heads or blocks):
+        module, graph = solver.traced(prepared.example)
+        return copied_trace(module), graph
     model = copy.deepcopy(prepared.model)
     for name, stages in factors.items():
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, copy.deepcopy(stages))
     program = export_program(prune(model, cuts.channels) if cuts.channels else model, prepared.example)
     module = graph_module(program)
-    blocks: tuple[ResidualBlock, ...] = prepared.inventory.dropped(plan)
     if cuts.heads or blocks:
         cut_heads(module, cuts.heads)
         drop_blocks(module, blocks)
         program = export_program(module, prepared.example)
         module = graph_module(program)
-    return module, program
+    return module, read_graph(program)

@@ -7,6 +7,7 @@ import copy
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,7 +19,11 @@ from autocomp.compress.prune import Moment, cut_weights, weight_scores
 from autocomp.compress.rounding import quantize_weight
 from autocomp.compress.statistics import Batches, Statistics, left
 from autocomp.compress.surgeon import DAMPING
+from autocomp.graph import Example, Graph, export_program, graph_module, read_graph
 from autocomp.plan import SEEING, Format, Rank, Saliency, Sparsity
+
+if TYPE_CHECKING:
+    from torch.fx import GraphModule
 
 #: Weights that are kept, of all solutions together; the ones longest unused go first.
 KEPT_WEIGHTS = 200_000_000
@@ -86,6 +91,7 @@ class Solver:
         self.calibration = calibration
         self._adjusted: dict[Hashable, Solver] = {}
         self.statistics = Statistics(model, calibration)
+        self._traced: tuple[GraphModule, Graph] | None = None
         self._kept: OrderedDict[Hashable, tuple[int, Solution | nn.Sequential]] = OrderedDict()
         self.solved = 0
 
@@ -95,6 +101,14 @@ class Solver:
         if key not in self._adjusted:
             self._adjusted[key] = Solver(adjust(), self.calibration)
         return self._adjusted[key]
+
+    def traced(self, example: Example) -> tuple[GraphModule, Graph]:
+        """The model as a traced module, to be copied before it is changed, and its graph: what every plan that leaves all
+        shapes as they are begins with. It is traced once, which takes longer than most of what is done to it."""
+        if self._traced is None:
+            program = export_program(self.model, example)
+            self._traced = graph_module(program), read_graph(program)
+        return self._traced
 
     def factors(self, layer: str, rank: Rank, others: Sequence[str] = ()) -> nn.Sequential:
         """The stages that take the place of a layer, over all of its channels; to be copied before they are changed.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from autocomp.plan import Plan
 from autocomp.search.evaluate import Outcome, evaluate
+from autocomp.search.rungs import Hurdle
 
 if TYPE_CHECKING:
     from autocomp.search.evaluate import Workbench
@@ -33,11 +34,11 @@ class Confined:
         self._bench, self._limit_s, self._limit_gb = bench, limit_s, limit_gb
         self._process: subprocess.Popen[bytes] | None = None
 
-    def evaluate(self, plan: Plan) -> Outcome:
+    def evaluate(self, plan: Plan, hurdle: Hurdle | None) -> Outcome:
         process = self._running()
         began = time.monotonic()
         try:
-            _send(process.stdin, plan.to_json().encode())
+            _send(process.stdin, pickle.dumps((plan, hurdle)))
             while not _ready(process.stdout):
                 broken = self._broken(process.pid, time.monotonic() - began)
                 if broken is not None:
@@ -113,10 +114,10 @@ def _main(requests: BinaryIO, answers: BinaryIO) -> None:
     _send(answers, b"")
     while True:
         try:
-            plan = Plan.from_json(_received(requests).decode())
+            plan, hurdle = pickle.loads(_received(requests))
         except EOFError:
             return
-        _send(answers, pickle.dumps(evaluate(bench, plan)))
+        _send(answers, pickle.dumps(evaluate(bench, plan, hurdle)))
 
 
 if __name__ == "__main__":

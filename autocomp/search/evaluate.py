@@ -20,25 +20,32 @@ from autocomp.export.size import SizeModel
 from autocomp.hardware.target import Target
 from autocomp.hardware.timed_files import THIS_MACHINE, Place
 from autocomp.plan import Plan
+from autocomp.search.rungs import Climb, Hurdle, climb
 from autocomp.task import Score, Task
-from autocomp.trial import Cost
+from autocomp.trial import Cost, Rung
 
 
 @dataclass(frozen=True)
 class Workbench:
-    """All that evaluating a plan needs: the task, its prepared model, the target, what a file's bytes are made of, and
-    where files are measured if the target is in reach."""
+    """All that evaluating a plan needs: the task, its prepared model, the target, what a file's bytes are made of, where
+    files are measured if the target is in reach, and the parts of the search split that evaluations begin with (see
+    :func:`autocomp.search.rungs.parts_of`)."""
 
     task: Task
     prepared: Prepared
     target: Target
     sizes: SizeModel
     place: Place = THIS_MACHINE
+    parts: tuple[tuple[float, Score], ...] = ()
 
     @cached_property
     def solver(self) -> Solver:
         """Knows the layers that were solved before."""
         return Solver(self.prepared.model, self.task.calibration)
+
+    def __getstate__(self) -> dict[str, object]:
+        """Without what the solver knows: in another process it learns that anew."""
+        return {name: value for name, value in self.__dict__.items() if name != "solver"}
 
     def structure(self, plan: Plan) -> Structure:
         return restructure(self.prepared.inventory, plan, self.target.numerics)
@@ -67,7 +74,7 @@ class Workbench:
         )
 
     def score(self, plan: Plan) -> Score:
-        """The simulated model's score on the search split.
+        """The simulated model's score on the whole search split.
 
         Raises:
             WorkError: the score is not a finite number.
@@ -75,28 +82,56 @@ class Workbench:
         compressed = self.compress(plan)
         with torch.no_grad():
             score = self.task.evaluate(compressed.model, "search")
-        if not math.isfinite(score.value):
-            raise WorkError(f"a trial's {self.task.metric.name} must be a finite number; got {score.value}")
+        self._check_finite(score.value)
         return score
+
+    def climb(self, plan: Plan, cost: Cost, hurdle: Hurdle | None) -> Climb:
+        """The same, part by part, as long as the plan clears the hurdle.
+
+        Raises:
+            WorkError: as :meth:`score`.
+        """
+        compressed = self.compress(plan)
+        with torch.no_grad():
+            found = climb(self.task, compressed.model, cost, self.parts, hurdle)
+        for rung in found.rungs:
+            self._check_finite(rung.metric)
+        if found.score is not None:
+            self._check_finite(found.score.value)
+        return found
+
+    def _check_finite(self, value: float) -> None:
+        if not math.isfinite(value):
+            raise WorkError(f"a trial's {self.task.metric.name} must be a finite number; got {value}")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a plan's evaluation: its score and cost, or the error that it failed with."""
+    """What came of a plan's evaluation: its score and cost, or the error that it failed with. One that was ``stopped`` has no
+    metric, but the drop on the part of the split that it came to, and the standard error of that."""
 
     metric: float | None
     cost: Cost | None
     seconds: float
     error: str | None = None
+    rungs: tuple[Rung, ...] = ()
+    stopped: tuple[float, float] | None = None
 
 
-def evaluate(bench: Workbench, plan: Plan) -> Outcome:
-    """Whatever a model, a solver or a user's evaluate raises is this plan's failure; the search goes on."""
+def evaluate(bench: Workbench, plan: Plan, hurdle: Hurdle | None = None) -> Outcome:
+    """Whatever a model, a solver or a user's evaluate raises is this plan's failure; the search goes on.
+
+    Args:
+        hurdle: what it has to clear on the first parts of the split to be scored on all of it; None for nothing.
+    """
     began = time.monotonic()
     try:
         cost = bench.cost(plan)
-        score = bench.score(plan).value
+        found = bench.climb(plan, cost, hurdle)
     except Exception as error:  # noqa: BLE001
         said = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
         return Outcome(None, None, time.monotonic() - began, said)
-    return Outcome(score, cost, time.monotonic() - began)
+    seconds = time.monotonic() - began
+    if found.score is None:
+        return Outcome(None, cost, seconds, None, found.rungs, (found.drop, found.drop_std))
+    return Outcome(found.score.value, cost, seconds, None, found.rungs)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -25,13 +24,15 @@ from autocomp.hardware.trtexec import SCRIPT, trtexec_script
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder, write_whole
 from autocomp.search.begin import Setup, begin
+from autocomp.search.earlier import take_over
 from autocomp.search.evaluate import Workbench
-from autocomp.search.landscape import Landscape
+from autocomp.search.limits import Goal, Limits
+from autocomp.search.possible import check_possible
 from autocomp.search.recovery import recover_points, recovered_trials, weights_path, worth_recovering
-from autocomp.search.sensitivity import sensitivities
-from autocomp.search.study import Ledger, Limits, open_study, read_study, read_trials, run_trials
-from autocomp.search.tables import BASELINE, VERIFIED, front_trials, verifications, write_tables
-from autocomp.search.verify import Exported, export_and_score, time_files, verification
+from autocomp.search.rounds import Rounds, with_parts
+from autocomp.search.study import read_study, read_trials
+from autocomp.search.tables import BASELINE, VERIFIED, front_in, goal_trial, verifications, write_tables
+from autocomp.search.verify import Exported, export_and_score, footprints, time_files, verification
 from autocomp.search.warm_start import warmed_up
 from autocomp.search.workers import Workers
 from autocomp.space import build_space, read_space
@@ -91,13 +92,18 @@ def search(
         The rows of ``front.csv``, baseline first.
 
     Raises:
+        RequestError: nothing that is offered is foreseen to keep the limits.
         RunError: the folder holds another run, or none to resume, or the request changed.
         WorkError: not even the untouched model could be evaluated.
     """
     folder.check_free(resume)
+    if not resume:
+        check_possible(Limits.of(setup.request), setup.space, setup.bench.cost)
     with folder.working():
         begin(setup, folder)
         request = setup.request
+        if request.begun_from is not None:
+            take_over(setup, folder, RunFolder(Path(request.begun_from)))
         bench = warmed_up(
             setup.bench,
             setup.space,
@@ -106,25 +112,10 @@ def search(
             folder,
             lambda done, of, what: watcher.step(what, done, of),
         )
-        opened = open_study(folder.journal, bench.task.metric.direction)
-        landscape, spent_s = None, 0.0
-        if request.sampler == "auto":
-            # Half of the time that there is at most: the other half is for trials.
-            half_s = None if request.timeout_s is None else request.timeout_s / 2
-            began = time.monotonic()
-            table = sensitivities(
-                bench, setup.space, folder, half_s, lambda done, of, what: watcher.step(what, done, of)
-            )
-            landscape = Landscape(setup.space, table, bench.cost)
-            watcher.step("foreseeing what each choice costs", 0, 1)
-            landscape.foresee()
-            watcher.step("foreseeing what each choice costs", 1, 1)
-            spent_s = time.monotonic() - began
-        ledger = Ledger(opened, setup.space, request, bench.task.metric, setup.baseline.value, landscape)
-        left_s = None if request.timeout_s is None else request.timeout_s - spent_s
-        _run_trials(ledger, bench, request, left_s, workers, watcher)
+        check = partial(verify, setup, folder, watcher=watcher, again=False)
+        Rounds(setup, with_parts(bench, setup), folder, watcher, workers, partial(load_trials, folder), check).run()
         trials = load_trials(folder)
-        points = write_tables(folder, request, bench.task.metric, trials)
+        points = write_tables(folder, bench.task.metric, trials)
         if not points:
             errors = [trial.error for trial in trials if trial.error]
             raise WorkError(
@@ -133,51 +124,36 @@ def search(
         if request.recover_epochs:
             # The same ones at every sitting: what was recovered has no say.
             searched = [trial for trial in trials if trial.parent is None]
-            worth = worth_recovering(searched, front_trials(searched, bench.task.metric, Limits.of(request)))
+            worth = worth_recovering(searched, front_in(folder, searched, bench.task.metric))
             recover_points(bench, folder, worth, request, watcher)
-            trials = load_trials(folder)
-            points = write_tables(folder, request, bench.task.metric, trials)
+        points = _verify_all(setup, folder, watcher)
         if len(points) == 1:
             watcher.say("no trial kept the limits asked for; the front holds the uncompressed model only")
+        elif (goal := cast("Goal", request.goal)) != "front":
+            wanted = goal_trial(points, goal, bench.task.metric, verifications(folder))
+            watcher.say(f"the {goal} within the limits is trial {wanted.number}; export it with --pick {goal}")
+        _tell_of_the_unsettled(folder, points, watcher)
+        return write_tables(folder, bench.task.metric, load_trials(folder))
+
+
+def _verify_all(setup: Setup, folder: RunFolder, watcher: Watcher) -> list[Trial]:
+    """Verify the front; again and again, where a file breaks a limit and others take its place. Returns the front."""
+    metric = setup.bench.task.metric
+    while True:
+        points = front_in(folder, load_trials(folder), metric)
+        if all(point.key in verifications(folder) for point in points):
+            return points
         verify(setup, folder, points, watcher, again=False)
-        _tell_of_misses(folder, points, request, watcher)
-        return write_tables(folder, request, bench.task.metric, trials)
 
 
-def _run_trials(
-    ledger: Ledger, bench: Workbench, request: Request, left_s: float | None, workers: Workers | None, watcher: Watcher
-) -> None:
-    def told(trial: Trial, trials: Sequence[Trial]) -> None:
-        watcher.trial(trial, trials, request.trials, bench.task.metric)
-
-    if workers is None:
-        run_trials(ledger, bench, left_s, told)
-    else:
-        from autocomp.search import ray_tune
-
-        ray_tune.run_trials(ledger, bench, workers, left_s, told)
-
-
-def _tell_of_misses(folder: RunFolder, points: Sequence[Trial], request: Request, watcher: Watcher) -> None:
-    """Limits are kept by prediction; say where the measured file breaks one, or where its timing never settled."""
+def _tell_of_the_unsettled(folder: RunFolder, points: Sequence[Trial], watcher: Watcher) -> None:
     verified = verifications(folder)
     for point in points:
         measured = verified.get(point.key, {}).get("measured")
-        if not isinstance(measured, dict):
-            continue
-        limit_kb, size_bytes = request.max_size_kb, measured["size_bytes"]
-        limited = point.number != BASELINE
-        if limited and limit_kb is not None and isinstance(size_bytes, int) and size_bytes > 1000 * limit_kb:
+        if isinstance(measured, dict) and measured["settled"] is False:
             watcher.say(
-                f"trial {point.number} was predicted within {limit_kb} kB and its file has {size_bytes:,} bytes"
+                f"trial {point.number}: its timings never settled; {measured['latency_ms']:.3f} ms is the lowest seen"
             )
-        if not isinstance(latency_ms := measured["latency_ms"], float):
-            continue
-        limit = request.max_latency_ms
-        if limited and limit is not None and latency_ms > limit:
-            watcher.say(f"trial {point.number} was predicted within {limit} ms and measured at {latency_ms:.3f} ms")
-        if not measured["settled"]:
-            watcher.say(f"trial {point.number}: its timings never settled; {latency_ms:.3f} ms is the lowest seen")
 
 
 def verify(
@@ -216,6 +192,8 @@ def verify(
     )
     if timings:
         watcher.say(timing_words(timings))
+    asks_for_memory = setup.request.max_memory_kb is not None and setup.bench.target.reachable and board is None
+    memory = footprints(setup.bench, {number: one.model for number, one in exported.items()}) if asks_for_memory else {}
     reference = exported[BASELINE].measured
     for point in everything:
         if point.cost is not None:
@@ -226,6 +204,7 @@ def verify(
                 exported[point.number],
                 reference,
                 timings.get(point.number),
+                memory.get(point.number),
                 None if board is None else board.about,
             )
             folder.append_event({"event": VERIFIED, "verification": found})
@@ -265,9 +244,9 @@ def metric_of(folder: RunFolder) -> Metric:
 
 def front_of(folder: RunFolder) -> list[Trial]:
     """The front of a run, baseline first, from its truth."""
-    return front_trials(load_trials(folder), metric_of(folder), Limits.of(folder.request()))
+    return front_in(folder, load_trials(folder), metric_of(folder))
 
 
 def rebuild(folder: RunFolder) -> list[Trial]:
     """Write the tables anew from the run's truth."""
-    return write_tables(folder, folder.request(), metric_of(folder), load_trials(folder))
+    return write_tables(folder, metric_of(folder), load_trials(folder))

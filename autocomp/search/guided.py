@@ -1,5 +1,6 @@
 """The sampler that knows what it searches: it starts from the whole front that sensitivities and the target's models foresee,
-learns from every trial how far the sum of errors is off, and proposes the plan that is expected to add most to the front.
+learns from every trial how far the sum of errors is off, and proposes the plan that is expected to add most to the front, or
+to come nearest to the end of it that is wanted.
 
 It is an ordinary Optuna sampler: a study of (metric, latency in ms, size in bytes), whose parameters are the space's decisions,
 can use it anywhere.
@@ -9,8 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,24 +20,30 @@ from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import BaseSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
+from scipy.special import ndtr
 
 from autocomp.pareto import front
-from autocomp.search.hypervolume import Point, expected_improvement
-from autocomp.search.landscape import Choice, Costs, Landscape
-from autocomp.space import KINDS, SearchSpace
+from autocomp.search.hypervolume import Point, expected_improvements
+from autocomp.search.landscape import Choice, Landscape
+from autocomp.search.limits import Goal, Limits
+from autocomp.search.surrogate import RESOLUTION, Seen, Surrogate
+from autocomp.space import SearchSpace
 
 Vector = npt.NDArray[np.float64]
 
 #: The drop that is as bad as no plan at all, as a share of the untouched network's metric, where no limit is asked for.
 WORST_DROP = 0.1
-#: Below this share of the metric, drops are not told apart.
-RESOLUTION = 0.001
-#: Before anything is known, the logarithm of a drop is foreseen this well by the output error.
-PRIOR_STD = 0.7
-#: Trials that the surrogate learns from: those on the front, then the latest.
-MOST_LEARNT = 200
 #: Plans looked at beside the predicted front: the best ones so far with a few choices changed.
 NEIGHBOURS, CHANGES = 150, (1, 2, 3, 5)
+#: Before it is predicted in full, a plan is thought to keep a limit up to this multiple of it.
+NEARLY = 1.05
+#: Of the plans looked at, so many that promise most are predicted in full.
+PREDICTED = 25
+#: A trial's attributes: its indices, where they are not its parameters; its plan's hash; where it was stopped, its drop and
+#: the error of that.
+CHOICE, PLAN_HASH, STOPPED = "choice", "plan_hash", "stopped"
+#: Trials of earlier searches are numbered down from here.
+EARLIER = -1
 
 
 def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
@@ -45,77 +51,86 @@ def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
     return {decision.name: IntDistribution(0, len(decision.options) - 1) for decision in space.decisions}
 
 
+def indices_of(trial: FrozenTrial, space: SearchSpace) -> dict[str, int]:
+    """The index of every decision's option; none where nothing was proposed yet."""
+    if CHOICE in trial.user_attrs:
+        return {decision.name: index for decision, index in zip(space.decisions, trial.user_attrs[CHOICE], strict=True)}
+    return dict(trial.params)
+
+
+NONE = Limits()
+
+
 @dataclass(frozen=True)
-class Bounds:
-    """What the user asked for; None where nothing."""
+class Wish:
+    """What is searched for, and what is known before: indices of plans of earlier searches, and their drops as shares of the
+    metric."""
 
-    latency_ms: float | None = None
-    size_bytes: float | None = None
-    drop: float | None = None
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """A trial's choice and its drop as a share of the metric; the drop of one that is not finished is the foreseen one."""
-
-    choice: Choice
-    drop: float
+    limits: Limits = NONE
+    goal: Goal = "front"
+    earlier: tuple[tuple[dict[str, int], float], ...] = ()
 
 
 @dataclass
-class _Surrogate:
-    """Drops from foreseen output errors: in the logarithm a straight line of slope 1, and what a Gaussian process learns of
-    the rest from how large the error is and which kinds of choices it comes from."""
+class _Books:
+    """What is known of a study's trials, each read once when it is finished."""
 
-    landscape: Landscape
-    process: object = field(init=False, default=None)
+    finished: dict[int, tuple[Choice, float]] = field(default_factory=dict)
+    #: Their drops, as shares of the metric, and the standard errors of these.
+    stopped: dict[int, tuple[Choice, float, float]] = field(default_factory=dict)
+    failed: dict[int, Choice] = field(default_factory=dict)
+    #: Of the last look: those still at work.
+    waiting: dict[int, Choice] = field(default_factory=dict)
 
-    def learn(self, seen: Sequence[_Seen]) -> None:
-        from sklearn.exceptions import ConvergenceWarning
-        from sklearn.gaussian_process import GaussianProcessRegressor
-        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+    def read(self, study: Study, number: int, landscape: Landscape) -> None:
+        self.waiting = {}
+        for one in study.get_trials(deepcopy=False):
+            if one.number == number or any(one.number in known for known in (self.finished, self.stopped, self.failed)):
+                continue
+            indices = indices_of(one, landscape.space)
+            if not indices:
+                continue
+            choice = landscape.choice(indices)
+            if PLAN_HASH in one.user_attrs:
+                landscape.remember(choice, one.user_attrs[PLAN_HASH])
+            if one.state == TrialState.COMPLETE and one.values is not None:
+                self.finished[one.number] = (choice, one.values[0])
+            elif STOPPED in one.user_attrs:
+                self.stopped[one.number] = (choice, *one.user_attrs[STOPPED])
+            elif one.state.is_finished():
+                self.failed[one.number] = choice
+            else:
+                self.waiting[one.number] = choice
 
-        if not seen:
-            return
-        scales = [1.0, *[0.5] * len(KINDS)]
-        kernel = ConstantKernel(PRIOR_STD**2, (0.01, 4.0)) * RBF(scales, (0.2, 10.0)) + WhiteKernel(0.05, (0.01, 0.3))
-        learner = GaussianProcessRegressor(kernel, optimizer="fmin_l_bfgs_b" if len(seen) > len(scales) else None)
-        off = [math.log((max(one.drop, 0.0) + RESOLUTION) / self._prior(one.choice)) for one in seen]
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound is as good as any beyond it
-            self.process = learner.fit(np.array([self._features(one.choice) for one in seen]), np.array(off))
 
-    def drops(self, choices: Sequence[Choice]) -> tuple[Vector, Vector]:
-        """Means and standard deviations, as shares of the metric."""
-        if self.process is None:
-            mean, std = np.zeros(len(choices)), np.full(len(choices), PRIOR_STD)
-        else:
-            features = np.array([self._features(choice) for choice in choices])
-            mean, std = self.process.predict(features, return_std=True)  # type: ignore[attr-defined]
-        middle = np.array([self._prior(choice) for choice in choices]) * np.exp(mean)
-        return np.maximum(middle - RESOLUTION, 0.0), middle * std + RESOLUTION / 5
+@dataclass(frozen=True)
+class _Known:
+    """What a proposal goes by: all plans of known drop, those of them that no other one dominates, and all that need not be
+    proposed again."""
 
-    def _prior(self, choice: Choice) -> float:
-        return min(self.landscape.error(choice), 1.0) + RESOLUTION
-
-    def _features(self, choice: Choice) -> list[float]:
-        by_kind = self.landscape.error_by_kind(choice)
-        total = sum(by_kind.values()) + RESOLUTION / 10
-        return [math.log(total) / 2, *(by_kind[kind] / total for kind in KINDS)]
+    seen: tuple[Seen, ...]
+    best: tuple[Seen, ...]
+    tried: frozenset[Choice]
+    scale: float
 
 
 class GuidedSampler(BaseSampler):
-    """Proposes by expected hypervolume.
+    """Proposes by expected hypervolume, or by expected improvement towards a goal.
 
-    ``why`` says of the last proposal what was expected of it.
+    ``why`` says of the last proposal what was expected of it. It is for one study: what it has read of that is kept.
 
     Args:
-        landscape: may be kept and given to the sampler of the next trial, which then need not look at it anew.
         seed: a proposal is a function of it, the trial's number and the other trials.
     """
 
-    def __init__(self, landscape: Landscape, seed: int, bounds: Bounds = Bounds()) -> None:
-        self._landscape, self._seed, self._bounds = landscape, seed, bounds
+    def __init__(self, landscape: Landscape, seed: int, wish: Wish = Wish()) -> None:
+        self._landscape, self._seed, self._wish = landscape, seed, wish
+        self._books, self._surrogate = _Books(), Surrogate(landscape)
+        self._earlier = [
+            Seen(EARLIER - place, landscape.choice(indices), drop) for place, (indices, drop) in enumerate(wish.earlier)
+        ]
+        limits = wish.limits
+        self._first = landscape.front if not limits else (*landscape.keeping(limits), *landscape.front)
         self.why = ""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -124,7 +139,7 @@ class GuidedSampler(BaseSampler):
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, int]:
-        chosen = self._landscape.indices(self._proposed(study, trial.number))
+        chosen = self.indices(study, trial.number)
         return {name: chosen[name] for name in search_space}
 
     def sample_independent(
@@ -132,100 +147,134 @@ class GuidedSampler(BaseSampler):
     ) -> int:
         return 0
 
+    def indices(self, study: Study, number: int) -> dict[str, int]:
+        """What is proposed for the trial of that number: the index of every decision's option."""
+        return self._landscape.indices(self._proposed(study, number))
+
     def _proposed(self, study: Study, number: int) -> Choice:
         land = self._landscape
         if number == 0:
             self.why = "the untouched network"
             return land.choice({})
         chance = random.Random(f"{self._seed}/{number}/guided")
-        surrogate = _Surrogate(land)
-        seen, tried, scale = self._history(study, number, surrogate)
-        best = _best(seen, land)
-        unit = self._unit(scale)
-        known = sorted(self._point(one.drop, land.costs(one.choice), unit) for one in best)
-        pool = list(self._pool(best, tried, chance))
-        if not pool:
+        known = self._known(study, number)
+        unit = self._unit(known.scale)
+        pool = self._pool(known, chance)
+        foremost = self._foremost(pool, known, unit, chance) if pool else []
+        if not foremost:
             self.why = "a plan by chance: all that are near the front are known"
             return tuple(chance.randrange(len(group.errors)) for group in land.groups)
-        means, stds = surrogate.drops(pool)
-        gains = [
-            self._gain(mean, std, land.costs(choice), known, unit)
-            for choice, mean, std in zip(pool, means, stds, strict=True)
-        ]
-        place = max(range(len(pool)), key=lambda one: gains[one])
-        costs = land.costs(pool[place])
-        self.why = (
-            f"adds {gains[place]:.4f} of hypervolume, it is expected: a drop of {means[place]:.2%} ± {stds[place]:.2%} of "
-            f"the metric at {costs.latency_ms:.4g} ms and {costs.size_bytes:,.0f} bytes"
-        )
-        return pool[place]
+        shares = np.array([land.shares(choice) for choice in foremost])
+        kept = [land.keeps(choice, self._wish.limits) for choice in foremost]
+        gains = np.where(kept, self._gains(foremost, shares, known, unit), -1.0)
+        place = int(gains.argmax())
+        self.why = self._words(foremost[place], float(gains[place]))
+        return foremost[place]
 
-    def _history(self, study: Study, number: int, surrogate: _Surrogate) -> tuple[list[_Seen], set[Choice], float]:
-        """What is known of other trials, the surrogate taught by those that are finished; all that were tried; and the size
-        of the untouched network's metric, which drops are shares of (1 where it is not known yet)."""
+    def _foremost(
+        self, pool: Mapping[Choice, Choice | None], known: _Known, unit: Point, chance: random.Random
+    ) -> list[Choice]:
+        """Those that promise most by what is nearly foreseen of their costs, none of a plan that was tried."""
         land = self._landscape
-        finished: list[tuple[Choice, float]] = []
-        waiting: list[Choice] = []
-        tried: set[Choice] = set()
-        for one in study.get_trials(deepcopy=False):
-            if one.number == number or not one.params:
-                continue
-            choice = land.choice(one.params)
-            tried.add(choice)
-            if one.state == TrialState.COMPLETE and one.values is not None:
-                finished.append((choice, one.values[0]))
-            elif one.state == TrialState.RUNNING:
-                waiting.append(choice)
+        near = [self._nearly(choice, base, chance) for choice, base in pool.items()]
+        choices, shares = list(pool), np.array(near).reshape(-1, 2)
+        gains = np.where(self._nearly_allowed(shares), self._gains(choices, shares, known, unit), -math.inf)
+        plans: set[str] = {land.plan_hash(choice) for choice in known.tried}
+        foremost: list[Choice] = []
+        for place in np.argsort(-gains, kind="stable"):
+            if len(foremost) == PREDICTED or not math.isfinite(gains[place]):
+                break
+            if (plan := land.plan_hash(choices[place])) not in plans:
+                plans.add(plan)
+                foremost.append(choices[place])
+        return foremost
+
+    def _words(self, choice: Choice, gain: float) -> str:
+        cost, (means, stds) = self._landscape.cost(choice), self._surrogate.drops([choice])
+        what = "of hypervolume" if self._wish.goal == "front" else f"towards the {self._wish.goal}"
+        costs = "costs that are not foreseen"
+        if cost is not None:
+            costs = f"{cost.latency_ms:.4g} ms and {cost.size_bytes:,.0f} bytes"
+        return (
+            f"adds {gain:.4f} {what}, it is expected: a drop of {means[0]:.2%} ± {stds[0]:.2%} of the metric at {costs}"
+        )
+
+    def _known(self, study: Study, number: int) -> _Known:
+        """The surrogate is taught by what is finished."""
+        land, books = self._landscape, self._books
+        books.read(study, number, land)
         untouched = land.choice({})
-        base = next((metric for choice, metric in finished if choice == untouched), None)
+        finished = [(number, *books.finished[number]) for number in sorted(books.finished)]
+        tried = frozenset([*(choice for _, choice, _ in finished), *books.failed.values(), *books.waiting.values()])
+        tried |= {choice for choice, _, _ in books.stopped.values()}
+        base = next((metric for _, choice, metric in finished if choice == untouched), None)
         if base is None:
-            return [], tried, 1.0
+            return _Known((), (), tried, 1.0)
         scale = abs(base) or 1.0
         sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
-        seen = [_Seen(choice, sign * (base - metric) / scale) for choice, metric in finished]
-        touched = [one for one in seen if one.choice != untouched]
-        surrogate.learn([*dict.fromkeys([*_best(touched, land), *reversed(touched)])][:MOST_LEARNT])
-        if waiting:
-            means, _ = surrogate.drops(waiting)
-            seen += [_Seen(choice, float(mean)) for choice, mean in zip(waiting, means, strict=True)]
-        return seen, tried, scale
+        seen = [Seen(number, choice, sign * (base - metric) / scale) for number, choice, metric in finished]
+        stopped = [Seen(number, *found) for number, found in sorted(books.stopped.items())]
+        touched = [one for one in (*seen, *self._earlier) if one.choice != untouched]
+        latest = sorted([*touched, *stopped], key=lambda one: -one.number)
+        self._surrogate.learn([*dict.fromkeys([*_best(touched, land), *latest])], number)
+        if books.waiting:  # taken to be as they are foreseen
+            means, _ = self._surrogate.drops(list(books.waiting.values()))
+            seen += [
+                Seen(number, choice, float(mean))
+                for (number, choice), mean in zip(books.waiting.items(), means, strict=True)
+            ]
+        return _Known(tuple(seen), tuple(_best(seen, land)), tried, scale)
 
     def _unit(self, scale: float) -> Point:
-        """The reference point: a drop, as a share of the metric, and milliseconds and bytes."""
-        untouched, bounds = self._landscape.untouched, self._bounds
+        """The reference point: a drop, as a share of the metric, and shares of the untouched network's latency and size."""
+        untouched, limits = self._landscape.untouched, self._wish.limits
         return (
-            WORST_DROP if bounds.drop is None else max(bounds.drop / scale, RESOLUTION),
-            min(untouched.latency_ms, bounds.latency_ms or math.inf),
-            min(untouched.size_bytes, bounds.size_bytes or math.inf),
+            WORST_DROP if limits.max_drop is None else max(limits.max_drop / scale, RESOLUTION),
+            min(1.0, (limits.latency_ms or math.inf) / untouched.latency_ms),
+            min(1.0, (limits.size_bytes or math.inf) / untouched.size_bytes),
         )
 
-    @staticmethod
-    def _point(drop: float, costs: Costs, unit: Point) -> Point:
-        return max(drop, 0.0) / unit[0], costs.latency_ms / unit[1], costs.size_bytes / unit[2]
+    def _gains(self, choices: Sequence[Choice], shares: Vector, known: _Known, unit: Point) -> Vector:
+        """What is expected of plans."""
+        means, stds = self._surrogate.drops(choices)
+        values, spreads, costs = means / unit[0], stds / unit[0], shares / np.array(unit[1:])
+        points = sorted(
+            (max(one.drop, 0.0) / unit[0], *(np.array(self._landscape.shares(one.choice)) / unit[1:]))
+            for one in known.best
+        )
+        if self._wish.goal == "front":
+            return expected_improvements(values, spreads, costs, points)
+        return _improvements(self._wish.goal, values, spreads, costs, points)
 
-    def _gain(self, mean: float, std: float, costs: Costs, known: Sequence[Point], unit: Point) -> float:
-        """The hypervolume expected of a plan; none of one that may break a limit of latency."""
-        limit_ms = self._bounds.latency_ms
-        if limit_ms is not None and costs.latency_ms + costs.latency_std_ms > limit_ms:
-            return 0.0
-        _, latency, size = self._point(0.0, costs, unit)
-        return expected_improvement(mean / unit[0], std / unit[0], (latency, size), known)
+    def _nearly_allowed(self, shares: Vector) -> npt.NDArray[np.bool_]:
+        """Whether costs are foreseen and, nearly, within the limits."""
+        untouched, limits = self._landscape.untouched, self._wish.limits
+        most = np.array(
+            [
+                (limits.latency_ms or math.inf) / untouched.latency_ms,
+                (limits.size_bytes or math.inf) / untouched.size_bytes,
+            ]
+        )
+        return np.array([bool((one <= NEARLY * most).all() and np.isfinite(one).all()) for one in shares])
 
-    def _pool(self, best: Sequence[_Seen], tried: set[Choice], chance: random.Random) -> Iterator[Choice]:
-        """Plans worth a look, each once: the predicted front, and neighbours of the best so far (levels moved between
-        layers, as EvoPress (Sieberling et al., 2024) moves them, at a price drawn by chance)."""
-        land = self._landscape
-        plans = {land.plan_hash(choice) for choice in tried}
-        for choice in dict.fromkeys([*land.front, *self._neighbours(best, chance)]):
-            if choice not in tried and (plan := land.plan_hash(choice)) not in plans:
-                plans.add(plan)
-                yield choice
+    def _pool(self, known: _Known, chance: random.Random) -> dict[Choice, Choice | None]:
+        """Plans worth a look, that were not tried: the predicted front, what earlier searches found, and neighbours of the best
+        so far with the plan that each is a neighbour of (levels moved between layers, as EvoPress (Sieberling et al., 2024)
+        moves them, at a price drawn by chance)."""
+        found: dict[Choice, Choice | None] = dict.fromkeys(
+            choice for choice in (*self._first, *(one.choice for one in self._earlier)) if choice not in known.tried
+        )
+        for choice, base in self._neighbours([*known.best, *self._earlier], chance):
+            if choice not in known.tried:
+                found.setdefault(choice, base)
+        return found
 
-    def _neighbours(self, best: Sequence[_Seen], chance: random.Random) -> Iterator[Choice]:
+    def _neighbours(self, best: Sequence[Seen], chance: random.Random) -> Iterator[tuple[Choice, Choice]]:
         land = self._landscape
         parents = [one.choice for one in best] or [land.choice({})]
         for _ in range(NEIGHBOURS):
-            choice, tables = list(chance.choice(parents)), chance.choice(land.changes)
+            parent, tables = chance.choice(parents), chance.choice(land.changes)
+            choice = list(parent)
             price, share = 10.0 ** chance.uniform(-3.5, 0.5), chance.random()
             count = min(chance.choice(CHANGES), len(land.groups))
             for place in chance.sample(range(len(land.groups)), count):
@@ -234,13 +283,28 @@ class GuidedSampler(BaseSampler):
                     land.groups[place].errors + price * (share * latency + (1.0 - share) * size), kind="stable"
                 )
                 choice[place] = int(order[1] if len(order) > 1 and order[0] == choice[place] else order[0])
-            yield tuple(choice)
+            yield tuple(choice), parent
+
+    def _nearly(self, choice: Choice, base: Choice | None, chance: random.Random) -> tuple[float, float]:
+        land = self._landscape
+        return land.shares(choice) if base is None else land.shares_nearly(choice, base, chance.choice(land.changes))
 
 
-def _best(seen: Sequence[_Seen], landscape: Landscape) -> list[_Seen]:
+def _improvements(goal: Goal, values: Vector, spreads: Vector, costs: Vector, known: Sequence[Point]) -> Vector:
+    """What is expected beyond the best known plan that keeps the limits, in units of the reference point."""
+    keeping = [point for point in known if max(point) <= 1.0]
+    if goal == "most-accurate":
+        best = min((point[0] for point in keeping), default=1.0)
+        z = (best - values) / spreads
+        result: Vector = (best - values) * ndtr(z) + spreads * np.exp(-z * z / 2.0) / math.sqrt(2.0 * math.pi)
+        return result
+    place = 0 if goal == "fastest" else 1
+    best = min((point[1 + place] for point in keeping), default=1.0)
+    kept: Vector = ndtr((1.0 - values) / spreads)
+    return np.maximum(best - costs[:, place], 0.0) * kept
+
+
+def _best(seen: Sequence[Seen], landscape: Landscape) -> list[Seen]:
     """Those that no other one dominates."""
-    costs = [landscape.costs(one.choice) for one in seen]
-    return [
-        seen[place]
-        for place in front([(one.drop, of.latency_ms, of.size_bytes) for one, of in zip(seen, costs, strict=True)])
-    ]
+    rows = [(one.drop, *landscape.shares(one.choice)) for one in seen]
+    return [seen[place] for place in front(rows)]

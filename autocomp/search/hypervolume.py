@@ -10,6 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 
+import numpy as np
+import numpy.typing as npt
+from scipy.special import ndtr
+
+Vector = npt.NDArray[np.float64]
+
 #: A value that is uncertain, and two costs that are known, each as a share of the reference point.
 Point = tuple[float, float, float]
 
@@ -39,33 +45,47 @@ def hypervolume(points: Iterable[Point]) -> float:
     return total
 
 
-def expected_improvement(mean: float, std: float, costs: tuple[float, float], front: Sequence[Point]) -> float:
-    """The volume that a point is expected to add, whose value is normal and whose costs are known.
+def expected_improvements(means: Vector, stds: Vector, costs: Vector, front: Sequence[Point]) -> Vector:
+    """The volumes that points are expected to add, whose values are normal and whose costs are known.
 
     Args:
+        means, stds: shape (points,).
+        costs: shape (points, 2).
         front: sorted by the value.
+
+    Returns:
+        Shape (points,), each point by itself.
     """
-
-    def below(limit: float) -> float:
-        """∫ P(value ≤ z) dz up to a limit."""
-        if limit == -math.inf:
-            return 0.0
-        z = (limit - mean) / std
-        return (limit - mean) * _cumulative(z) + std * math.exp(-z * z / 2.0) / math.sqrt(2.0 * math.pi)
-
     inside = [point for point in front if point[0] < 1.0]
-    total, covered, start = 0.0, list[tuple[float, float]](), -math.inf
-    for point in [*inside, None]:
-        end = 1.0 if point is None else point[0]
-        area = area_left(covered, costs)
-        if area <= 0.0:
-            break
-        total += area * (below(end) - below(start))
-        start = end
-        if point is not None:
-            covered.append(point[1:])
+    total, start = np.zeros(len(means)), np.zeros(len(means))
+    for place, end in enumerate([*(point[0] for point in inside), 1.0]):
+        below = _integral(end, means, stds)
+        total += _areas_left([point[1:] for point in inside[:place]], costs) * (below - start)
+        start = below
     return total
 
 
-def _cumulative(z: float) -> float:
-    return 0.5 * (1.0 + math.erf(z / math.sqrt(2.0)))
+def _integral(limit: float, means: Vector, stds: Vector) -> Vector:
+    """∫ P(value ≤ z) dz up to a limit."""
+    z = (limit - means) / stds
+    result: Vector = (limit - means) * ndtr(z) + stds * np.exp(-z * z / 2.0) / math.sqrt(2.0 * math.pi)
+    return result
+
+
+def _areas_left(covered: Iterable[tuple[float, float]], corners: Vector) -> Vector:
+    """:func:`area_left` of many corners, shape (corners, 2)."""
+    steps: list[tuple[float, float]] = []
+    for x, y in sorted(covered):
+        if x < 1.0 and y < (steps[-1][1] if steps else 1.0):
+            steps.append((x, y))
+    open_ = np.clip(1.0 - corners, 0.0, None)
+    if not steps:
+        whole: Vector = open_.prod(axis=1)
+        return whole
+    starts, heights = np.array(steps).T
+    ends = np.append(starts[1:], 1.0)
+    widths = np.clip(ends - np.maximum(starts, corners[:, :1]), 0.0, None)
+    left: Vector = open_.prod(axis=1) - (widths * np.clip(1.0 - np.maximum(heights, corners[:, 1:]), 0.0, None)).sum(
+        axis=1
+    )
+    return np.clip(left, 0.0, None)

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from autocomp.errors import AutocompError
 from autocomp.plan import Plan
+from autocomp.search.limits import Limits
 from autocomp.space import KINDS, Decision, Kind, SearchSpace
 from autocomp.trial import Cost
 
@@ -35,20 +36,16 @@ TOGETHER: frozenset[Kind] = frozenset({"unstructured", "rank", "format"})
 #: Prices: directions between latency alone and size alone, and how much output error a whole network's worth is.
 DIRECTIONS, PRICES = 7, tuple(np.logspace(-3.5, 1.5, 14))
 
+#: Halvings of a price until the plan that is best at it just keeps a limit.
+HALVINGS = 14
+
 #: A change whose cost is not foreseen.
 UNFORESEEN = 1e9
 
 #: From a plan to what it costs.
 CostOf = Callable[[Plan], Cost]
-
-
-@dataclass(frozen=True)
-class Costs:
-    """A plan's predicted costs; infinite where there is no prediction."""
-
-    latency_ms: float
-    latency_std_ms: float
-    size_bytes: float
+#: For every group what each combination adds to a reference's latency and size.
+Changes = tuple[tuple[Vector, Vector], ...]
 
 
 @dataclass(frozen=True)
@@ -72,14 +69,24 @@ class Landscape:
     def __init__(self, space: SearchSpace, errors: Mapping[str, Sequence[float]], cost: CostOf) -> None:
         self.space, self.errors = space, errors
         self._cost = cost
-        self._known: dict[str, Costs] = {}
+        self._known: dict[str, Cost | None] = {}
         self._hashes: dict[Choice, str] = {}
-        self.groups = tuple(_group(decisions, errors) for decisions in _grouped(space))
+        together = tuple(_grouped(space))
+        combinations = sum(math.prod(len(one.options) for one in group) for group in together)
+        self._large = combinations > MOST_COMBINATIONS
+        decided = tuple((decision,) for decision in space.decisions) if self._large else together
+        self.groups = tuple(_group(decisions, errors) for decisions in decided)
         self._places = [{chosen: place for place, chosen in enumerate(group.indices)} for group in self.groups]
+        sizes = [len(group.indices) for group in self.groups]
+        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
+        self._errors_by_kind = np.hstack([_errors_by_kind(group, space, errors) for group in self.groups])
 
     @cached_property
-    def untouched(self) -> Costs:
-        return self.costs(self.choice({}))
+    def untouched(self) -> Cost:
+        """Raises:
+        UncoveredKernelError: the untouched network has no prediction.
+        """
+        return self._cost(Plan())
 
     def indices(self, choice: Choice) -> dict[str, int]:
         """The index of every decision's option."""
@@ -105,27 +112,52 @@ class Landscape:
             self._hashes[choice] = self.plan(choice).hash
         return self._hashes[choice]
 
+    def remember(self, choice: Choice, plan_hash: str) -> None:
+        """What :meth:`plan_hash` would work out."""
+        self._hashes[choice] = plan_hash
+
     def error(self, choice: Choice) -> float:
         """The output error foreseen: the sum of the options' own."""
         return float(sum(group.errors[place] for group, place in zip(self.groups, choice, strict=True)))
 
-    def error_by_kind(self, choice: Choice) -> dict[Kind, float]:
-        """The same, for each kind of decision."""
-        found = dict.fromkeys(KINDS, 0.0)
-        for name, index in self.indices(choice).items():
-            found[self.space.by_name[name].kind] += self.errors[name][index]
+    def errors_by_kind(self, choices: Sequence[Choice]) -> Vector:
+        """The same, for each kind of decision: shape (choices, kinds)."""
+        places = np.asarray(choices, dtype=int).reshape(len(choices), -1) + self._starts
+        found: Vector = self._errors_by_kind[:, places].sum(axis=2).T
         return found
 
-    def costs(self, choice: Choice) -> Costs:
+    def cost(self, choice: Choice) -> Cost | None:
+        """Predicted; None where there is no prediction."""
         plan_hash = self.plan_hash(choice)
         if plan_hash not in self._known:
             try:
-                cost = self._cost(self.plan(choice))
-                found = Costs(cost.latency_ms, cost.latency_std_ms, float(cost.size_bytes))
+                self._known[plan_hash] = self._cost(self.plan(choice))
             except AutocompError:
-                found = Costs(math.inf, math.inf, math.inf)
-            self._known[plan_hash] = found
+                self._known[plan_hash] = None
         return self._known[plan_hash]
+
+    def predicted(self, plan: Plan) -> Cost:
+        """Raises:
+        AutocompError: there is no prediction.
+        """
+        return self._cost(plan)
+
+    def shares(self, choice: Choice) -> tuple[float, float]:
+        """Predicted latency and size, as shares of the untouched network's; infinite where there is no prediction."""
+        cost = self.cost(choice)
+        if cost is None:
+            return math.inf, math.inf
+        return cost.latency_ms / self.untouched.latency_ms, cost.size_bytes / self.untouched.size_bytes
+
+    def shares_nearly(self, choice: Choice, base: Choice, tables: Changes) -> tuple[float, float]:
+        """The same from those of a plan that differs in a few groups, without a prediction."""
+        latency, size = self.shares(base)
+        for place, (new, old) in enumerate(zip(choice, base, strict=True)):
+            if new != old:
+                of_latency, of_size = tables[place]
+                latency += float(of_latency[new] - of_latency[old])
+                size += float(of_size[new] - of_size[old])
+        return latency, size
 
     @cached_property
     def references(self) -> tuple[Choice, ...]:
@@ -135,25 +167,50 @@ class Landscape:
         return tuple(dict.fromkeys(found))
 
     @cached_property
-    def changes(self) -> tuple[tuple[tuple[Vector, Vector], ...], ...]:
+    def changes(self) -> tuple[Changes, ...]:
         """For every reference and group: what each combination adds to the reference's latency and size, as shares of the
         untouched network's."""
-        return tuple(tuple(self._changes(base, group) for group in range(len(self.groups))) for base in self.references)
+        return tuple(self._all_changes(base) for base in self.references)
+
+    def _all_changes(self, base: Choice) -> Changes:
+        """In a large network layers that look the same cost the same: one of them is predicted for all."""
+        alike: dict[object, tuple[Vector, Vector]] = {}
+        found = []
+        for group in range(len(self.groups)):
+            looks = self._looks(base, group) if self._large else group
+            if looks not in alike:
+                alike[looks] = self._changes(base, group)
+            found.append(alike[looks])
+        return tuple(found)
+
+    def _looks(self, base: Choice, group: int) -> object:
+        """What the cost of a decision about one layer depends on, but for its neighbours."""
+        decisions = [self.space.by_name[name] for name in self.groups[group].decisions]
+        if any(len(decision.layers) != 1 or decision.kind not in TOGETHER for decision in decisions):
+            return group
+        layer = self.space.inventory.by_name[decisions[0].layers[0]]
+        return (
+            tuple((decision.kind, decision.options) for decision in decisions),
+            (layer.kind, layer.weight_shape, layer.in_shape, layer.out_shape, layer.macs),
+            base[group],
+        )
 
     def _changes(self, base: Choice, group: int) -> tuple[Vector, Vector]:
-        before = self.costs(base)
+        before = self.shares(base)
         found = [
-            self.costs((*base[:group], place, *base[group + 1 :])) for place in range(len(self.groups[group].errors))
+            self.shares((*base[:group], place, *base[group + 1 :])) for place in range(len(self.groups[group].errors))
         ]
-        latency = np.array([one.latency_ms - before.latency_ms for one in found]) / self.untouched.latency_ms
-        size = np.array([one.size_bytes - before.size_bytes for one in found]) / self.untouched.size_bytes
+        if not all(math.isfinite(share) for share in before):  # nothing is known of what differs from it
+            nothing = np.zeros(len(found))
+            return nothing, nothing
+        latency, size = (np.array(one) - was for one, was in zip(zip(*found, strict=True), before, strict=True))
         # What is not foreseen is given an end, so that no price of nothing makes it nothing at all.
         return np.nan_to_num(latency, posinf=UNFORESEEN), np.nan_to_num(size, posinf=UNFORESEEN)
 
     def foresee(self) -> None:
         """Predict now what is needed of all proposals: thousands of costs of a large network."""
         for choice in self.front:
-            self.costs(choice)
+            self.cost(choice)
 
     @cached_property
     def front(self) -> tuple[Choice, ...]:
@@ -164,12 +221,40 @@ class Landscape:
                 found[self.best(tables, price * share, price * (1.0 - share))] = None
         return tuple(found)
 
-    def best(self, tables: Sequence[tuple[Vector, Vector]], latency_price: float, size_price: float) -> Choice:
+    def keeping(self, limits: Limits) -> tuple[Choice, ...]:
+        """The plans that are best at the lowest prices at which what they cost keeps the limits, for prices on latency, on size
+        and between; none where not even the highest do."""
+        found: dict[Choice, None] = {}
+        for tables, share in itertools.product(self.changes, np.linspace(0.0, 1.0, DIRECTIONS)):
+            kept: Choice | None = None
+            low, high = math.log(PRICES[0]) - 1.0, math.log(UNFORESEEN) - 1.0
+            for _ in range(HALVINGS):
+                price = math.exp((low + high) / 2.0)
+                choice = self.best(tables, price * share, price * (1.0 - share))
+                if self.keeps(choice, limits):
+                    high, kept = math.log(price), choice
+                else:
+                    low = math.log(price)
+            if kept is not None:
+                found[kept] = None
+        return tuple(found)
+
+    def keeps(self, choice: Choice, limits: Limits) -> bool:
+        """Whether what a plan costs keeps the limits."""
+        cost = self.cost(choice)
+        return cost is not None and all(excess <= 0.0 for excess in limits.broken_by_cost(cost))
+
+    def best(self, tables: Changes, latency_price: float, size_price: float) -> Choice:
         """The best choice of every group at these prices."""
         return tuple(
             int(np.argmin(group.errors + latency_price * latency + size_price * size))
             for group, (latency, size) in zip(self.groups, tables, strict=True)
         )
+
+
+def without_errors(space: SearchSpace) -> dict[str, list[float]]:
+    """For a landscape of costs alone."""
+    return {decision.name: [0.0] * len(decision.options) for decision in space.decisions}
 
 
 def _grouped(space: SearchSpace) -> Iterator[tuple[Decision, ...]]:
@@ -178,11 +263,7 @@ def _grouped(space: SearchSpace) -> Iterator[tuple[Decision, ...]]:
     for decision in space.decisions:
         single = decision.kind in TOGETHER and len(decision.layers) == 1 and not decision.name.endswith(":*")
         by_layer[f"layer {decision.layers[0]}" if single else decision.name].append(decision)
-    groups = [tuple(decisions) for decisions in by_layer.values()]
-    if sum(math.prod(len(one.options) for one in group) for group in groups) <= MOST_COMBINATIONS:
-        yield from groups
-    else:
-        yield from ((decision,) for decision in space.decisions)
+    yield from (tuple(decisions) for decisions in by_layer.values())
 
 
 def _group(decisions: Sequence[Decision], errors: Mapping[str, Sequence[float]]) -> Group:
@@ -192,3 +273,12 @@ def _group(decisions: Sequence[Decision], errors: Mapping[str, Sequence[float]])
         for chosen in indices
     ]
     return Group(tuple(decision.name for decision in decisions), indices, np.array(sums, dtype=float))
+
+
+def _errors_by_kind(group: Group, space: SearchSpace, errors: Mapping[str, Sequence[float]]) -> Vector:
+    """Shape (kinds, combinations)."""
+    found = np.zeros((len(KINDS), len(group.indices)))
+    for place, name in enumerate(group.decisions):
+        of_options = np.array(errors[name], dtype=float)
+        found[KINDS.index(space.by_name[name].kind)] += of_options[[chosen[place] for chosen in group.indices]]
+    return found

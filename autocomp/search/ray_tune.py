@@ -1,5 +1,5 @@
 """A search's evaluations on a Ray cluster: Ray Tune places and stops them; what comes next, what is known and what is
-begun again is the run's own (:class:`autocomp.search.study.Ledger`).
+begun again is the run's own (:class:`autocomp.search.ledger.Ledger`).
 
 So nothing that Tune keeps matters: it writes to a folder that is thrown away, and a run whose driver, Tune or cluster
 died goes on from its journal like any other. Nor does it matter where an evaluation ran, or how often it was begun: it
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ray
 import ray.cloudpickle
@@ -30,11 +30,12 @@ from autocomp.errors import WorkError
 from autocomp.plan import Plan
 from autocomp.search.confined import Confined
 from autocomp.search.evaluate import Outcome, evaluate
+from autocomp.search.ledger import Ledger, Proposal, Told
 from autocomp.search.ray_cluster import connected, node_resources
-from autocomp.search.study import Ledger, Proposal, Told
+from autocomp.search.rungs import Hurdle
 from autocomp.search.workers import Workers
 from autocomp.tasks.user_file import is_of_user
-from autocomp.trial import Cost
+from autocomp.trial import Cost, Rung
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial as TuneTrial
@@ -111,7 +112,7 @@ class _Proposals(Searcher):
             known = self._ledger.known(attempts.proposal.plan)
             if known is None:
                 self._open[trial_id] = attempts
-                return {"plan": attempts.proposal.plan.to_json()}
+                return {"plan": attempts.proposal.plan.to_json(), "hurdle": attempts.proposal.hurdle}
             self._tell(attempts.proposal, known)
         return None if self._open else Searcher.FINISHED  # type: ignore[return-value]  # what is open may come again
 
@@ -167,7 +168,14 @@ class _Telling(tune.Callback):
     def on_trial_complete(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
         said = trial.last_result["outcome"]
         cost = said["cost"]
-        outcome = Outcome(said["metric"], None if cost is None else Cost(**cost), said["seconds"], said["error"])
+        outcome = Outcome(
+            said["metric"],
+            None if cost is None else Cost(**cost),
+            said["seconds"],
+            said["error"],
+            tuple(Rung(**rung) for rung in said["rungs"]),
+            None if said["stopped"] is None else tuple(said["stopped"]),
+        )
         self._proposals.finish(trial.trial_id, outcome)
 
     def on_trial_start(self, iteration: int, trials: list[TuneTrial], trial: TuneTrial, **info: object) -> None:
@@ -182,21 +190,28 @@ class _Evaluation(tune.Trainable):
     """A worker: it has the workbench, which came to its node once, and evaluates one plan after the other."""
 
     def setup(  # type: ignore[override]
-        self, config: dict[str, str], bench: Workbench, limit_s: float | None, limit_gb: float | None
+        self, config: dict[str, Any], bench: Workbench, limit_s: float | None, limit_gb: float | None
     ) -> None:
-        self._plan = Plan.from_json(config["plan"])
+        self._given(config)
         self._bench = bench
         confined = limit_s is not None or limit_gb is not None
         pickled: bytes = ray.cloudpickle.dumps(bench) if confined else b""  # type: ignore[no-untyped-call]
         self._confined = Confined(pickled, limit_s, limit_gb) if confined else None
 
-    def reset_config(self, new_config: dict[str, str]) -> bool:
-        self._plan = Plan.from_json(new_config["plan"])
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        self._given(new_config)
         return True
+
+    def _given(self, config: dict[str, Any]) -> None:
+        self._plan = Plan.from_json(config["plan"])
+        self._hurdle: Hurdle | None = config["hurdle"]
 
     def step(self) -> dict[str, object]:
         confined = self._confined
-        outcome = evaluate(self._bench, self._plan) if confined is None else confined.evaluate(self._plan)
+        if confined is None:
+            outcome = evaluate(self._bench, self._plan, self._hurdle)
+        else:
+            outcome = confined.evaluate(self._plan, self._hurdle)
         return {"outcome": asdict(outcome), "done": True}
 
     def cleanup(self) -> None:

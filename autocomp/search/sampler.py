@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocomp.errors import RequestError, did_you_mean
 from autocomp.plan import Plan
-from autocomp.search.guided import Bounds, GuidedSampler, distributions
+from autocomp.search.guided import GuidedSampler, Wish, distributions
 from autocomp.search.landscape import Landscape
 from autocomp.space import Kind, SearchSpace
 
@@ -154,7 +154,7 @@ def make_sampler(
     seed: int,
     number: int,
     landscape: Landscape | None = None,
-    bounds: Bounds | None = None,
+    wish: Wish | None = None,
 ) -> BaseSampler:
     """The sampler for one trial.
 
@@ -162,7 +162,7 @@ def make_sampler(
     that finished trials carry.
 
     Args:
-        landscape, bounds: what the guided sampler goes by.
+        landscape, wish: what the guided sampler goes by.
 
     Raises:
         RequestError: no such sampler, or a guided one without a landscape.
@@ -171,7 +171,7 @@ def make_sampler(
     if name == "auto":
         if landscape is None:
             raise RequestError("sampler auto goes by sensitivities; got none; measure them, or take nsga2")
-        return GuidedSampler(landscape, seed, bounds or Bounds())
+        return GuidedSampler(landscape, seed, wish or Wish())
     trial_seed = int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
     untouched = space.uniform({})
     if name == "uniform":

@@ -13,7 +13,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from autocomp.plan import Plan
-from autocomp.run import RunFolder
+from autocomp.run import Json, JsonValue, RunFolder
 from autocomp.search.evaluate import Workbench
 from autocomp.space import Decision, SearchSpace
 
@@ -49,10 +49,16 @@ def sensitivities(
             break
         progress(len(known), len(space.decisions), "measuring what each choice does")
         found = tuple(_errors(bench, space, decision, batches, untouched))
-        folder.append_event({"event": MEASURED, "decision": decision.name, "errors": list(found)})
+        folder.append_event(told(decision, found))
         known[decision.name] = found
     progress(len(known), len(space.decisions), "measuring what each choice does")
     return {one.name: known.get(one.name) or _like_others(one, space, known) for one in space.decisions}
+
+
+def told(decision: Decision, errors: Sequence[float]) -> Json:
+    """The event of one decision."""
+    options: list[JsonValue] = list(decision.option_names)
+    return {"event": MEASURED, "decision": decision.name, "options": options, "errors": list(errors)}
 
 
 def _like_others(decision: Decision, space: SearchSpace, known: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:

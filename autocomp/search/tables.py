@@ -5,11 +5,12 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import cast
 
 from autocomp.pareto import front, knee
-from autocomp.run import Json, JsonValue, Request, RunFolder
-from autocomp.search.study import Limits
+from autocomp.run import Json, JsonValue, RunFolder
+from autocomp.search.limits import Goal, Limits
 from autocomp.task import Metric
 from autocomp.trial import Trial
 
@@ -39,26 +40,48 @@ VERIFIED = "verified"
 BASELINE = 0
 
 
-def within(trials: Iterable[Trial], limits: Limits, metric: Metric, baseline: float) -> list[Trial]:
-    """The finished trials that keep every limit."""
-    return [
-        trial
-        for trial in trials
-        if trial.cost is not None
-        and trial.metric is not None
-        and all(excess <= 0 for excess in limits.broken(metric.drop(baseline, trial.metric), trial.cost))
-    ]
+def broken(trial: Trial, limits: Limits, drop: float, verified: Json | None) -> bool:
+    """Whether a trial breaks a limit: by its file where that was measured, otherwise by what is predicted of it."""
+    assert trial.cost is not None
+    excesses = limits.broken(drop, trial.cost)
+    if verified is not None:
+        measured = cast("dict[str, float | None]", verified["measured"])
+        unmeasured = Limits(
+            latency_ms=limits.latency_ms if measured["latency_ms"] is None else None,
+            memory_bytes=limits.memory_bytes if measured.get("peak_memory_bytes") is None else None,
+            max_drop=limits.max_drop,
+        )
+        excesses = [
+            *unmeasured.broken(drop, trial.cost),
+            *limits.broken_by_file(
+                cast("float", measured["size_bytes"]), measured["latency_ms"], measured.get("peak_memory_bytes")
+            ),
+        ]
+    return any(excess > 0 for excess in excesses)
 
 
-def front_trials(trials: Sequence[Trial], metric: Metric, limits: Limits) -> list[Trial]:
+def front_trials(
+    trials: Sequence[Trial], metric: Metric, limits: Limits, verified: Mapping[str, Json] = MappingProxyType({})
+) -> list[Trial]:
     """The untouched plan, then the front over loss, predicted latency and size, by number.
 
     Where a limit is set, the front is that of the trials that keep it. Trials of one plan count once.
+
+    Args:
+        verified: what was measured of files, as :func:`verifications` gives it.
     """
     baseline = next((t for t in trials if t.number == BASELINE and t.metric is not None), None)
     if baseline is None or baseline.metric is None:
         return []
-    candidates = list({t.key: t for t in reversed(within(trials, limits, metric, baseline.metric))}.values())[::-1]
+    untouched = baseline.metric
+    kept = [
+        t
+        for t in trials
+        if t.metric is not None
+        and t.cost is not None
+        and not broken(t, limits, metric.drop(untouched, t.metric), verified.get(t.key))
+    ]
+    candidates = list({t.key: t for t in reversed(kept)}.values())[::-1]
     rows = [
         (metric.drop(baseline.metric, t.metric), t.cost.latency_ms, t.cost.size_bytes)
         for t in candidates
@@ -66,6 +89,34 @@ def front_trials(trials: Sequence[Trial], metric: Metric, limits: Limits) -> lis
     ]
     best = [candidates[place] for place in front(rows)] if rows else []
     return [baseline, *(t for t in sorted(best, key=lambda t: t.number) if t.number != BASELINE)]
+
+
+def front_in(folder: RunFolder, trials: Sequence[Trial], metric: Metric) -> list[Trial]:
+    """The front of some trials of a run, within the limits that it was asked for, as far as these are corrected by now."""
+    limits = Limits.of(folder.request(), folder.events())
+    return front_trials(trials, metric, limits, verifications(folder))
+
+
+def goal_trial(points: Sequence[Trial], goal: Goal, metric: Metric, verified: Mapping[str, Json]) -> Trial:
+    """The end of a front that is wanted, by what was measured of files where it was; the baseline only where there is nothing
+    else. Accuracy is that of the search split: no point is chosen by the test split.
+
+    Args:
+        points: baseline first, as :func:`front_trials` gives them.
+    """
+    others = [point for point in points if point.number != BASELINE] or list(points)
+
+    def costs(point: Trial) -> tuple[float, float, float]:
+        assert point.cost is not None
+        measured = cast("Mapping[str, float | None]", verified.get(point.key, {}).get("measured", {}))
+        latency_ms = measured.get("latency_ms") or point.cost.latency_ms
+        size_bytes = measured.get("size_bytes") or point.cost.size_bytes
+        drop = metric.drop(0.0, point.metric or 0.0)
+        if goal == "fastest":
+            return latency_ms, drop, size_bytes
+        return (size_bytes, drop, latency_ms) if goal == "smallest" else (drop, latency_ms, size_bytes)
+
+    return min(others, key=costs)
 
 
 def knee_trial(points: Sequence[Trial], metric: Metric) -> Trial:
@@ -86,14 +137,14 @@ def verifications(folder: RunFolder) -> dict[str, Json]:
     return found
 
 
-def write_tables(folder: RunFolder, request: Request, metric: Metric, trials: Sequence[Trial]) -> list[Trial]:
+def write_tables(folder: RunFolder, metric: Metric, trials: Sequence[Trial]) -> list[Trial]:
     """Write ``front.csv``, ``trials.csv`` and the front points' ``plan.json`` and ``verification.json``.
 
     Returns:
         The rows of ``front.csv``, baseline first.
     """
     verified = verifications(folder)
-    points = front_trials(trials, metric, Limits.of(request))
+    points = front_in(folder, trials, metric)
     folder.write("front.csv", _csv(FRONT_COLUMNS, [_row(t, verified.get(t.key)) for t in points]))
     folder.write("trials.csv", _csv(TRIAL_COLUMNS, [_row(t, verified.get(t.key)) for t in trials]))
     for point in points:

@@ -24,14 +24,12 @@ from autocomp.hardware.timed_files import Progress
 from autocomp.hardware.timing import Timing
 from autocomp.plan import Format, Plan
 from autocomp.run import Json
+from autocomp.search.drop import drop_interval
 from autocomp.search.evaluate import Workbench
-from autocomp.task import Metric, Predict, Score
+from autocomp.task import Predict, Score
 from autocomp.trial import Cost, Trial
 
 FoundT = TypeVar("FoundT")
-
-#: Standard errors either side of a 95 % interval.
-CONFIDENCE_Z = 1.96
 
 
 @dataclass(frozen=True)
@@ -128,39 +126,6 @@ def _measured(
     return bench.place.there(partial(work, target.runtime, target.threads, inputs, models))
 
 
-def drop_interval(metric: Metric, baseline: Score, score: Score) -> tuple[float, float, float]:
-    """How much worse ``score`` is than ``baseline``, and the paired 95 % interval of that.
-
-    Where both have per-example outcomes, the interval is that of the mean of their differences: for outcomes that are
-    right or wrong, the adjusted Wald interval of Agresti & Min ("Simple improved confidence intervals for comparing
-    matched proportions", 2005), which is not empty where both were right on the same examples; for others the normal
-    approximation. Where not, nothing is known of it and it is infinite.
-    """
-    drop = metric.drop(baseline.value, score.value)
-    before, after = baseline.outcomes, score.outcomes
-    if before is None or after is None or len(before) != len(after) or len(before) < 2:
-        return drop, -np.inf, np.inf
-    worse = before - after if metric.direction == "maximize" else after - before
-    scale = _scale(baseline, score)
-    if np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all():
-        count = len(worse) + 2
-        lost, won = float((worse > 0).sum()) + 0.5, float((worse < 0).sum()) + 0.5
-        middle = (lost - won) / count
-        error = np.sqrt(lost + won - (lost - won) ** 2 / count) / count
-    else:
-        middle, error = float(worse.mean()), float(worse.std(ddof=1)) / np.sqrt(len(worse))
-    return drop, scale * (middle - CONFIDENCE_Z * error), scale * (middle + CONFIDENCE_Z * error)
-
-
-def _scale(*scores: Score) -> float:
-    """Metric units per unit of outcome (outcomes of 0 and 1, a metric in percent: 100)."""
-    for score in scores:
-        mean = float(score.outcomes.mean()) if score.outcomes is not None else 0.0
-        if mean:
-            return score.value / mean
-    return 1.0  # nothing but zeros: the drop and its error are zero in any unit
-
-
 def verification(
     bench: Workbench,
     point: Trial,
@@ -168,11 +133,13 @@ def verification(
     exported: Exported,
     baseline: Score,
     timing: Timing | None,
+    peak_memory_bytes: int | None = None,
     timed_on: str | None = None,
 ) -> Json:
     """What ``verification.json`` and the event of a verified point hold: predicted beside measured.
 
     Args:
+        peak_memory_bytes: of the file, where it was measured.
         timed_on: the board, in words, where the file was timed on one.
     """
     drop, low, high = drop_interval(bench.task.metric, baseline, exported.measured)
@@ -200,6 +167,7 @@ def verification(
             "latency_ms": None if timing is None else timing.latency_ms,
             "latency_spread": None if timing is None else timing.error,
             "settled": None if timing is None else timing.settled,
+            "peak_memory_bytes": peak_memory_bytes,
         },
         "runtime": bench.target.runtime if bench.target.reachable else "onnxruntime (metric only)",
         "timed_on": timed_on,

@@ -14,8 +14,10 @@ from autocomp.inventory import Inventory, LayerInfo
 from autocomp.plan import Format, Plan, Rank, Sparsity
 from autocomp.run import Request
 from autocomp.search.landscape import Landscape
+from autocomp.search.ledger import Knowledge, Ledger, run_trials
+from autocomp.search.rungs import Climb, Hurdle
 from autocomp.search.sampler import SamplerName
-from autocomp.search.study import Ledger, RunStudy, open_study, read_trials, run_trials
+from autocomp.search.study import RunStudy, open_study, read_trials
 from autocomp.space import Decision, SearchSpace
 from autocomp.task import Metric, Score
 from autocomp.trial import Cost, Trial
@@ -77,6 +79,9 @@ class PaperBench:
             latency += share * (1.0 if layer.format is None else 0.4)
         return Cost(latency, 0.05 * latency, round(size), 1, 1, "fitted")
 
+    def climb(self, plan: Plan, cost: Cost, hurdle: Hurdle | None) -> Climb:
+        return Climb((), self.score(plan))
+
     def score(self, plan: Plan) -> Score:
         self.scored.append(plan)
         if self.fails(plan):
@@ -108,7 +113,7 @@ def search(
     """All trials after a search in that study."""
     bench = bench or PaperBench()
     space = space or synthetic_space()
-    ledger = Ledger(opened, space, asked, bench.task.metric, BASELINE, landscape_of(space))
+    ledger = Ledger(opened, space, asked, bench.task.metric, BASELINE, Knowledge(landscape_of(space)))
     run_trials(ledger, cast("Workbench", bench), asked.timeout_s, lambda trial, trials: None)
     return read_trials(opened.study, asked.seed)
 

@@ -22,8 +22,8 @@ from autocomp.plan import Plan
 from autocomp.run import RunFolder
 from autocomp.search import flow
 from autocomp.search.begin import Setup
+from autocomp.search.drop import drop_interval
 from autocomp.search.tables import FRONT_COLUMNS, TRIAL_COLUMNS, verifications
-from autocomp.search.verify import drop_interval
 from autocomp.task import Metric, Predict, Score, Split, Task
 from autocomp.trial import Trial
 from autocomp.watch import SILENT, Silent

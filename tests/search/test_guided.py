@@ -7,7 +7,7 @@ import pytest
 
 from autocomp.errors import RequestError
 from autocomp.plan import Plan
-from autocomp.search.guided import WORST_DROP, Bounds, GuidedSampler
+from autocomp.search.guided import WORST_DROP, GuidedSampler
 from autocomp.search.hypervolume import hypervolume
 from autocomp.search.sampler import SamplerName, make_sampler
 from autocomp.trial import Trial
@@ -72,7 +72,7 @@ def test_trials_that_are_still_at_work_are_not_proposed_again() -> None:
     study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
     asked = []
     for number in range(6):
-        study.sampler = make_sampler("auto", land.space, 0, number, land, Bounds())
+        study.sampler = make_sampler("auto", land.space, 0, number, land)
         trial = study.ask(study.sampler.infer_relative_search_space(study, None))  # type: ignore[arg-type]
         asked.append(land.choice(trial.params))
         if number == 0:

@@ -7,12 +7,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocomp.search.hypervolume import Point, area_left, expected_improvement, hypervolume
+from autocomp.search.hypervolume import Point, area_left, expected_improvements, hypervolume
 
 #: Corners of a grid of tenths, so that counting cells is exact.
 TENTHS = st.integers(0, 10).map(lambda tenth: tenth / 10)
 POINTS = st.lists(st.tuples(TENTHS, TENTHS, TENTHS), max_size=6)
 CENTRES = np.stack(np.meshgrid(*[np.arange(0.05, 1.0, 0.1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def expected_improvement(mean: float, std: float, costs: tuple[float, float], front: list[Point]) -> float:
+    return float(expected_improvements(np.array([mean]), np.array([std]), np.array([costs]), front)[0])
 
 
 def counted(points: list[Point]) -> float:
@@ -40,7 +44,7 @@ def test_an_uncertain_one_adds_the_mean_over_what_it_may_be(
 ) -> None:
     front = sorted(points)
     draws = mean + std * np.random.default_rng(0).standard_normal(400)
-    each = [expected_improvement(float(value), 1e-9, costs, front) for value in draws]
+    each = expected_improvements(draws, np.full(400, 1e-9), np.tile(costs, (400, 1)), front)
     expected = expected_improvement(mean, std, costs, front)
     assert expected == pytest.approx(np.mean(each), abs=4 * float(np.std(each)) / 20 + 1e-3)
 

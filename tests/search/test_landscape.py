@@ -36,7 +36,7 @@ def test_a_choice_is_indices_and_back(seed: int) -> None:
     assert land.choice(indices) == choice
     assert land.plan(choice) == land.space.plan(indices)
     assert land.error(choice) == pytest.approx(sum(land.errors[name][index] for name, index in indices.items()))
-    assert sum(land.error_by_kind(choice).values()) == pytest.approx(land.error(choice))
+    assert land.errors_by_kind([choice]).sum() == pytest.approx(land.error(choice))
 
 
 def test_the_front_is_the_best_there_is_where_all_adds_up() -> None:
@@ -44,8 +44,7 @@ def test_the_front_is_the_best_there_is_where_all_adds_up() -> None:
     land = landscape_of(synthetic_space())
 
     def values(choice: Choice) -> tuple[float, float, float]:
-        costs = land.costs(choice)
-        return land.error(choice), costs.latency_ms, costs.size_bytes
+        return land.error(choice), *land.shares(choice)
 
     front = [values(choice) for choice in land.front]
     assert land.choice({}) in land.front
@@ -64,7 +63,7 @@ def test_a_plan_without_a_prediction_is_never_on_the_front() -> None:
         return bench.cost(plan)
 
     land = Landscape(space, landscape_of(space).errors, cost)
-    assert land.costs(land.choice({"rank:b": 1})).latency_ms == math.inf
+    assert land.cost(land.choice({"rank:b": 1})) is None
     priced = [choice for choice in land.front if land.plan(choice)["b"].rank is not None]
-    assert all(land.costs(choice).latency_ms == math.inf for choice in priced)
+    assert all(land.shares(choice) == (math.inf, math.inf) for choice in priced)
     assert len(priced) < len(land.front) / 2

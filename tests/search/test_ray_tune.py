@@ -29,8 +29,9 @@ from autocomp.plan import Plan  # noqa: E402
 from autocomp.run import Request, RunFolder  # noqa: E402
 from autocomp.search import flow, ray_tune  # noqa: E402
 from autocomp.search.evaluate import evaluate  # noqa: E402
+from autocomp.search.ledger import Knowledge, Ledger  # noqa: E402
 from autocomp.search.ray_cluster import TargetNode  # noqa: E402
-from autocomp.search.study import Ledger, open_study, read_study, read_trials  # noqa: E402
+from autocomp.search.study import open_study, read_study, read_trials  # noqa: E402
 from autocomp.search.workers import LABEL, Workers  # noqa: E402
 from autocomp.task import Score  # noqa: E402
 from autocomp.trial import Trial  # noqa: E402
@@ -46,7 +47,7 @@ from tests.search.synthetic import (  # noqa: E402
 )
 from tests.targets import REQUEST, small_setup  # noqa: E402
 
-GUIDE = landscape_of(synthetic_space())
+GUIDE = Knowledge(landscape_of(synthetic_space()))
 
 if TYPE_CHECKING:
     from autocomp.search.evaluate import Workbench

@@ -1,0 +1,249 @@
+"""What a run's study has been asked for and told: the one owner of what was proposed and how it scored.
+
+A trial that was being worked on when the process died is finished, not replaced: its proposal stands in the journal
+and its number stays, so that nothing is lost, nothing is evaluated twice, and what follows is what would have followed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+import optuna
+from optuna.trial import TrialState as State
+
+from autocomp.plan import Plan
+from autocomp.run import Request
+from autocomp.search.evaluate import Outcome, Workbench, evaluate
+from autocomp.search.guided import CHOICE, PLAN_HASH, STOPPED, GuidedSampler, Wish, distributions, indices_of
+from autocomp.search.landscape import Landscape
+from autocomp.search.limits import Goal, Limits
+from autocomp.search.rungs import Hurdle
+from autocomp.search.sampler import SamplerName, make_sampler
+from autocomp.search.study import PLAN, RUNGS, RunStudy, plan_text, read_trials
+from autocomp.space import SearchSpace
+from autocomp.task import Metric
+from autocomp.trial import Cost, Trial, TrialState
+
+Told = Callable[[Trial, Sequence[Trial]], None]
+
+#: Samplers that lose nothing by trials that are stopped early: one learns from these as well, the other from none. NSGA-II and
+#: TPE learn from finished ones only, and the uniform plans are a baseline, which is to be seen whole.
+STOPPING: frozenset[SamplerName] = frozenset({"auto", "random"})
+#: Decisions beyond which the guided sampler's indices are one attribute of a trial, not a parameter each: Optuna writes two
+#: hundred characters about every parameter of every trial.
+MOST_PARAMETERS = 150
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """A plan to be evaluated, under the number of its trial, and what it has to clear."""
+
+    number: int
+    plan: Plan
+    trial: optuna.Trial
+    hurdle: Hurdle | None
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a search knows before its first trial.
+
+    ``landscape``: what is foreseen; the sampler ``auto`` goes by it. ``earlier``: indices of plans of earlier searches and
+    their drops as shares of the metric. ``metrics``: those of plans, by hash, that the very same evaluation gave earlier.
+    """
+
+    landscape: Landscape | None = None
+    earlier: tuple[tuple[dict[str, int], float], ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+class Ledger:
+    """The one owner of what comes next and of what is known, wherever the evaluations are made.
+
+    Args:
+        baseline_metric: the untouched model's score on the search split, which drops are counted from.
+        limits: those of the request, corrected by what files were found to take.
+        more: trials beyond those of the request.
+    """
+
+    def __init__(
+        self,
+        opened: RunStudy,
+        space: SearchSpace,
+        request: Request,
+        metric: Metric,
+        baseline_metric: float,
+        knowledge: Knowledge = Knowledge(),
+        limits: Limits | None = None,
+        more: int = 0,
+    ) -> None:
+        self._study, self._together = opened.study, opened.together
+        self._space, self._request = space, request
+        self._metric, self._baseline_metric, self._scale = metric, baseline_metric, abs(baseline_metric) or 1.0
+        self._limits = Limits.of(request) if limits is None else limits
+        self._knowledge, self._asked_for = knowledge, request.trials + more
+        self._trials: dict[int, Trial] = {}
+        self._known: dict[str, Outcome] = {}
+        self._front: list[tuple[float, float, float]] = []
+        for trial in read_trials(self._study, request.seed):
+            self._note(trial, None)
+        for frozen in self._study.get_trials(deepcopy=False, states=[State.PRUNED]):
+            drop, std = (share * self._scale for share in frozen.user_attrs[STOPPED])
+            self._note(self._trials[frozen.number], (drop, std))
+        self._asked = len(self._study.get_trials(deepcopy=False))  # counted on: to list ten thousand takes its time
+        self._guided: GuidedSampler | None = None
+
+    @property
+    def trials(self) -> tuple[Trial, ...]:
+        """All so far that have a plan, by number."""
+        return tuple(self._trials[number] for number in sorted(self._trials))
+
+    def unfinished(self) -> Iterator[Proposal]:
+        """Those that a process which died was at work on, as they were proposed."""
+        for frozen in self._study.get_trials(states=[State.RUNNING]):
+            self._study.sampler = self._sampler(frozen.number)
+            trial = optuna.trial.Trial(self._study, frozen._trial_id)
+            if self._in_one:
+                yield self._proposal(trial, indices_of(frozen, self._space))
+                continue
+            for name, distribution in distributions(self._space).items():
+                if name in frozen.params and name not in trial.relative_params:
+                    # Drawn before the process died: drawn again and dropped, so that the others get the draws due to them.
+                    self._study.sampler.sample_independent(self._study, frozen, name, distribution)
+                trial._suggest(name, distribution)  # what the journal already has is given back as it is
+            yield self._proposal(trial, trial.params)
+
+    def propose(self) -> Proposal | None:
+        """The next one; None where all that were asked for have been proposed."""
+        if self._asked >= self._asked_for:
+            return None
+        self._study.sampler = self._sampler(self._asked)
+        with self._together():
+            if self._in_one:
+                trial = self._study.ask()
+                indices = self._study.sampler.indices(self._study, trial.number)  # type: ignore[attr-defined]
+                trial.set_user_attr(CHOICE, [indices[decision.name] for decision in self._space.decisions])
+                proposal = self._proposal(trial, indices)
+            else:
+                trial = self._study.ask(distributions(self._space))
+                proposal = self._proposal(trial, trial.params)
+        self._asked = proposal.number + 1
+        return proposal
+
+    def known(self, plan: Plan) -> Outcome | None:
+        """What came of a plan that was evaluated before: it is not evaluated again."""
+        landscape, metric = self._knowledge.landscape, self._knowledge.metrics.get(plan.hash)
+        if plan.hash in self._known or metric is None or landscape is None:
+            return self._known.get(plan.hash)
+        return Outcome(metric, landscape.predicted(plan), 0.0)
+
+    def tell(self, proposal: Proposal, outcome: Outcome) -> Trial:
+        """Write down what came of a proposal."""
+        trial, cost = proposal.trial, outcome.cost
+        state: TrialState = "failed"
+        with self._together():
+            trial.set_user_attr("seconds", outcome.seconds)
+            if outcome.rungs:
+                trial.set_user_attr(RUNGS, [[rung.share, rung.metric] for rung in outcome.rungs])
+            if outcome.metric is not None and cost is not None:
+                state = "complete"
+                trial.set_user_attr("cost", _not_values(cost))
+                self._constrain(trial, outcome.metric, cost)
+                self._study.tell(trial, [outcome.metric, cost.latency_ms, float(cost.size_bytes)])
+            elif outcome.stopped is not None and cost is not None:
+                state = "stopped"
+                trial.set_user_attr("cost", asdict(cost))
+                trial.set_user_attr(STOPPED, [value / self._scale for value in outcome.stopped])
+                self._study.tell(trial, state=State.PRUNED)
+            else:
+                trial.set_user_attr("error", outcome.error)
+                self._study.tell(trial, state=State.FAIL)
+        told = Trial(
+            proposal.number,
+            proposal.plan,
+            state,
+            outcome.metric,
+            cost,
+            outcome.seconds,
+            self._request.seed,
+            outcome.error,
+            rungs=outcome.rungs,
+        )
+        self._note(told, outcome.stopped)
+        return told
+
+    def _note(self, trial: Trial, stopped: tuple[float, float] | None) -> None:
+        self._trials[trial.number] = trial
+        if trial.cost is None:
+            return
+        if trial.metric is not None or stopped is not None:
+            self._known[trial.plan.hash] = Outcome(trial.metric, trial.cost, 0.0, None, trial.rungs, stopped)
+        if trial.metric is not None:
+            drop = self._metric.drop(self._baseline_metric, trial.metric)
+            point = (drop, trial.cost.latency_ms, float(trial.cost.size_bytes))
+            if Hurdle(tuple(self._front)).cleared(drop, trial.cost):
+                worse = [other for other in self._front if all(a <= b for a, b in zip(point, other, strict=True))]
+                self._front = [other for other in self._front if other not in worse] + [point]
+
+    def _constrain(self, trial: optuna.Trial, metric: float, cost: Cost) -> None:
+        if not self._limits:
+            return
+        drop = self._metric.drop(self._baseline_metric, metric)
+        told = self._study.get_trials(deepcopy=False)[trial.number].constraints  # by a process that died right after
+        for place, excess in enumerate(self._limits.broken(drop, cost)):
+            if str(place) not in told:
+                trial.set_constraint(str(place), excess)
+
+    def _proposal(self, trial: optuna.Trial, indices: Mapping[str, int]) -> Proposal:
+        plan = self._space.plan(indices)
+        trial.set_user_attr(PLAN, plan_text(plan))
+        trial.set_user_attr(PLAN_HASH, plan.hash)
+        if isinstance(self._study.sampler, GuidedSampler):
+            trial.set_user_attr("why", self._study.sampler.why)
+        self._trials[trial.number] = Trial(trial.number, plan, "running", None, None, None, self._request.seed)
+        stops = self._request.sampler in STOPPING and trial.number > 0
+        hurdle = Hurdle(tuple(self._front), self._limits.max_drop) if stops else None
+        return Proposal(trial.number, plan, trial, hurdle)
+
+    @property
+    def _in_one(self) -> bool:
+        return self._request.sampler == "auto" and len(self._space.decisions) > MOST_PARAMETERS
+
+    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
+        if self._guided is not None:
+            return self._guided
+        name: SamplerName = self._request.sampler  # type: ignore[assignment]
+        goal: Goal = self._request.goal  # type: ignore[assignment]
+        wish = Wish(self._limits, goal, self._knowledge.earlier)
+        sampler = make_sampler(name, self._space, self._request.seed, number, self._knowledge.landscape, wish)
+        if isinstance(sampler, GuidedSampler):
+            self._guided = sampler  # what it has read of the study it need not read again
+        return sampler
+
+
+def run_trials(ledger: Ledger, bench: Workbench, timeout_s: float | None, told: Told) -> None:
+    """Propose and evaluate, one after the other, until all trials asked for are finished or the time is up.
+
+    Args:
+        told: called after every trial with it and all trials so far.
+    """
+    began = time.monotonic()
+
+    def finish(proposal: Proposal) -> None:
+        outcome = ledger.known(proposal.plan) or evaluate(bench, proposal.plan, proposal.hurdle)
+        told(ledger.tell(proposal, outcome), ledger.trials)
+
+    for proposal in ledger.unfinished():
+        finish(proposal)
+    while timeout_s is None or time.monotonic() - began <= timeout_s:
+        following = ledger.propose()
+        if following is None:
+            return
+        finish(following)
+
+
+def _not_values(cost: Cost) -> dict[str, float | int | str]:
+    """What is not among a trial's values."""
+    return {name: value for name, value in asdict(cost).items() if name not in ("latency_ms", "size_bytes")}

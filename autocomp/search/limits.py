@@ -1,0 +1,86 @@
+"""What a user asks of the result: limits that it must stay within, and which of the plans that do is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+from autocomp.run import Json, Request
+from autocomp.trial import Cost
+
+#: The whole front, or one end of it.
+Goal = Literal["front", "most-accurate", "fastest", "smallest"]
+
+#: The event that says by how much files broke a limit that their predictions kept.
+CORRECTED = "corrected"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a result must stay within; None where nothing was asked for. ``max_drop`` is in the metric's units.
+
+    ``latency_factor`` and ``size_factor``: what files were found to take, as multiples of what was predicted, once one of them
+    broke a limit that its prediction kept.
+    """
+
+    latency_ms: float | None = None
+    size_bytes: float | None = None
+    memory_bytes: float | None = None
+    max_drop: float | None = None
+    latency_factor: float = 1.0
+    size_factor: float = 1.0
+
+    def __bool__(self) -> bool:
+        return any(one is not None for one in (self.latency_ms, self.size_bytes, self.memory_bytes, self.max_drop))
+
+    @property
+    def of_costs(self) -> bool:
+        """Whether any is of what is predicted."""
+        return any(one is not None for one in (self.latency_ms, self.size_bytes, self.memory_bytes))
+
+    def broken_by_cost(self, cost: Cost) -> list[float]:
+        """By how much each limit of what is predicted is broken, as a share of it; zero or less where it is kept. A latency
+        keeps its limit where it does so with one standard deviation of the prediction to spare."""
+        found = []
+        if self.latency_ms is not None:
+            found.append((self.latency_factor * cost.latency_ms + cost.latency_std_ms) / self.latency_ms - 1)
+        if self.size_bytes is not None:
+            found.append(self.size_factor * cost.size_bytes / self.size_bytes - 1)
+        if self.memory_bytes is not None:
+            found.append(cost.peak_memory_bytes / self.memory_bytes - 1)
+        return found
+
+    def broken(self, drop: float, cost: Cost) -> list[float]:
+        """The same with the drop, whose excess is in the metric's units.
+
+        Args:
+            drop: how much worse the search metric is than that of the untouched plan.
+        """
+        over = [] if self.max_drop is None else [drop - self.max_drop]
+        return [*self.broken_by_cost(cost), *over]
+
+    def broken_by_file(self, size_bytes: float, latency_ms: float | None, memory_bytes: float | None) -> list[float]:
+        """The same of a file; what was not measured of it breaks nothing."""
+        pairs = (
+            (self.latency_ms, latency_ms),
+            (self.size_bytes, size_bytes),
+            (self.memory_bytes, memory_bytes),
+        )
+        return [found / limit - 1 for limit, found in pairs if limit is not None and found is not None]
+
+    @staticmethod
+    def of(request: Request, events: Iterable[Json] = ()) -> Limits:
+        """Those of a request, with what the run's events say was corrected last."""
+        latency_factor = size_factor = 1.0
+        for event in events:
+            if event.get("event") == CORRECTED:
+                latency_factor, size_factor = float(str(event["latency"])), float(str(event["size"]))
+        return Limits(
+            request.max_latency_ms,
+            None if request.max_size_kb is None else request.max_size_kb * 1000,
+            None if request.max_memory_kb is None else request.max_memory_kb * 1000,
+            request.max_drop,
+            latency_factor,
+            size_factor,
+        )

@@ -1,0 +1,66 @@
+"""Whether anything can keep the limits asked for, said before the work begins; and what is nearest to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from autocomp.errors import RequestError
+from autocomp.search.landscape import UNFORESEEN, CostOf, Landscape, without_errors
+from autocomp.search.limits import Limits
+from autocomp.space import SearchSpace
+from autocomp.trial import Cost
+
+#: Standard deviations that a prediction may be too high by before it is taken to rule a limit out.
+DOUBT = 2.0
+
+
+def check_possible(limits: Limits, space: SearchSpace, cost: CostOf) -> None:
+    """Look at the plans of least latency, of least size and between.
+
+    Raises:
+        RequestError: none of them keeps a limit of what is predicted, or none keeps all of them at once; names the nearest
+            possible one.
+    """
+    if not limits.of_costs:
+        return
+    landscape = Landscape(space, without_errors(space), cost)
+    costs = [cost for cost in _least(landscape) if cost is not None]
+    fastest = min(costs, key=lambda cost: cost.latency_ms)
+    if limits.latency_ms is not None and fastest.latency_ms - DOUBT * fastest.latency_std_ms > limits.latency_ms:
+        raise RequestError(
+            f"no plan of this space is foreseen to take less than {fastest.latency_ms:.4g} ± {fastest.latency_std_ms:.2g} ms "
+            f"there; got --max-latency-ms {limits.latency_ms:g}; ask for that or more, or offer more in another --space"
+        )
+    smallest = min(cost.size_bytes for cost in costs)
+    if limits.size_bytes is not None and smallest > limits.size_bytes:
+        raise RequestError(
+            f"no plan of this space is smaller than {smallest / 1000:.4g} kB; got --max-size-kb {limits.size_bytes / 1000:g}; "
+            "ask for that or more, or offer more in another --space"
+        )
+    leanest = min(cost.peak_memory_bytes for cost in costs)
+    if limits.memory_bytes is not None and leanest > limits.memory_bytes:
+        raise RequestError(
+            f"no plan of this space is foreseen to take less than {leanest / 1000:.4g} kB of memory; got --max-memory-kb "
+            f"{limits.memory_bytes / 1000:g}; ask for that or more"
+        )
+    if all(max(_broken(limits, cost)) > 0.0 for cost in costs):
+        nearest = min(costs, key=lambda cost: max(_broken(limits, cost)))
+        raise RequestError(
+            f"no plan of this space is foreseen to keep all limits at once; the nearest takes {nearest.latency_ms:.4g} ms, "
+            f"{nearest.size_bytes / 1000:.4g} kB and {nearest.peak_memory_bytes / 1000:.4g} kB of memory; ask for that or more"
+        )
+
+
+def _broken(limits: Limits, cost: Cost) -> list[float]:
+    """As :meth:`Limits.broken_by_cost`, with every doubt in the plan's favour."""
+    return limits.broken_by_file(
+        cost.size_bytes, cost.latency_ms - DOUBT * cost.latency_std_ms, float(cost.peak_memory_bytes)
+    )
+
+
+def _least(landscape: Landscape) -> Iterable[Cost | None]:
+    for tables in landscape.changes:
+        for share in (0.0, 0.25, 0.5, 0.75, 1.0):
+            price = UNFORESEEN
+            yield landscape.cost(landscape.best(tables, price * share, price * (1.0 - share)))
+    yield landscape.untouched

@@ -1,0 +1,167 @@
+"""The trials of a search; and more of them when files break a limit that their predictions kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
+
+from autocomp.plan import Plan
+from autocomp.run import Json, RunFolder
+from autocomp.search.begin import Setup
+from autocomp.search.earlier import earlier_findings
+from autocomp.search.evaluate import Workbench
+from autocomp.search.landscape import CostOf, Landscape, without_errors
+from autocomp.search.ledger import Knowledge, Ledger, run_trials
+from autocomp.search.limits import CORRECTED, Limits
+from autocomp.search.rungs import parts_of
+from autocomp.search.sensitivity import sensitivities
+from autocomp.search.study import open_study
+from autocomp.search.surrogate import Surrogate
+from autocomp.search.tables import BASELINE, broken, front_in, verifications
+from autocomp.search.workers import Workers
+from autocomp.trial import Cost, Trial
+from autocomp.watch import Watcher
+
+#: How often limits are corrected, and the trials that each correction is given: a share of those asked for, at least so many.
+CORRECTIONS, MORE_SHARE, MORE_LEAST = 3, 0.1, 3
+
+#: Verifies front points.
+Check = Callable[[Sequence[Trial]], None]
+Load = Callable[[], tuple[Trial, ...]]
+
+
+@dataclass(frozen=True)
+class Rounds:
+    """What the trials of a run are made with. ``load`` reads them all; ``check`` exports and measures front points."""
+
+    setup: Setup
+    bench: Workbench
+    folder: RunFolder
+    watcher: Watcher
+    workers: Workers | None
+    load: Load
+    check: Check
+
+    def run(self) -> tuple[Trial, ...]:
+        """All trials, after as many rounds as it takes until no file breaks a limit that its prediction kept, or enough."""
+        began = time.monotonic()
+        request = self.setup.request
+        knowledge = self._knowledge()
+        while True:
+            limits, corrections = Limits.of(request, self.folder.events()), self._corrections()
+            self._trials(knowledge, limits, corrections, began)
+            trials = self.load()
+            if not limits.of_costs or not self._measurable(limits):
+                return trials
+            points = front_in(self.folder, trials, self.setup.bench.task.metric)
+            if points:
+                self.check(points)
+            if corrections == CORRECTIONS or not self._correct(limits, trials):
+                return trials
+
+    def _trials(self, knowledge: Knowledge, limits: Limits, corrections: int, began: float) -> None:
+        request, metric = self.setup.request, self.setup.bench.task.metric
+        more = corrections * max(MORE_LEAST, round(MORE_SHARE * request.trials))
+        opened = open_study(self.folder.journal, metric.direction)
+        ledger = Ledger(opened, self.setup.space, request, metric, self.setup.baseline.value, knowledge, limits, more)
+        left_s = None if request.timeout_s is None else request.timeout_s - (time.monotonic() - began)
+
+        def told(trial: Trial, trials: Sequence[Trial]) -> None:
+            self.watcher.trial(trial, trials, request.trials + more, metric)
+
+        if self.workers is None:
+            run_trials(ledger, self.bench, left_s, told)
+        else:
+            from autocomp.search import ray_tune
+
+            ray_tune.run_trials(ledger, self.bench, self.workers, left_s, told)
+
+    def _knowledge(self) -> Knowledge:
+        setup, request = self.setup, self.setup.request
+        cost = _remembered(self.bench.cost)
+        hints, metrics = earlier_findings(setup, self.folder)
+        limits = Limits.of(request, self.folder.events())
+        landscape = Landscape(setup.space, without_errors(setup.space), cost)
+        if request.sampler == "auto":
+            # Half of the time that there is at most: the other half is for trials.
+            half_s = None if request.timeout_s is None else request.timeout_s / 2
+            table = sensitivities(self.bench, setup.space, self.folder, half_s, self._step)
+            landscape = Landscape(setup.space, table, cost)
+            self.watcher.step("foreseeing what each choice costs", 0, 1)
+            landscape.foresee()
+            self.watcher.step("foreseeing what each choice costs", 1, 1)
+            self._tell_of_doubts(limits, landscape)
+        return Knowledge(landscape, hints, metrics)
+
+    def _step(self, done: int, of: int, what: str) -> None:
+        self.watcher.step(what, done, of)
+
+    def _tell_of_doubts(self, limits: Limits, landscape: Landscape) -> None:
+        """Where the drop that is allowed seems out of reach, before the trials."""
+        if limits.max_drop is None:
+            return
+        scale = abs(self.setup.baseline.value) or 1.0
+        choices = [
+            choice for choice in (*landscape.front, *landscape.keeping(limits)) if landscape.keeps(choice, limits)
+        ]
+        means, stds = Surrogate(landscape).drops(choices)
+        least = min(range(len(choices)), key=lambda place: means[place], default=None)
+        if least is not None and (means[least] - 2 * stds[least]) * scale > limits.max_drop:
+            self.watcher.say(
+                f"the least drop that is foreseen within these limits is {means[least] * scale:.3g}, and at most "
+                f"{limits.max_drop:g} is allowed: it may be that no plan keeps both"
+            )
+
+    def _corrections(self) -> int:
+        return sum(event.get("event") == CORRECTED for event in self.folder.events())
+
+    def _measurable(self, limits: Limits) -> bool:
+        """Whether a file may break a limit that its prediction keeps."""
+        return self.bench.target.reachable or limits.size_bytes is not None
+
+    def _correct(self, limits: Limits, trials: Sequence[Trial]) -> bool:
+        """Write down by how much files broke limits that their predictions kept, the worst of them; False where none did."""
+        verified = verifications(self.folder)
+        base = next(trial for trial in trials if trial.number == BASELINE)
+        latency, size = limits.latency_factor, limits.size_factor
+        missed = []
+        for trial in trials:
+            found = verified.get(trial.key)
+            if found is None or trial.cost is None or trial.metric is None or trial.number == BASELINE:
+                continue
+            drop = self.setup.bench.task.metric.drop(base.metric or 0.0, trial.metric)
+            if broken(trial, limits, drop, None) or not broken(trial, limits, drop, found):
+                continue
+            measured = cast("Mapping[str, float | None]", found["measured"])
+            size = max(size, cast("float", measured["size_bytes"]) / trial.cost.size_bytes)
+            if measured["latency_ms"] is not None:
+                latency = max(latency, measured["latency_ms"] / trial.cost.latency_ms)
+            missed.append(trial.number)
+        if not missed:
+            return False
+        numbers = ", ".join(str(number) for number in sorted(missed))
+        self.watcher.say(
+            f"the files of trials {numbers} break a limit that their predictions kept; what is predicted is corrected "
+            f"({latency:.3f} times the milliseconds, {size:.4f} times the bytes), and the search goes on"
+        )
+        event: Json = {"event": CORRECTED, "latency": latency, "size": size, "missed": [*sorted(missed)]}
+        self.folder.append_event(event)
+        return True
+
+
+def with_parts(bench: Workbench, setup: Setup) -> Workbench:
+    """With the parts of the search split that evaluations begin with."""
+    return replace(bench, parts=parts_of(bench.task, setup.baseline))
+
+
+def _remembered(cost: CostOf) -> CostOf:
+    known: dict[str, Cost] = {}
+
+    def found(plan: Plan) -> Cost:
+        if plan.hash not in known:
+            known[plan.hash] = cost(plan)
+        return known[plan.hash]
+
+    return found

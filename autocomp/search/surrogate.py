@@ -1,0 +1,109 @@
+"""How far plans fall short of the untouched network: foreseen from output errors, and learned from trials."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from autocomp.search.landscape import Choice, Landscape
+from autocomp.space import KINDS
+
+if TYPE_CHECKING:
+    from sklearn.gaussian_process import GaussianProcessRegressor
+    from sklearn.gaussian_process.kernels import Kernel
+
+Vector = npt.NDArray[np.float64]
+
+#: Below this share of the metric, drops are not told apart.
+RESOLUTION = 0.001
+#: Before anything is known, the logarithm of a drop is foreseen this well by the output error.
+PRIOR_STD = 0.7
+#: Trials that are learnt from: those on the front, then the latest.
+MOST_LEARNT = 200
+#: Scales are learned anew when there are so many times as many trials as when they were learned last.
+RELEARN = 1.15
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of a plan: its drop as a share of the metric, and the standard error of that (zero where all examples were
+    looked at)."""
+
+    number: int
+    choice: Choice
+    drop: float
+    drop_std: float = 0.0
+
+
+class Surrogate:
+    """Drops from foreseen output errors: in the logarithm a straight line of slope 1, and what a Gaussian process learns of
+    the rest from how large the error is and which kinds of choices it comes from. So it knows that errors do not add up, and
+    that those of one kind weigh more than those of another."""
+
+    def __init__(self, landscape: Landscape) -> None:
+        self._landscape = landscape
+        self._scales: dict[int, Kernel] = {}
+        self._process: GaussianProcessRegressor | None = None
+
+    def learn(self, seen: Sequence[Seen], number: int) -> None:
+        """From what is known when trial ``number`` is proposed, the most important first. How smooth the process is, which
+        takes longest to learn, is learned from the trials before a milestone, so that it is a function of these."""
+        if not seen:
+            self._process = None
+            return
+        milestone = _milestone(number)
+        if milestone not in self._scales:
+            self._scales[milestone] = self._smoothness([one for one in seen if one.number < milestone][:MOST_LEARNT])
+        self._process = self._fitted(self._scales[milestone], seen[:MOST_LEARNT], None)
+
+    def drops(self, choices: Sequence[Choice]) -> tuple[Vector, Vector]:
+        """Means and standard deviations, as shares of the metric."""
+        middle = self._prior(choices)
+        if self._process is None:
+            mean, std = np.zeros(len(choices)), np.full(len(choices), PRIOR_STD)
+        else:
+            mean, std = self._process.predict(self._features(choices), return_std=True)
+        middle = middle * np.exp(mean)
+        return np.maximum(middle - RESOLUTION, 0.0), middle * std + RESOLUTION / 5
+
+    def _smoothness(self, seen: Sequence[Seen]) -> Kernel:
+        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+
+        scales = [1.0, *[0.5] * len(KINDS)]
+        kernel = ConstantKernel(PRIOR_STD**2, (0.01, 4.0)) * RBF(scales, (0.2, 10.0)) + WhiteKernel(0.05, (0.01, 0.3))
+        return kernel if len(seen) <= len(scales) else self._fitted(kernel, seen, "fmin_l_bfgs_b").kernel_
+
+    def _fitted(self, kernel: Kernel, seen: Sequence[Seen], optimizer: str | None) -> GaussianProcessRegressor:
+        from sklearn.exceptions import ConvergenceWarning
+        from sklearn.gaussian_process import GaussianProcessRegressor
+
+        drops = np.maximum([one.drop for one in seen], 0.0) + RESOLUTION
+        choices = [one.choice for one in seen]
+        # The error of a logarithm; a drop known from all examples has that of the kernel's noise alone.
+        variance = (np.array([one.drop_std for one in seen]) / drops) ** 2 + 1e-9
+        learner = GaussianProcessRegressor(kernel, alpha=variance, optimizer=optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound is as good as any beyond it
+            return learner.fit(self._features(choices), np.log(drops / self._prior(choices)))
+
+    def _prior(self, choices: Sequence[Choice]) -> Vector:
+        errors: Vector = np.minimum(self._landscape.errors_by_kind(choices).sum(axis=1), 1.0) + RESOLUTION
+        return errors
+
+    def _features(self, choices: Sequence[Choice]) -> Vector:
+        by_kind = self._landscape.errors_by_kind(choices)
+        total = by_kind.sum(axis=1, keepdims=True) + RESOLUTION / 10
+        return np.hstack([np.log(total) / 2, by_kind / total])
+
+
+def _milestone(number: int) -> int:
+    """The last one at or before a trial."""
+    found, following = 0, 1
+    while following <= number:
+        found, following = following, max(following + 1, int(following * RELEARN))
+    return found
