@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from types import MappingProxyType
 from typing import Literal, get_args
 
@@ -339,7 +340,7 @@ class Plan:
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise PlanError(f"a plan must be the JSON that Plan.to_json writes; got {text[:60]!r} ({error})") from error
 
-    @property
+    @cached_property
     def hash(self) -> str:
         """The first 16 hex digits of the SHA-256 of :meth:`to_json`."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()[:16]

@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
 
 from autocomp.pareto import front
-from autocomp.search.hypervolume import Point, expected_improvements
+from autocomp.search.hypervolume import Point, expected_improvements, mean_below
 from autocomp.search.landscape import Choice, Landscape
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.surrogate import RESOLUTION, Seen, Surrogate
@@ -190,14 +190,14 @@ class GuidedSampler(BaseSampler):
         return foremost
 
     def _words(self, choice: Choice, gain: float) -> str:
-        cost, (means, stds) = self._landscape.cost(choice), self._surrogate.drops([choice])
+        cost, (medians, spreads) = self._landscape.cost(choice), self._surrogate.drops([choice])
+        low, middle, high = (max(medians[0] * math.exp(z * spreads[0]) - RESOLUTION, 0.0) for z in (-1.0, 0.0, 1.0))
         what = "of hypervolume" if self._wish.goal == "front" else f"towards the {self._wish.goal}"
         costs = "costs that are not foreseen"
         if cost is not None:
             costs = f"{cost.latency_ms:.4g} ms and {cost.size_bytes:,.0f} bytes"
-        return (
-            f"adds {gain:.4f} {what}, it is expected: a drop of {means[0]:.2%} ± {stds[0]:.2%} of the metric at {costs}"
-        )
+        drop = f"a drop of {middle:.2%} ({low:.2%} to {high:.2%}) of the metric"
+        return f"adds {gain:.4f} {what}, it is expected: {drop} at {costs}"
 
     def _known(self, study: Study, number: int) -> _Known:
         """The surrogate is taught by what is finished."""
@@ -218,10 +218,10 @@ class GuidedSampler(BaseSampler):
         latest = sorted([*touched, *stopped], key=lambda one: -one.number)
         self._surrogate.learn([*dict.fromkeys([*_best(touched, land), *latest])], number)
         if books.waiting:  # taken to be as they are foreseen
-            means, _ = self._surrogate.drops(list(books.waiting.values()))
+            medians, _ = self._surrogate.drops(list(books.waiting.values()))
             seen += [
-                Seen(number, choice, float(mean))
-                for (number, choice), mean in zip(books.waiting.items(), means, strict=True)
+                Seen(number, choice, float(median) - RESOLUTION)
+                for (number, choice), median in zip(books.waiting.items(), medians, strict=True)
             ]
         return _Known(tuple(seen), tuple(_best(seen, land)), tried, scale)
 
@@ -236,15 +236,15 @@ class GuidedSampler(BaseSampler):
 
     def _gains(self, choices: Sequence[Choice], shares: Vector, known: _Known, unit: Point) -> Vector:
         """What is expected of plans."""
-        means, stds = self._surrogate.drops(choices)
-        values, spreads, costs = means / unit[0], stds / unit[0], shares / np.array(unit[1:])
+        medians, spreads = self._surrogate.drops(choices)
+        medians, offset, costs = medians / unit[0], RESOLUTION / unit[0], shares / np.array(unit[1:])
         points = sorted(
             (max(one.drop, 0.0) / unit[0], *(np.array(self._landscape.shares(one.choice)) / unit[1:]))
             for one in known.best
         )
         if self._wish.goal == "front":
-            return expected_improvements(values, spreads, costs, points)
-        return _improvements(self._wish.goal, values, spreads, costs, points)
+            return expected_improvements(medians, spreads, offset, costs, points)
+        return _improvements(self._wish.goal, medians, spreads, offset, costs, points)
 
     def _nearly_allowed(self, shares: Vector) -> npt.NDArray[np.bool_]:
         """Whether costs are foreseen and, nearly, within the limits."""
@@ -290,17 +290,18 @@ class GuidedSampler(BaseSampler):
         return land.shares(choice) if base is None else land.shares_nearly(choice, base, chance.choice(land.changes))
 
 
-def _improvements(goal: Goal, values: Vector, spreads: Vector, costs: Vector, known: Sequence[Point]) -> Vector:
-    """What is expected beyond the best known plan that keeps the limits, in units of the reference point."""
+def _improvements(
+    goal: Goal, medians: Vector, spreads: Vector, offset: float, costs: Vector, known: Sequence[Point]
+) -> Vector:
+    """What is expected beyond the best known plan that keeps the limits, in units of the reference point (see
+    :func:`autocomp.search.hypervolume.expected_improvements`)."""
     keeping = [point for point in known if max(point) <= 1.0]
     if goal == "most-accurate":
         best = min((point[0] for point in keeping), default=1.0)
-        z = (best - values) / spreads
-        result: Vector = (best - values) * ndtr(z) + spreads * np.exp(-z * z / 2.0) / math.sqrt(2.0 * math.pi)
-        return result
+        return mean_below(best + offset, medians, spreads)
     place = 0 if goal == "fastest" else 1
     best = min((point[1 + place] for point in keeping), default=1.0)
-    kept: Vector = ndtr((1.0 - values) / spreads)
+    kept: Vector = ndtr((math.log(1.0 + offset) - np.log(medians)) / spreads)
     return np.maximum(best - costs[:, place], 0.0) * kept
 
 

@@ -45,11 +45,14 @@ def hypervolume(points: Iterable[Point]) -> float:
     return total
 
 
-def expected_improvements(means: Vector, stds: Vector, costs: Vector, front: Sequence[Point]) -> Vector:
-    """The volumes that points are expected to add, whose values are normal and whose costs are known.
+def expected_improvements(
+    medians: Vector, spreads: Vector, offset: float, costs: Vector, front: Sequence[Point]
+) -> Vector:
+    """The volumes that points are expected to add, whose costs are known and whose values are so in the logarithm: with
+    ``offset`` added, they are log-normal. A value below zero adds no more than zero does.
 
     Args:
-        means, stds: shape (points,).
+        medians, spreads: of the values with the offset, and of their logarithm; shape (points,).
         costs: shape (points, 2).
         front: sorted by the value.
 
@@ -57,18 +60,19 @@ def expected_improvements(means: Vector, stds: Vector, costs: Vector, front: Seq
         Shape (points,), each point by itself.
     """
     inside = [point for point in front if point[0] < 1.0]
-    total, start = np.zeros(len(means)), np.zeros(len(means))
-    for place, end in enumerate([*(point[0] for point in inside), 1.0]):
-        below = _integral(end, means, stds)
+    total, start = np.zeros(len(medians)), mean_below(offset, medians, spreads)
+    for place, end in enumerate([*(max(point[0], 0.0) for point in inside), 1.0]):
+        below = mean_below(end + offset, medians, spreads)
         total += _areas_left([point[1:] for point in inside[:place]], costs) * (below - start)
         start = below
     return total
 
 
-def _integral(limit: float, means: Vector, stds: Vector) -> Vector:
-    """∫ P(value ≤ z) dz up to a limit."""
-    z = (limit - means) / stds
-    result: Vector = (limit - means) * ndtr(z) + stds * np.exp(-z * z / 2.0) / math.sqrt(2.0 * math.pi)
+def mean_below(limit: float, medians: Vector, spreads: Vector) -> Vector:
+    """By how much log-normal values are expected to lie below a limit: ∫ P(value ≤ z) dz from 0 up to it (as a put option is
+    priced: Black and Scholes, 1973)."""
+    z = (math.log(limit) - np.log(medians)) / spreads
+    result: Vector = limit * ndtr(z) - medians * np.exp(spreads**2 / 2.0) * ndtr(z - spreads)
     return result
 
 

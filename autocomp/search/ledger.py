@@ -21,7 +21,8 @@ from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.rungs import Hurdle
 from autocomp.search.sampler import SamplerName, make_sampler
-from autocomp.search.study import PLAN, RUNGS, RunStudy, plan_text, read_trials
+from autocomp.search.stored_plan import plan_text
+from autocomp.search.study import PLAN, RUNGS, RunStudy, read_trials
 from autocomp.space import SearchSpace
 from autocomp.task import Metric
 from autocomp.trial import Cost, Trial, TrialState

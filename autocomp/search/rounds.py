@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from autocomp.search.limits import CORRECTED, Limits
 from autocomp.search.rungs import parts_of
 from autocomp.search.sensitivity import sensitivities
 from autocomp.search.study import open_study
-from autocomp.search.surrogate import Surrogate
+from autocomp.search.surrogate import RESOLUTION, Surrogate
 from autocomp.search.tables import BASELINE, broken, front_in, verifications
 from autocomp.search.workers import Workers
 from autocomp.trial import Cost, Trial
@@ -106,11 +107,14 @@ class Rounds:
         choices = [
             choice for choice in (*landscape.front, *landscape.keeping(limits)) if landscape.keeps(choice, limits)
         ]
-        means, stds = Surrogate(landscape).drops(choices)
-        least = min(range(len(choices)), key=lambda place: means[place], default=None)
-        if least is not None and (means[least] - 2 * stds[least]) * scale > limits.max_drop:
+        medians, spreads = Surrogate(landscape).drops(choices)
+        least = min(range(len(choices)), key=lambda place: medians[place], default=None)
+        if (
+            least is not None
+            and medians[least] * math.exp(-2 * spreads[least]) * scale > limits.max_drop + RESOLUTION * scale
+        ):
             self.watcher.say(
-                f"the least drop that is foreseen within these limits is {means[least] * scale:.3g}, and at most "
+                f"the least drop that is foreseen within these limits is {medians[least] * scale:.3g}, and at most "
                 f"{limits.max_drop:g} is allowed: it may be that no plan keeps both"
             )
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import zlib
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -16,9 +14,9 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as State
 
 from autocomp.errors import RunError
-from autocomp.plan import Plan
-from autocomp.search.guided import STOPPED
+from autocomp.search.guided import PLAN_HASH, STOPPED
 from autocomp.search.journal import Journal
+from autocomp.search.stored_plan import plan_of
 from autocomp.task import Direction
 from autocomp.trial import Cost, Rung, Trial, TrialState
 
@@ -26,8 +24,6 @@ NAME = "autocomp"
 
 #: Attributes of a trial.
 PLAN, RUNGS = "plan", "rungs"
-#: Characters up to which a plan stands in the journal as it is, and what a compressed one begins with.
-SHORT, PACKED = 8000, "zlib:"
 
 
 @dataclass(frozen=True)
@@ -85,7 +81,7 @@ def read_trials(study: optuna.Study, seed: int) -> tuple[Trial, ...]:
 
 def _trial(frozen: FrozenTrial, seed: int) -> Trial:
     attributes = frozen.user_attrs
-    plan, seconds = plan_of(attributes[PLAN]), attributes.get("seconds")
+    plan, seconds = plan_of(attributes[PLAN], attributes.get(PLAN_HASH)), attributes.get("seconds")
     rungs = tuple(Rung(*pair) for pair in attributes.get(RUNGS, ()))
     if frozen.state == State.COMPLETE and frozen.values is not None:
         metric, latency_ms, size_bytes = frozen.values
@@ -95,18 +91,3 @@ def _trial(frozen: FrozenTrial, seed: int) -> Trial:
         return Trial(frozen.number, plan, "stopped", None, Cost(**attributes["cost"]), seconds, seed, rungs=rungs)
     state: TrialState = "failed" if frozen.state == State.FAIL else "running"
     return Trial(frozen.number, plan, state, None, None, seconds, seed, error=attributes.get("error"))
-
-
-def plan_text(plan: Plan) -> str:
-    """A plan as an attribute of a trial; that of a large network is compressed, since there may be ten thousand of them."""
-    text = plan.to_json()
-    if len(text) <= SHORT:
-        return text
-    return PACKED + base64.b85encode(zlib.compress(text.encode(), 9)).decode()
-
-
-def plan_of(text: str) -> Plan:
-    """The other way round."""
-    if text.startswith(PACKED):
-        text = zlib.decompress(base64.b85decode(text.removeprefix(PACKED))).decode()
-    return Plan.from_json(text)

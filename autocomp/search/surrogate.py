@@ -23,6 +23,8 @@ Vector = npt.NDArray[np.float64]
 RESOLUTION = 0.001
 #: Before anything is known, the logarithm of a drop is foreseen this well by the output error.
 PRIOR_STD = 0.7
+#: However well the logarithm of a drop seems to be known, it is known no better than this.
+LEAST_STD = 0.05
 #: Trials that are learnt from: those on the front, then the latest.
 MOST_LEARNT = 200
 #: Scales are learned anew when there are so many times as many trials as when they were learned last.
@@ -62,14 +64,12 @@ class Surrogate:
         self._process = self._fitted(self._scales[milestone], seen[:MOST_LEARNT], None)
 
     def drops(self, choices: Sequence[Choice]) -> tuple[Vector, Vector]:
-        """Means and standard deviations, as shares of the metric."""
-        middle = self._prior(choices)
+        """Drops, as shares of the metric and with :data:`RESOLUTION` added: their medians, and the standard deviations of their
+        logarithms."""
         if self._process is None:
-            mean, std = np.zeros(len(choices)), np.full(len(choices), PRIOR_STD)
-        else:
-            mean, std = self._process.predict(self._features(choices), return_std=True)
-        middle = middle * np.exp(mean)
-        return np.maximum(middle - RESOLUTION, 0.0), middle * std + RESOLUTION / 5
+            return self._prior(choices), np.full(len(choices), PRIOR_STD)
+        mean, std = self._process.predict(self._features(choices), return_std=True)
+        return self._prior(choices) * np.exp(mean), np.maximum(std, LEAST_STD)
 
     def _smoothness(self, seen: Sequence[Seen]) -> Kernel:
         from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel

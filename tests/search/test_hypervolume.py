@@ -15,8 +15,13 @@ POINTS = st.lists(st.tuples(TENTHS, TENTHS, TENTHS), max_size=6)
 CENTRES = np.stack(np.meshgrid(*[np.arange(0.05, 1.0, 0.1)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def expected_improvement(mean: float, std: float, costs: tuple[float, float], front: list[Point]) -> float:
-    return float(expected_improvements(np.array([mean]), np.array([std]), np.array([costs]), front)[0])
+OFFSET = 0.01
+
+
+def expected_improvement(value: float, spread: float, costs: tuple[float, float], front: list[Point]) -> float:
+    """Of a value whose median is given, and the standard deviation of its logarithm."""
+    medians, spreads = np.array([value + OFFSET]), np.array([spread])
+    return float(expected_improvements(medians, spreads, OFFSET, np.array([costs]), front)[0])
 
 
 def counted(points: list[Point]) -> float:
@@ -38,14 +43,14 @@ def test_a_certain_point_adds_what_the_hypervolume_grows_by(points: list[Point],
 
 
 @settings(max_examples=20)
-@given(points=POINTS, costs=st.tuples(TENTHS, TENTHS), mean=st.floats(0.0, 1.0), std=st.floats(0.05, 0.5))
+@given(points=POINTS, costs=st.tuples(TENTHS, TENTHS), median=st.floats(0.0, 1.0), spread=st.floats(0.05, 0.9))
 def test_an_uncertain_one_adds_the_mean_over_what_it_may_be(
-    points: list[Point], costs: tuple[float, float], mean: float, std: float
+    points: list[Point], costs: tuple[float, float], median: float, spread: float
 ) -> None:
     front = sorted(points)
-    draws = mean + std * np.random.default_rng(0).standard_normal(400)
-    each = expected_improvements(draws, np.full(400, 1e-9), np.tile(costs, (400, 1)), front)
-    expected = expected_improvement(mean, std, costs, front)
+    draws = (median + OFFSET) * np.exp(spread * np.random.default_rng(0).standard_normal(400))
+    each = expected_improvements(draws, np.full(400, 1e-9), OFFSET, np.tile(costs, (400, 1)), front)
+    expected = expected_improvement(median, spread, costs, front)
     assert expected == pytest.approx(np.mean(each), abs=4 * float(np.std(each)) / 20 + 1e-3)
 
 
