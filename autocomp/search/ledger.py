@@ -238,7 +238,8 @@ def run_trials(ledger: Ledger, bench: Workbench, timeout_s: float | None, told: 
 
     for proposal in ledger.unfinished():
         finish(proposal)
-    while timeout_s is None or time.monotonic() - began <= timeout_s:
+    # The untouched network is evaluated in any case: without it there is nothing to tell.
+    while not ledger.trials or timeout_s is None or time.monotonic() - began <= timeout_s:
         following = ledger.propose()
         if following is None:
             return

@@ -139,7 +139,7 @@ class _Proposals(Searcher):
         self._tell(self._open.pop(trial_id).proposal, outcome)
 
     def _following(self) -> _Attempts | None:
-        if self._until is not None and time.monotonic() > self._until:
+        if self._until is not None and time.monotonic() > self._until and self._ledger.trials:
             return None
         if self._again:
             return self._again.popleft()
