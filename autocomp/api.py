@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from autocomp.compress.apply import Compressed
     from autocomp.compress.quantize import Numerics
+    from autocomp.export.artifact import Artifact
     from autocomp.hardware.latency import Forecast
-    from autocomp.hardware.target import Artifact, Target
+    from autocomp.hardware.target import Target
     from autocomp.search.sampler import SamplerName
     from autocomp.search.workers import Workers
 
@@ -232,12 +233,12 @@ def export(task: Task, plan: Plan, path: str | Path, *, target: Target | str) ->
         ExportError: the file cannot be written.
     """
     from autocomp.compress import apply
-    from autocomp.export.to_onnx import export_onnx
+    from autocomp.export import artifact
     from autocomp.hardware.resolve import resolve_target
 
     found = resolve_target(target) if isinstance(target, str) else target
     compressed = apply.compress(
         task.model, plan, task.example_inputs, task.calibration, found.numerics, task.dynamic_dims
     )
-    write_whole(Path(path), export_onnx(compressed, packed=found.artifact == "onnx-packed"))
+    write_whole(Path(path), artifact.export(compressed, found.artifact))
     return Path(path)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from autocomp.compress.rebuild import Prepared
-    from autocomp.hardware.target import Artifact, Target
+    from autocomp.export.artifact import Artifact
+    from autocomp.hardware.target import Target
     from autocomp.search import flow
 
 
@@ -225,13 +226,15 @@ class Run:
         folder = Path(out) if out is not None else own if wanted == searched else own / wanted
         model = self._verified_file(point) if wanted == searched else None
         write_whole(folder / "plan.json", (point.plan.to_json() + "\n").encode())
-        return flow.write_file(self.folder, folder, point.plan, model or self._built(point, wanted, task))
+        file = model or self._built(point, wanted, task)
+        return flow.write_file(self.folder, folder, point.plan, file, wanted)
 
     def _verified_file(self, point: Trial) -> bytes | None:
         """The file that was verified, where it is still there."""
+        from autocomp.export.artifact import FILE_NAMES
         from autocomp.search.tables import verifications
 
-        path = self.folder.exports / str(point.number) / "model.onnx"
+        path = self.folder.exports / str(point.number) / FILE_NAMES[_artifact(self.folder.request().artifact)]
         measured = verifications(self.folder).get(point.key, {}).get("measured")
         if not path.is_file() or not isinstance(measured, dict):
             return None
@@ -243,7 +246,7 @@ class Run:
         from autocomp.compress.apply import apply
         from autocomp.compress.quantize import Numerics
         from autocomp.compress.recovered import read_weights, with_weights
-        from autocomp.export.to_onnx import export_onnx
+        from autocomp.export.artifact import export
         from autocomp.search.recovery import weights_path
 
         target = self.folder.read()["target"]
@@ -260,7 +263,7 @@ class Run:
         compressed = apply(prepared, point.plan, loaded.calibration, told)
         if point.weights is not None:
             compressed = with_weights(compressed, read_weights(weights_path(self.folder, point.weights)))
-        return export_onnx(compressed, packed=artifact == "onnx-packed")
+        return export(compressed, artifact)
 
     def report(self, task: Task | None = None) -> Path:
         """Rebuild tables, figures and ``report.html`` from the run's truth; returns the page's path.

@@ -10,7 +10,7 @@ from autocomp.compress.prepare import prepare
 from autocomp.compress.rebuild import Prepared
 from autocomp.compress.structure import restructure
 from autocomp.errors import RequestError, UncoveredKernelError
-from autocomp.export.to_onnx import export_onnx
+from autocomp.export.artifact import export
 from autocomp.hardware.followed import CompiledPlan, followed
 from autocomp.hardware.footprint import footprint_bytes
 from autocomp.hardware.kernels import Kernel
@@ -73,7 +73,7 @@ def _as_compiled(
 ) -> tuple[Kernel, ...]:
     """The kernels that the target's runtime makes of a plan's file, called after what they compute."""
     compressed = apply(prepared, plan, task.calibration, target.numerics)
-    file = export_onnx(compressed, packed=target.artifact == "onnx-packed")
+    file = export(compressed, target.artifact)
     inputs = prepared.example.arrays(target.batch)
     (compiled,) = compiled_kernels(target.runtime, target.threads, inputs, {0: file}).values()
     return followed(target.lower, [CompiledPlan(foreseen, compiled)], lambda _: True).put_right(foreseen)

@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from autocomp.compress.quantize import Numerics
 from autocomp.errors import TargetError, did_you_mean
+from autocomp.export.artifact import Artifact
 from autocomp.formats import Activations, Work
 from autocomp.hardware import lowering, lowering_openvino, tensorrt
 from autocomp.hardware.calibrate import narrow_products, nchwc_block
@@ -28,7 +29,7 @@ from autocomp.hardware.gains import Gain, Way, paying
 from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.memory import PARTS, MemoryModel
 from autocomp.hardware.roofline import RooflineModel
-from autocomp.hardware.target import Artifact, Offer, RuntimeName, Target
+from autocomp.hardware.target import Offer, RuntimeName, Target
 from autocomp.places import cache_folder, names_profile_folder, shipped_folder
 from autocomp.plan import UNIT_PATTERNS, Pattern
 

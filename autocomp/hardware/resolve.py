@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, cast
 import yaml
 
 from autocomp.errors import RequestError, TargetError
+from autocomp.export.artifact import Artifact
 from autocomp.hardware.calibrate import Calibration, calibrate, measured_block
 from autocomp.hardware.clocks import clock_words
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
@@ -30,7 +31,7 @@ from autocomp.hardware.profiles import (
 )
 from autocomp.hardware.remote.state import state_words
 from autocomp.hardware.runtimes.runtime import cpu_runtime
-from autocomp.hardware.target import Artifact, Target
+from autocomp.hardware.target import Target
 from autocomp.places import names_profile_folder
 
 if TYPE_CHECKING:

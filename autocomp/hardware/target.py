@@ -14,12 +14,12 @@ from autocomp.plan import Pattern
 if TYPE_CHECKING:
     from autocomp.compress.quantize import Numerics
     from autocomp.compress.structure import Structure
+    from autocomp.export.artifact import Artifact
     from autocomp.hardware.kernels import Kernel
     from autocomp.hardware.memory import MemoryModel
     from autocomp.hardware.warm_memory import WarmMemory
 
 RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16", "tensorrt"]
-Artifact = Literal["onnx", "onnx-packed"]
 
 
 @dataclass(frozen=True)

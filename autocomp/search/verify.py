@@ -14,7 +14,7 @@ import torch
 
 from autocomp.compress.apply import origin
 from autocomp.errors import WorkError
-from autocomp.export.to_onnx import export_onnx
+from autocomp.export.artifact import export
 from autocomp.graph import OutputForm
 from autocomp.hardware import timed_files
 from autocomp.hardware.kernels import Kernel
@@ -57,7 +57,7 @@ def export_and_score(bench: Workbench, plan: Plan, weights: Path | None = None) 
         MeasurementError: the runtime refuses the file.
     """
     compressed = bench.compress(plan, weights)
-    model = export_onnx(compressed, packed=bench.target.artifact == "onnx-packed")
+    model = export(compressed, bench.target.artifact)
     # A file for a device that is out of reach is scored by what it means, not by this machine's integer kernels.
     threads = bench.target.threads
     file: LoadedFile = (
