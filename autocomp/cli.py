@@ -29,7 +29,7 @@ app = typer.Typer(
 SamplerChoice = Literal["auto", "nsga2", "tpe", "random", "uniform"]
 DeviceChoice = Literal["cpu", "cuda"]
 ExecutorChoice = Literal["local", "ray"]
-ArtifactChoice = Literal["onnx", "onnx-packed"]
+ArtifactChoice = Literal["onnx", "onnx-packed", "torch"]
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -290,7 +290,7 @@ def export(
     artifact: FormatOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to. Default: exports/<trial> in the run folder.")] = None,
 ) -> None:
-    """Write a front point's model.onnx and plan.json."""
+    """Write a front point's model.onnx, or model.pt2 for --format torch, and plan.json."""
     from autocomp.finished import Run
 
     path = Run.open(run).export(pick, max_latency_ms, artifact, out)

@@ -9,7 +9,7 @@ import json
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from autocomp.errors import RequestError, RunError
 from autocomp.run import Json, Request, RunFolder, write_whole
@@ -206,11 +206,11 @@ class Run:
         out: str | Path | None = None,
         task: Task | None = None,
     ) -> Path:
-        """Write a point's ``model.onnx`` and ``plan.json`` to a folder, for TensorRT also ``trtexec.sh``; returns the model's
-        path.
+        """Write a point's ``model.onnx`` (``model.pt2`` where the format is ``torch``) and ``plan.json`` to a folder, for
+        TensorRT also ``trtexec.sh``; returns the model's path.
 
         Args:
-            artifact: ``onnx`` or ``onnx-packed``; default is what the run was searched for.
+            artifact: ``onnx``, ``onnx-packed`` or ``torch``; default is what the run was searched for.
             out: default ``exports/<trial>`` in the run folder, or a folder of its own in there for another format.
 
         Raises:
@@ -255,11 +255,7 @@ class Run:
             raise RunError(f"run.json of {self.folder.path} is from another version of autocomp; start anew")
         loaded = task or self._task()
         prepared = self._prepared(loaded)
-        opset = numerics.get("opset")
-        told = Numerics(
-            **{name: bool(value) for name, value in numerics.items() if name != "opset"},
-            opset=opset if isinstance(opset, int) else None,
-        )
+        told = Numerics(**numerics)  # type: ignore[arg-type]
         compressed = apply(prepared, point.plan, loaded.calibration, told)
         if point.weights is not None:
             compressed = with_weights(compressed, read_weights(weights_path(self.folder, point.weights)))
@@ -296,7 +292,9 @@ def _latency_ms(point: Trial, verified: dict[str, Json]) -> float:
 
 
 def _artifact(name: str) -> Artifact:
-    return "onnx" if name == "onnx" else "onnx-packed"
+    from autocomp.export.artifact import Artifact
+
+    return next((one for one in get_args(Artifact) if one == name), "onnx-packed")
 
 
 def data_of(begun: Request, task: str) -> Path | None:

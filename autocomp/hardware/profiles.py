@@ -16,8 +16,8 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autocomp.compress.quantize import Numerics
-from autocomp.errors import TargetError, did_you_mean
+from autocomp.compress.quantize import Floats, Numerics
+from autocomp.errors import RequestError, TargetError, did_you_mean
 from autocomp.export.artifact import Artifact
 from autocomp.formats import Activations, Work
 from autocomp.hardware import lowering, lowering_openvino, tensorrt
@@ -60,6 +60,7 @@ class _NumericsFile(_Strict):
     rounded_outputs: bool
     attention_operator: bool
     opset: int | None = None
+    floats: Floats = "fp32"
 
 
 class ProfileFile(_Strict):
@@ -141,7 +142,15 @@ class Profile:
         )
 
     def target(self, threads: int, batch: int, artifact: Artifact | None, reachable: bool) -> Target:
+        """Raises:
+        RequestError: the runtime takes no such files.
+        """
         file = self.file
+        if artifact is not None and (artifact == "torch") != (file.artifact == "torch"):
+            raise RequestError(
+                f"--format of a search must be one that the target's runtime takes; {file.runtime} takes no {artifact}; "
+                f"leave it out, or write the points in another format by export RUN --format {artifact}"
+            )
         numerics = Numerics(**file.numerics.model_dump())
         if file.runtime == "tensorrt":
             lower = partial(tensorrt.lower, batch=batch)

@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from autocomp.hardware.memory import MemoryModel
     from autocomp.hardware.warm_memory import WarmMemory
 
-RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16", "tensorrt"]
+#: ``torch`` is followed by the device that it computes on. No target that ships runs torch on a CPU: packages for a GPU are
+#: scored so where none is at hand, and what is written for both is tested so.
+RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16", "tensorrt", "torch-cuda", "torch-cpu"]
 
 
 @dataclass(frozen=True)

@@ -256,7 +256,8 @@ def write_file(run: RunFolder, folder: Path, plan: Plan, model: bytes, artifact:
     path = folder / FILE_NAMES[artifact]
     write_whole(path, model)
     target = run.read()["target"]
-    if isinstance(target, dict) and target["runtime"] == "tensorrt" and "input_shapes" in target:
+    boards = isinstance(target, dict) and target["runtime"] == "tensorrt" and artifact != "torch"
+    if boards and isinstance(target, dict) and "input_shapes" in target:
         shapes = [tuple(shape) for shape in cast("list[list[int]]", target["input_shapes"])]
         layers = plan.layers.values()
         two_in_four = any(layer.sparsity is not None and layer.sparsity.pattern == "2:4" for layer in layers)
