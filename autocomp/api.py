@@ -82,7 +82,7 @@ def search(
     """
     from autocomp.hardware.fingerprint import this_machine
     from autocomp.hardware.profiles import find_profile
-    from autocomp.hardware.resolve import resolve_target
+    from autocomp.hardware.resolve import check_measurable, resolve_target
     from autocomp.hardware.timed_files import THIS_MACHINE, Place
     from autocomp.search import flow
     from autocomp.search.recovery import check_device, read_recipe
@@ -100,7 +100,9 @@ def search(
     check_sampler(sampler)
     read_space(str(space))  # a typo should not wait for training or calibration
     if isinstance(target, str):
-        find_profile(target)
+        asked = find_profile(target)
+        if workers is None:
+            check_measurable(asked)
     folder = RunFolder(Path(out))
     folder.check_free(resume)
     if data is None and resume and isinstance(task, str):
@@ -115,7 +117,7 @@ def search(
         machine = None
         if not isinstance(target, str):
             found = target
-        elif workers is None or names_profile_folder(target) or find_profile(target).fingerprint is None:
+        elif workers is None or names_profile_folder(target) or not find_profile(target).measurable:
             found = resolve_target(target, threads, batch, artifact, watcher.say, calibrating(watcher))
         else:
             node = TargetNode(find_profile(target).file.name)

@@ -341,7 +341,7 @@ def calibrate(
 
     like = find_profile(target)
     budget_s = _seconds(budget)
-    if like.fingerprint is None or budget_s is None:
+    if not like.measurable or budget_s is None:
         raise RequestError(f"only a target on this machine can be calibrated here; got {target}; use cpu")
     if host is not None and like.file.runtime != "onnxruntime":
         raise RequestError(f"over ssh onnxruntime is calibrated, not {like.file.runtime}; got {target}; use cpu")

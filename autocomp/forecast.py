@@ -59,6 +59,11 @@ def forecast_file(path: Path, target: Target, input_shapes: Sequence[tuple[int, 
             f"a file's kernels are read off the graph that the runtime compiles of it on this machine; {target.name} runs "
             f"{target.runtime}, elsewhere; give a task, or --target cpu"
         )
+    if target.artifact == "torch":
+        raise RequestError(
+            f"a file is predicted by a runtime that takes ONNX; got {path} for {target.name}, which runs torch packages; give "
+            "a task"
+        )
     if not path.is_file():
         raise RequestError(f"an ONNX file must exist; got {path}")
     runtime = cpu_runtime(target.runtime)

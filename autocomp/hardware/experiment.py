@@ -1,4 +1,4 @@
-"""The networks that a CPU is calibrated on: random nets, written as files in the form that compressed networks have.
+"""The networks that a machine is calibrated on: random nets, written as files in the form that compressed networks have.
 
 Their shapes lie where compressed layers live: widths that are no powers of two, split ranks, integer layers between
 float ones. They are of six families, in turn. One number names a network, so that an interrupted calibration goes on
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autocomp.hardware.graph_writer import GraphWriter, Value
+from autocomp.compress.quantize import Floats
+from autocomp.hardware.graph_writer import GraphWriter, NetworkWriter, Value, Zeros
 
 #: Files of one network, measured side by side.
 FILES_PER_NETWORK = 4
@@ -54,7 +55,7 @@ class _Build:
     those of truncated rank.
     """
 
-    writer: GraphWriter
+    writer: NetworkWriter
     shapes: random.Random
     formats: random.Random
     turn: int
@@ -99,29 +100,53 @@ def network_number(name: str) -> int:
     return int(name.rpartition("-")[2]) // FILES_PER_NETWORK
 
 
+def network_writer(
+    seed: int, narrow_products: bool, floats: Floats | None = None, stored: bool = False, zeros: Zeros | None = None
+) -> NetworkWriter:
+    """What writes a network as a file of the runtime.
+
+    Args:
+        narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
+        floats: what a torch package computes floats in; None for ONNX.
+        stored, zeros: see :class:`autocomp.hardware.graph_writer.GraphWriter`.
+    """
+    if floats is None:
+        return GraphWriter(seed, narrow_products, stored, zeros)
+    from autocomp.hardware.package_writer import PackageWriter
+
+    return PackageWriter(seed, floats, stored, zeros)
+
+
 def network_files(
-    seed: int, network: int, narrow_products: bool = False, rounds_at_run_time: bool = True
+    seed: int,
+    network: int,
+    narrow_products: bool = False,
+    rounds_at_run_time: bool = True,
+    floats: Floats | None = None,
 ) -> tuple[Specimen, ...]:
     """The files of one network. Those of number ``n`` are the same in every process.
 
     Args:
         narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
         rounds_at_run_time: whether some products round what they read on a grid of the moment.
+        floats: see :func:`network_writer`.
     """
     first = FILES_PER_NETWORK * network
     return tuple(
-        _specimen(seed, number, narrow_products, rounds_at_run_time)
+        _specimen(seed, number, narrow_products, rounds_at_run_time, floats)
         for number in range(first, first + FILES_PER_NETWORK)
     )
 
 
-def _specimen(seed: int, number: int, narrow_products: bool, rounds_at_run_time: bool) -> Specimen:
+def _specimen(
+    seed: int, number: int, narrow_products: bool, rounds_at_run_time: bool, floats: Floats | None
+) -> Specimen:
     network, turn = divmod(number, FILES_PER_NETWORK)
     shapes, formats = random.Random(f"{seed}/network/{network}"), random.Random(f"{seed}/file/{number}")
     # The first file of a network is in floats, the next two in integers, the last a mixture.
     integers = (0.0, 1.0 - formats.choice((0.0, 0.1, 0.3)), 1.0 - formats.choice((0.0, 0.1, 0.3)), 0.5)[turn]
     build = _Build(
-        GraphWriter(number, narrow_products),
+        network_writer(number, narrow_products, floats),
         shapes,
         formats,
         network // len(FAMILIES),
