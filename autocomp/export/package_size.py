@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from autocomp.compress.quantize import Floats
 from autocomp.compress.structure import LayerShape, Structure
-from autocomp.export.torch_layers import INTEGER_ROWS, missing
+from autocomp.export.torch_layers import FLOAT8_MULTIPLE, INTEGER_ROWS, missing
 from autocomp.graph import Graph, Node
 
 #: Of a zip: a local header and a directory entry, each with the name of the tensor's file.
@@ -25,6 +25,7 @@ TENSOR_TEXT_BYTES, OPERATION_TEXT_BYTES, KIND_TEXT_BYTES = 38, 19, 43
 #: filled up, and a rounding on a grid of the moment, which is never offered.
 STORED, ROUNDED = frozenset({"mul"}), frozenset({"mul", "round", "clamp", "to"})
 PRODUCT, FILLED = frozenset({"t", "_int_mm", "addcmul"}), frozenset({"pad", "slice"})
+FLOAT8_PRODUCT = frozenset({"t", "_scaled_mm", "addcmul"})
 RESHAPED = frozenset({"reshape", "sym_size"})
 DYNAMIC = frozenset(
     {"amin", "amax", "clamp_min", "clamp_max", "sub", "div", "eq", "where", "neg", "round", "clamp", "mul"}
@@ -81,6 +82,8 @@ class PackageSizes:
         graph = structure.graph
         total = _Counted()
         rounded_at_run_time: set[str] = set()
+        #: Tensor that becomes floats of 8 bits → whether it is filled up.
+        in_float8: dict[str, bool] = {}
         for node in graph.nodes:
             if node.layer is None:
                 tensors = bool(node.parameters) + (node.op in NORMS and node.parameters > 0)
@@ -88,8 +91,12 @@ class PackageSizes:
                 continue
             layer = structure.layers[node.layer]
             total += self._layer(node, layer)
+            if layer.format is not None and layer.format.in_float8:
+                in_float8[node.inputs[0]] = missing(layer.weight_shape[1], FLOAT8_MULTIPLE) > 0
             if layer.format is not None and layer.format.dynamic:
                 rounded_at_run_time.add(node.inputs[0])
+        for more in in_float8.values():
+            total += _Counted(4, 1, 3 + more, ROUNDED - {"round"} | ({"pad"} if more else set()))
         if rounded_at_run_time:
             total += _Counted(0, 0, DYNAMIC_OPERATIONS * len(rounded_at_run_time), DYNAMIC)
         for name in structure.rounded | structure.rounded_for_products:
@@ -113,6 +120,8 @@ class PackageSizes:
             return bias + _Counted(stored, 1, 2 if halves else 1)
         if node.op == "linear" and chosen.calibrated:
             return self._integer_linear(node, layer)
+        if chosen.in_float8:
+            return self._float8_linear(node, layer)
         rows = layer.weight_shape[0]
         if node.op == "embedding" and chosen.tables_of_integers:
             return _Counted(weights + 4 * rows, 2, 3 + self._casts, STORED)
@@ -132,6 +141,15 @@ class PackageSizes:
         kinds = PRODUCT | (RESHAPED if len(node.shape) > 2 else frozenset())
         kinds |= FILLED if more_inputs or more_rows or more_outputs else frozenset()
         return _Counted((inputs + more_inputs) * (outputs + more_outputs) + 8 * outputs, 3, operations, kinds)
+
+    def _float8_linear(self, node: Node, layer: LayerShape) -> _Counted:
+        """See :class:`autocomp.export.torch_layers.Float8Linear`."""
+        outputs, inputs = layer.weight_shape
+        more_inputs, more_outputs = (missing(size, FLOAT8_MULTIPLE) for size in (inputs, outputs))
+        operations = 3 + self._casts + bool(more_outputs) + (2 if len(node.shape) > 2 else 0)
+        kinds = FLOAT8_PRODUCT | (RESHAPED if len(node.shape) > 2 else frozenset())
+        levels = (inputs + more_inputs) * (outputs + more_outputs)
+        return _Counted(levels + 8 * outputs + 4, 4, operations, kinds)
 
     def _rounding(self, structure: Structure, graph: Graph, name: str) -> _Counted:
         """To levels, and back for whoever does not multiply integers."""

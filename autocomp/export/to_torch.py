@@ -15,12 +15,15 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch.utils import _pytree
 
+from autocomp.compress.float8 import Float8Quantizer
 from autocomp.compress.quantize import ActivationQuantizer, DynamicQuantizer, Floats
 from autocomp.compress.simulate import SimulatedQuantizer
 from autocomp.errors import ExportError, TraceError
 from autocomp.export.package import package
 from autocomp.export.package_size import least_rows
 from autocomp.export.torch_layers import (
+    Float8Levels,
+    Float8Linear,
     FromLevels,
     HalfWeight,
     InFloat32,
@@ -83,6 +86,9 @@ def _round_activations(module: GraphModule, compressed: Compressed, floats: torc
         quantizer = module.get_submodule(str(node.target))
         if isinstance(quantizer, ActivationQuantizer):
             _as_levels(module, node, quantizer, compressed, floats)
+        elif isinstance(quantizer, Float8Quantizer):
+            columns = next(one for one in compressed.graph.layers if any(one.name == user.name for user in node.users))
+            module.set_submodule(str(node.target), Float8Levels(quantizer.step, columns.weight_shape[1]))
         elif isinstance(quantizer, DynamicQuantizer):
             module.set_submodule(str(node.target), InFloat32(quantizer.rounded, floats))
         elif isinstance(quantizer, SimulatedQuantizer):
@@ -136,6 +142,13 @@ def _store_weights(module: GraphModule, compressed: Compressed, floats: torch.dt
             scale = stored.scale / float(step.inverse)
             linear = IntegerLinear(stored.levels, scale, bias, step.zero_point, least_rows(place), floats)
             _replace(module, node, f"{place.layer}_integers", linear, levels)
+        elif chosen.in_float8:
+            levels = cast("Node", node.args[0])
+            step = module.get_submodule(str(levels.target))
+            assert isinstance(step, Float8Levels)
+            bias = module.get_parameter(f"{place.layer}.bias") if place.has_bias else None
+            product = Float8Linear(stored.levels, stored.scale * step.step, bias, floats)
+            _replace(module, node, f"{place.layer}_floats8", product, levels)
         elif place.op == "embedding" and chosen.tables_of_integers:
             table = IntegerTable(stored.levels, stored.scale, floats)
             _replace(module, node, f"{place.layer}_integers", table, cast("Node", node.args[1]))

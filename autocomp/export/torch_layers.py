@@ -16,6 +16,9 @@ from torch.nn import functional
 
 #: ``torch._int_mm`` on CUDA: fewer rows than this are filled up, and depths and columns to whole multiples.
 INTEGER_ROWS, INTEGER_MULTIPLE = 17, 8
+#: ``torch._scaled_mm`` on CUDA: depths and columns are filled up to whole multiples.
+FLOAT8_MULTIPLE = 16
+FLOAT8_LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 
 class Levels(nn.Module):
@@ -106,9 +109,61 @@ class IntegerLinear(nn.Module):
         return y.reshape(*x.shape[:-1], self.outputs) if x.dim() > 2 else y
 
 
-def missing(size: int) -> int:
+def missing(size: int, multiple: int = INTEGER_MULTIPLE) -> int:
     """What a size lacks to a whole multiple."""
-    return -size % INTEGER_MULTIPLE
+    return -size % multiple
+
+
+class Float8Levels(nn.Module):
+    """A tensor of floats → floats of 8 bits, ``x / step``, filled up to whole multiples of :data:`FLOAT8_MULTIPLE` columns."""
+
+    inverse: torch.Tensor
+
+    def __init__(self, step: float, columns: int) -> None:
+        super().__init__()
+        self.step, self.more = step, missing(columns, FLOAT8_MULTIPLE)
+        self.register_buffer("inverse", torch.tensor([1.0 / step]))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        filled = functional.pad(x, (0, self.more)) if self.more else x
+        return (filled * self.inverse).clamp(-FLOAT8_LARGEST, FLOAT8_LARGEST).to(torch.float8_e4m3fn)
+
+
+class Float8Linear(nn.Module):
+    """A linear that reads floats of 8 bits and multiplies them with such weights (``torch._scaled_mm``, whose CUDA kernel wants
+    compute capability 8.9); as :class:`IntegerLinear` for the rest.
+
+    Args:
+        levels: float8_e4m3fn, (out, in).
+        scale: float32, (out,) or (): the step of the weight times that of the input.
+    """
+
+    levels: torch.Tensor
+    one: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor
+
+    def __init__(
+        self, levels: torch.Tensor, scale: torch.Tensor, bias: torch.Tensor | None, floats: torch.dtype
+    ) -> None:
+        super().__init__()
+        self.outputs, inputs = levels.shape
+        self.floats = floats
+        more = (0, missing(inputs, FLOAT8_MULTIPLE), 0, missing(self.outputs, FLOAT8_MULTIPLE))
+        self.register_buffer("levels", functional.pad(levels.float(), more).to(torch.float8_e4m3fn))
+        self.register_buffer("one", torch.ones(()))
+        self.register_buffer("scale", scale.float().expand(self.outputs).clone())
+        self.register_buffer("bias", torch.zeros(self.outputs) if bias is None else bias.detach().float())
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = x.reshape(-1, x.shape[-1]) if x.dim() > 2 else x
+        sums = torch._scaled_mm(rows, self.levels.t(), self.one, self.one, out_dtype=torch.float32)
+        if len(self.levels) > self.outputs:
+            sums = sums[:, : self.outputs]
+        y = torch.addcmul(self.bias, sums, self.scale)
+        if self.floats != torch.float32:
+            y = y.to(self.floats)
+        return y.reshape(*x.shape[:-1], self.outputs) if x.dim() > 2 else y
 
 
 class StoredWeight(nn.Module):

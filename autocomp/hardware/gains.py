@@ -15,9 +15,8 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from autocomp.compress.quantize import Floats
 from autocomp.formats import WORKS, Activations, Work
-from autocomp.hardware.experiment import network_writer
+from autocomp.hardware.experiment import Packages, network_writer
 from autocomp.hardware.graph_writer import PATTERNS_OF_ZEROS, NetworkWriter, Value
 from autocomp.hardware.runtimes.runtime import Array, Runtime, loaded_run, reference_run
 from autocomp.hardware.timing import TimingSettings, measure
@@ -80,15 +79,17 @@ WAYS: Mapping[Work, tuple[Way, ...]] = {
 }
 
 
-def ways_of(floats: Floats | None) -> Mapping[Work, tuple[Way, ...]]:
-    """Those that are tried of files of a kind: torch rounds on calibrated grids only.
+def ways_of(packages: Packages | None) -> Mapping[Work, tuple[Way, ...]]:
+    """Those that are tried of files of a kind: torch rounds on calibrated grids only, and some of its devices multiply floats
+    of 8 bits.
 
     Args:
-        floats: see :func:`autocomp.hardware.experiment.network_writer`.
+        packages: see :func:`autocomp.hardware.experiment.network_writer`.
     """
-    if floats is None:
+    if packages is None:
         return WAYS
-    return {work: tuple(how for how in ways if how != "d8") for work, ways in WAYS.items()}
+    others: Mapping[Work, tuple[Way, ...]] = {"linear": ("f8",), "sequence": ("f8",)} if packages.float8 else {}
+    return {work: (*(how for how in ways if how != "d8"), *others.get(work, ())) for work, ways in WAYS.items()}
 
 
 _ALL_WAYS: tuple[Way, ...] = (*get_args(Activations), *get_args(Reduction))
@@ -98,22 +99,22 @@ COLUMNS = ("chain", "way", "log_ratio", "settled")
 
 
 def measure_gains(
-    path: Path, runtime: Runtime, threads: int, batch: int, narrow_products: bool, floats: Floats | None = None
+    path: Path, runtime: Runtime, threads: int, batch: int, narrow_products: bool, packages: Packages | None = None
 ) -> tuple[Gain, ...]:
     """The gain of every way of :data:`WAYS` on this machine; some 60 files, two minutes.
 
     Args:
         path: where what was measured is kept; chains that are there already are not measured again.
         narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
-        floats: see :func:`autocomp.hardware.experiment.network_writer`.
+        packages: see :func:`autocomp.hardware.experiment.network_writer`.
     """
     reference = reference_run(runtime, threads)
-    ways = ways_of(floats)
+    ways = ways_of(packages)
     known = {number: found for number, found in _read(path).items() if set(found) == set(ways[CHAINS[number].work])}
     logs: dict[tuple[Work, Way], list[tuple[float, bool]]] = {}
     for number, chain in enumerate(CHAINS):
         if number not in known:
-            files = {how: _file(chain, how, narrow_products, floats) for how in (None, *ways[chain.work])}
+            files = {how: _file(chain, how, narrow_products, packages) for how in (None, *ways[chain.work])}
             known[number] = _measure_chain(chain, runtime, threads, batch, files, reference)
             _append(path, number, known[number])
         for how, found in known[number].items():
@@ -183,9 +184,9 @@ def paying(gains: Sequence[Gain], offered: Sequence[Activations]) -> dict[Work, 
     return {work: tuple(how for how in offered if known.get((work, how), True)) for work in WORKS}
 
 
-def _file(chain: _Chain, how: Way | None, narrow_products: bool, floats: Floats | None = None) -> bytes:
+def _file(chain: _Chain, how: Way | None, narrow_products: bool, packages: Packages | None = None) -> bytes:
     zeros = next((pattern for pattern in PATTERNS_OF_ZEROS if pattern == how), None)
-    writer = network_writer(0, narrow_products, floats, stored=how == "a32", zeros=zeros)
+    writer = network_writer(0, narrow_products, packages, stored=how == "a32", zeros=zeros)
     x = writer.input(chain.shape)
     width = chain.shape[0] if len(chain.shape) == 3 else chain.shape[-1]
     for layer in range(LAYERS):
@@ -201,10 +202,10 @@ def _layer(
     writer: NetworkWriter, chain: _Chain, x: Value, how: Way | None, width: int, kernel: int, active: bool = True
 ) -> Value:
     """With an activation behind it, or without."""
-    if chain.work == "sequence":
-        ways = {"a8": "calibrated", "d8": "dynamic"}
+    if chain.work == "sequence" or how == "f8":
+        ways = {"a8": "calibrated", "d8": "dynamic", "f8": "float8"}
         y = writer.product(x, width, ways.get(str(how), "float"), bias=active)
-        return writer.activation(y, "Gelu") if active else y
+        return writer.activation(y, "Gelu" if chain.work == "sequence" else "Relu") if active else y
     if chain.work == "linear":
         return writer.linear(x, width, how == "a8", relu=active)
     if chain.work == "depthwise":

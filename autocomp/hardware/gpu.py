@@ -50,6 +50,13 @@ def gpu_fingerprint(runtime: str) -> Fingerprint:
     )
 
 
+def multiplies_float8(here: Fingerprint) -> bool:
+    """Whether torch has a kernel for products of floats of 8 bits there: on a CPU, and on GPUs from compute capability 8.9."""
+    if not here.on_gpu:
+        return True
+    return tuple(map(int, here.family.split("."))) >= (8, 9)
+
+
 def gpu_clock_words() -> str:
     """How the GPU is clocked at the moment, as ``nvidia-smi`` tells."""
     now, most, drawn, limit = _asked("clocks.sm", "clocks.max.sm", "power.draw", "power.limit")

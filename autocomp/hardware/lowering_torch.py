@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from autocomp.compress.quantize import Floats
 from autocomp.compress.structure import Structure
 from autocomp.export.package_size import least_rows
-from autocomp.export.torch_layers import INTEGER_ROWS, missing
+from autocomp.export.torch_layers import FLOAT8_MULTIPLE, INTEGER_ROWS, missing
 from autocomp.graph import COPIES as UNCHANGED
 from autocomp.graph import Graph, Node
 from autocomp.hardware.kernels import ROW_BY_ROW, Kernel, in_company
@@ -50,6 +50,7 @@ class _Lowering:
     kernels: list[Kernel] = field(default_factory=list)
     scattered: set[str] = field(default_factory=set)
     turned: set[str] = field(default_factory=set)
+    in_float8: set[str] = field(default_factory=set)
 
     def elements(self, name: str) -> int:
         node = self.graph.by_name[name]
@@ -83,10 +84,9 @@ def lower(structure: Structure, batch: int, floats: Floats, symmetric_activation
     """
     graph = structure.graph
     state = _Lowering(graph, structure, batch, floats, symmetric_activations)
-    tables = {node.inputs[0] for node in graph.nodes if node.op == "embedding" and node.inputs}
     for node in graph.nodes:
         if node.op == "input":
-            if node.name not in tables:  # whole numbers stay as they are
+            if not _whole_numbers(graph, node.name):
                 state.into_floats(node.name, state.elements(node.name))
         elif node.layer is not None:
             _layer(state, node)
@@ -98,6 +98,17 @@ def lower(structure: Structure, batch: int, floats: Floats, symmetric_activation
         if floats != "fp32":
             state.each("fp32", name, state.elements(name))
     return in_company(state.kernels)
+
+
+def _whole_numbers(graph: Graph, name: str) -> bool:
+    """Whether an input is of whole numbers, as far as its readers tell: tables are read by them, and masks are compared or
+    become floats by the network's own doing."""
+    readers = graph.users[name]
+    return bool(readers) and all(
+        reader.op in {"embedding", "to", "eq", "ne", "gt", "ge", "lt", "le"}
+        or (reader.op in VIEWS and _whole_numbers(graph, reader.name))
+        for reader in readers
+    )
 
 
 def _is_view(state: _Lowering, node: Node) -> bool:
@@ -141,6 +152,9 @@ def _layer(state: _Lowering, node: Node) -> None:
         state.each("fp32", name, weights)
     elif chosen is not None and node.op == "linear" and chosen.calibrated:
         _integer_linear(state, node, name)
+        return
+    elif chosen is not None and chosen.in_float8:
+        _float8_linear(state, node, name)
         return
     elif chosen is not None and chosen.weight_bits < 16:
         _stored(state, name, node, chosen)
@@ -192,6 +206,33 @@ def _integer_linear(state: _Lowering, node: Node, name: str) -> None:
             macs=filled * deep * wide,
             in_elements=filled * deep,
             out_elements=filled * wide,
+            weight_elements=deep * wide,
+        )
+    )
+    state.each("fp32", name, rows * outputs)
+    state.into_floats(name, rows * outputs)
+
+
+def _float8_linear(state: _Lowering, node: Node, name: str) -> None:
+    """See :class:`autocomp.export.torch_layers.Float8Linear`; what several read is rounded once."""
+    outputs, inputs = node.weight_shape
+    rows, source = state.elements(node.name) // outputs, node.inputs[0]
+    deep, wide = inputs + missing(inputs, FLOAT8_MULTIPLE), outputs + missing(outputs, FLOAT8_MULTIPLE)
+    if source not in state.in_float8:
+        state.in_float8.add(source)
+        if deep > inputs:
+            state.add("copy", state.floats, source, rows * deep, rows * deep)
+        for precision in ("fp32", "fp32", "fp8"):  # multiplied, clamped
+            state.each(precision, source, rows * deep)
+    if source in state.scattered and len(node.shape) > 2 and deep == inputs:
+        state.add("copy", "fp8", name, rows * deep, rows * deep)
+    state.kernels.append(
+        Kernel(
+            "gemm_fp8",
+            (name,),
+            macs=rows * deep * wide,
+            in_elements=rows * deep,
+            out_elements=rows * wide,
             weight_elements=deep * wide,
         )
     )

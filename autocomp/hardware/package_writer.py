@@ -15,7 +15,15 @@ from torch.nn import functional
 from autocomp.compress.quantize import Floats
 from autocomp.errors import RequestError
 from autocomp.export.to_torch import DTYPES, write_package
-from autocomp.export.torch_layers import FromLevels, IntegerLinear, IntegerTable, Levels, StoredWeight
+from autocomp.export.torch_layers import (
+    Float8Levels,
+    Float8Linear,
+    FromLevels,
+    IntegerLinear,
+    IntegerTable,
+    Levels,
+    StoredWeight,
+)
 from autocomp.graph import Example
 from autocomp.hardware.graph_writer import GRID_STEP, Value, Zeros
 
@@ -35,6 +43,7 @@ class PackageWriter:
         #: Rounded value → its levels; they become floats again where something else reads them.
         self._levels: dict[str, torch.fx.Node] = {}
         self._rounded: dict[str, Value] = {}
+        self._float8: dict[str, torch.fx.Node] = {}
         self._example: torch.Tensor | None = None
 
     # ---- the parts of a graph
@@ -162,14 +171,25 @@ class PackageWriter:
         return self.activation(y, "Relu") if relu else y
 
     def product(self, x: Value, outputs: int, how: str, bias: bool = True) -> Value:
-        """A linear over (tokens, features). ``how``: ``float`` or ``calibrated`` (8 bits).
+        """A linear over (tokens, features), or over vectors. ``how``: ``float``, ``calibrated`` (8 bits) or ``float8``.
 
         Raises:
             RequestError: ``dynamic``, for which torch has no kernel.
         """
         if how == "dynamic":
             raise RequestError("torch packages round on calibrated grids; got dynamic; leave it out")
-        return self._add(self._linear(x, outputs, how == "calibrated", bias), (x.shape[0], outputs))
+        if how == "float8":
+            return self._add(self._float8_linear(x, outputs, bias), (*x.shape[:-1], outputs))
+        return self._add(self._linear(x, outputs, how == "calibrated", bias), (*x.shape[:-1], outputs))
+
+    def _float8_linear(self, x: Value, outputs: int, bias: bool) -> torch.fx.Node:
+        inputs = x.shape[-1]
+        if x.name not in self._float8:
+            self._float8[x.name] = self._module(Float8Levels(GRID_STEP, inputs), self._read(x))
+        weight = torch.randn((outputs, inputs), generator=self._random).to(torch.float8_e4m3fn)
+        scale = torch.full((outputs,), GRID_STEP / math.sqrt(inputs))
+        linear = Float8Linear(weight, scale, self._bias(outputs) if bias else None, self._floats)
+        return self._module(linear, self._float8[x.name])
 
     def _linear(self, x: Value, outputs: int, integers: bool, bias: bool) -> torch.fx.Node:
         inputs, shift = x.shape[-1], self._bias(outputs) if bias else None

@@ -18,9 +18,10 @@ from autocomp.errors import RequestError, TargetError
 from autocomp.export.artifact import Artifact
 from autocomp.hardware.calibrate import Calibration, calibrate, measured_block
 from autocomp.hardware.clocks import clock_words
+from autocomp.hardware.experiment import Packages
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.fit import undisturbed
-from autocomp.hardware.gpu import gpu_clock_words, has_gpu
+from autocomp.hardware.gpu import gpu_clock_words, has_gpu, multiplies_float8
 from autocomp.hardware.memory import PARTS
 from autocomp.hardware.profiles import (
     MEMORY_MODEL,
@@ -185,7 +186,8 @@ def calibrate_profile(
     here = this_machine(like.file.runtime) if board is None else board.fingerprint
     _check_bfloat16(like, here)
     _begin(folder, here, threads, batch)
-    result = calibrate(folder, budget_s, threads, batch, here, progress=progress, elsewhere=board, floats=like.floats)
+    packages = None if like.floats is None else Packages(like.floats, multiplies_float8(here))
+    result = calibrate(folder, budget_s, threads, batch, here, progress=progress, elsewhere=board, packages=packages)
     machine = _this_machine_words(here) if board is None else _board_words(board)
     (folder / "latency_model.json").write_text(result.model.to_json() + "\n", encoding="utf-8")
     if result.memory is not None:
@@ -200,6 +202,8 @@ def calibrate_profile(
         "clocks": f"{machine.clocks}; every timing stands beside a reference workload (measurements.csv)",
         "fingerprint": asdict(here) | {"features": list(here.features)},
     }
+    if packages is not None and not packages.float8:
+        document["offer"]["activations"] = [how for how in like.file.offer.activations if how != "f8"]
     if here.runtime == "onnxruntime":
         document["nchwc_block"] = measured_block(cpu_runtime(here.runtime) if board is None else board)
     (folder / "README.md").write_text(_readme(like, result, here, machine, threads, batch), encoding="utf-8")
@@ -324,9 +328,10 @@ def _gains_table(result: Calibration) -> str:
     """What 8 bits, zeros, fewer channels and lower ranks were measured to be worth, as Markdown."""
     lines = [
         "Times as fast as untouched, chains of four layers (depthwise ones with pointwise ones between). In 8 bits: a8, with",
-        "activations on calibrated grids; d8, on grids of the moment; a32, weights stored in bytes and computed in floats. In",
-        "floats: unstructured, nine weights in ten are zero; 2:4, two in four; channel, half of them between the layers; rank,",
-        "a quarter of it. What does not pay is not offered to a search; zeros are in packed files, which they make smaller.",
+        "activations on calibrated grids; d8, on grids of the moment; a32, weights stored in bytes and computed in floats; f8,",
+        "weights and activations in floats of 8 bits. In floats: unstructured, nine weights in ten are zero; 2:4, two in four;",
+        "channel, half of them between the layers; rank, a quarter of it. What does not pay is not offered to a search; zeros",
+        "are in packed files, which they make smaller.",
         "",
         "| layers | way | speedup | pays |",
         "|---|---|---|---|",

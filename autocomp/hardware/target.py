@@ -92,6 +92,13 @@ class Target:
         UncoveredKernelError: activations are of a kind that the runtime has no kernel for.
         """
         formats = {name: layer.format for name, layer in structure.layers.items()}
+        floats = tuple(name for name, chosen in formats.items() if chosen is not None and chosen.in_float8)
+        if floats and self.artifact != "torch":
+            raise UncoveredKernelError(
+                f"{self.runtime} has no kernel for floats of 8 bits, which torch packages have; layers "
+                f"{', '.join(floats[:5])}; give them w8a8, or choose a target that runs torch",
+                floats,
+            )
         simulated = tuple(name for name, chosen in formats.items() if chosen is not None and chosen.simulated)
         if simulated:
             raise UncoveredKernelError(

@@ -44,13 +44,14 @@ FAMILIES = {
     "scaled_dot_product_attention": "attention",
     "linear": "gemm",
     "_int_mm": "gemm",
+    "_scaled_mm": "gemm",
     "conv2d": "conv",
     "conv_transpose2d": "conv_transpose",
 }
 #: Families that have a weight, whose precision is what they multiply.
 WEIGHTED = frozenset({"gemm", "conv", "depthwise", "grouped_conv", "conv_transpose"})
 #: torch's types in short.
-PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float8_e4m3fn": "fp8"}
 
 
 @dataclass(frozen=True)

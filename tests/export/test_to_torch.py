@@ -17,10 +17,12 @@ from autocomp.compress.apply import Compressed, apply
 from autocomp.compress.apply import compress as compress_model
 from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import Floats, Numerics
+from autocomp.compress.recovered import weights_hash, weights_of, with_weights
 from autocomp.compress.structure import restructure
-from autocomp.export.artifact import sizes_of
+from autocomp.errors import ExportError
+from autocomp.export.artifact import export, sizes_of
 from autocomp.export.to_torch import export_torch
-from autocomp.plan import Format, LayerPlan, Plan
+from autocomp.plan import Format, LayerPlan, Plan, Sparsity
 from tests.networks import NETWORKS, eight_bits, inputs, prepared, random_plan, uniform_plan
 
 #: Rounding errors of floats of 11 and of 8 bits, summed up; one in a rounding may move a level.
@@ -149,6 +151,59 @@ def test_what_only_a_debugger_misses_is_left_out() -> None:
         stored = {entry.filename for entry in file.infolist() if entry.compress_type == zipfile.ZIP_STORED}
     assert "stack_trace" not in json.dumps(document)
     assert all("/weights/weight_" in name for name in stored)
+
+
+def in_float8(network: str) -> Plan:
+    """f8a8 in every linear."""
+    layers = prepared(network).inventory.layers
+    return Plan({one.name: LayerPlan(format=Format(8, grid="float8")) for one in layers if one.kind == "linear"})
+
+
+@pytest.mark.parametrize("network", ["mlp", pytest.param("encoder", marks=pytest.mark.slow)])
+def test_floats_of_eight_bits_compute_what_the_simulated_model_computes(network: str) -> None:
+    compressed, package = written(network, in_float8(network))
+    assert error(compressed, package, inputs(network, 3, seed=3)) < 1e-5
+    ops = operations(package)
+    assert ops.count("_scaled_mm.default") == len(compressed.formats) > 0
+    assert "linear.default" not in ops or network != "mlp"
+    stored = torch.export.load(io.BytesIO(package)).state_dict.values()
+    assert sum(tensor.dtype == torch.float8_e4m3fn for tensor in stored) == len(compressed.formats)
+
+
+def test_floats_of_eight_bits_are_near_the_floats_that_they_round() -> None:
+    """Three bits behind the point: a weight or activation is off by a sixteenth at most."""
+    _, package = written("mlp", in_float8("mlp"), "fp16")
+    untouched, _ = written("mlp", Plan())
+    batch = inputs("mlp", 16, seed=3)
+    found, exact = flat(torch.export.load(io.BytesIO(package)).module()(*batch)), flat(untouched.model(*batch))
+    assert 0 < float((found - exact).abs().mean() / exact.abs().mean()) < 0.1
+
+
+def test_cut_weights_stay_zero_in_floats_of_eight_bits() -> None:
+    layers = [one.name for one in prepared("mlp").inventory.layers]
+    plan = Plan({name: LayerPlan(Sparsity("2:4", 0.5), None, Format(8, grid="float8")) for name in layers})
+    compressed, package = written("mlp", plan)
+    assert error(compressed, package, inputs("mlp", 3, seed=3)) < 1e-5
+    for name, mask in compressed.masks.items():
+        assert not compressed.model.get_parameter(name)[~mask].any()
+
+
+def test_a_package_in_floats_of_eight_bits_has_its_size_foreseen() -> None:
+    size = len(written("mlp", in_float8("mlp"), "fp16")[1])
+    assert abs(predicted("mlp", in_float8("mlp"), "fp16") - size) < 250
+
+
+def test_onnx_has_no_floats_of_eight_bits() -> None:
+    compressed, _ = written("mlp", in_float8("mlp"))
+    with pytest.raises(ExportError, match=r"are for torch packages; layer .* has f8a8; write it with --format torch"):
+        export(compressed, "onnx")
+
+
+def test_recovered_weights_in_floats_of_eight_bits_come_back() -> None:
+    compressed, package = written("mlp", in_float8("mlp"))
+    weights = weights_of(compressed)
+    assert len(weights_hash(weights)) == 16
+    assert export(with_weights(compressed, weights), "torch") == package
 
 
 def predicted(network: str, plan: Plan, floats: Floats) -> int:

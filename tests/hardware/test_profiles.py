@@ -56,7 +56,7 @@ def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, float, int
         here: Fingerprint,
         progress: object = None,
         elsewhere: object = None,
-        floats: object = None,
+        packages: object = None,
     ) -> Calibration:
         made.append((folder, budget_s, threads, batch))
         folder.mkdir(parents=True, exist_ok=True)

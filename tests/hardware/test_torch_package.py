@@ -26,7 +26,7 @@ from autocomp.hardware.runtimes.runtime import cpu_runtime, reference_run
 from autocomp.hardware.runtimes.torch_package import TorchPackages
 from autocomp.hardware.timing import TimesItself, TimingSettings, measure
 from autocomp.plan import Format, LayerPlan, Plan
-from tests.export.test_to_torch import numerics, some, written
+from tests.export.test_to_torch import in_float8, numerics, some, written
 from tests.hardware.packages import difference_package, linear_package
 from tests.hardware.test_onnxruntime import weights
 from tests.networks import eight_bits, inputs, prepared, random_plan
@@ -158,6 +158,13 @@ def test_the_kernels_of_any_plan_that_is_offered_are_foreseen(network: str) -> N
         foreseen = Counter({key: count for key, count in foreseen.items() if key[0] != "copy_int8"})
         executed = Counter({key: count for key, count in executed.items() if key[0] != "copy_int8"})
     assert foreseen == executed
+
+
+@pytest.mark.parametrize("network", ["mlp", pytest.param("encoder", marks=pytest.mark.slow)])
+def test_the_kernels_of_floats_of_eight_bits_are_foreseen(network: str) -> None:
+    foreseen, executed = kernels(network, in_float8(network), "fp16", batch=3)
+    assert foreseen == executed
+    assert any(key[0] == "gemm_fp8" for key in foreseen)
 
 
 def test_an_operation_that_no_rule_knows_keeps_its_name() -> None:

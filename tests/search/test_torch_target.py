@@ -17,8 +17,10 @@ from autocomp.formats import WORKS
 from autocomp.hardware import lowering_torch
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.target import Offer, Target
+from autocomp.plan import Plan
 from autocomp.run import RunFolder
 from autocomp.search import flow
+from autocomp.search.tables import verifications
 from autocomp.watch import SILENT
 from tests import small_task
 from tests.targets import REQUEST, ArithmeticLatency, made_target
@@ -75,7 +77,7 @@ def test_its_numbers_are_those_of_the_file(run: Run) -> None:
         assert row["measured_size_bytes"] == file.stat().st_size
         assert abs(row["size_bytes"] - row["measured_size_bytes"]) < max(400, 0.01 * row["measured_size_bytes"])
         assert row["measured_metric"] == pytest.approx(row["metric_search"], abs=20)
-    documents = flow.verifications(run.folder).values()
+    documents = verifications(run.folder).values()
     assert {document["runtime"] for document in documents} == {"torch-cpu (metric only)"}
     assert {document["format"] for document in documents} == {"torch"}
 
@@ -110,11 +112,12 @@ def test_in_reach_files_are_timed_and_the_search_is_warmed_up(tmp_path: Path) ->
     setup = flow.set_up(request, small_task.task(), torch_target(reachable=True))
     folder = RunFolder(tmp_path / "run")
     points = flow.search(setup, folder, resume=False, watcher=SILENT)
-    verified = flow.verifications(folder)
+    verified = verifications(folder)
     assert points
     for point in points:
         measured = verified[point.key]["measured"]
         assert isinstance(measured, dict)
+        assert isinstance(measured["latency_ms"], float)
         assert measured["latency_ms"] > 0
         assert verified[point.key]["runtime"] == "torch-cpu"
     assert any(event["event"] == "warm-start" for event in folder.events())
@@ -131,5 +134,5 @@ def test_a_kernel_has_a_name_of_its_precision() -> None:
     structure = flow.set_up(
         replace(REQUEST, target="torch-cpu", artifact="torch"), small_task.task(), torch_target(reachable=False)
     )
-    kernels: tuple[Kernel, ...] = structure.bench.target.lower(structure.bench.structure(flow.Plan()))
+    kernels: tuple[Kernel, ...] = structure.bench.target.lower(structure.bench.structure(Plan()))
     assert {kernel.op.rpartition("_")[2] for kernel in kernels} <= {"bf16", "fp32"}

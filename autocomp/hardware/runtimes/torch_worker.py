@@ -41,6 +41,8 @@ from autocomp.hardware.torch_kernels import ExecutedNode
 
 #: Runs before a capture and before a profile: the first ones allocate memory and choose kernels.
 WARMUP_RUNS = 3
+#: Products whose second factor is a weight.
+PRODUCTS = frozenset({"_int_mm", "_scaled_mm"})
 #: Marks an operation in the profiler's events.
 MARK = "autocomp:"
 
@@ -204,7 +206,7 @@ class _Walk(Interpreter):
         op = operator_name(node)
         weight, kernel, stride, groups = _geometry(op, node, self._results)
         first = self._results[(computed or given)[0].name] if given else result
-        read = computed if op not in WEIGHT_ARGUMENT and op != "_int_mm" else computed[:1]
+        read = computed[:1] if op in WEIGHT_ARGUMENT or op in PRODUCTS else computed
         same = {self._results[source.name].untyped_storage().data_ptr() for source in given}
         writes = overload is not None and overload._schema.is_mutable
         return ExecutedNode(
@@ -228,7 +230,7 @@ Shape = tuple[int, ...]
 
 def _geometry(op: str, node: Node, results: dict[str, torch.Tensor]) -> tuple[Shape | None, Shape, int, int]:
     """Weight, kernel, stride and groups of an operation that has some."""
-    if op == "_int_mm":
+    if op in PRODUCTS:
         return tuple(results[cast("Node", node.args[1]).name].t().shape), (), 1, 1
     if op in {"max_pool2d", "avg_pool2d"}:
         kernel = _numbers(node, 1)
