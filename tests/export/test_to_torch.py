@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -246,3 +248,18 @@ def test_fewer_bits_are_stored_in_bytes() -> None:
     """A package has no narrower type: four bits take what eight do, but for the grids of the moment that none has."""
     eight, four = (len(written("plain", uniform_plan("plain", format=Format(bits)))[1]) for bits in (8, 4))
     assert four == pytest.approx(eight, rel=0.01)
+
+
+def test_the_three_lines_of_the_documentation_load_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a user types them, in a folder with the file: a network of 3×16×16 images."""
+    text = (Path(__file__).parents[2] / "docs" / "cuda.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 14 * 14, 5)).eval()
+    example = (torch.zeros(1, 3, 16, 16),)
+    compressed = compress_model(model, Plan(), example, [(torch.randn(2, 3, 16, 16),)], numerics("fp16"))
+    (tmp_path / "model.pt2").write_bytes(export_torch(compressed))
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(code, names)
+    torch.testing.assert_close(names["output"], model(*example), rtol=1e-2, atol=1e-2)
