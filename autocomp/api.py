@@ -228,7 +228,7 @@ def predict(
 
 
 def export(task: Task, plan: Plan, path: str | Path, *, target: Target | str) -> Path:
-    """Compress a task's model by a plan and write the ONNX file, in the format and numerics of a target.
+    """Compress a task's model by a plan and write the file, in the format and numerics of a target.
 
     Raises:
         PlanError: the plan does not fit the model.

@@ -126,7 +126,7 @@ class Run:
             calibrating(watcher),
         )
         begun_on = Fingerprint.from_json(json.dumps(self.folder.read()["fingerprint"]))
-        reasons = mismatch(begun_on, this_machine(), found.threads) if found.reachable else []
+        reasons = mismatch(begun_on, this_machine(begun_on.runtime), found.threads) if found.reachable else []
         if reasons:
             raise RunError(
                 f"a run is measured on the kind of machine that it was begun on; here is {'; '.join(reasons)}; search anew"

@@ -29,7 +29,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
 def package(program: ExportedProgram) -> bytes:
-    """The ``.pt2`` package of ``program``, which loses what only a debugger misses. The same program gives the same bytes.
+    """The ``.pt2`` package of ``program``, which loses what only a debugger misses, and what counts on the strides of the
+    device that it was traced on. The same program gives the same bytes.
 
     Raises:
         ExportError: torch.export cannot write it.
@@ -49,6 +50,9 @@ def _strip(program: ExportedProgram) -> None:
         if node.op == "call_function" and node.target == torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
         else:
+            if node.target == torch.ops.aten.view.default:
+                # Traced on a CPU: elsewhere attention writes its result in another order, and what was a view has to copy.
+                node.target = torch.ops.aten.reshape.default
             node.meta = {name: value for name, value in node.meta.items() if name in NEEDED}
     del program.module_call_graph[1:]  # the first is the whole model: how its inputs are nested
     program.example_inputs = None

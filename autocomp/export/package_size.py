@@ -101,7 +101,9 @@ class PackageSizes:
             total += _Counted(0, 0, DYNAMIC_OPERATIONS * len(rounded_at_run_time), DYNAMIC)
         for name in structure.rounded | structure.rounded_for_products:
             total += self._rounding(structure, graph, name)
-        return self.fixed_bytes + total.file_bytes({node.op for node in graph.nodes})
+        return self.fixed_bytes + total.file_bytes(
+            {"reshape" if node.op == "view" else node.op for node in graph.nodes}
+        )
 
     @property
     def _casts(self) -> int:

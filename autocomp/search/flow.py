@@ -94,7 +94,10 @@ def set_up(
     target.predict(structure)  # a kernel that the latency model does not know should not wait for the first trial
     sizes = sizes_of(structure, len(untouched), target.artifact, target.numerics)
     bench = Workbench(task, prepared, target, sizes, place)
-    return Setup(request, bench, space, baseline, machine or this_machine())
+    # Where files are measured on a GPU, that is the machine; else the CPU, whatever runtime is on it.
+    on_gpu = target.reachable and target.runtime == "torch-cuda"
+    here = machine or (this_machine(target.runtime) if on_gpu else this_machine())
+    return Setup(request, bench, space, baseline, here)
 
 
 def search(

@@ -140,6 +140,17 @@ def test_numbers_that_halves_have_no_room_for_become_their_largest() -> None:
     assert error(compressed, export_torch(compressed), (torch.randn(5, 4),)) < 0.01
 
 
+def test_a_package_counts_on_no_device() -> None:
+    """Neither on where tensors are made, nor on how a CPU lays out what attention writes: torch's device without memory lays
+    it out otherwise, as a GPU may."""
+    from torch.export.passes import move_to_device_pass
+
+    _, package = written("encoder", eight_bits("encoder"))
+    program = move_to_device_pass(torch.export.load(io.BytesIO(package)), torch.device("meta"))
+    output = program.module()(*(tensor.to("meta") for tensor in inputs("encoder", 3)))
+    assert {leaf.device.type for leaf in _pytree.tree_leaves(output)} == {"meta"}
+
+
 def test_the_same_model_gives_the_same_bytes() -> None:
     compressed, package = written("mlp", eight_bits("mlp"))
     assert export_torch(compressed) == package

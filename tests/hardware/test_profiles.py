@@ -298,6 +298,18 @@ def test_a_gpu_at_hand_is_calibrated_first_and_kept(
     assert "| GPU | NVIDIA Test, compute capability 9.0, driver 550.1; host x86_64 |" in readme
 
 
+@pytest.mark.parametrize(("capability", "offered"), [("8.6", False), ("8.9", True), ("10.0", True)])
+def test_floats_of_eight_bits_are_offered_where_the_gpu_multiplies_them(
+    capability: str,
+    offered: bool,
+    gpu: Fingerprint,
+    calibrations: list[tuple[Path, float, int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolve, "this_machine", lambda _: replace(gpu, family=capability))
+    assert ("f8" in resolve_target("cuda").offer.activations["linear"]) == offered
+
+
 def test_a_calibration_of_a_gpu_elsewhere_is_a_target_out_of_reach(
     gpu: Fingerprint,
     calibrations: list[tuple[Path, float, int, int]],

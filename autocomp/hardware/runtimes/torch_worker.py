@@ -18,6 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from torch.autograd import DeviceType
 from torch.fx import Interpreter, Node
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils import _pytree
@@ -154,7 +155,8 @@ class Worker:
                 torch.cuda.synchronize()
         times: dict[str, list[float]] = {}
         for event in profiler.events() or ():
-            if event.name.startswith(MARK):
+            # On a GPU the profiler tells of a mark twice: of the launching, and of the device.
+            if event.name.startswith(MARK) and event.device_type == DeviceType.CPU:
                 spent = event.device_time_total if self._device.type == "cuda" else event.cpu_time_total
                 times.setdefault(event.name.removeprefix(MARK), []).append(spent)
         return tuple(walk.told(node, lower_half_mean(times[node.name])) for node in walk.executed)
