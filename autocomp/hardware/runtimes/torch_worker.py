@@ -18,7 +18,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.autograd import DeviceType
+from torch.autograd import DeviceType  # type: ignore[attr-defined]  # torch itself does not list it
 from torch.fx import Interpreter, Node
 from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils import _pytree
