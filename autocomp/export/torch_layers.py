@@ -156,7 +156,8 @@ class Float8Linear(nn.Module):
         self.register_buffer("bias", torch.zeros(self.outputs) if bias is None else bias.detach().float())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = x.reshape(-1, x.shape[-1]) if x.dim() > 2 else x
+        # Its first factor must lie row by row on a GPU; where it does, nothing is written.
+        rows = (x.reshape(-1, x.shape[-1]) if x.dim() > 2 else x).contiguous()
         sums = torch._scaled_mm(rows, self.levels.t(), self.one, self.one, out_dtype=torch.float32)
         if len(self.levels) > self.outputs:
             sums = sums[:, : self.outputs]
