@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
     from autocomp.compress.apply import Compressed
     from autocomp.compress.quantize import Numerics
+    from autocomp.export.artifact import Artifact
     from autocomp.hardware.latency import Forecast
-    from autocomp.hardware.target import Artifact, Target
+    from autocomp.hardware.target import Target
     from autocomp.search.limits import Goal
     from autocomp.search.sampler import SamplerName
     from autocomp.search.workers import Workers
@@ -90,7 +91,7 @@ def search(
     """
     from autocomp.hardware.fingerprint import this_machine
     from autocomp.hardware.profiles import find_profile
-    from autocomp.hardware.resolve import resolve_target
+    from autocomp.hardware.resolve import check_measurable, resolve_target
     from autocomp.hardware.timed_files import THIS_MACHINE, Place
     from autocomp.search import flow
     from autocomp.search.recovery import check_device, read_recipe
@@ -115,7 +116,9 @@ def search(
     space = space or "default"
     read_space(str(space))  # a typo should not wait for training or calibration
     if isinstance(target, str):
-        find_profile(target)
+        asked = find_profile(target)
+        if workers is None:
+            check_measurable(asked)
     folder = RunFolder(Path(out))
     folder.check_free(resume)
     if data is None and resume and isinstance(task, str):
@@ -130,7 +133,7 @@ def search(
         machine = None
         if not isinstance(target, str):
             found = target
-        elif workers is None or names_profile_folder(target) or find_profile(target).fingerprint is None:
+        elif workers is None or names_profile_folder(target) or not find_profile(target).measurable:
             found = resolve_target(target, threads, batch, artifact, watcher.say, calibrating(watcher))
         else:
             node = TargetNode(find_profile(target).file.name)
@@ -244,19 +247,19 @@ def predict(
 
 
 def export(task: Task, plan: Plan, path: str | Path, *, target: Target | str) -> Path:
-    """Compress a task's model by a plan and write the ONNX file, in the format and numerics of a target.
+    """Compress a task's model by a plan and write the file, in the format and numerics of a target.
 
     Raises:
         PlanError: the plan does not fit the model.
         ExportError: the file cannot be written.
     """
     from autocomp.compress import apply
-    from autocomp.export.to_onnx import export_onnx
+    from autocomp.export import artifact
     from autocomp.hardware.resolve import resolve_target
 
     found = resolve_target(target) if isinstance(target, str) else target
     compressed = apply.compress(
         task.model, plan, task.example_inputs, task.calibration, found.numerics, task.dynamic_dims
     )
-    write_whole(Path(path), export_onnx(compressed, packed=found.artifact == "onnx-packed"))
+    write_whole(Path(path), artifact.export(compressed, found.artifact))
     return Path(path)

@@ -30,7 +30,7 @@ SamplerChoice = Literal["auto", "nsga2", "tpe", "random", "uniform"]
 DeviceChoice = Literal["cpu", "cuda"]
 ExecutorChoice = Literal["local", "ray"]
 GoalChoice = Literal["front", "most-accurate", "fastest", "smallest"]
-ArtifactChoice = Literal["onnx", "onnx-packed"]
+ArtifactChoice = Literal["onnx", "onnx-packed", "torch"]
 
 RunArgument = Annotated[Path, typer.Argument(metavar="RUN", help="A run folder.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
@@ -318,7 +318,7 @@ def export(
     artifact: FormatOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to. Default: exports/<trial> in the run folder.")] = None,
 ) -> None:
-    """Write a front point's model.onnx and plan.json."""
+    """Write a front point's model.onnx, or model.pt2 for --format torch, and plan.json."""
     from autocomp.finished import Run
 
     path = Run.open(run).export(pick, max_latency_ms, artifact, out)
@@ -371,7 +371,7 @@ def calibrate(
 
     like = find_profile(target)
     budget_s = _seconds(budget)
-    if like.fingerprint is None or budget_s is None:
+    if not like.measurable or budget_s is None:
         raise RequestError(f"only a target on this machine can be calibrated here; got {target}; use cpu")
     if host is not None and like.file.runtime != "onnxruntime":
         raise RequestError(f"over ssh onnxruntime is calibrated, not {like.file.runtime}; got {target}; use cpu")

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from autocomp.compress.rebuild import Prepared
-    from autocomp.hardware.target import Artifact, Target
+    from autocomp.export.artifact import Artifact
+    from autocomp.hardware.target import Target
     from autocomp.search.begin import Setup
 
 
@@ -131,7 +132,7 @@ class Run:
             calibrating(watcher),
         )
         begun_on = Fingerprint.from_json(json.dumps(self.folder.read()["fingerprint"]))
-        reasons = mismatch(begun_on, this_machine(), found.threads) if found.reachable else []
+        reasons = mismatch(begun_on, this_machine(begun_on.runtime), found.threads) if found.reachable else []
         if reasons:
             raise RunError(
                 f"a run is measured on the kind of machine that it was begun on; here is {'; '.join(reasons)}; search anew"
@@ -211,11 +212,11 @@ class Run:
         out: str | Path | None = None,
         task: Task | None = None,
     ) -> Path:
-        """Write a point's ``model.onnx`` and ``plan.json`` to a folder, for TensorRT also ``trtexec.sh``; returns the model's
-        path.
+        """Write a point's ``model.onnx`` (``model.pt2`` where the format is ``torch``) and ``plan.json`` to a folder, for
+        TensorRT also ``trtexec.sh``; returns the model's path.
 
         Args:
-            artifact: ``onnx`` or ``onnx-packed``; default is what the run was searched for.
+            artifact: ``onnx``, ``onnx-packed`` or ``torch``; default is what the run was searched for.
             out: default ``exports/<trial>`` in the run folder, or a folder of its own in there for another format.
 
         Raises:
@@ -231,13 +232,15 @@ class Run:
         folder = Path(out) if out is not None else own if wanted == searched else own / wanted
         model = self._verified_file(point) if wanted == searched else None
         write_whole(folder / "plan.json", (point.plan.to_json() + "\n").encode())
-        return flow.write_file(self.folder, folder, point.plan, model or self._built(point, wanted, task))
+        file = model or self._built(point, wanted, task)
+        return flow.write_file(self.folder, folder, point.plan, file, wanted)
 
     def _verified_file(self, point: Trial) -> bytes | None:
         """The file that was verified, where it is still there."""
+        from autocomp.export.artifact import FILE_NAMES
         from autocomp.search.tables import verifications
 
-        path = self.folder.exports / str(point.number) / "model.onnx"
+        path = self.folder.exports / str(point.number) / FILE_NAMES[_artifact(self.folder.request().artifact)]
         measured = verifications(self.folder).get(point.key, {}).get("measured")
         if not path.is_file() or not isinstance(measured, dict):
             return None
@@ -249,7 +252,7 @@ class Run:
         from autocomp.compress.apply import apply
         from autocomp.compress.quantize import Numerics
         from autocomp.compress.recovered import read_weights, with_weights
-        from autocomp.export.to_onnx import export_onnx
+        from autocomp.export.artifact import export
         from autocomp.search.recovery import weights_path
 
         target = self.folder.read()["target"]
@@ -258,15 +261,11 @@ class Run:
             raise RunError(f"run.json of {self.folder.path} is from another version of autocomp; start anew")
         loaded = task or self._task()
         prepared = self._prepared(loaded)
-        opset = numerics.get("opset")
-        told = Numerics(
-            **{name: bool(value) for name, value in numerics.items() if name != "opset"},
-            opset=opset if isinstance(opset, int) else None,
-        )
+        told = Numerics(**numerics)  # type: ignore[arg-type]
         compressed = apply(prepared, point.plan, loaded.calibration, told)
         if point.weights is not None:
             compressed = with_weights(compressed, read_weights(weights_path(self.folder, point.weights)))
-        return export_onnx(compressed, packed=artifact == "onnx-packed")
+        return export(compressed, artifact)
 
     def report(self, task: Task | None = None) -> Path:
         """Rebuild tables, figures and ``report.html`` from the run's truth; returns the page's path.
@@ -300,7 +299,9 @@ def _latency_ms(point: Trial, verified: dict[str, Json]) -> float:
 
 
 def _artifact(name: str) -> Artifact:
-    return "onnx" if name == "onnx" else "onnx-packed"
+    from autocomp.export.artifact import Artifact
+
+    return next((one for one in get_args(Artifact) if one == name), "onnx-packed")
 
 
 def data_of(begun: Request, task: str) -> Path | None:

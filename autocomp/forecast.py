@@ -10,7 +10,7 @@ from autocomp.compress.prepare import prepare
 from autocomp.compress.rebuild import Prepared
 from autocomp.compress.structure import restructure
 from autocomp.errors import RequestError, UncoveredKernelError
-from autocomp.export.to_onnx import export_onnx
+from autocomp.export.artifact import export
 from autocomp.hardware.followed import CompiledPlan, followed
 from autocomp.hardware.footprint import footprint_bytes
 from autocomp.hardware.kernels import Kernel
@@ -59,6 +59,11 @@ def forecast_file(path: Path, target: Target, input_shapes: Sequence[tuple[int, 
             f"a file's kernels are read off the graph that the runtime compiles of it on this machine; {target.name} runs "
             f"{target.runtime}, elsewhere; give a task, or --target cpu"
         )
+    if target.artifact == "torch":
+        raise RequestError(
+            f"a file is predicted by a runtime that takes ONNX; got {path} for {target.name}, which runs torch packages; give "
+            "a task"
+        )
     if not path.is_file():
         raise RequestError(f"an ONNX file must exist; got {path}")
     runtime = cpu_runtime(target.runtime)
@@ -73,7 +78,7 @@ def _as_compiled(
 ) -> tuple[Kernel, ...]:
     """The kernels that the target's runtime makes of a plan's file, called after what they compute."""
     compressed = apply(prepared, plan, task.calibration, target.numerics)
-    file = export_onnx(compressed, packed=target.artifact == "onnx-packed")
+    file = export(compressed, target.artifact)
     inputs = prepared.example.arrays(target.batch)
     (compiled,) = compiled_kernels(target.runtime, target.threads, inputs, {0: file}).values()
     return followed(target.lower, [CompiledPlan(foreseen, compiled)], lambda _: True).put_right(foreseen)

@@ -11,8 +11,9 @@ from autocomp.errors import PlanError
 from autocomp.inventory import LayerInfo
 from autocomp.plan import Clip, Format, Grid, Rounding
 
-#: How activations may be given to a layer: rounded on a calibrated grid, on that of the moment, or not at all.
-Activations = Literal["a8", "d8", "a32"]
+#: How activations may be given to a layer: rounded on a calibrated grid, on that of the moment, not at all, or to floats of 8
+#: bits, as its weights then are.
+Activations = Literal["a8", "d8", "a32", "f8"]
 
 #: Kinds of layers that a runtime treats differently: dense and depthwise (or grouped) convolutions, linears over plain
 #: vectors and over sequences. Of everything else only the weights are stored in few bits.
@@ -20,9 +21,9 @@ Work = Literal["conv", "depthwise", "linear", "sequence"]
 WORKS: tuple[Work, ...] = ("conv", "depthwise", "linear", "sequence")
 
 _FORMAT = re.compile(
-    r"^(?P<grid>[wtc])(?P<weight>\d+)(?:(?P<how>[ad])(?P<activation>\d+))?(?:/(?P<steps>tensor|g\d+))?(?P<ways>(?:\+\w+)*)$"
+    r"^(?P<grid>[wtcf])(?P<weight>\d+)(?:(?P<how>[ad])(?P<activation>\d+))?(?:/(?P<steps>tensor|g\d+))?(?P<ways>(?:\+\w+)*)$"
 )
-_GRIDS: dict[str, Grid] = {"w": "uniform", "t": "ternary", "c": "codebook"}
+_GRIDS: dict[str, Grid] = {"w": "uniform", "t": "ternary", "c": "codebook", "f": "float8"}
 
 
 def check_format(text: str) -> None:
@@ -32,11 +33,13 @@ def check_format(text: str) -> None:
     match = _FORMAT.match(text)
     if match is None:
         raise ValueError(
-            f"a format is written like w8 (activations as suits the layer), w8a8, w8d8, w4a32, t2 (ternary) or c4 (a "
-            f"codebook), and then /tensor or /g32, +gptq, +adaround, +minmax or +percentile; got {text!r}"
+            f"a format is written like w8 (activations as suits the layer), w8a8, w8d8, w4a32, t2 (ternary), c4 (a "
+            f"codebook) or f8 (floats of 8 bits), and then /tensor or /g32, +gptq, +adaround, +minmax or +percentile; got "
+            f"{text!r}"
         )
-    # Without a word on activations, floats are what every format can have.
-    _format(match, f"{match['how']}{match['activation']}" if match["how"] else "a32")
+    # Without a word on activations, floats are what every format can have but for the one that has its own.
+    usual = "a8" if match["grid"] == "f" else "a32"
+    _format(match, f"{match['how']}{match['activation']}" if match["how"] else usual)
 
 
 def _format(match: re.Match[str], activations: str) -> Format:
@@ -86,6 +89,8 @@ def format_for(text: str, layer: LayerInfo, activations: Sequence[Activations]) 
     match = _FORMAT.match(text)
     if match is None:
         return None
+    if match["grid"] == "f":
+        return _format(match, "a8") if layer.kind == "linear" and "f8" in activations else None
     order: tuple[Activations, ...] = ("a8", "a32") if layer.computes_integers else ("a32",)
     if layer.kind == "linear":
         order = ("d8", "a8", "a32") if len(layer.out_shape) > 1 else ("a8", "d8", "a32")

@@ -228,6 +228,11 @@ class Inventory:
                 f"an embedding reads no activations that could be rounded; {layer.name!r} was given {chosen}; "
                 f"give it w{chosen.weight_bits}a32"
             )
+        if chosen.in_float8 and layer.kind != "linear":
+            raise PlanError(
+                f"floats of 8 bits are multiplied in linears only; {layer.name!r} ({layer.kind}) was given {chosen}; give it "
+                "w8a8 or w8a32"
+            )
         if chosen.dynamic and layer.kind != "linear":
             raise PlanError(
                 f"activations are rounded dynamically in linears only; {layer.name!r} ({layer.kind}) was given {chosen}; "

@@ -18,8 +18,8 @@ from autocomp.errors import PlanError
 Pattern = Literal["unstructured", "2:4", "1:4", "4:8", "block", "channel", "head"]
 Saliency = Literal["magnitude", "taylor", "wanda", "hessian"]
 RankMethod = Literal["svd", "whitened", "spatial", "tucker2", "nmf"]
-#: Levels of quantized weights: evenly spaced, three, or a table of them that was learned.
-Grid = Literal["uniform", "ternary", "codebook"]
+#: Levels of quantized weights: evenly spaced, three, a table of them that was learned, or floats of 8 bits.
+Grid = Literal["uniform", "ternary", "codebook", "float8"]
 #: One step for the whole tensor, for each output channel, or for each group of weights in a channel's row.
 Granularity = Literal["channel", "tensor", "group"]
 Clip = Literal["mse", "minmax", "percentile"]
@@ -137,8 +137,12 @@ class Format:
     (``gptq``; Frantar et al., "GPTQ", 2022); or up or down as the layer's outputs have it (``adaround``; Nagel et al., "Up
     or down?", 2020).
 
+    ``float8``: weights and activations both are floats of 8 bits (E4M3; Micikevicius et al., "FP8 formats for deep learning",
+    2022), which some GPUs multiply; the largest activation of calibration becomes the largest of them.
+
     Written ``w8a8``, ``w8d8`` (dynamic), ``w4a32`` (activations in floats), ``t2a8`` (ternary), ``c4a8`` (a codebook of
-    16 levels), with ``/tensor`` or ``/g32`` for the granularity and ``+gptq``, ``+minmax`` and the like.
+    16 levels), ``f8a8`` (floats of 8 bits), with ``/tensor`` or ``/g32`` for the granularity and ``+gptq``, ``+minmax`` and
+    the like.
     """
 
     weight_bits: int
@@ -175,6 +179,12 @@ class Format:
             raise PlanError(f"ternary weights have 2 bits; got {self.weight_bits}")
         if self.grid == "codebook" and not 2 <= self.weight_bits <= 6:
             raise PlanError(f"codebooks have 2 to 6 bits; got {self.weight_bits}")
+        if self.in_float8 and (
+            (self.weight_bits, self.activation_bits, self.dynamic) != (8, 8, False)
+            or self.granularity == "group"
+            or (self.clip, self.rounding) != ("mse", "nearest")
+        ):
+            raise PlanError(f"floats of 8 bits are f8a8 or f8a8/tensor and nothing else; got {self}")
         if (self.granularity == "group") != (self.group > 0):
             raise PlanError(
                 f"groups of weights have a size, and nothing else has; got {self.granularity}, {self.group}"
@@ -189,7 +199,12 @@ class Format:
     @property
     def integer_activations(self) -> bool:
         """Whether the layer reads integers, so that an integer kernel can compute it."""
-        return self.activation_bits == 8
+        return self.activation_bits == 8 and not self.in_float8
+
+    @property
+    def in_float8(self) -> bool:
+        """Whether the layer multiplies floats of 8 bits."""
+        return self.grid == "float8"
 
     @property
     def simulated(self) -> bool:
@@ -212,7 +227,7 @@ class Format:
         return self.weight_bits == 2 and self.grid == "uniform"
 
     def __str__(self) -> str:
-        letter = {"uniform": "w", "ternary": "t", "codebook": "c"}[self.grid]
+        letter = {"uniform": "w", "ternary": "t", "codebook": "c", "float8": "f"}[self.grid]
         steps = {"channel": "", "tensor": "/tensor", "group": f"/g{self.group}"}[self.granularity]
         rest = [name for name in (self.rounding, self.clip) if name not in {"nearest", "mse"}]
         how = "d" if self.dynamic else "a"

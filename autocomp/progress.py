@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 #: Kernels shown of a prediction; the rest are summed.
 SHOWN_KERNELS = 20
 
+#: What is said of a target that has no latency model.
+NOT_CALIBRATED = "not calibrated"
+
 
 class Progress:
     """Bars and lines on stderr; a :class:`autocomp.watch.Watcher`. Where stderr is no terminal, lines only."""
@@ -177,9 +180,9 @@ def targets_document() -> list[Json]:
     found: list[Json] = []
     for shipped in shipped_profiles():
         profile = profile_here(shipped, shipped.file.threads, shipped.file.batch)
-        model = profile.model()
+        model = profile.model() if profile.calibrated else None
         reasons = why_not_here(profile, profile.file.threads, profile.file.batch)
-        held_out = model.held_out
+        held_out = None if model is None else model.held_out
         found.append(
             {
                 "name": profile.file.name,
@@ -187,11 +190,11 @@ def targets_document() -> list[Json]:
                 "device": profile.file.device,
                 "runtime": profile.file.runtime,
                 "format": profile.file.artifact,
-                "latency_source": model.source,
+                "latency_source": NOT_CALIBRATED if model is None else model.source,
                 "held_out_error": None if held_out is None else held_out.mean,
                 "held_out_median": None if held_out is None else held_out.median,
                 "held_out_networks": None if held_out is None else held_out.networks,
-                "holds_here": None if profile.fingerprint is None else not reasons,
+                "holds_here": not reasons if profile.measurable else None,
                 "why_not": "; ".join(reasons),
                 "note": profile.file.note,
             }
@@ -206,6 +209,10 @@ def targets_list(document: Sequence[Json]) -> None:
         aliases = "".join(f", {alias}" for alias in cast("list[str]", entry["aliases"]))
         about = f"{entry['device']}; {entry['runtime']}, {entry['format']}"
         console.print(f"[bold]{entry['name']}[/bold]{aliases}: {escape(about)}", soft_wrap=True, highlight=False)
+        if entry["latency_source"] == NOT_CALIBRATED:
+            way = f"autocomp calibrate {entry['name']}, on a machine with its device, makes milliseconds of it"
+            console.print(f"    ms: {NOT_CALIBRATED}; {way}", soft_wrap=True, highlight=False)
+            continue
         mean, median, networks = (entry[f"held_out_{name}"] for name in ("error", "median", "networks"))
         error = "not known" if mean is None else f"{mean:.1%}, median {median:.1%} of {networks} networks"
         here = {

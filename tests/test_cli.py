@@ -14,6 +14,7 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 
 from autocomp import cli
 from autocomp.errors import WorkError
@@ -147,7 +148,9 @@ class TestJson:
         assert done.code == 0
         assert {"cpu", "jetson-orin-nano"} <= set(found)
         assert found["jetson-orin-nano"]["aliases"] == ["jetson"]
-        assert all(0 < entry["held_out_error"] < 1 for entry in found.values())
+        calibrated = {name for name, entry in found.items() if entry["latency_source"] != "not calibrated"}
+        assert all(0 < found[name]["held_out_error"] < 1 for name in calibrated)
+        assert found.keys() - calibrated <= {"cuda", "cuda-bf16"}
 
     def test_tasks(self) -> None:
         done = autocomp("tasks", "--json")
@@ -186,6 +189,17 @@ class TestJson:
         table = autocomp("predict", str(file), "--target", "jetson")
         assert table.code == 1
         assert "without what is not covered" in table.out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_a_target_on_cuda_is_refused_in_one_line_where_there_is_no_gpu(tmp_path: Path) -> None:
+    assert "ms: not calibrated; autocomp calibrate cuda, on" in " ".join(autocomp("targets").out.split())
+    for words in (("search", "--target", "cuda", "--out", str(tmp_path / "run")), ("calibrate", "cuda")):
+        done = autocomp(*words)
+        assert done.code == 2
+        (line,) = done.err.splitlines()
+        assert "torch sees none here; run autocomp calibrate cuda --out DIR on a machine with one" in line
+    assert not (tmp_path / "run").exists()
 
 
 def test_without_json_there_are_tables(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,8 @@ sparsities = st.one_of(
 @st.composite
 def formats(draw: st.DrawFn) -> Format:
     grid = draw(st.sampled_from(get_args(Grid)))
+    if grid == "float8":
+        return Format(8, grid=grid, granularity=draw(st.sampled_from(("channel", "tensor"))))
     bits = {"uniform": WEIGHT_BITS, "ternary": (2,), "codebook": (2, 3, 4, 5, 6)}[grid]
     weight_bits = draw(st.sampled_from(bits))
     if weight_bits == 16:
@@ -154,6 +156,7 @@ def test_a_rank_outside_its_range_is_named(r: int) -> None:
         (Format(2, grid="ternary", rounding="gptq"), "t2a8+gptq", True, True),
         (Format(4, 32, grid="codebook", granularity="tensor"), "c4a32/tensor", False, False),
         (Format(4, 32, granularity="group", group=32, clip="minmax"), "w4a32/g32+minmax", False, False),
+        (Format(8, grid="float8"), "f8a8", False, False),
     ],
 )
 def test_a_format_says_how_it_computes(chosen: Format, name: str, integers: bool, calibrated: bool) -> None:
@@ -220,6 +223,9 @@ def test_a_level_outside_its_range_is_refused_in_json_too() -> None:
         ({"weight_bits": 4, "granularity": "group", "group": 8}, "one step a channel"),
         ({"weight_bits": 4, "rounding": "up"}, "must be one of nearest, gptq, adaround; got 'up'"),
         ({"weight_bits": 4, "activation_bits": 32, "dynamic": True}, "dynamic activations have 8 bits"),
+        ({"weight_bits": 4, "grid": "float8"}, "f8a8 or f8a8/tensor and nothing else; got f4a8"),
+        ({"weight_bits": 8, "activation_bits": 32, "grid": "float8"}, "and nothing else; got f8a32"),
+        ({"weight_bits": 8, "grid": "float8", "rounding": "gptq"}, "and nothing else; got f8a8"),
     ],
 )
 def test_a_format_that_does_not_hold_together_is_refused(given: dict[str, object], message: str) -> None:

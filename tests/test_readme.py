@@ -57,7 +57,14 @@ def test_every_command_of_the_readme(newcomers_folder: Path, monkeypatch: pytest
     for command in typed:
         run(command, monkeypatch)
     results = newcomers_folder / "results"
-    assert sorted(path.name for path in results.iterdir()) == ["bits", "digits-cpu", "fast", "mine", "small", "two-minutes"]
+    assert sorted(path.name for path in results.iterdir()) == [
+        "bits",
+        "digits-cpu",
+        "fast",
+        "mine",
+        "small",
+        "two-minutes",
+    ]
     for folder in results.iterdir():
         assert (folder / "report.html").stat().st_size > 100_000
     assert (newcomers_folder / "shipped" / "model.onnx").is_file()

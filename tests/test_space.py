@@ -20,10 +20,10 @@ from autocomp.compress.levels import global_sparsity
 from autocomp.compress.prepare import prepare
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
-from autocomp.errors import SpaceError
+from autocomp.errors import PlanError, SpaceError
 from autocomp.formats import WORKS, Activations, Work, format_for
 from autocomp.inventory import Inventory
-from autocomp.plan import Format, Pattern, Plan, Rank, RankMethod, Sparsity
+from autocomp.plan import Format, LayerPlan, Pattern, Plan, Rank, RankMethod, Sparsity
 from autocomp.search.sampler import uniform_indices
 from autocomp.space import (
     RANK_STEP,
@@ -190,6 +190,16 @@ def test_a_format_that_says_all_is_what_it_says(text: str) -> None:
     given_format = format_for(text, layer, EVERY)
     assert given_format == Format(int(text[1]), int(text[3:]), text[2] == "d")
     assert format_for(text, layer, tuple(how for how in EVERY if how != text[2:])) is None  # the target has it not
+
+
+@pytest.mark.parametrize("text", ["f8", "f8a8"])
+def test_floats_of_eight_bits_are_for_linears_where_the_target_multiplies_them(text: str) -> None:
+    linear, conv = prepared("encoder").inventory.by_name["layers.0.up"], prepared("residual").inventory.by_name["0.0"]
+    assert format_for(text, linear, (*EVERY, "f8")) == Format(8, grid="float8")
+    assert format_for(text, linear, EVERY) is None
+    assert format_for(text, conv, (*EVERY, "f8")) is None
+    with pytest.raises(PlanError, match=r"in linears only; .* was given f8a8; give it w8a8"):
+        prepared("residual").inventory.check(Plan({"0.0": LayerPlan(format=Format(8, grid="float8"))}))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from torch import nn
 
 from autocomp.compress.adjust import corrections, equalized, one_batch, output_moments, smoothed
 from autocomp.compress.biases import IntegerBias, round_biases
+from autocomp.compress.float8 import round_to_float8
 from autocomp.compress.grids import QuantizedWeight
 from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import (
@@ -240,6 +241,7 @@ def _quantize(
     clips = {node.inputs[0]: formats[node.layer or ""].clip for node in graph.layers if reads_rounded(node, formats)}
     quantizers = calibrate_activations(module, sites, calibration, numerics, readers, clips)
     simulate_activations(module, graph, formats, calibration)
+    round_to_float8(module, graph, formats, calibration)
     quantize_dynamically(module, graph, [name for name, chosen in formats.items() if chosen.dynamic])
     return round_biases(module, graph, formats, weights, quantizers) if numerics.integer_bias else {}
 

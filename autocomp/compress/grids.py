@@ -21,8 +21,9 @@ TINY = torch.finfo(torch.float32).tiny * 2**20
 class QuantizedWeight:
     """Integer levels and their step: the weight is ``levels * scale``.
 
-    ``levels``: int8, the weight's shape; ``scale``: float32, (out,), () for one step, or (out, groups) where every
-    ``group`` weights in a row have their own; ``kept``: a bool mask of the weight's shape, None where nothing was cut.
+    ``levels``: int8 (float8_e4m3fn where they are floats of 8 bits), the weight's shape; ``scale``: float32, (out,), () for one
+    step, or (out, groups) where every ``group`` weights in a row have their own; ``kept``: a bool mask of the weight's shape,
+    None where nothing was cut.
     """
 
     levels: torch.Tensor
@@ -48,14 +49,18 @@ def spread_steps(scale: torch.Tensor, rows: int, columns: int, group: int) -> to
 
 @dataclass(frozen=True)
 class Levels:
-    """The levels of a grid, sorted, as floats."""
+    """The levels of a grid, sorted, as floats, and the type that holds them."""
 
     values: torch.Tensor
+    dtype: torch.dtype = torch.int8
 
     @staticmethod
     def of(chosen: Format, narrow_products: bool = False) -> Levels:
         """Those of a format without a table. 8 bits leave out -128, so that the range is symmetric; the narrow formats
         cannot spare a level. Where products are added up in 16 bits, two of 255 and 64 still fit."""
+        if chosen.in_float8:
+            every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+            return Levels(torch.unique(every[every.isfinite()]), torch.float8_e4m3fn)
         if chosen.grid == "ternary":
             return Levels(torch.tensor([-1.0, 0.0, 1.0]))
         if chosen.weight_bits == 1:
@@ -114,11 +119,10 @@ def grid_of(
 
 
 def nearest(weight: torch.Tensor, levels: Levels, scale: torch.Tensor, group: int) -> torch.Tensor:
-    """Every weight's nearest level, int8 of its shape."""
+    """Every weight's nearest level, of its shape."""
     rows = weight.detach().reshape(weight.shape[0], -1)
-    return (
-        levels.nearest(rows / spread_steps(scale, len(rows), rows.shape[1], group)).to(torch.int8).reshape(weight.shape)
-    )
+    steps = spread_steps(scale, len(rows), rows.shape[1], group)
+    return levels.nearest(rows / steps).to(levels.dtype).reshape(weight.shape)
 
 
 def with_larger_steps(stored: QuantizedWeight, smallest: torch.Tensor, chosen: Format) -> QuantizedWeight:

@@ -71,7 +71,9 @@ class Latent(nn.Module):
             levels, steps = self._rounded()
             if steps is None or self.log_scale is None:
                 return None
-            whole = levels.round().to(torch.int8).reshape(self.latent.shape)
+            floats = self.chosen is not None and self.chosen.in_float8
+            whole = levels.to(torch.float8_e4m3fn) if floats else levels.round().to(torch.int8)
+            whole = whole.reshape(self.latent.shape)
             return QuantizedWeight(whole, self.log_scale.exp(), self.kept, self.group)
 
     def _rounded(self) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import nn
@@ -33,9 +33,13 @@ OUTSIDE = 0.0005
 SAMPLE = 16_384
 
 
+#: What floats are computed in.
+Floats = Literal["fp32", "fp16", "bf16"]
+
+
 @dataclass(frozen=True)
 class Numerics:
-    """The integer arithmetic of a runtime.
+    """The arithmetic of a runtime.
 
     ``symmetric_activations``: int8 with zero point 0 (what TensorRT takes) instead of uint8 with a zero point (what
     onnxruntime's x86 kernels are fastest with). ``integer_bias``: the bias is an int32 in the accumulator
@@ -44,6 +48,8 @@ class Numerics:
     attention is one operator of the file (ONNX opset 23). ``narrow_products``: products of two
     pairs of 8-bit numbers are added up in 16 bits, which saturate (x86 without VNNI), so that 8-bit weights keep to half
     their levels. ``opset``: the latest that the runtime reads, where that is an early one; what it computes is the same.
+    ``floats``: what a torch package computes floats in; a search evaluates them as float32, and scores the files of the front
+    as they are computed.
     """
 
     symmetric_activations: bool = False
@@ -52,6 +58,7 @@ class Numerics:
     attention_operator: bool = True
     narrow_products: bool = False
     opset: int | None = None
+    floats: Floats = "fp32"
 
 
 DEFAULT_NUMERICS = Numerics()
@@ -86,8 +93,10 @@ class DynamicQuantizer(nn.Module):
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.compiler.is_exporting():
-            return x.clone()
+        return x.clone() if torch.compiler.is_exporting() else self.rounded(x)
+
+    def rounded(self, x: torch.Tensor) -> torch.Tensor:
+        """What the operator computes."""
         low, high = x.amin().clamp_max(0.0), x.amax().clamp_min(0.0)
         scale = (high - low) / 255
         scale = torch.where(scale == 0, 1.0, scale)

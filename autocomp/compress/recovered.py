@@ -59,8 +59,9 @@ def with_weights(compressed: Compressed, weights: Weights) -> Compressed:
         for key in weights:
             if key.startswith(LEVELS):
                 name = key.removeprefix(LEVELS)
-                group = compressed.formats[name.removesuffix(".weight")].group
-                levels, scale = weights[key].to(torch.int8), weights[SCALE + name]
+                chosen = compressed.formats[name.removesuffix(".weight")]
+                group, dtype = chosen.group, torch.float8_e4m3fn if chosen.in_float8 else torch.int8
+                levels, scale = weights[key].to(dtype), weights[SCALE + name]
                 stored[name] = QuantizedWeight(levels, scale, masks.get(name), group)
                 module.get_parameter(name).data = stored[name].dequantized()
     except (AttributeError, KeyError, AssertionError) as error:
@@ -99,7 +100,9 @@ def weights_hash(weights: Weights) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        held = tensor.detach().cpu().contiguous()
+        held = held.view(torch.uint8) if held.dtype == torch.float8_e4m3fn else held  # which numpy has not
+        digest.update(held.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 

@@ -46,7 +46,7 @@ def quantize_weight(
     else:
         method = _gptq if chosen.rounding == "gptq" else _adaround
         found = method(weight.detach(), levels, scale, chosen.group, kept, moment)
-    if kept is not None:
+    if kept is not None and not chosen.in_float8:  # where a float is zero already
         found = torch.where(kept, found, torch.zeros_like(found))
     return QuantizedWeight(found, scale, kept, chosen.group)
 

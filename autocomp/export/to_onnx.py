@@ -59,6 +59,12 @@ def export_onnx(compressed: Compressed, packed: bool) -> bytes:
     Raises:
         ExportError: torch.onnx cannot write an operator, or rewrote a weight that the plan stores in its own way.
     """
+    odd = next((name for name, chosen in compressed.formats.items() if chosen.in_float8), None)
+    if odd is not None:
+        raise ExportError(
+            f"floats of 8 bits are for torch packages; layer {odd!r} has {compressed.formats[odd]}; write it with "
+            "--format torch, or give it w8a8"
+        )
     in_two_bits = packed and any(chosen.needs_two_bit_type for chosen in compressed.formats.values())
     attention = compressed.numerics.attention_operator and not in_two_bits
     model = _float_graph(compressed, attention)

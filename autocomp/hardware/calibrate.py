@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from autocomp.hardware.design import next_network, parts_by_error
-from autocomp.hardware.experiment import Specimen, network_files, network_number
+from autocomp.hardware.experiment import Packages, Specimen, network_files, network_number
 from autocomp.hardware.fingerprint import Fingerprint
 from autocomp.hardware.fit import QUIET, fit
 from autocomp.hardware.fitted import FittedModel, KernelSample
@@ -106,6 +106,7 @@ def calibrate(
     seed: int = 0,
     progress: Progress | None = None,
     elsewhere: Runtime | None = None,
+    packages: Packages | None = None,
 ) -> Calibration:
     """Measure random compressed networks until the budget is spent, then fit.
 
@@ -116,6 +117,8 @@ def calibrate(
         here: the machine that is calibrated, with its runtime.
         progress: called with the share done and a line of what was found.
         elsewhere: the runtime, where that machine is another one; memory is not measured there.
+        packages: how the runtime's torch packages are written; None for ONNX. Of packages memory is not measured either: it is
+            the device's.
 
     Raises:
         MeasurementError: too few files settled to fit a model.
@@ -124,15 +127,15 @@ def calibrate(
     path = folder / "measurements.csv"
     if path.exists():
         path.write_text(whole(path.read_text(encoding="utf-8")), encoding="utf-8")
-    how = _Conditions(cpu_runtime(here.runtime) if elsewhere is None else elsewhere, threads, batch, here)
+    how = _Conditions(cpu_runtime(here.runtime) if elsewhere is None else elsewhere, threads, batch, here, packages)
     dropped = _measure(path, budget_s, how, seed, progress)
     if progress is not None:
         progress(1.0, "measuring what 8 bits, zeros, channels and ranks are worth")
-    gains = measure_gains(folder / "gains.csv", how.runtime, threads, batch, narrow_products(here))
+    gains = measure_gains(folder / "gains.csv", how.runtime, threads, batch, narrow_products(here), packages)
     done = read_measurements(path)
     networks, profiled = done.networks, done.profiled
     memory = None
-    if elsewhere is None:
+    if elsewhere is None and packages is None:
         if progress is not None:
             progress(1.0, "measuring memory")
         memory = measured_memory(folder / "memory.csv", networks, here, threads, batch, narrow_products(here))
@@ -151,6 +154,7 @@ class _Conditions:
     threads: int
     batch: int
     here: Fingerprint
+    packages: Packages | None
 
 
 def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress: Progress | None) -> int:
@@ -169,7 +173,7 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
         # Files of one network are measured side by side.
         number = next_network(taken, parts)
         taken.add(number)
-        group = network_files(seed, number, narrow, rounds_at_run_time)
+        group = network_files(seed, number, narrow, rounds_at_run_time, how.packages)
         timings = _time_group(group, how, reference, quiet_ms)
         rows: list[Row] = []
         for specimen in group:
@@ -187,7 +191,7 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
         while time.monotonic() <= until:
             number = next_network(alone, parts)
             alone.add(number)
-            files = network_files(seed + OTHER_SEED, number, narrow, rounds_at_run_time)
+            files = network_files(seed + OTHER_SEED, number, narrow, rounds_at_run_time, how.packages)
             append(path, _profiled_rows(files[number % len(files)], how, reference, quiet_ms))
         if progress is not None:
             latencies = ", ".join(f"{timings[s.name].latency_ms:.3f}" for s in group)

@@ -1,4 +1,4 @@
-"""The networks that a CPU is calibrated on: random nets, written as files in the form that compressed networks have.
+"""The networks that a machine is calibrated on: random nets, written as files in the form that compressed networks have.
 
 Their shapes lie where compressed layers live: widths that are no powers of two, split ranks, integer layers between
 float ones. They are of six families, in turn. One number names a network, so that an interrupted calibration goes on
@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autocomp.hardware.graph_writer import GraphWriter, Value
+from autocomp.compress.quantize import Floats
+from autocomp.hardware.graph_writer import GraphWriter, NetworkWriter, Value, Zeros
 
 #: Files of one network, measured side by side.
 FILES_PER_NETWORK = 4
@@ -26,6 +27,15 @@ FAMILIES = ("residual", "encoder", "inverted", "plain", "dense", "encoder", "inv
 
 #: Multiplications of a network: small ones are calls and conversions, large ones arithmetic and memory.
 LEAST_MACS, MOST_MACS = 1e6, 4e8
+
+
+@dataclass(frozen=True)
+class Packages:
+    """How a runtime's torch packages are written: what they compute floats in, and whether its device multiplies floats of 8
+    bits."""
+
+    floats: Floats
+    float8: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,15 +61,17 @@ class _Build:
     """A network being written: what it is written with, the random numbers of its shapes, and of its file's formats.
 
     ``turn`` counts the networks of its family before it; ``integers`` is the share of layers with 8 bits, ``split`` of
-    those of truncated rank.
+    those of truncated rank. ``others`` is the share of products of 8 bits that are not rounded on calibrated grids, but in the
+    ``other`` way.
     """
 
-    writer: GraphWriter
+    writer: NetworkWriter
     shapes: random.Random
     formats: random.Random
     turn: int
     integers: float
-    dynamic: float
+    other: str
+    others: float
     split: float
 
     def is_integer(self) -> bool:
@@ -78,7 +90,7 @@ class _Build:
         """A linear over a sequence, or the two of a truncated rank."""
         how = "float"
         if self.is_integer():
-            how = "dynamic" if self.formats.random() < self.dynamic else "calibrated"
+            how = self.other if self.formats.random() < self.others else "calibrated"
         pays = math.floor(x.shape[1] * outputs / (x.shape[1] + outputs))
         if pays < 4 or self.formats.random() >= self.split:
             return self.writer.product(x, outputs, how, bias)
@@ -99,34 +111,60 @@ def network_number(name: str) -> int:
     return int(name.rpartition("-")[2]) // FILES_PER_NETWORK
 
 
+def network_writer(
+    seed: int, narrow_products: bool, packages: Packages | None = None, stored: bool = False, zeros: Zeros | None = None
+) -> NetworkWriter:
+    """What writes a network as a file of a runtime.
+
+    Args:
+        narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
+        packages: how torch packages are written; None for ONNX.
+        stored, zeros: see :class:`autocomp.hardware.graph_writer.GraphWriter`.
+    """
+    if packages is None:
+        return GraphWriter(seed, narrow_products, stored, zeros)
+    from autocomp.hardware.package_writer import PackageWriter
+
+    return PackageWriter(seed, packages.floats, stored, zeros)
+
+
 def network_files(
-    seed: int, network: int, narrow_products: bool = False, rounds_at_run_time: bool = True
+    seed: int,
+    network: int,
+    narrow_products: bool = False,
+    rounds_at_run_time: bool = True,
+    packages: Packages | None = None,
 ) -> tuple[Specimen, ...]:
     """The files of one network. Those of number ``n`` are the same in every process.
 
     Args:
         narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
         rounds_at_run_time: whether some products round what they read on a grid of the moment.
+        packages: see :func:`network_writer`.
     """
     first = FILES_PER_NETWORK * network
     return tuple(
-        _specimen(seed, number, narrow_products, rounds_at_run_time)
+        _specimen(seed, number, narrow_products, rounds_at_run_time, packages)
         for number in range(first, first + FILES_PER_NETWORK)
     )
 
 
-def _specimen(seed: int, number: int, narrow_products: bool, rounds_at_run_time: bool) -> Specimen:
+def _specimen(
+    seed: int, number: int, narrow_products: bool, rounds_at_run_time: bool, packages: Packages | None
+) -> Specimen:
     network, turn = divmod(number, FILES_PER_NETWORK)
+    in_float8 = packages is not None and packages.float8
     shapes, formats = random.Random(f"{seed}/network/{network}"), random.Random(f"{seed}/file/{number}")
     # The first file of a network is in floats, the next two in integers, the last a mixture.
     integers = (0.0, 1.0 - formats.choice((0.0, 0.1, 0.3)), 1.0 - formats.choice((0.0, 0.1, 0.3)), 0.5)[turn]
     build = _Build(
-        GraphWriter(number, narrow_products),
+        network_writer(number, narrow_products, packages),
         shapes,
         formats,
         network // len(FAMILIES),
         integers,
-        dynamic=(0.0, 0.0, 1.0, 0.7)[turn] if rounds_at_run_time else 0.0,
+        other="float8" if in_float8 else "dynamic",
+        others=(0.0, 0.0, 1.0, 0.7)[turn] if rounds_at_run_time or in_float8 else 0.0,
         split=formats.choice((0.0, 0.2, 0.5)),
     )
     family = family_of(network)

@@ -43,7 +43,7 @@ _BOARD = Path("/proc/device-tree/model")
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """A CPU and the runtime on it.
+    """A CPU, or a GPU, and the runtime on it.
 
     ``family`` and ``model`` are the vendor's numbers as the system writes them (on Arm: implementer and part, several
     parts joined by ``+``); empty where the system does not say. ``features`` are sorted names out of
@@ -59,6 +59,11 @@ class Fingerprint:
     logical_cores: int
     runtime: str
     runtime_version: str
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it is of a GPU: see :func:`autocomp.hardware.gpu.gpu_fingerprint` for what the words mean then."""
+        return self.runtime.endswith("-cuda")
 
     def to_json(self) -> str:
         """Canonical JSON: the same fingerprint gives the same text."""
@@ -98,8 +103,12 @@ def this_machine(runtime: str = "onnxruntime") -> Fingerprint:
     Linux says it all; elsewhere :mod:`platform` gives the CPU's name and architecture, and the features stay empty.
 
     Raises:
-        TargetError: the runtime is not installed.
+        TargetError: the runtime is not installed, or computes on a GPU and there is none.
     """
+    if runtime.endswith("-cuda"):
+        from autocomp.hardware.gpu import gpu_fingerprint
+
+        return gpu_fingerprint(runtime)
     machine, cores, version = platform.machine(), _usable_cores(), (runtime, installed_version(runtime))
     if _CPUINFO.exists():
         board = _BOARD.read_text(encoding="utf-8", errors="replace").strip("\0\n ") if _BOARD.exists() else ""
@@ -168,7 +177,8 @@ def mismatch(profile: Fingerprint, here: Fingerprint, threads: int = 1) -> list[
     if profile.architecture != here.architecture:
         words.append(f"architecture {here.architecture} instead of {profile.architecture}")
     if _identity(profile) != _identity(here):
-        words.append(f"CPU {_described(here)} instead of {_described(profile)}")
+        device = "GPU" if here.on_gpu else "CPU"
+        words.append(f"{device} {_described(here)} instead of {_described(profile)}")
     missing = sorted(set(profile.features) - set(here.features))
     added = sorted(set(here.features) - set(profile.features))
     if missing:
@@ -193,9 +203,9 @@ def _identity(fingerprint: Fingerprint) -> tuple[str, str, str]:
 
 
 def _described(fingerprint: Fingerprint) -> str:
-    numbers = ", ".join(
-        f"{word} {value}" for word, value in (("family", fingerprint.family), ("model", fingerprint.model)) if value
-    )
+    words = ("compute capability", "driver") if fingerprint.on_gpu else ("family", "model")
+    told = zip(words, (fingerprint.family, fingerprint.model), strict=True)
+    numbers = ", ".join(f"{word} {value}" for word, value in told if value)
     return f"{fingerprint.cpu} ({numbers})" if numbers else fingerprint.cpu
 
 

@@ -16,7 +16,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from autocomp.formats import WORKS, Activations, Work
-from autocomp.hardware.graph_writer import PATTERNS_OF_ZEROS, GraphWriter, Value
+from autocomp.hardware.experiment import Packages, network_writer
+from autocomp.hardware.graph_writer import PATTERNS_OF_ZEROS, NetworkWriter, Value
 from autocomp.hardware.runtimes.runtime import Array, Runtime, loaded_run, reference_run
 from autocomp.hardware.timing import TimingSettings, measure
 
@@ -76,25 +77,45 @@ WAYS: Mapping[Work, tuple[Way, ...]] = {
     "linear": ("a8", "a32", "unstructured", "2:4", "channel", "rank"),
     "sequence": ("a8", "d8", "a32", "unstructured", "2:4", "channel", "rank"),
 }
+
+
+def ways_of(packages: Packages | None) -> Mapping[Work, tuple[Way, ...]]:
+    """Those that are tried of files of a kind: torch rounds on calibrated grids only, and some of its devices multiply floats
+    of 8 bits.
+
+    Args:
+        packages: see :func:`autocomp.hardware.experiment.network_writer`.
+    """
+    if packages is None:
+        return WAYS
+    others: Mapping[Work, tuple[Way, ...]] = {"linear": ("f8",), "sequence": ("f8",)} if packages.float8 else {}
+    return {work: (*(how for how in ways if how != "d8"), *others.get(work, ())) for work, ways in WAYS.items()}
+
+
 _ALL_WAYS: tuple[Way, ...] = (*get_args(Activations), *get_args(Reduction))
 
 #: Of a file of gains: a row for every way of every chain.
 COLUMNS = ("chain", "way", "log_ratio", "settled")
 
 
-def measure_gains(path: Path, runtime: Runtime, threads: int, batch: int, narrow_products: bool) -> tuple[Gain, ...]:
+def measure_gains(
+    path: Path, runtime: Runtime, threads: int, batch: int, narrow_products: bool, packages: Packages | None = None
+) -> tuple[Gain, ...]:
     """The gain of every way of :data:`WAYS` on this machine; some 60 files, two minutes.
 
     Args:
         path: where what was measured is kept; chains that are there already are not measured again.
         narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
+        packages: see :func:`autocomp.hardware.experiment.network_writer`.
     """
     reference = reference_run(runtime, threads)
-    known = _read(path)
+    ways = ways_of(packages)
+    known = {number: found for number, found in _read(path).items() if set(found) == set(ways[CHAINS[number].work])}
     logs: dict[tuple[Work, Way], list[tuple[float, bool]]] = {}
     for number, chain in enumerate(CHAINS):
         if number not in known:
-            known[number] = _measure_chain(chain, runtime, threads, batch, narrow_products, reference)
+            files = {how: _file(chain, how, narrow_products, packages) for how in (None, *ways[chain.work])}
+            known[number] = _measure_chain(chain, runtime, threads, batch, files, reference)
             _append(path, number, known[number])
         for how, found in known[number].items():
             logs.setdefault((chain.work, how), []).append(found)
@@ -106,18 +127,17 @@ def _measure_chain(
     runtime: Runtime,
     threads: int,
     batch: int,
-    narrow_products: bool,
+    files: Mapping[Way | None, bytes],
     reference: Callable[[], object],
 ) -> dict[Way, tuple[float, bool]]:
     """Way → logarithm of how much faster it is than the untouched chain, and whether both settled."""
     inputs = [_input(chain, batch)]
-    ways: tuple[Way | None, ...] = (None, *WAYS[chain.work])
-    files = {
-        str(how): partial(loaded_run, runtime, _file(chain, how, narrow_products), threads, inputs) for how in ways
-    }
-    timings = measure(files, SETTINGS, reference=reference)
+    loads = {str(how): partial(loaded_run, runtime, file, threads, inputs) for how, file in files.items()}
+    timings = measure(loads, SETTINGS, reference=reference)
     measured: dict[Way, tuple[float, bool]] = {}
-    for how in WAYS[chain.work]:
+    for how in files:
+        if how is None:
+            continue
         pair = timings[str(None)], timings[how]
         ratio = math.log(pair[0].latency_ms / pair[1].latency_ms)
         measured[how] = ratio, all(one.settled for one in pair)
@@ -125,8 +145,7 @@ def _measure_chain(
 
 
 def _read(path: Path) -> dict[int, dict[Way, tuple[float, bool]]]:
-    """Chain → way → logarithm of the ratio, and whether both settled. A chain that was cut short is left out, and a file of
-    an earlier version is begun anew."""
+    """Chain → way → logarithm of the ratio, and whether both settled. A file of an earlier version is begun anew."""
     if not path.exists():
         return {}
     text = path.read_text(encoding="utf-8")
@@ -140,7 +159,7 @@ def _read(path: Path) -> dict[int, dict[Way, tuple[float, bool]]]:
             how = next((one for one in _ALL_WAYS if one == row["way"]), None)
             if how is not None and row["settled"] in {"0", "1"}:
                 found.setdefault(int(row["chain"]), {})[how] = float(row["log_ratio"]), row["settled"] == "1"
-    return {number: ways for number, ways in found.items() if set(ways) == set(WAYS[CHAINS[number].work])}
+    return found
 
 
 def _append(path: Path, number: int, measured: Mapping[Way, tuple[float, bool]]) -> None:
@@ -165,9 +184,9 @@ def paying(gains: Sequence[Gain], offered: Sequence[Activations]) -> dict[Work, 
     return {work: tuple(how for how in offered if known.get((work, how), True)) for work in WORKS}
 
 
-def _file(chain: _Chain, how: Way | None, narrow_products: bool) -> bytes:
+def _file(chain: _Chain, how: Way | None, narrow_products: bool, packages: Packages | None = None) -> bytes:
     zeros = next((pattern for pattern in PATTERNS_OF_ZEROS if pattern == how), None)
-    writer = GraphWriter(0, narrow_products, stored=how == "a32", zeros=zeros)
+    writer = network_writer(0, narrow_products, packages, stored=how == "a32", zeros=zeros)
     x = writer.input(chain.shape)
     width = chain.shape[0] if len(chain.shape) == 3 else chain.shape[-1]
     for layer in range(LAYERS):
@@ -180,13 +199,13 @@ def _file(chain: _Chain, how: Way | None, narrow_products: bool) -> bytes:
 
 
 def _layer(
-    writer: GraphWriter, chain: _Chain, x: Value, how: Way | None, width: int, kernel: int, active: bool = True
+    writer: NetworkWriter, chain: _Chain, x: Value, how: Way | None, width: int, kernel: int, active: bool = True
 ) -> Value:
     """With an activation behind it, or without."""
-    if chain.work == "sequence":
-        ways = {"a8": "calibrated", "d8": "dynamic"}
+    if chain.work == "sequence" or how == "f8":
+        ways = {"a8": "calibrated", "d8": "dynamic", "f8": "float8"}
         y = writer.product(x, width, ways.get(str(how), "float"), bias=active)
-        return writer.activation(y, "Gelu") if active else y
+        return writer.activation(y, "Gelu" if chain.work == "sequence" else "Relu") if active else y
     if chain.work == "linear":
         return writer.linear(x, width, how == "a8", relu=active)
     if chain.work == "depthwise":

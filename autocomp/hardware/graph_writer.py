@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,59 @@ class Value:
     grid: tuple[str, str] | None = None
 
 
+class NetworkWriter(Protocol):
+    """Writes one network of a calibration, layer by layer; see :class:`GraphWriter` for what each method adds."""
+
+    def input(self, shape: tuple[int, ...], integers: bool = False) -> Value: ...
+
+    def finish(self, result: Value) -> bytes: ...
+
+    def conv(
+        self,
+        x: Value,
+        outputs: int,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+        integers: bool = False,
+        activation: str | None = None,
+    ) -> Value: ...
+
+    def transposed_conv(self, x: Value, outputs: int) -> Value: ...
+
+    def linear(self, x: Value, outputs: int, integers: bool = False, relu: bool = False) -> Value: ...
+
+    def product(self, x: Value, outputs: int, how: str, bias: bool = True) -> Value: ...
+
+    def activation(self, x: Value, op: str) -> Value: ...
+
+    def add(self, a: Value, b: Value, relu: bool = False, before_norm: bool = False) -> Value: ...
+
+    def joined(self, a: Value, b: Value) -> Value: ...
+
+    def gated(self, x: Value, squeezed: int, integers: bool) -> Value: ...
+
+    def pool(self, x: Value, op: str, kernel: int, stride: int) -> Value: ...
+
+    def mean(self, x: Value, axes: Sequence[int]) -> Value: ...
+
+    def pooled_vector(self, x: Value) -> Value: ...
+
+    def halves(self, x: Value) -> tuple[Value, Value]: ...
+
+    def shifted(self, x: Value, outputs: int, stride: int) -> Value: ...
+
+    def embedding(self, ids: Value, rows: int, width: int, integers: bool) -> Value: ...
+
+    def norm(self, x: Value) -> Value: ...
+
+    def batch_norm(self, x: Value) -> Value: ...
+
+    def attention(self, query: Value, key: Value, value: Value, heads: int, whole: bool) -> Value: ...
+
+
 class GraphWriter:
-    """A graph under way. Weights are random; what matters is their shape and how they are stored: with ``stored``, in
+    """A graph under way, as ONNX. Weights are random; what matters is their shape and how they are stored: with ``stored``, in
     bytes even where they are computed in floats; with ``zeros``, some of the floats are."""
 
     def __init__(self, seed: int, narrow_products: bool, stored: bool = False, zeros: Zeros | None = None) -> None:

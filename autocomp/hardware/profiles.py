@@ -16,19 +16,21 @@ from pathlib import Path
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from autocomp.compress.quantize import Numerics
-from autocomp.errors import TargetError, did_you_mean
+from autocomp.compress.quantize import Floats, Numerics
+from autocomp.errors import RequestError, TargetError, did_you_mean
+from autocomp.export.artifact import Artifact
 from autocomp.formats import Activations, Work
-from autocomp.hardware import lowering, lowering_openvino, tensorrt
+from autocomp.hardware import lowering, lowering_openvino, lowering_torch, tensorrt
 from autocomp.hardware.calibrate import narrow_products, nchwc_block
 from autocomp.hardware.datasheet_cpu import DatasheetCpu
 from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
 from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.gains import Gain, Way, paying
+from autocomp.hardware.gpu import has_gpu
 from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.memory import PARTS, MemoryModel
 from autocomp.hardware.roofline import RooflineModel
-from autocomp.hardware.target import Artifact, Offer, RuntimeName, Target
+from autocomp.hardware.target import Offer, RuntimeName, Target
 from autocomp.places import cache_folder, names_profile_folder, shipped_folder
 from autocomp.plan import UNIT_PATTERNS, Pattern
 
@@ -59,6 +61,7 @@ class _NumericsFile(_Strict):
     rounded_outputs: bool
     attention_operator: bool
     opset: int | None = None
+    floats: Floats = "fp32"
 
 
 class ProfileFile(_Strict):
@@ -102,6 +105,21 @@ class Profile:
         return None if given is None else Fingerprint.from_json(json.dumps(given))
 
     @property
+    def calibrated(self) -> bool:
+        """Whether it has a latency model. One that has none says what a calibration begins with."""
+        return (self.folder / "latency_model.json").is_file()
+
+    @property
+    def measurable(self) -> bool:
+        """Whether its runtime can be measured on a machine of the user's own, by ``autocomp calibrate``."""
+        return self.fingerprint is not None or not self.calibrated
+
+    @property
+    def floats(self) -> Floats | None:
+        """What its torch packages compute floats in; None where its files are ONNX."""
+        return self.file.numerics.floats if self.file.artifact == "torch" else None
+
+    @property
     def hash(self) -> str:
         """Of what predictions depend on."""
         digest = hashlib.sha256()
@@ -111,6 +129,14 @@ class Profile:
         return digest.hexdigest()[:16]
 
     def model(self) -> LatencyModel:
+        """Raises:
+        TargetError: it is not calibrated.
+        """
+        if not self.calibrated:
+            raise TargetError(
+                f"a target must be calibrated to tell milliseconds; {self.file.name} is not; run autocomp calibrate "
+                f"{self.file.name} on a machine that has its device"
+            )
         text = (self.folder / "latency_model.json").read_text(encoding="utf-8")
         if self.file.runtime == "tensorrt":
             return RooflineModel.from_json(text)
@@ -140,10 +166,25 @@ class Profile:
         )
 
     def target(self, threads: int, batch: int, artifact: Artifact | None, reachable: bool) -> Target:
+        """Raises:
+        RequestError: the runtime takes no such files.
+        """
         file = self.file
+        if artifact is not None and (artifact == "torch") != (file.artifact == "torch"):
+            raise RequestError(
+                f"--format of a search must be one that the target's runtime takes; {file.runtime} takes no {artifact}; "
+                f"leave it out, or write the points in another format by export RUN --format {artifact}"
+            )
         numerics = Numerics(**file.numerics.model_dump())
         if file.runtime == "tensorrt":
             lower = partial(tensorrt.lower, batch=batch)
+        elif file.artifact == "torch":
+            lower = partial(
+                lowering_torch.lower,
+                batch=batch,
+                floats=numerics.floats,
+                symmetric_activations=numerics.symmetric_activations,
+            )
         else:
             machine = self.fingerprint
             numerics = replace(numerics, narrow_products=machine is not None and narrow_products(machine))
@@ -247,7 +288,9 @@ def why_not_here(profile: Profile, threads: int, batch: int) -> list[str]:
     """What differs between a profile and this machine and request, in words; nothing where it holds."""
     expected = profile.fingerprint
     if expected is None:
-        return []
+        return [] if profile.calibrated else ["it was never calibrated"]
+    if expected.on_gpu and not has_gpu():
+        return [f"no CUDA GPU instead of {expected.cpu}"]
     reasons = mismatch(expected, this_machine(profile.file.runtime), threads)
     if threads != profile.file.threads:
         reasons.append(f"threads: the profile has {profile.file.threads}, asked for {threads}")

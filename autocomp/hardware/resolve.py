@@ -15,10 +15,13 @@ from typing import TYPE_CHECKING, cast
 import yaml
 
 from autocomp.errors import RequestError, TargetError
+from autocomp.export.artifact import Artifact
 from autocomp.hardware.calibrate import Calibration, calibrate, measured_block
 from autocomp.hardware.clocks import clock_words
+from autocomp.hardware.experiment import Packages
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.fit import undisturbed
+from autocomp.hardware.gpu import gpu_clock_words, has_gpu, multiplies_float8
 from autocomp.hardware.memory import PARTS
 from autocomp.hardware.profiles import (
     MEMORY_MODEL,
@@ -30,7 +33,7 @@ from autocomp.hardware.profiles import (
 )
 from autocomp.hardware.remote.state import state_words
 from autocomp.hardware.runtimes.runtime import cpu_runtime
-from autocomp.hardware.target import Artifact, Target
+from autocomp.hardware.target import Target
 from autocomp.places import names_profile_folder
 
 if TYPE_CHECKING:
@@ -78,7 +81,7 @@ def resolve_target(
         return _of_folder(profile, threads, batch, tell).target(
             threads, batch, artifact, reachable=not why_not_here(profile, threads, batch)
         )
-    if profile.fingerprint is None:
+    if not profile.measurable:
         if threads != profile.file.threads:
             raise RequestError(f"{profile.file.name} has no threads to set; got {threads}; leave --threads out")
         return profile.target(threads, batch, artifact, reachable=False)
@@ -100,6 +103,16 @@ def _of_folder(profile: Profile, threads: int, batch: int, tell: Tell) -> Profil
     return profile
 
 
+def check_measurable(profile: Profile) -> None:
+    """Before any work is begun: whether a target that has no latency model yet can be measured here.
+
+    Raises:
+        TargetError: it has none, and its device is not here.
+    """
+    if not profile.calibrated:
+        this_machine(profile.file.runtime)
+
+
 def threads_and_batch(profile: Profile, threads: int | None, batch: int | None) -> tuple[int, int]:
     """What was asked for, or else the profile's.
 
@@ -115,14 +128,14 @@ def threads_and_batch(profile: Profile, threads: int | None, batch: int | None) 
 
 def profile_here(profile: Profile, threads: int, batch: int) -> Profile:
     """The calibration of this machine that is kept, where there is one; else the given profile."""
-    if profile.fingerprint is None:
+    if not profile.measurable or (profile.file.runtime == "torch-cuda" and not has_gpu()):
         return profile
     folder = calibrated_folder(profile.file.name, this_machine(profile.file.runtime), threads, batch)
     return read_profile(folder) if (folder / "profile.yaml").is_file() else profile
 
 
 def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, progress: Progress | None) -> Profile:
-    _check_bfloat16(profile, this_machine(profile.file.runtime))
+    _check_bfloat16(profile, this_machine(profile.file.runtime))  # refuses where there is no GPU for it
     kept = profile_here(profile, threads, batch)
     if kept is not profile:
         tell(f"target {profile.file.name}: using the calibration of this machine in {kept.folder}")
@@ -132,7 +145,8 @@ def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, pr
         return profile
     folder = calibrated_folder(profile.file.name, this_machine(profile.file.runtime), threads, batch)
     tell(
-        f"target {profile.file.name}: the shipped profile does not hold here ({'; '.join(reasons)}); "
+        f"target {profile.file.name}: the shipped profile {'does not hold here' if profile.calibrated else 'is none yet'} "
+        f"({'; '.join(reasons)}); "
         f"calibrating this machine first, some {FIRST_MINUTES} minutes; kept in {folder}"
     )
     return calibrate_profile(profile, folder, FIRST_BUDGET_S, threads, batch, progress)
@@ -172,8 +186,9 @@ def calibrate_profile(
     here = this_machine(like.file.runtime) if board is None else board.fingerprint
     _check_bfloat16(like, here)
     _begin(folder, here, threads, batch)
-    result = calibrate(folder, budget_s, threads, batch, here, progress=progress, elsewhere=board)
-    machine = _this_machine_words() if board is None else _board_words(board)
+    packages = None if like.floats is None else Packages(like.floats, multiplies_float8(here))
+    result = calibrate(folder, budget_s, threads, batch, here, progress=progress, elsewhere=board, packages=packages)
+    machine = _this_machine_words(here) if board is None else _board_words(board)
     (folder / "latency_model.json").write_text(result.model.to_json() + "\n", encoding="utf-8")
     if result.memory is not None:
         memory = asdict(result.memory) | {"bytes_for": dict(zip(PARTS, result.memory.bytes_for, strict=True))}
@@ -187,6 +202,8 @@ def calibrate_profile(
         "clocks": f"{machine.clocks}; every timing stands beside a reference workload (measurements.csv)",
         "fingerprint": asdict(here) | {"features": list(here.features)},
     }
+    if packages is not None and not packages.float8:
+        document["offer"]["activations"] = [how for how in like.file.offer.activations if how != "f8"]
     if here.runtime == "onnxruntime":
         document["nchwc_block"] = measured_block(cpu_runtime(here.runtime) if board is None else board)
     (folder / "README.md").write_text(_readme(like, result, here, machine, threads, batch), encoding="utf-8")
@@ -226,9 +243,11 @@ class _MachineWords:
     software: str
 
 
-def _this_machine_words() -> _MachineWords:
+def _this_machine_words(here: Fingerprint) -> _MachineWords:
     system = f"{platform.system()} {platform.release().partition('-')[0]}"
-    return _MachineWords(clock_words(), f"Python {platform.python_version()}, {system}")
+    return _MachineWords(
+        gpu_clock_words() if here.on_gpu else clock_words(), f"Python {platform.python_version()}, {system}"
+    )
 
 
 def _board_words(board: OnnxruntimeOnBoard) -> _MachineWords:
@@ -254,8 +273,8 @@ Measured with `autocomp calibrate {like.file.name}` on {datetime.date.today().is
 
 | | |
 |---|---|
-| CPU | {here.cpu}, family {here.family or "?"}, model {here.model or "?"}, {here.architecture} |
-| features | {", ".join(here.features) or "unknown"} |
+| {_device_words(here)} |
+| {"limits" if here.on_gpu else "features"} | {", ".join(here.features) or "unknown"} |
 | cores | {here.logical_cores} |
 | clocks | {machine.clocks} |
 | runtime | {here.runtime} {here.runtime_version}, stock settings |
@@ -278,6 +297,14 @@ runtime's profiler timed in it.
 """
 
 
+def _device_words(here: Fingerprint) -> str:
+    """What was measured, as a row of the table."""
+    family, model = here.family or "?", here.model or "?"
+    if here.on_gpu:
+        return f"GPU | {here.cpu}, compute capability {family}, driver {model}; host {here.architecture}"
+    return f"CPU | {here.cpu}, family {family}, model {model}, {here.architecture}"
+
+
 def _pace_words(result: Calibration) -> str:
     """What the milliseconds hold for: a machine is some percent slower in one hour than in the next."""
     took_us = result.model.reference_us
@@ -290,7 +317,7 @@ def _pace_words(result: Calibration) -> str:
 
 def _memory_words(result: Calibration) -> str:
     if result.memory is None:
-        return "not measured on this system; counted as weights and live activations"
+        return "not measured; counted as weights and live activations"
     return (
         f"mean error {result.memory.held_out_mean:.1%} on held-out files, {result.memory.held_out_within_10:.0%} within "
         f"±10 %, of {result.memory.files} that ran in processes of their own (`memory.csv`)"
@@ -301,9 +328,10 @@ def _gains_table(result: Calibration) -> str:
     """What 8 bits, zeros, fewer channels and lower ranks were measured to be worth, as Markdown."""
     lines = [
         "Times as fast as untouched, chains of four layers (depthwise ones with pointwise ones between). In 8 bits: a8, with",
-        "activations on calibrated grids; d8, on grids of the moment; a32, weights stored in bytes and computed in floats. In",
-        "floats: unstructured, nine weights in ten are zero; 2:4, two in four; channel, half of them between the layers; rank,",
-        "a quarter of it. What does not pay is not offered to a search; zeros are in packed files, which they make smaller.",
+        "activations on calibrated grids; d8, on grids of the moment; a32, weights stored in bytes and computed in floats; f8,",
+        "weights and activations in floats of 8 bits. In floats: unstructured, nine weights in ten are zero; 2:4, two in four;",
+        "channel, half of them between the layers; rank, a quarter of it. What does not pay is not offered to a search; zeros",
+        "are in packed files, which they make smaller.",
         "",
         "| layers | way | speedup | pays |",
         "|---|---|---|---|",

@@ -14,12 +14,14 @@ from autocomp.plan import Pattern
 if TYPE_CHECKING:
     from autocomp.compress.quantize import Numerics
     from autocomp.compress.structure import Structure
+    from autocomp.export.artifact import Artifact
     from autocomp.hardware.kernels import Kernel
     from autocomp.hardware.memory import MemoryModel
     from autocomp.hardware.warm_memory import WarmMemory
 
-RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16", "tensorrt"]
-Artifact = Literal["onnx", "onnx-packed"]
+#: ``torch`` is followed by the device that it computes on. No target that ships runs torch on a CPU: packages for a GPU are
+#: scored so where none is at hand, and what is written for both is tested so.
+RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16", "tensorrt", "torch-cuda", "torch-cpu"]
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,13 @@ class Target:
         UncoveredKernelError: activations are of a kind that the runtime has no kernel for.
         """
         formats = {name: layer.format for name, layer in structure.layers.items()}
+        floats = tuple(name for name, chosen in formats.items() if chosen is not None and chosen.in_float8)
+        if floats and self.artifact != "torch":
+            raise UncoveredKernelError(
+                f"{self.runtime} has no kernel for floats of 8 bits, which torch packages have; layers "
+                f"{', '.join(floats[:5])}; give them w8a8, or choose a target that runs torch",
+                floats,
+            )
         simulated = tuple(name for name, chosen in formats.items() if chosen is not None and chosen.simulated)
         if simulated:
             raise UncoveredKernelError(

@@ -16,7 +16,7 @@ from autocomp.compress.recovered import read_weights, with_weights
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import Structure, restructure
 from autocomp.errors import WorkError
-from autocomp.export.size import SizeModel
+from autocomp.export.artifact import Sizes
 from autocomp.hardware.target import Target
 from autocomp.hardware.timed_files import THIS_MACHINE, Place
 from autocomp.plan import Plan
@@ -34,7 +34,7 @@ class Workbench:
     task: Task
     prepared: Prepared
     target: Target
-    sizes: SizeModel
+    sizes: Sizes
     place: Place = THIS_MACHINE
     parts: tuple[tuple[float, Score], ...] = ()
 

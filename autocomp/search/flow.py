@@ -13,8 +13,7 @@ from autocomp.compress.prepare import prepare
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
 from autocomp.errors import RunError, WorkError
-from autocomp.export.size import SizeModel
-from autocomp.export.to_onnx import export_onnx
+from autocomp.export.artifact import FILE_NAMES, Artifact, export, sizes_of
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.remote.target import ConnectedBoard
 from autocomp.hardware.target import Target
@@ -70,14 +69,15 @@ def set_up(
         offer.activations,
         partial(global_sparsity, prepared, Solver(prepared.model, task.calibration)),
     )
-    packed = target.artifact == "onnx-packed"
-    untouched = export_onnx(apply(prepared, Plan(), task.calibration, target.numerics), packed)
+    untouched = export(apply(prepared, Plan(), task.calibration, target.numerics), target.artifact)
     structure = restructure(prepared.inventory, Plan(), target.numerics)
     target.predict(structure)  # a kernel that the latency model does not know should not wait for the first trial
-    numerics = target.numerics
-    sizes = SizeModel.from_export(structure, len(untouched), packed, numerics.integer_bias, numerics.attention_operator)
+    sizes = sizes_of(structure, len(untouched), target.artifact, target.numerics)
     bench = Workbench(task, prepared, target, sizes, place)
-    return Setup(request, bench, space, baseline, machine or this_machine())
+    # Where files are measured on a GPU, that is the machine; else the CPU, whatever runtime is on it.
+    on_gpu = target.reachable and target.runtime == "torch-cuda"
+    here = machine or (this_machine(target.runtime) if on_gpu else this_machine())
+    return Setup(request, bench, space, baseline, here)
 
 
 def search(
@@ -182,7 +182,8 @@ def verify(
         watcher.step("exporting and scoring", place, len(everything))
         weights = None if point.weights is None else weights_path(folder, point.weights)
         exported[point.number] = export_and_score(setup.bench, point.plan, weights)
-        write_file(folder, folder.exports / str(point.number), point.plan, exported[point.number].model)
+        file = exported[point.number].model
+        write_file(folder, folder.exports / str(point.number), point.plan, file, setup.bench.target.artifact)
     watcher.step("exporting and scoring", len(everything), len(everything))
     timings = time_files(
         setup.bench,
@@ -210,17 +211,19 @@ def verify(
             folder.append_event({"event": VERIFIED, "verification": found})
 
 
-def write_file(run: RunFolder, folder: Path, plan: Plan, model: bytes) -> Path:
-    """Write a plan's ``model.onnx`` into a folder and, for TensorRT, the script that builds and times it on a board; returns
-    the model's path."""
-    write_whole(folder / "model.onnx", model)
+def write_file(run: RunFolder, folder: Path, plan: Plan, model: bytes, artifact: Artifact) -> Path:
+    """Write a plan's file, ``model.onnx`` or as its format has it, into a folder and, for TensorRT, the script that builds and
+    times it on a board; returns the model's path."""
+    path = folder / FILE_NAMES[artifact]
+    write_whole(path, model)
     target = run.read()["target"]
-    if isinstance(target, dict) and target["runtime"] == "tensorrt" and "input_shapes" in target:
+    boards = isinstance(target, dict) and target["runtime"] == "tensorrt" and artifact != "torch"
+    if boards and isinstance(target, dict) and "input_shapes" in target:
         shapes = [tuple(shape) for shape in cast("list[list[int]]", target["input_shapes"])]
         layers = plan.layers.values()
         two_in_four = any(layer.sparsity is not None and layer.sparsity.pattern == "2:4" for layer in layers)
         write_whole(folder / SCRIPT, trtexec_script(model, shapes, two_in_four, str(target["runtime_version"])))
-    return folder / "model.onnx"
+    return path
 
 
 def load_trials(folder: RunFolder) -> tuple[Trial, ...]:

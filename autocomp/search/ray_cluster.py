@@ -19,7 +19,8 @@ from autocomp.hardware.resolve import resolve_target
 from autocomp.search.workers import LABEL
 
 if TYPE_CHECKING:
-    from autocomp.hardware.target import Artifact, Target
+    from autocomp.export.artifact import Artifact
+    from autocomp.hardware.target import Target
 
 ResultT = TypeVar("ResultT")
 

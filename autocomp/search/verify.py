@@ -14,12 +14,13 @@ import torch
 
 from autocomp.compress.apply import origin
 from autocomp.errors import WorkError
-from autocomp.export.to_onnx import export_onnx
+from autocomp.export.artifact import export
 from autocomp.graph import OutputForm
 from autocomp.hardware import timed_files
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.runtimes import onnxruntime
 from autocomp.hardware.runtimes.runtime import LoadedFile, Loads, batch_outputs, cpu_runtime
+from autocomp.hardware.target import Target
 from autocomp.hardware.timed_files import Progress
 from autocomp.hardware.timing import Timing
 from autocomp.plan import Format, Plan
@@ -55,14 +56,8 @@ def export_and_score(bench: Workbench, plan: Plan, weights: Path | None = None) 
         MeasurementError: the runtime refuses the file.
     """
     compressed = bench.compress(plan, weights)
-    model = export_onnx(compressed, packed=bench.target.artifact == "onnx-packed")
-    # A file for a device that is out of reach is scored by what it means, not by this machine's integer kernels.
-    threads = bench.target.threads
-    file: LoadedFile = (
-        cpu_runtime(bench.target.runtime).load(model, threads)
-        if bench.target.reachable
-        else onnxruntime.load(model, threads, as_written=True)
-    )
+    model = export(compressed, bench.target.artifact)
+    file = _loaded(bench.target, model)
     with torch.no_grad():
         simulated = bench.task.evaluate(compressed.model, "test")
     measured = bench.task.evaluate(predictor(file, bench.prepared.outputs), "test")
@@ -73,6 +68,21 @@ def export_and_score(bench: Workbench, plan: Plan, weights: Path | None = None) 
         )
     formats = {origin(plan, name)[0]: chosen for name, chosen in compressed.formats.items()}
     return Exported(plan, model, formats, simulated, measured)
+
+
+def _loaded(target: Target, model: bytes) -> LoadedFile:
+    """The file, ready to be scored. One for a device that is out of reach is scored by what it means, not by this machine's
+    integer kernels."""
+    if target.reachable:
+        return cpu_runtime(target.runtime).load(model, target.threads)
+    if target.artifact == "torch":
+        return cpu_runtime("torch-cpu").load(model, target.threads)
+    return onnxruntime.load(model, target.threads, as_written=True)
+
+
+def _scored_by(target: Target) -> str:
+    """The runtime that scores files of a target that is out of reach."""
+    return "torch-cpu" if target.artifact == "torch" else "onnxruntime"
 
 
 def predictor(file: LoadedFile, outputs: OutputForm) -> Predict:
@@ -169,6 +179,6 @@ def verification(
             "settled": None if timing is None else timing.settled,
             "peak_memory_bytes": peak_memory_bytes,
         },
-        "runtime": bench.target.runtime if bench.target.reachable else "onnxruntime (metric only)",
+        "runtime": bench.target.runtime if bench.target.reachable else f"{_scored_by(bench.target)} (metric only)",
         "timed_on": timed_on,
     }

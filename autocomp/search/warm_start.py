@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import cast
 
-from autocomp.export.to_onnx import export_onnx
+from autocomp.export.artifact import export
 from autocomp.hardware.followed import CompiledPlan, followed
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.memory import MeasuredMemory, MemoryModel, table_bytes
@@ -128,7 +128,7 @@ def _measure(
         models = {}
         for place in range(first, min(first + SIDE_BY_SIDE, len(plans))):
             progress(place, len(plans), "exporting files to time")
-            models[place] = export_onnx(bench.compress(plans[place]), packed=bench.target.artifact == "onnx-packed")
+            models[place] = export(bench.compress(plans[place]), bench.target.artifact)
         compiled = compiled_kernels(bench, models)
         held = {}
         if bench.target.memory is not None:

@@ -278,7 +278,8 @@ def drawn_rank(layer: LayerInfo, chance: random.Random) -> Rank | None:
 
 
 def drawn_format(layer: LayerInfo, chance: random.Random) -> Format:
-    grid: Grid = chance.choice([*get_args(Grid), "uniform", "uniform", "uniform"])
+    grids: list[Grid] = ["uniform", "ternary", "codebook"]
+    grid = chance.choice([*grids, "uniform", "uniform", "uniform"])
     bits = chance.choice({"uniform": WEIGHT_BITS, "ternary": (2,), "codebook": (2, 3, 4, 5, 6)}[grid])
     activations = [one for one in ACTIVATION_BITS if layer.computes_integers or one == 32]
     if bits == 16:

@@ -10,9 +10,10 @@ from typing import get_args
 import pytest
 
 from autocomp.errors import RequestError, TargetError
+from autocomp.hardware import gpu as gpu_module
 from autocomp.hardware import profiles, resolve
 from autocomp.hardware.calibrate import Calibration
-from autocomp.hardware.fingerprint import Fingerprint, this_machine
+from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
 from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.gains import Gain
 from autocomp.hardware.kernels import Kernel
@@ -20,8 +21,9 @@ from autocomp.hardware.measurements import read_measurements
 from autocomp.hardware.profiles import find_profile, read_profile, shipped_profiles
 from autocomp.hardware.resolve import resolve_target
 from autocomp.plan import WEIGHT_BITS, Pattern
+from autocomp.progress import targets_document
 
-NAMES = [profile.file.name for profile in shipped_profiles()]
+NAMES = [profile.file.name for profile in shipped_profiles() if profile.calibrated]
 
 
 def fingerprint_of(name: str) -> Fingerprint:
@@ -54,6 +56,7 @@ def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, float, int
         here: Fingerprint,
         progress: object = None,
         elsewhere: object = None,
+        packages: object = None,
     ) -> Calibration:
         made.append((folder, budget_s, threads, batch))
         folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +98,7 @@ def test_an_unknown_target_names_the_near_ones(given: str, near: str) -> None:
 
 
 def test_a_target_like_none_lists_all() -> None:
-    with pytest.raises(TargetError, match="known: cpu, cpu-openvino, cpu-openvino-bf16, jetson"):
+    with pytest.raises(TargetError, match="known: cpu, cpu-openvino, cpu-openvino-bf16, cuda, cuda-bf16, jetson"):
         find_profile("zzzzzz")
 
 
@@ -240,3 +243,98 @@ def test_a_cpu_without_bfloat16_is_sent_elsewhere(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(resolve, "this_machine", lambda runtime: replace(here, runtime=runtime))
     with pytest.raises(TargetError, match=r"computes in bfloat16 .* has avx2; choose --target cpu-openvino$"):
         resolve_target("cpu-openvino-bf16")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fingerprint:
+    """As if torch saw a GPU here."""
+    here = Fingerprint("NVIDIA Test", "9.0", "550.1", "x86_64", ("power.limit 700 W",), 8, "torch-cuda", "2.13.0")
+    for module in (profiles, resolve):
+        monkeypatch.setattr(module, "this_machine", lambda _: here)
+        monkeypatch.setattr(module, "has_gpu", lambda: True)
+    monkeypatch.setenv("AUTOCOMP_CACHE", str(tmp_path / "cache"))
+    return here
+
+
+@pytest.fixture
+def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (profiles, resolve, gpu_module):
+        monkeypatch.setattr(module, "has_gpu", lambda: False)
+
+
+@pytest.mark.parametrize("name", ["cuda", "cuda-bf16"])
+def test_a_target_that_was_never_calibrated_says_so(name: str, no_gpu: None) -> None:
+    profile = find_profile(name)
+    assert not profile.calibrated
+    assert profile.measurable
+    assert profile.floats == ("fp16" if name == "cuda" else "bf16")
+    with pytest.raises(TargetError, match=f"{name} is not; run autocomp calibrate {name}"):
+        profile.model()
+    with pytest.raises(TargetError, match="torch sees none here; run autocomp calibrate cuda") as caught:
+        resolve_target(name)
+    assert "\n" not in str(caught.value)
+    (told,) = [entry for entry in targets_document() if entry["name"] == name]
+    assert told["latency_source"] == "not calibrated"
+    assert told["held_out_error"] is None
+    assert told["holds_here"] is False
+    assert told["why_not"] == "it was never calibrated"
+
+
+def test_a_gpu_at_hand_is_calibrated_first_and_kept(
+    gpu: Fingerprint, calibrations: list[tuple[Path, float, int, int]], tmp_path: Path
+) -> None:
+    said: list[str] = []
+    target = resolve_target("cuda", batch=8, tell=said.append)
+    assert "the shipped profile is none yet (it was never calibrated)" in said[0]
+    assert target.reachable
+    assert (target.device, target.runtime, target.artifact, target.batch) == ("NVIDIA Test", "torch-cuda", "torch", 8)
+    assert target.numerics.floats == "fp16"
+    (made,) = calibrations
+    assert made[2:] == (1, 8)
+    assert resolve_target("cuda", batch=8, tell=said.append).profile_hash == target.profile_hash
+    assert "using the calibration of this machine" in said[-1]
+    assert len(calibrations) == 1
+    readme = (made[0] / "README.md").read_text()
+    assert "| GPU | NVIDIA Test, compute capability 9.0, driver 550.1; host x86_64 |" in readme
+
+
+@pytest.mark.parametrize(("capability", "offered"), [("8.6", False), ("8.9", True), ("10.0", True)])
+def test_floats_of_eight_bits_are_offered_where_the_gpu_multiplies_them(
+    capability: str,
+    offered: bool,
+    gpu: Fingerprint,
+    calibrations: list[tuple[Path, float, int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolve, "this_machine", lambda _: replace(gpu, family=capability))
+    assert ("f8" in resolve_target("cuda").offer.activations["linear"]) == offered
+
+
+def test_a_calibration_of_a_gpu_elsewhere_is_a_target_out_of_reach(
+    gpu: Fingerprint,
+    calibrations: list[tuple[Path, float, int, int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "mine"
+    resolve.calibrate_profile(find_profile("cuda"), folder, 1.0, 1, 1)
+    for module in (profiles, resolve):
+        monkeypatch.setattr(module, "has_gpu", lambda: False)
+    said: list[str] = []
+    target = resolve_target(str(folder), tell=said.append)
+    assert not target.reachable
+    assert "which is not this machine" in said[0]
+
+
+def test_a_runtime_takes_its_own_files_only(no_gpu: None) -> None:
+    with pytest.raises(RequestError, match=r"tensorrt takes no torch; leave it out, or .* export RUN --format torch"):
+        resolve_target("jetson", artifact="torch")
+
+
+def test_two_gpus_are_told_apart_in_their_own_words(gpu: Fingerprint) -> None:
+    other = replace(gpu, model="560.2", features=("power.limit 300 W",))
+    assert mismatch(gpu, other) == [
+        "GPU NVIDIA Test (compute capability 9.0, driver 560.2) instead of NVIDIA Test (compute capability 9.0, driver 550.1)",
+        "without power.limit 700 W",
+        "with power.limit 300 W besides",
+    ]

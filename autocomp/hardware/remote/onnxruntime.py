@@ -7,7 +7,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy.typing as npt
 
@@ -19,7 +19,7 @@ from autocomp.hardware.remote import agent
 from autocomp.hardware.remote.connection import Answer, Board
 from autocomp.hardware.runtimes.onnxruntime import WARMUP_RUNS, joined, numpy_name
 from autocomp.hardware.runtimes.profiled import name_nodes
-from autocomp.hardware.runtimes.runtime import check_inputs, check_runs, check_threads
+from autocomp.hardware.runtimes.runtime import Files, check_inputs, check_runs, check_threads
 
 Array = npt.NDArray[Any]
 
@@ -85,6 +85,7 @@ class OnnxruntimeOnBoard:
 
     board: Board
     provider: str = CPU
+    files: ClassVar[Files] = "onnx"
 
     def __post_init__(self) -> None:
         facts = self.board.facts

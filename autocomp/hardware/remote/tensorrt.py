@@ -6,13 +6,14 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy.typing as npt
 import onnx
 
 from autocomp.errors import BoardError
 from autocomp.hardware.remote.connection import Board
+from autocomp.hardware.runtimes.runtime import Files
 from autocomp.hardware.trtexec import build_options, shapes_option
 
 Array = npt.NDArray[Any]
@@ -77,6 +78,7 @@ class TensorrtOnBoard:
     """
 
     board: Board
+    files: ClassVar[Files] = "onnx"
 
     def __post_init__(self) -> None:
         if not self.board.facts["trtexec"]:

@@ -20,13 +20,16 @@ from autocomp.errors import MeasurementError
 from autocomp.hardware.fitted import KernelSample
 from autocomp.hardware.observed import samples_of
 from autocomp.hardware.runtimes.profiled import NodeEvents, NodeTime, OptimizedNode, join, name_nodes, optimized_nodes
-from autocomp.hardware.runtimes.runtime import check_inputs, check_runs, check_threads
+from autocomp.hardware.runtimes.runtime import Files, check_inputs, check_runs, check_threads
 
 if TYPE_CHECKING:
     import onnx
     import onnxruntime
 
 Array = npt.NDArray[Any]
+
+#: See :class:`autocomp.hardware.runtimes.runtime.Runtime`.
+files: Files = "onnx"
 
 #: Runs at the start of a profile that are not counted: the first allocate memory and pack weights.
 WARMUP_RUNS = 5

@@ -23,12 +23,15 @@ from autocomp.errors import MeasurementError
 from autocomp.hardware.fitted import KernelSample
 from autocomp.hardware.observed_openvino import CompiledNode, samples_of
 from autocomp.hardware.runtimes.profiled import lower_half_mean
-from autocomp.hardware.runtimes.runtime import check_inputs, check_runs, check_threads
+from autocomp.hardware.runtimes.runtime import Files, check_inputs, check_runs, check_threads
 
 if TYPE_CHECKING:
     import openvino
 
 Array = npt.NDArray[Any]
+
+#: See :class:`autocomp.hardware.runtimes.runtime.Runtime`.
+files: Files = "onnx"
 Shape = tuple[int, ...]
 
 #: openvino's words for what floats are computed in.
@@ -103,6 +106,8 @@ def kernel_samples(
 @dataclass(frozen=True)
 class InBfloat16:
     """The runtime that computes floats in bfloat16. Other numbers than floats', so that files are scored with it too."""
+
+    files: Files = "onnx"
 
     def load(self, model: bytes | Path, threads: int) -> OpenvinoFile:
         """See :class:`autocomp.hardware.runtimes.runtime.Runtime`."""

@@ -7,8 +7,9 @@ each of them to it.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,9 @@ from autocomp.errors import MeasurementError, RequestError
 from autocomp.hardware.fitted import KernelSample
 
 Array = npt.NDArray[Any]
+
+#: Of the reference's products.
+WEIGHTS = ((256, 256), (2048, 1024))
 
 
 class Bindable(Protocol):
@@ -27,8 +31,15 @@ class Bindable(Protocol):
         ...
 
 
+#: What a runtime takes: ONNX, or torch's packages.
+Files = Literal["onnx", "torch"]
+
+
 class Loads(Protocol):
     """What loads files to be timed."""
+
+    @property
+    def files(self) -> Files: ...
 
     def load(self, model: bytes | Path, threads: int) -> Bindable:
         """See :meth:`Runtime.load`."""
@@ -57,7 +68,10 @@ class LoadedFile(Bindable, Protocol):
 
 
 class Runtime(Protocol):
-    """Runs ONNX files on the CPU of this machine, or on a board, on a given number of threads, with stock settings."""
+    """Runs files on this machine, or on a board, on a given number of threads, with stock settings."""
+
+    @property
+    def files(self) -> Files: ...
 
     def load(self, model: bytes | Path, threads: int) -> LoadedFile:
         """A file in a session of its own.
@@ -115,6 +129,10 @@ def cpu_runtime(name: str) -> Runtime:
         from autocomp.hardware.runtimes import openvino
 
         return openvino.InBfloat16() if name == "openvino-bf16" else openvino
+    if name.startswith("torch"):
+        from autocomp.hardware.runtimes.torch_package import TorchPackages
+
+        return TorchPackages("cuda" if name == "torch-cuda" else "cpu")
     from autocomp.hardware.runtimes import onnxruntime
 
     return onnxruntime
@@ -136,12 +154,37 @@ def reference_run(runtime: Loads, threads: int) -> Callable[[], object]:
     a vector times 8 MB of weights. What slows a file down slows this as well: a neighbour on the same core or a lower
     clock for vector units the products, which whole numbers would not show; a neighbour in the shared cache the vector.
     """
+    model = _reference_package() if runtime.files == "torch" else _reference_file()
+    return loaded_run(runtime, model, threads, [np.ones((64, 256), np.float32), np.ones((1, 2048), np.float32)])
+
+
+@cache
+def _reference_package() -> bytes:
+    import torch
+
+    from autocomp.export.package import package
+
+    class Products(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w, self.large = (torch.nn.Parameter(torch.from_numpy(_random(*shape))) for shape in WEIGHTS)
+
+        def forward(self, x: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            return x @ self.w @ self.w, v @ self.large
+
+    with torch.no_grad():
+        return package(torch.export.export(Products(), (torch.ones(64, 256), torch.ones(1, 2048)), strict=False))
+
+
+def _random(rows: int, columns: int) -> npt.NDArray[np.float32]:
+    values = np.random.default_rng(0).standard_normal((rows, columns)) / np.sqrt(rows)
+    return np.asarray(values, np.float32)
+
+
+@cache
+def _reference_file() -> bytes:
     import onnx
     from onnx import helper, numpy_helper
-
-    def weight(rows: int, columns: int, name: str) -> onnx.TensorProto:
-        values = np.random.default_rng(0).standard_normal((rows, columns)) / np.sqrt(rows)
-        return numpy_helper.from_array(values.astype(np.float32), name)
 
     def tensor(name: str, rows: int, columns: int) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (rows, columns))
@@ -155,11 +198,10 @@ def reference_run(runtime: Loads, threads: int) -> Callable[[], object]:
         "reference",
         [tensor("x", 64, 256), tensor("v", 1, 2048)],
         [tensor("y", 64, 256), tensor("z", 1, 1024)],
-        [weight(256, 256, "w"), weight(2048, 1024, "large")],
+        [numpy_helper.from_array(_random(*shape), name) for shape, name in zip(WEIGHTS, ("w", "large"))],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    inputs = [np.ones((64, 256), np.float32), np.ones((1, 2048), np.float32)]
-    return loaded_run(runtime, model.SerializeToString(), threads, inputs)
+    return bytes(model.SerializeToString())
 
 
 def batch_outputs(file: LoadedFile, *arrays: Array) -> list[Array]:
