@@ -79,6 +79,7 @@ def search(
         RequestError: the request does not hold together; nothing was begun.
         WorkError: the work failed.
     """
+    from autocomp.explain import write_explanation
     from autocomp.hardware.fingerprint import this_machine
     from autocomp.hardware.profiles import find_profile
     from autocomp.hardware.resolve import resolve_target
@@ -143,7 +144,8 @@ def search(
             recover_seeds=recover_seeds,
             recipe=said,
         )
-        flow.search(flow.set_up(request, loaded, found, place, machine), folder, resume, watcher, workers)
+        setup = flow.set_up(request, loaded, found, place, machine)
+        write_explanation(setup, folder, flow.search(setup, folder, resume, watcher, workers))
     return Run(folder)
 
 

@@ -178,6 +178,7 @@ class Run:
         Raises:
             BoardError: the host cannot be reached, is not the run's target, or lacks its runtime.
         """
+        from autocomp.explain import write_explanation
         from autocomp.hardware.remote.connection import Board
         from autocomp.hardware.remote.target import board_of
         from autocomp.search import flow
@@ -193,7 +194,7 @@ class Run:
             setup = self.setup(task, target, watcher)
             with self.folder.working():
                 flow.verify(setup, self.folder, points, watcher, again=True, board=board)
-                flow.rebuild(self.folder)
+                write_explanation(setup, self.folder, flow.rebuild(self.folder))
         verified = verifications(self.folder)
         return [verified[point.key] for point in points]
 

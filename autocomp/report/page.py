@@ -9,8 +9,9 @@ from pathlib import Path
 from string import Template
 
 from autocomp.report import sections
-from autocomp.report.data import Point, ReportData, load
+from autocomp.report.data import Point, ReportData
 from autocomp.report.draw import draw
+from autocomp.report.load import load
 from autocomp.report.payload import payload
 from autocomp.report.views import knee
 

@@ -189,7 +189,8 @@ def metric_window(data: ReportData, view: FrontView) -> Window | None:
 
 
 def knee(data: ReportData, trial: int | None = None) -> Point:
-    """The point nearest to the ideal one: metric on the search split, log latency and log size, each scaled to 0…1.
+    """The point nearest to the ideal one: metric on the search split, log latency and log size, each scaled to 0…1; of those
+    that are not ruined, if there are any.
 
     ``trial`` names the point where the caller has found the knee already. The baseline where there is no other point.
 
@@ -203,11 +204,12 @@ def knee(data: ReportData, trial: int | None = None) -> Point:
             known = ", ".join(str(point.trial) for point in candidates)
             raise RunError(f"the knee must be a trial of the front; got {trial}; it holds {known}")
         return named[0]
-    sign = -1.0 if data.task.metric.direction == "maximize" else 1.0
+    base = data.baseline.metric_search
     place = pareto.knee(
-        [sign * point.metric_search for point in candidates],
+        [data.task.metric.drop(base, point.metric_search) for point in candidates],
         [point.latency_ms for point in candidates],
         [point.size_bytes for point in candidates],
+        pareto.RUINED_SHARE * abs(base) or math.inf,
     )
     return candidates[place]
 

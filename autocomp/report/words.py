@@ -97,6 +97,14 @@ def drop_words(data: ReportData, value: Drop) -> str:
     return words + (", indistinguishable" if value.indistinguishable else "")
 
 
+def worse(data: ReportData, value: float) -> str:
+    """``0.40 points worse``, ``no worse`` where it is not, ``better`` where it is that."""
+    if value == 0:
+        return "no worse"
+    amount = f"{100 * abs(value):.2f} points" if is_share(data) else digits(abs(value))
+    return f"{amount} {'worse' if value > 0 else 'better'}"
+
+
 @dataclass(frozen=True)
 class Note:
     """What must be said beside one of a point's numbers."""

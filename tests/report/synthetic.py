@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
-from autocomp.report.data import POINT_COLUMNS, TRIAL_COLUMNS
+from autocomp.report.load import POINT_COLUMNS, TRIAL_COLUMNS
 
 TRIALS = (3, 5, 8, 11, 17, 19, 23, 28, 31, 40, 52)
 LAYERS = ("stem", *(f"block{b}.conv{c}" for b in range(1, 6) for c in (1, 2)), "head")

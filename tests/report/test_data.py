@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from autocomp.errors import RunError
 from autocomp.report import words
-from autocomp.report.data import LayerFacts, Point, ReportData, StoredFormat, load
+from autocomp.report.data import LayerFacts, Point, ReportData, StoredFormat
+from autocomp.report.load import load
 from autocomp.report.views import (
     CARD_SHARE,
     WINDOW_SHARE,

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from autocomp.errors import RunError
-from autocomp.report.data import load
 from autocomp.report.draw import draw, front_figure
+from autocomp.report.load import load
 from autocomp.report.page import html, script_json, write
 from autocomp.report.views import knee
 from autocomp.trial import RECOVERED
