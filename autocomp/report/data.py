@@ -225,7 +225,8 @@ class Sensitivity:
 class ReportData:
     """All that a report shows. ``points`` holds the baseline first, then the front in the order of front.csv.
 
-    ``spent`` is known of plans by their hash, and empty, as ``held_out`` is None, where the run does not tell.
+    ``spent`` is known of plans by their hash, and empty, as ``held_out`` is None, where the run does not tell. ``table`` is
+    front.csv as it is.
     """
 
     run: str
@@ -241,6 +242,7 @@ class ReportData:
     spent: Mapping[str, Spent] = field(default_factory=lambda: MappingProxyType({}))
     held_out: HeldOut | None = None
     sensitivities: tuple[Sensitivity, ...] = ()
+    table: str = ""
 
     @property
     def name(self) -> str:

@@ -96,7 +96,7 @@ def front_figure(data: ReportData, chosen: Point) -> Figure:
         left.margins(y=0.12)
     else:
         left.set_ylim(scale * window.low, scale * window.high)
-        said = f"{words.hidden(window)} this picture ({words.hidden_meaning(data)})"
+        said = f"{words.hidden(len(window.hidden), window.side)} this picture ({words.hidden_meaning(data)})"
         figure.supxlabel(_plain(said), fontsize=9, color=ACCENT, x=0.01, ha="left")
     left.set_xlabel(words.latency_label(data, view))
     left.set_ylabel(_plain(words.metric_label(data, view)))

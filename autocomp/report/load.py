@@ -76,6 +76,7 @@ def load(run_dir: Path) -> ReportData:
         spent=explained.spent,
         held_out=explained.held_out,
         sensitivities=explained.sensitivities,
+        table=(run_dir / "front.csv").read_text(encoding="utf-8"),
     )
 
 

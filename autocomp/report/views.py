@@ -7,6 +7,7 @@ chosen by the search split, never by the test split (what a picture leaves out a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -247,6 +248,20 @@ def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
         Pick(tuple(name for name, p in chosen if p.trial == trial), next(p for _, p in chosen if p.trial == trial))
         for trial in trials
     )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A point's drop, with the paired interval."""
+
+    point: Point
+    drop: Drop
+
+
+def intervals(data: ReportData, points: Sequence[Point]) -> tuple[Interval, ...]:
+    """Of those points that have a paired interval, the uncompressed one left out."""
+    found = [Interval(point, drop(data, point)) for point in points if not point.is_baseline]
+    return tuple(each for each in found if each.drop.low is not None and each.drop.high is not None)
 
 
 @dataclass(frozen=True)

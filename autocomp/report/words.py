@@ -15,7 +15,6 @@ from autocomp.report.views import (
     Factors,
     FrontView,
     Latency,
-    Window,
     drop,
     is_share,
     measured_no_faster,
@@ -45,11 +44,14 @@ def brief(value: float) -> str:
 
 def latency(value: Latency) -> str:
     """``2.31 ms (datasheet, ±35 %)``: never bare."""
+    return f"{digits(value.ms)} ms ({value.source}, {latency_error(value)})"
+
+
+def latency_error(value: Latency) -> str:
+    """``±35 %``: the spread of repeats, or the error of a prediction."""
     if value.error is None:
-        error = "spread unknown" if value.source == "measured" else "error unknown"
-    else:
-        error = f"±{percent(value.error)}"
-    return f"{digits(value.ms)} ms ({value.source}, {error})"
+        return "spread unknown" if value.source == "measured" else "error unknown"
+    return f"±{percent(value.error)}"
 
 
 def size(size_bytes: int) -> str:
@@ -58,6 +60,16 @@ def size(size_bytes: int) -> str:
         if size_bytes >= scale:
             return f"{digits(size_bytes / scale)} {unit}"
     return f"{size_bytes} bytes"
+
+
+def memory(peak_memory_bytes: int | None) -> str:
+    """What a process holds for running a point: predicted, never measured by a search."""
+    return NONE if peak_memory_bytes is None else f"{size(peak_memory_bytes)} (predicted)"
+
+
+def bits_share(weight_bits: int) -> float:
+    """How much of 32 bits is left, by the logarithm: each halving takes as much."""
+    return math.log2(weight_bits) / 5
 
 
 def exact_size(size_bytes: int | None) -> str:
@@ -178,10 +190,9 @@ def near_meaning(data: ReportData) -> str:
     return f"Within {share}: {name} on the search split is at most {share} (relative) worse than uncompressed."
 
 
-def hidden(window: Window) -> str:
+def hidden(count: int, side: str) -> str:
     """``2 points lie below``."""
-    count = len(window.hidden)
-    return f"{count} point{'s' * (count != 1)} {'lies' if count == 1 else 'lie'} {window.side}"
+    return f"{count} point{'s' * (count != 1)} {'lies' if count == 1 else 'lie'} {side}"
 
 
 def hidden_meaning(data: ReportData) -> str:
