@@ -94,7 +94,7 @@ def _limits(data: ReportData, point: Point) -> str:
         f"It was chosen by the search split; the test split{_examples(data)} was read once, at the end.",
         "A packed file is small on disk and in transfer, not in memory: the runtime unpacks its weights when it loads it.",
         words.latency_promise(data),
-        *(f"Note: {note.text}." for note in words.notes(data, point)),
+        *(f"Its {note.about}: {note.text}." for note in words.notes(data, point)),
     ]
     return "\n".join(["## What the numbers are worth\n", *(f"* {_plain(each)}" for each in said), ""])
 
@@ -113,7 +113,7 @@ def _layers(data: ReportData, point: Point) -> str:
         for row in rows
     ]
     untouched = len(data.layers) - len(rows)
-    left = [f"{untouched} other layers are as they were."] if untouched else []
+    left = [f"Layers left as they were: {untouched}."] if untouched else []
     adjusted = ", ".join(point.plan.adjustments) if point.plan is not None else ""
     whole = [f"The whole network was adjusted: {adjusted}."] if adjusted else []
     return "\n".join(
@@ -134,10 +134,10 @@ def _origin(data: ReportData, point: Point) -> str:
     target, versions = data.target, ", ".join(f"{name} {version}" for name, version in data.versions)
     facts = [
         ("target", f"{target.name}: {target.device}"),
-        ("runtime", f"{target.runtime} {target.runtime_version}".strip()),
+        ("runtime", target.runtime_words),
         ("threads, batch", f"{target.threads or words.NONE}, {target.batch or words.NONE}"),
         ("clocks and power", target.clocks or "not told"),
-        ("plan", f"{point.plan_hash} (`plan.json`)"),
+        ("plan", f"{point.plan_hash}, in plan.json"),
         ("made", data.created),
         ("with", versions),
     ]

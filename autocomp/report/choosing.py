@@ -15,7 +15,6 @@ from autocomp.report.views import (
     drop,
     factors,
     front_view,
-    is_share,
     measured_latency,
     metric_window,
     predicted_latency,
@@ -37,8 +36,7 @@ def _about(data: ReportData, title: str | None = None) -> str:
     target = data.target
     threads = "" if target.threads is None else f"{target.threads} thread{'s' * (target.threads != 1)}"
     batch = "" if target.batch is None else f"batch {target.batch}"
-    runtime = f"{target.runtime} {target.runtime_version}".strip()
-    known = [target.device, runtime, target.format, threads, batch]
+    known = [target.device, target.runtime_words, target.format, threads, batch]
     head = f"<{title}>{escape(data.task.name)} on {escape(target.name)}</{title}>" if title else ""
     return (
         f"{head}<p class='facts'>{escape(' · '.join(fact for fact in known if fact))}</p>"
@@ -58,7 +56,7 @@ def choose(runs: Sequence[Shown]) -> str:
 
 
 def _limits(data: ReportData) -> str:
-    unit = "points" if is_share(data) else data.task.metric.unit
+    unit = "points" if data.metric_is_share else data.task.metric.unit
     rows = "".join(
         f"<div class='limit'><label for='limit-{name}'>{label} at most</label>"
         f"<input type='range' id='limit-{name}' data-limit='{name}' min='0' max='1000' value='1000'>"
@@ -124,7 +122,7 @@ def _fronts(runs: Sequence[Shown]) -> str:
         "(search split, predicted costs)</label></div>"
         f"<p class='quiet' id='basis'>{escape(metric)}: {basis}. Latency: {timed}; {third}. "
         f"Click a point, or choose it in the table below.</p>{_window_note(runs)}"
-        "<div class='plots'>"
+        "<p id='legend'></p><div class='plots'>"
         + plot("front-ms", f"{metric} against latency; the same numbers stand in the table below")
         + plot("front-kb", f"{metric} against size; the same numbers stand in the table below")
         + plot("front-both", f"size against latency, coloured by {metric}; the same numbers stand in the table below")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import PurePath
 from types import MappingProxyType
 
@@ -43,6 +44,12 @@ class TargetFacts:
     note: str
     runtime_version: str = ""
     clocks: str = ""
+
+    @property
+    def runtime_words(self) -> str:
+        """Runtime and version; a version may say the runtime's name by itself."""
+        named = self.runtime_version.lower().startswith(self.runtime.lower())
+        return self.runtime_version if named and self.runtime else f"{self.runtime} {self.runtime_version}".strip()
 
 
 @dataclass(frozen=True)
@@ -257,6 +264,14 @@ class ReportData:
     def front(self) -> tuple[Point, ...]:
         """The points without the baseline."""
         return self.points[1:]
+
+    @cached_property
+    def metric_is_share(self) -> bool:
+        """Whether the metric is one that people read in percent: it says so, or is an accuracy between 0 and 1."""
+        if self.task.metric.unit == PERCENT:
+            return True
+        values = [v for p in self.points for v in (p.metric_search, p.metric_test, p.measured_metric) if v is not None]
+        return "accuracy" in self.task.metric.name.lower() and all(0.0 <= value <= 1.0 for value in values)
 
     @property
     def asked(self) -> str:

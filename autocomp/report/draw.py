@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from autocomp.report import words
 from autocomp.report.data import LayerRow, Point, ReportData
-from autocomp.report.views import Comparison, FrontRow, FrontView, comparisons, front_view, is_share, metric_window
+from autocomp.report.views import Comparison, FrontRow, FrontView, comparisons, front_view, metric_window
 
 if TYPE_CHECKING:  # matplotlib loads on use
     from matplotlib.axes import Axes
@@ -80,7 +80,7 @@ def front_figure(data: ReportData, chosen: Point) -> Figure:
     view = front_view(data)
     figure = _figure(11, 4.8)
     left, right = figure.subplots(1, 2, sharey=True)
-    scale = 100.0 if is_share(data) else 1.0
+    scale = 100.0 if data.metric_is_share else 1.0
     metric = [scale * row.metric for row in view.rows]
     ms = [row.latency.ms for row in view.rows]
     kilobytes = [row.size_bytes / 1000 for row in view.rows]

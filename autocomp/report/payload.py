@@ -12,7 +12,7 @@ from autocomp.report.card import card
 from autocomp.report.data import LayerRow, Point, ReportData, Spent, TrialRow
 from autocomp.report.handful import beside
 from autocomp.report.shown import Shown
-from autocomp.report.tried import growth, searched
+from autocomp.report.tried import searched
 from autocomp.report.views import (
     FrontRow,
     Window,
@@ -22,7 +22,6 @@ from autocomp.report.views import (
     factors,
     front_view,
     intervals,
-    is_share,
     measured_latency,
     metric_window,
     predicted_latency,
@@ -44,11 +43,11 @@ def payload(runs: Sequence[Shown]) -> dict[str, Json]:
         "chosen": runs[0].key(runs[0].knee),
         "base": runs[0].key(first.baseline),
         "several": len(runs) > 1,
-        "share": is_share(first),
+        "share": first.metric_is_share,
         "maximize": first.task.metric.direction == "maximize",
         "axes": {
             "metric": escape(words.metric_label(first, views[0])),
-            "searched": escape(f"{first.task.metric.name}{' in %' if is_share(first) else ''} (search split)"),
+            "searched": escape(f"{first.task.metric.name}{' in %' if first.metric_is_share else ''} (search split)"),
             "latency": escape(" or ".join(latencies)),
             "timed": all(view.latency_measured for view in views),
             "range": [window.low, window.high] if window else None,
@@ -64,7 +63,7 @@ def _window(runs: Sequence[Shown]) -> Window | None:
     windows = [metric_window(run.data, front_view(run.data)) for run in runs]
     if not any(windows):
         return None
-    scale = 100.0 if is_share(runs[0].data) else 1.0
+    scale = 100.0 if runs[0].data.metric_is_share else 1.0
     lows, highs = list[float](), list[float]()
     for run, window in zip(runs, windows, strict=True):
         values = [row.metric for row in front_view(run.data).rows]
@@ -80,7 +79,7 @@ def command(data: ReportData, point: Point) -> str:
 
 def _run(run: Shown) -> dict[str, Json]:
     data = run.data
-    done, held, labels = growth(data), data.held_out, {point.trial: point.label for point in data.points}
+    done, held, labels = run.growth, data.held_out, {point.trial: point.label for point in data.points}
     cells, parts, plans = _plans(data)
     return {
         "name": data.name,
@@ -134,9 +133,9 @@ def _plans(data: ReportData) -> tuple[Json, Json, Json]:
 
 
 def _intervals(run: Shown) -> Json:
-    scale = 100.0 if is_share(run.data) else 1.0
+    scale = 100.0 if run.data.metric_is_share else 1.0
     found = intervals(run.data, [one.point for one in run.listed])
-    unit = " (points)" if is_share(run.data) else ""
+    unit = " (points)" if run.data.metric_is_share else ""
     return {
         "x": escape(f"drop of {run.data.task.metric.name} on the test split{unit}"),
         "labels": [escape(each.point.name) for each in found],
@@ -148,7 +147,7 @@ def _intervals(run: Shown) -> Json:
 
 def _trial(data: ReportData, trial: TrialRow) -> list[Json]:
     """[number, state, metric, drop, milliseconds, kilobytes, plan, uniform, why, error], numbers as they are shown."""
-    scale = 100.0 if is_share(data) else 1.0
+    scale = 100.0 if data.metric_is_share else 1.0
     metric, lost = None, None
     if trial.metric_search is not None:
         metric = scale * trial.metric_search
@@ -217,7 +216,7 @@ def _changes(data: ReportData, point: Point) -> list[str]:
 
 def _point(run: Shown, row: FrontRow) -> dict[str, Json]:
     data, point = run.data, row.point
-    scale = 100.0 if is_share(data) else 1.0
+    scale = 100.0 if data.metric_is_share else 1.0
     notes = [note.text for note in words.notes(data, point)]
     rows = [f"{label}: {predicted} → {measured}" for label, predicted, measured in _numbers(data, point)]
     hover = [f"{run.name(point)} (predicted → measured)", *rows, *_changes(data, point), *notes]

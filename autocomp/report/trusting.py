@@ -106,7 +106,7 @@ def _device(data: ReportData) -> str:
     pairs = [
         ("target", target.name),
         ("device", target.device),
-        ("runtime", f"{target.runtime} {target.runtime_version}".strip()),
+        ("runtime", target.runtime_words),
         ("files scored with", ", ".join(sorted(ran_in)) or "none was"),
         ("files timed on", ", ".join(sorted(timed_on)) or _timed(data)),
         ("format", target.format),

@@ -11,7 +11,7 @@ from autocomp.report import words
 from autocomp.report.data import ReportData, Sensitivity
 from autocomp.report.markup import plot, quiet, scroll, section
 from autocomp.report.shown import Shown
-from autocomp.report.tried import WORST_DROP, growth, searched
+from autocomp.report.tried import WORST_DROP, searched
 from autocomp.report.trusting import of_runs
 
 #: Errors of the output from here on are drawn as strongly as they can be, below the other as weakly.
@@ -21,13 +21,14 @@ FEW_DECISIONS = 30
 
 
 def understand(runs: Sequence[Shown]) -> str:
-    bodies = [_tried(run.data, index) + _sensitivities(run.data) for index, run in enumerate(runs)]
+    bodies = [_tried(run, index) + _sensitivities(run.data) for index, run in enumerate(runs)]
     return section("why", "What the search tried, and why", of_runs(runs, "search", bodies))
 
 
-def _tried(data: ReportData, index: int) -> str:
+def _tried(run: Shown, index: int) -> str:
+    data = run.data
     return (
-        f"<p>{escape(_counts(data))}</p>{_failed(data)}{_growth(data, index)}"
+        f"<p>{escape(_counts(data))}</p>{_failed(data)}{_growth(run, index)}"
         "<h3 class='spaced needs-script'>Every trial</h3>"
         f"<div class='trials needs-script' id='trials-{index}'></div>"
     )
@@ -71,8 +72,8 @@ def _numbers(numbers: Sequence[int], most: int = 8) -> str:
     return f"trial{'s' * (len(numbers) > 1)} {said}{more}"
 
 
-def _growth(data: ReportData, index: int) -> str:
-    found = growth(data)
+def _growth(run: Shown, index: int) -> str:
+    data, found = run.data, run.growth
     if not found.trials:
         return quiet("No trial was finished.")
     reference = words.size(data.baseline.size_bytes), f"{words.digits(data.baseline.latency_ms)} ms"

@@ -13,7 +13,7 @@ from typing import Literal
 
 from autocomp import pareto
 from autocomp.errors import RunError
-from autocomp.report.data import PERCENT, Point, ReportData
+from autocomp.report.data import Point, ReportData
 from autocomp.task import Metric
 from autocomp.trial import Source
 
@@ -83,6 +83,12 @@ def within_model_error(data: ReportData, point: Point) -> bool:
     pair = [predicted_latency(data, each) for each in (data.baseline, point)]
     error_ms = math.hypot(*((each.error or 0.0) * each.ms for each in pair))
     return pair[0].ms - pair[1].ms < error_ms
+
+
+def predicted_slower(data: ReportData, point: Point) -> bool:
+    """Whether the point is predicted to be slower than the uncompressed network, by more than the prediction's error."""
+    base, own = (predicted_latency(data, each) for each in (data.baseline, point))
+    return own.ms - base.ms > math.hypot((base.error or 0.0) * base.ms, (own.error or 0.0) * own.ms)
 
 
 def measured_no_faster(data: ReportData, point: Point) -> bool:
@@ -289,7 +295,7 @@ class Comparison:
 
 def comparisons(data: ReportData) -> tuple[Comparison, ...]:
     """Latency within 20 %, size within 1 %, the metric within 0.5 points or two examples (within 1 % if no share)."""
-    share = is_share(data)
+    share = data.metric_is_share
     points = data.points
     latency = [(p.trial, p.latency_ms, p.measured_latency_ms) for p in points if p.measured_latency_ms is not None]
     size = [(p.trial, float(p.size_bytes), float(p.measured_size_bytes)) for p in points if p.measured_size_bytes]
@@ -304,11 +310,3 @@ def comparisons(data: ReportData) -> tuple[Comparison, ...]:
         Comparison("size", SIZE_BAND, False, tuple(size)),
         Comparison("metric", max(METRIC_BAND, two_examples) if share else SIZE_BAND, share, tuple(metric)),
     )
-
-
-def is_share(data: ReportData) -> bool:
-    """Whether the metric is one that people read in percent: it says so, or is an accuracy between 0 and 1."""
-    if data.task.metric.unit == PERCENT:
-        return True
-    values = [v for p in data.points for v in (p.metric_search, p.metric_test, p.measured_metric) if v is not None]
-    return "accuracy" in data.task.metric.name.lower() and all(0.0 <= value <= 1.0 for value in values)

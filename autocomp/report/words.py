@@ -16,8 +16,8 @@ from autocomp.report.views import (
     FrontView,
     Latency,
     drop,
-    is_share,
     measured_no_faster,
+    predicted_slower,
     within_model_error,
 )
 
@@ -92,17 +92,17 @@ def faster(gain: Factors) -> str:
 def metric(data: ReportData, value: float | None) -> str:
     if value is None:
         return NONE
-    return f"{100 * value:.2f} %" if is_share(data) else digits(value, 4)
+    return f"{100 * value:.2f} %" if data.metric_is_share else digits(value, 4)
 
 
 def _change(data: ReportData, value: float) -> str:
-    shown = f"{100 * value:+.2f}" if is_share(data) else f"{'-' if value < 0 else '+'}{digits(abs(value))}"
+    shown = f"{100 * value:+.2f}" if data.metric_is_share else f"{'-' if value < 0 else '+'}{digits(abs(value))}"
     return shown.replace("-", "−")
 
 
 def drop_words(data: ReportData, value: Drop) -> str:
     """``drop +0.40 points [−0.10, +0.90], indistinguishable``; positive is worse."""
-    unit = " points" if is_share(data) else ""
+    unit = " points" if data.metric_is_share else ""
     words = f"drop {_change(data, value.value)}{unit}"
     if value.low is not None and value.high is not None:
         words += f" [{_change(data, value.low)}, {_change(data, value.high)}]"
@@ -113,7 +113,7 @@ def worse(data: ReportData, value: float) -> str:
     """``0.40 points worse``, ``no worse`` where it is not, ``better`` where it is that."""
     if value == 0:
         return "no worse"
-    amount = f"{100 * abs(value):.2f} points" if is_share(data) else digits(abs(value))
+    amount = f"{100 * abs(value):.2f} points" if data.metric_is_share else digits(abs(value))
     return f"{amount} {'worse' if value > 0 else 'better'}"
 
 
@@ -127,7 +127,11 @@ class Note:
 
 def notes(data: ReportData, point: Point) -> tuple[Note, ...]:
     said = (
-        (within_model_error(data, point), Note("predicted latency", "within the model's error")),
+        (predicted_slower(data, point), Note("predicted latency", "predicted: slower")),
+        (
+            within_model_error(data, point) and not predicted_slower(data, point),
+            Note("predicted latency", "within the model's error"),
+        ),
         (measured_no_faster(data, point), Note("measured latency", "measured: no faster")),
         (not point.is_baseline and drop(data, point).indistinguishable, Note("drop", "indistinguishable")),
         (not point.verified, Note("measured metric", "not verified")),
@@ -146,7 +150,7 @@ def agreement(data: ReportData, comparison: Comparison) -> str:
 def band(data: ReportData, comparison: Comparison) -> str:
     if not comparison.absolute:
         return f"±{percent(comparison.band)}"
-    return f"±{brief(100 * comparison.band)} points" if is_share(data) else f"±{brief(comparison.band)}"
+    return f"±{brief(100 * comparison.band)} points" if data.metric_is_share else f"±{brief(comparison.band)}"
 
 
 def latency_promise(data: ReportData) -> str:
@@ -180,7 +184,7 @@ def latency_label(data: ReportData, view: FrontView) -> str:
 
 def metric_label(data: ReportData, view: FrontView) -> str:
     """The metric axis's title, with what was scored on which split."""
-    unit = " in %" if is_share(data) else ""
+    unit = " in %" if data.metric_is_share else ""
     return f"{data.task.metric.name}{unit} ({view.basis})"
 
 
@@ -202,14 +206,14 @@ def hidden_meaning(data: ReportData) -> str:
 
 def in_percent(data: ReportData, comparison: Comparison) -> bool:
     """Whether the comparison's errors and band are shown times 100."""
-    return not comparison.absolute or is_share(data)
+    return not comparison.absolute or data.metric_is_share
 
 
 def error_label(data: ReportData, comparison: Comparison) -> str:
     """The unit of predicted minus measured."""
     if not comparison.absolute:
         return "predicted − measured (%)"
-    return "predicted − measured (points)" if is_share(data) else "predicted − measured"
+    return "predicted − measured (points)" if data.metric_is_share else "predicted − measured"
 
 
 def comparison_name(data: ReportData, comparison: Comparison) -> str:
@@ -224,4 +228,4 @@ def comparison_unit(data: ReportData, comparison: Comparison) -> tuple[str, floa
         return f"{name} (ms)", 1.0
     if comparison.quantity == "size":
         return f"{name} (kB)", 1e-3
-    return (f"{name} (%)", 100.0) if is_share(data) else (name, 1.0)
+    return (f"{name} (%)", 100.0) if data.metric_is_share else (name, 1.0)

@@ -104,7 +104,11 @@ def write_tables(folder: RunFolder, request: Request, metric: Metric, trials: Se
     touched = {name for trial in trials for name in trial.plan.layers}
     told = _told(folder)
     rows = [
-        {**_row(t, verified.get(t.key)), "uniform": _uniform(t.plan, touched), "why": told.get(t.number)}
+        {
+            **_row(t, verified.get(t.key)),
+            "uniform": _uniform(t.plan, touched, request.sampler),
+            "why": told.get(t.number),
+        }
         for t in trials
     ]
     folder.write("front.csv", _csv(FRONT_COLUMNS, [_row(t, verified.get(t.key)) for t in points]))
@@ -126,12 +130,15 @@ def _told(folder: RunFolder) -> dict[int, str]:
     return {one.number: one.user_attrs["why"] for one in proposed if one.user_attrs.get("why")}
 
 
-def _uniform(plan: Plan, touched: Collection[str]) -> str | None:
-    """What a plan does to every layer alike, of those that any trial touched; None where it does not."""
+def _uniform(plan: Plan, touched: Collection[str], sampler: str) -> str | None:
+    """What a plan does to every layer alike, of those that any trial touched; None where it does not. The sampler uniform
+    goes as far with every layer as with the others, though what that is may differ between them."""
     said = {plan[name] for name in touched}
-    if len(said) != 1 or not plan.layers or plan.dropped_blocks:
+    if not plan.layers:
         return None
-    return next(iter(said)).describe()
+    if len(said) == 1 and not plan.dropped_blocks:
+        return next(iter(said)).describe()
+    return "one strength for all" if sampler == "uniform" else None
 
 
 def _plan_words(plan: Plan) -> str:

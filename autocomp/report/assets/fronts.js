@@ -89,6 +89,14 @@ const limitLines = (axes) => {
   return shapes;
 };
 
+/** Which run has which colour; only where there are several. */
+const showLegend = () => {
+  if (!data.several) return;
+  const marks = "●■▲✚★⬢";
+  byId("legend").append(...data.runs.map((run, i) => make("span", { kids: [
+    make("span", { text: marks[i % marks.length], at: { style: `color: ${COLOURS[i % COLOURS.length]}`, "aria-hidden": "true" } }), ` ${run.name}`] })));
+};
+
 const showWhole = (wanted) => {
   state.whole = wanted;
   const button = byId("window");

@@ -13,6 +13,7 @@ const toTop = (id) => { byId(id).scrollIntoView({ behavior: matchMedia("(prefers
 
 choose(state.chosen);
 showLimits();
+showLegend();
 wireLimits();
 wireShipping();
 wireTrust();
