@@ -119,7 +119,7 @@ def _fronts(runs: Sequence[Shown]) -> str:
     return (
         "<h3 class='spaced'>The front</h3>"
         f"<div class='needs-script toggles'><label><input type='checkbox' id='all-trials'> every trial, as it was searched "
-        "(search split, predicted costs)</label></div>"
+        "(search split, predicted costs)</label> <span id='others' role='status'></span></div>"
         f"<p class='quiet' id='basis'>{escape(metric)}: {basis}. Latency: {timed}; {third}. "
         f"Click a point, or choose it in the table below.</p>{_window_note(runs)}"
         "<p id='legend'></p><div class='plots'>"

@@ -34,7 +34,7 @@ _PAGE = Template("""<!DOCTYPE html>
 $body
 </main>
 <script type="application/json" id="report-data">$data</script>
-<script>$plotly</script>
+<script type="text/plain" id="plotly-source">$plotly</script>
 <script>$script</script>
 </body>
 </html>

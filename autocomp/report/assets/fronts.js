@@ -16,18 +16,24 @@ const axesOf = (id) => {
   }[id];
 };
 
-/** Trials that are not on the front, as [metric, ms, kB]; those that treat every layer alike by themselves. */
-const otherTrials = () => data.runs.flatMap((run, index) => run.trials
+const frontTrials = new Set(keys.map((key) => `${data.points[key].run}/${data.points[key].trial}`));
+const onFront = (run, trial) => frontTrials.has(`${run}/${trial}`);
+const MOST_OTHERS = 800;
+
+/** Trials that are not on the front, as [metric, ms, kB]. */
+const allOthers = data.runs.flatMap((run, index) => run.trials
   .filter(([number, kind, metric]) => kind === "complete" && metric !== null && !onFront(index, number))
   .map(([number, , metric, , ms, kb, plan, uniform]) => ({ at: [metric, ms, kb], uniform,
     said: `${data.several ? `${run.name}, ` : ""}trial ${number}${uniform ? `, all layers alike: ${uniform}` : ""}<br>${plan}` })));
-const frontTrials = new Set(keys.map((key) => `${data.points[key].run}/${data.points[key].trial}`));
-const onFront = (run, trial) => frontTrials.has(`${run}/${trial}`);
+/** Of very many, some from all along the search: more could not be told apart. Those that treat every layer alike all stay. */
+const stride = Math.ceil(allOthers.length / MOST_OTHERS);
+const others = allOthers.filter((trial, i) => trial.uniform || i % stride === 0);
+const othersTold = () => (state.all && others.length < allOthers.length
+  ? `${others.length} of ${allOthers.length} trials off the front are drawn, taken evenly over the search` : "");
 const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("&lt;br>", "<br>");
 
 const background = (axes) => {
   if (!state.all) return [];
-  const others = otherTrials();
   const trace = (trials, symbol, size, colour) => ({
     type: "scatter", mode: "markers", x: trials.map((t) => t.at[axes.x]), y: trials.map((t) => t.at[axes.y]),
     hovertext: trials.map((t) => plain(t.said)), hoverinfo: "text",
@@ -40,7 +46,6 @@ const fronts = (id) => {
   const axes = axesOf(id), places = keys.map((key) => place(data.points[key])), points = keys.map((key) => data.points[key]);
   const x = places.map((p) => p[axes.x]), y = places.map((p) => p[axes.y]), z = places.map((p) => p[axes.shade]);
   const own = (key) => key === state.chosen || key === state.beside;
-  const within = points.map(qualifies);
   const shadeIsMetric = axes.shade === 0;
   const bar = plainTicks(z);
   const colour = data.several ? { color: points.map((p) => COLOURS[p.run % COLOURS.length]) } : {
@@ -57,7 +62,7 @@ const fronts = (id) => {
     textfont: { color: token("--quiet"), size: 10 }, cliponaxis: false,
     error_x: { type: "data", array: points.map((p) => p.error_ms), visible: bars, thickness: 1, width: 0, color: token("--quiet") },
     marker: {
-      ...colour, opacity: within.map((yes) => (yes ? 1 : 0.2)),
+      ...colour, opacity: opacities(),
       size: keys.map((key, i) => (key === state.chosen ? 17 : own(key) || points[i].listed ? 12 : 8)),
       symbol: points.map((p) => (p.baseline ? "diamond" : SYMBOLS[p.run % SYMBOLS.length])),
       line: { width: keys.map((key) => (key === state.chosen ? 3 : 1)),
@@ -65,8 +70,8 @@ const fronts = (id) => {
     },
   };
   const spec = layout(axes.names[0], axes.names[1], true);
-  const others = background(axes);
-  const reach = (i, mine) => [...mine, ...others.flatMap((t) => (i === axes.x ? t.x : t.y))];
+  const behind = background(axes);
+  const reach = (i, mine) => [...mine, ...behind.flatMap((t) => (i === axes.x ? t.x : t.y))];
   Object.assign(spec.xaxis, plainTicks(reach(axes.x, x)));
   if (axes.y !== 0) Object.assign(spec.yaxis, { type: "log" }, plainTicks(reach(axes.y, y)));
   else if (!state.whole) {
@@ -77,7 +82,17 @@ const fronts = (id) => {
   }
   spec.shapes = limitLines(axes);
   // The pictures share one range: a double click is answered for all, not by plotly for one.
-  Plotly.react(id, [...others, trace], spec, data.axes.range === null ? config : { ...config, doubleClick: false });
+  Plotly.react(id, [...behind, trace], spec, data.axes.range === null ? config : { ...config, doubleClick: false });
+};
+
+const opacities = () => keys.map((key) => (qualifies(data.points[key]) ? 1 : 0.2));
+
+/** Grey out in a picture that is there already: thousands of other trials need not be drawn anew for that. */
+const greyOut = (id) => {
+  const picture = byId(id);
+  if (!inView.has(id)) return;
+  Plotly.restyle(picture, { "marker.opacity": [opacities()] }, [picture.data.length - 1]);
+  Plotly.relayout(picture, { shapes: limitLines(axesOf(id)) });
 };
 
 const limitLines = (axes) => {

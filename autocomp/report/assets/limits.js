@@ -25,8 +25,10 @@ const limited = (name, value) => {
   state[name] = value;
   showLimits();
   writeAddress();
-  FRONTS.forEach(redraw);
+  if (!greying) requestAnimationFrame(() => { greying = false; FRONTS.forEach(greyOut); }); // once a frame, however fast it moves
+  greying = true;
 };
+let greying = false;
 
 const showLimits = () => {
   for (const name of LIMITS) {

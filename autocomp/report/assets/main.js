@@ -34,9 +34,14 @@ byId("more")?.addEventListener("click", () => {
   byId("more").setAttribute("aria-expanded", String(open));
   byId("more").textContent = open ? "only the points worth a look" : `all ${keys.length} points`;
 });
-byId("all-trials").addEventListener("change", (event) => { state.all = event.target.checked; FRONTS.forEach(redraw); });
+byId("all-trials").addEventListener("change", (event) => {
+  state.all = event.target.checked;
+  byId("others").textContent = othersTold();
+  FRONTS.forEach(redraw);
+});
 window.addEventListener("hashchange", () => { readAddress(); choose(state.chosen); showLimits(); });
 window.addEventListener("resize", () => showStrips(data.points[state.chosen], data.points[state.beside]));
-window.addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(({ id }) => { if (drawers.has(id)) { inView.add(id); redraw(id); } }));
+window.addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(({ id }) => { if (window.Plotly && drawers.has(id)) { inView.add(id); redraw(id); } }));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { redrawAll(); });
 document.documentElement.dataset.ready = "true";
+requestAnimationFrame(() => setTimeout(startDrawing, 0)); // after the page was painted

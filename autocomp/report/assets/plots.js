@@ -1,4 +1,5 @@
-// What all pictures share. A picture is drawn when it comes into view, and again when the colours change.
+// What all pictures share. A picture is drawn when it comes into view, and again when the colours change. Plotly takes its
+// time to be read (a second on a slow machine), so the page comes alive without it.
 const config = { displayModeBar: false, responsive: true, displaylogo: false };
 const drawers = new Map();
 const inView = new Set();
@@ -12,7 +13,10 @@ const watcher = new IntersectionObserver((entries) => {
 const picture = (id, draw) => {
   if (!byId(id)) return;
   drawers.set(id, draw);
-  watcher.observe(byId(id));
+};
+const startDrawing = () => {
+  document.head.append(make("script", { text: byId("plotly-source").textContent }));
+  drawers.forEach((_, id) => watcher.observe(byId(id)));
 };
 const redraw = (id) => { if (inView.has(id)) drawers.get(id)(id); };
 const redrawAll = () => inView.forEach(redraw);
