@@ -62,7 +62,7 @@ def write(run_dir: Path, knee_trial: int | None = None) -> Path:
     """
     data = load(run_dir)
     (alone,) = shown([data], [knee_trial])
-    draw(data, run_dir / "figures", alone.knee)
+    draw(alone, run_dir / "figures")
     page = run_dir / "report.html"
     page.write_text(html([alone]), encoding="utf-8")
     return page

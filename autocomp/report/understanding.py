@@ -118,9 +118,13 @@ def _kind(kind: str, ones: Sequence[Sensitivity]) -> str:
     return f"<h4>{escape(kind)}</h4>" + scroll(f"sensitivities, {kind}", f"<table class='heatmap'>{rows}</table>")
 
 
+def depth(error: float) -> float:
+    """How strongly an error of the output is drawn, 0 … 1, by its logarithm."""
+    span = math.log10(STRONGEST / WEAKEST)
+    return min(max(math.log10(max(error, WEAKEST) / WEAKEST) / span, 0.0), 1.0)
+
+
 def _cell(one: Sensitivity, place: int) -> str:
     error = one.errors[place]
     name = one.options[place] if one.options else f"option {place}"
-    span = math.log10(STRONGEST / WEAKEST)
-    depth = min(max(math.log10(max(error, WEAKEST) / WEAKEST) / span, 0.0), 1.0)
-    return f"<td class='heat' style='--d:{depth:.2f}'>{escape(name)} <small>{words.brief(error)}</small></td>"
+    return f"<td class='heat' style='--d:{depth(error):.2f}'>{escape(name)} <small>{words.brief(error)}</small></td>"

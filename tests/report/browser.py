@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Dialog, Page
 
 
 @contextmanager
@@ -59,6 +59,14 @@ class Reader:
         self._tabs.pop(page, None)
         return self.opens(page, address)
 
+    def _hear(self, dialog: Dialog) -> None:
+        self.said.append(dialog.message)
+        dialog.dismiss()
+
+    def _asks(self, url: str, own: str) -> None:
+        if not url.startswith((own, "blob:")):
+            self.fetched.append(url)
+
     def _new(self, page: Path, address: str) -> Page:
         own = page.resolve().as_uri()
         context = self.browser.new_context(accept_downloads=True)
@@ -67,11 +75,8 @@ class Reader:
         tab.set_default_timeout(60_000)  # of a machine that has other things to do
         tab.on("console", lambda message: self.said.append(message.text))
         tab.on("pageerror", lambda error: self.said.append(str(error)))
-        tab.on("dialog", lambda dialog: (self.said.append(dialog.message), dialog.dismiss()))
-        tab.on(
-            "request",
-            lambda request: None if request.url.startswith((own, "blob:")) else self.fetched.append(request.url),
-        )
+        tab.on("dialog", self._hear)
+        tab.on("request", lambda request: self._asks(request.url, own))
         tab.goto(own + address)
         tab.wait_for_selector('html[data-ready="true"]')
         return tab
