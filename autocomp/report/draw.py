@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from autocomp.report import words
 from autocomp.report.data import LayerRow, Point, ReportData
-from autocomp.report.explained import growth_figure, intervals_figure, sensitivity_figure, spent_figure
 from autocomp.report.figure import ACCENT, BAND, BLUE, INK, QUIET, new_figure, plain, save, shades, tidy
+from autocomp.report.pictures import growth_figure, intervals_figure, sensitivity_figure, spent_figure
 from autocomp.report.shown import Shown
-from autocomp.report.views import Comparison, FrontRow, FrontView, comparisons, front_view, intervals, metric_window
+from autocomp.report.views import Comparison, FrontRow, comparisons, front_view, intervals, metric_window
 
 if TYPE_CHECKING:  # matplotlib loads on use
     from matplotlib.axes import Axes

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
@@ -13,9 +12,8 @@ from autocomp.report.markup import plot, quiet, scroll, section
 from autocomp.report.shown import Shown
 from autocomp.report.tried import WORST_DROP, searched
 from autocomp.report.trusting import of_runs
+from autocomp.report.views import depth
 
-#: Errors of the output from here on are drawn as strongly as they can be, below the other as weakly.
-STRONGEST, WEAKEST = 1.0, 1e-5
 #: Sensitivities are shown open up to so many lines.
 FEW_DECISIONS = 30
 
@@ -116,12 +114,6 @@ def _kind(kind: str, ones: Sequence[Sensitivity]) -> str:
         for one in ones
     )
     return f"<h4>{escape(kind)}</h4>" + scroll(f"sensitivities, {kind}", f"<table class='heatmap'>{rows}</table>")
-
-
-def depth(error: float) -> float:
-    """How strongly an error of the output is drawn, 0 … 1, by its logarithm."""
-    span = math.log10(STRONGEST / WEAKEST)
-    return min(max(math.log10(max(error, WEAKEST) / WEAKEST) / span, 0.0), 1.0)
 
 
 def _cell(one: Sensitivity, place: int) -> str:

@@ -26,6 +26,8 @@ LATENCY_BAND, SIZE_BAND, METRIC_BAND = 0.20, 0.01, 0.005
 CARD_SHARE = 0.05
 #: The front's pictures start zoomed to the points at most this much worse than the uncompressed model (relative).
 WINDOW_SHARE = 0.20
+#: Errors of the output from here on are drawn as strongly as they can be, below the other as weakly.
+STRONGEST, WEAKEST = 1.0, 1e-5
 _WINDOW_MARGIN = 0.12
 
 
@@ -310,3 +312,9 @@ def comparisons(data: ReportData) -> tuple[Comparison, ...]:
         Comparison("size", SIZE_BAND, False, tuple(size)),
         Comparison("metric", max(METRIC_BAND, two_examples) if share else SIZE_BAND, share, tuple(metric)),
     )
+
+
+def depth(error: float) -> float:
+    """How strongly an error of the output is drawn, 0 … 1, by its logarithm."""
+    span = math.log10(STRONGEST / WEAKEST)
+    return min(max(math.log10(max(error, WEAKEST) / WEAKEST) / span, 0.0), 1.0)

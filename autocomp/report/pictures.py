@@ -10,8 +10,7 @@ from autocomp.report import words
 from autocomp.report.data import Point, ReportData, Sensitivity
 from autocomp.report.figure import ACCENT, BLUE, INK, QUIET, new_figure, plain, shades, tidy
 from autocomp.report.tried import Growth
-from autocomp.report.understanding import depth
-from autocomp.report.views import Interval
+from autocomp.report.views import Interval, depth
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
