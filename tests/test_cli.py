@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -90,6 +91,30 @@ class TestSearch:
         assert len(front) > 2
         assert all((folder / "exports" / row.split(",")[0] / "model.onnx").is_file() for row in front[1:])
 
+    def test_it_tells_where_time_and_bytes_go(self, searched: tuple[Path, Done]) -> None:
+        folder, _ = searched
+        told = json.loads((folder / "explanation.json").read_text())
+        with (folder / "front.csv").open(newline="") as file:
+            front = list(csv.DictReader(file))
+        for row in front:
+            spent = told["spent"][row["plan_hash"]]
+            times = [*spent["latency_ms"].values(), *spent["other_latency_ms"].values()]
+            assert sum(times) == pytest.approx(float(row["latency_ms"]))
+            assert sum(spent["size_bytes"].values()) + spent["other_size_bytes"] == int(row["size_bytes"])
+            assert spent["other_size_bytes"] > 0
+        layers = {layer["name"] for layer in json.loads((folder / "layers.json").read_text())}
+        assert {name for spent in told["spent"].values() for name in spent["size_bytes"]} == layers
+        assert all(decision["options"][0] == "as it is" for decision in told["decisions"])
+        assert told["held_out"]["networks"] > 0
+
+    def test_every_trial_says_what_it_was(self, searched: tuple[Path, Done]) -> None:
+        folder, _ = searched
+        with (folder / "trials.csv").open(newline="") as file:
+            first, *others = csv.DictReader(file)
+        assert (first["plan"], first["uniform"]) == ("untouched", "")
+        assert all(row["plan"] not in ("", "untouched") for row in others)
+        assert all(int(row["peak_memory_bytes"]) > 0 for row in (first, *others))
+
     def test_another_run_in_out(self, searched: tuple[Path, Done]) -> None:
         line = refused(*SEARCH, "--out", str(searched[0]))
         assert line == (f"--out must not hold a run yet; {searched[0]} does; resume it with --resume, or name another")
@@ -125,7 +150,12 @@ def test_export_picks_the_knee(run: Path, tmp_path: Path) -> None:
     done = autocomp("export", str(run), "--pick", "knee", "--out", str(tmp_path / "shipped"))
     assert done.code == 0, done.err
     assert done.out == f"{tmp_path / 'shipped' / 'model.onnx'}\n"
-    assert {path.name for path in (tmp_path / "shipped").iterdir()} == {"model.onnx", "plan.json", "trtexec.sh"}
+    assert {path.name for path in (tmp_path / "shipped").iterdir()} == {
+        "model.onnx", "plan.json", "trtexec.sh", "MODEL_CARD.md",
+    }  # fmt: skip
+    card = (tmp_path / "shipped" / "MODEL_CARD.md").read_text()
+    assert "the file that was verified" in card
+    assert "No latency here was measured on the device" in card
     script = (tmp_path / "shipped" / "trtexec.sh").read_text()
     assert "Written for TensorRT 10.3" in script
     assert "trtexec --onnx=model.onnx --fp16" in script
@@ -138,6 +168,17 @@ def test_report_is_rebuilt(run: Path) -> None:
     assert done.code == 0, done.err
     assert done.out == f"{run / 'report.html'}\n"
     assert (run / "front.csv").is_file()
+
+
+def test_several_runs_have_one_page(run: Path, searched: tuple[Path, Done], tmp_path: Path) -> None:
+    done = autocomp("report", str(run), str(searched[0]))
+    assert done.code == 0, done.err
+    assert done.out == f"{run / 'together.html'}\n"
+    assert "value='2-0'" in (run / "together.html").read_text()
+    page = tmp_path / "new" / "page.html"
+    assert autocomp("report", str(run), str(searched[0]), "--out", str(page)).out == f"{page}\n"
+    line = refused("report", str(run), "--out", str(page))
+    assert line == f"--out is for a page of several runs; got {page} and one run, whose page lies in its folder"
 
 
 class TestJson:

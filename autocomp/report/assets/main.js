@@ -41,7 +41,10 @@ byId("all-trials").addEventListener("change", (event) => {
 });
 window.addEventListener("hashchange", () => { readAddress(); choose(state.chosen); showLimits(); });
 window.addEventListener("resize", () => showStrips(data.points[state.chosen], data.points[state.beside]));
-window.addEventListener("beforeprint", () => document.querySelectorAll(".plot").forEach(({ id }) => { if (window.Plotly && drawers.has(id)) { inView.add(id); redraw(id); } }));
+window.addEventListener("beforeprint", () => {
+  byId("layers").open = true;
+  document.querySelectorAll(".plot").forEach(({ id }) => { if (window.Plotly && drawers.has(id)) { inView.add(id); redraw(id); } });
+});
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { redrawAll(); });
 document.documentElement.dataset.ready = "true";
 requestAnimationFrame(() => setTimeout(startDrawing, 0)); // after the page was painted
