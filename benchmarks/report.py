@@ -51,7 +51,7 @@ def opened(page: Path, executable: str) -> tuple[float, float, float]:
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
         tab.add_init_script(WATCH)
         tab.goto(page.as_uri(), wait_until="commit")
-        tab.wait_for_function("window.aliveAt && window.Plotly")
+        tab.wait_for_selector('html[data-ready="true"]')
         tab.locator("#front-ms").scroll_into_view_if_needed()
         tab.locator("#front-ms .main-svg").first.wait_for()
         drawn = float(tab.evaluate("performance.now()"))

@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ import pytest
 from autocomp import cli
 from autocomp.errors import WorkError
 from autocomp.hardware.remote.connection import SSH_VARIABLE
+from autocomp.plan import Plan
+from tests.report.browser import Reader, chromium
 
 pytestmark = pytest.mark.slow
 
@@ -168,6 +171,28 @@ def test_report_is_rebuilt(run: Path) -> None:
     assert done.code == 0, done.err
     assert done.out == f"{run / 'report.html'}\n"
     assert (run / "front.csv").is_file()
+
+
+def test_the_line_that_the_report_gives_to_copy_exports_the_point(run: Path, tmp_path: Path) -> None:
+    page = autocomp("report", str(run)).out.strip()
+    with chromium() as browser:
+        reader = Reader(browser)
+        tab = reader.opens(Path(page))
+        tab.locator("#pick").select_option(index=1)
+        trial = tab.locator("#pick").input_value()
+        tab.get_by_role("button", name="copy", exact=True).click()
+        assert tab.locator("#copied").inner_text() == "command copied"
+        program, *arguments = shlex.split(str(tab.evaluate("navigator.clipboard.readText()")))
+        with tab.expect_download() as waited:
+            tab.get_by_role("button", name="plan.json").click()
+        plan = Plan.from_json(Path(waited.value.path()).read_text())
+        assert (reader.said, reader.fetched) == ([], [])
+    assert program == "autocomp"
+    done = autocomp(*arguments, "--out", str(tmp_path / "shipped"))
+    assert done.code == 0, done.err
+    verified = run / "exports" / trial / "model.onnx"
+    assert (tmp_path / "shipped" / "model.onnx").read_bytes() == verified.read_bytes()
+    assert Plan.from_json((tmp_path / "shipped" / "plan.json").read_text()) == plan
 
 
 def test_several_runs_have_one_page(run: Path, searched: tuple[Path, Done], tmp_path: Path) -> None:

@@ -225,6 +225,7 @@ def _point(run: Shown, row: FrontRow) -> dict[str, Json]:
         "run": 0 if run.place is None else run.place - 1,
         "trial": point.trial,
         "label": point.label,
+        "mark": ", ".join(name.partition(" within")[0].partition(" (no")[0] for name in run.names(point)),
         "name": run.name(point),
         "baseline": point.is_baseline,
         "listed": listed,

@@ -5,9 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import re
-import shlex
-import subprocess
-import sys
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -15,18 +12,13 @@ from typing import TYPE_CHECKING, Literal
 
 import pytest
 
-from autocomp.finished import Run
 from autocomp.plan import Plan
 from autocomp.report.load import load
 from autocomp.report.page import html
 from autocomp.report.shown import shown
-from autocomp.run import RunFolder
-from autocomp.search import flow
-from autocomp.watch import SILENT
 from tests.report.browser import Reader, chromium
 from tests.report.synthetic import LAYERS, TRIALS, Kind, plan, write_run
 from tests.report.synthetic_long import write_long_run
-from tests.targets import small_setup
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -178,33 +170,6 @@ def test_a_link_shares_what_was_chosen(reader: Reader, runs: Path) -> None:
     assert "--pick 17" in page.locator("#command").inner_text()
     page = reader.opens(report, "#point=999&ms=fast&kb=")  # a link to what is not there shows the page as it is
     assert page.locator("#qualify").inner_text().startswith("No limit is set")
-
-
-@pytest.mark.slow
-def test_the_copied_line_exports_the_point(reader: Reader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    run = RunFolder(Path("results") / "a run")
-    flow.search(small_setup(sampler="random", trials=3), run, resume=False, watcher=SILENT)
-    report = Run.open(run.path).report()
-    page = reader.opens(report)
-    knee = page.locator("html").get_attribute("data-chosen")
-    assert "is not told by this run" in page.locator("#point-numbers").inner_text()  # nothing explained this one
-    page.get_by_role("button", name="copy", exact=True).click()
-    assert page.locator("#copied").inner_text() == "command copied"
-    line = page.evaluate("navigator.clipboard.readText()")
-    with page.expect_download() as waited:
-        page.get_by_role("button", name="plan.json").click()
-    downloaded = Plan.from_json(Path(waited.value.path()).read_text())
-    program, *arguments = shlex.split(line)
-    assert program == "autocomp"
-    done = subprocess.run(
-        [sys.executable, "-m", "autocomp", *arguments, "--out", "shipped"], capture_output=True, text=True, check=False
-    )
-    assert (done.returncode, done.stdout) == (0, "shipped/model.onnx\n"), done.stderr
-    verified = tmp_path / "results" / "a run" / "exports" / str(knee) / "model.onnx"
-    assert (tmp_path / "shipped" / "model.onnx").read_bytes() == verified.read_bytes()
-    assert Plan.from_json((tmp_path / "shipped" / "plan.json").read_text()) == downloaded
-    assert "the file that was verified" in (tmp_path / "shipped" / "MODEL_CARD.md").read_text()
 
 
 def test_the_page_hands_out_plan_table_and_card(reader: Reader, runs: Path) -> None:

@@ -21,10 +21,12 @@ from autocomp.report.views import knee
 from autocomp.trial import RECOVERED
 from tests.report.synthetic import LAYERS, TRIALS, Kind, front_rows, write_run
 
-EVIL = Kind(metric="loss $<img src=x onerror=alert(1)>", task="</script><script>alert('t')</script>")
+EVIL = Kind(
+    "jetson-orin-nano", metric="loss $<img src=x onerror=alert(1)>", task="</script><script>alert('t')</script>"
+)
 
 
-DRAWN = ("jetson", "evil")  # nothing measured in time; names that a picture's mathematics would trip over
+DRAWN = ("evil",)  # nothing measured in time; names that a picture's mathematics would trip over
 
 
 @dataclass
@@ -171,7 +173,7 @@ def test_the_figures_are_written_as_png_and_svg(pages: dict[str, Path]) -> None:
 
 
 def test_the_same_run_gives_the_same_page_and_pictures(pages: dict[str, Path], tmp_path: Path) -> None:
-    page = pages["jetson"]
+    page = pages["evil"]
     data = load(page.parent)
     assert html(shown([data])) == page.read_text()
     for path in draw(shown([data])[0], tmp_path):

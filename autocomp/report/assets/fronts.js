@@ -54,11 +54,14 @@ const fronts = (id) => {
     colorbar: { title: { text: axes.names[2], side: "right" }, thickness: 10, outlinewidth: 0,
       ...(shadeIsMetric ? {} : { tickmode: "array", tickvals: bar.tickvals.map(Math.log10), ticktext: bar.ticktext }) },
   };
+  // Names stand above and below by turns, from left to right, so that those of neighbours do not cover each other.
+  const fromLeft = points.map((_, i) => i).filter((i) => points[i].listed || own(keys[i])).sort((one, other) => x[one] - x[other]);
+  const above = new Set(fromLeft.filter((_, turn) => turn % 2 === 0));
   const bars = id === "front-ms" && !state.all && !data.axes.timed;
   const trace = {
     type: "scatter", mode: "markers+text", x, y, customdata: keys, hovertext: points.map((p) => p.hover), hoverinfo: "text",
-    text: points.map((p, i) => (p.listed || own(keys[i]) ? p.label : "")),
-    textposition: points.map((p) => (p.baseline ? "bottom left" : "top center")),
+    text: points.map((p, i) => (p.listed || own(keys[i]) ? [...new Set([p.label, p.mark])].join(" ") : "")),
+    textposition: points.map((p, i) => (p.baseline ? "bottom left" : above.has(i) ? "top center" : "bottom center")),
     textfont: { color: token("--quiet"), size: 10 }, cliponaxis: false,
     error_x: { type: "data", array: points.map((p) => p.error_ms), visible: bars, thickness: 1, width: 0, color: token("--quiet") },
     marker: {
@@ -75,10 +78,10 @@ const fronts = (id) => {
   Object.assign(spec.xaxis, plainTicks(reach(axes.x, x)));
   if (axes.y !== 0) Object.assign(spec.yaxis, { type: "log" }, plainTicks(reach(axes.y, y)));
   else if (!state.whole) {
-    const seen = [...x].filter((_, i) => y[i] >= data.axes.range[0] && y[i] <= data.axes.range[1]).map(Math.log10);
-    const low = Math.min(...seen), high = Math.max(...seen), room = 0.08 * (high - low) + 0.02;
+    const seen = x.filter((_, i) => y[i] >= data.axes.range[0] && y[i] <= data.axes.range[1]);
+    const [low, high] = [Math.min(...seen), Math.max(...seen)].map(Math.log10), room = 0.08 * (high - low) + 0.02;
     spec.yaxis.range = data.axes.range;
-    spec.xaxis.range = [low - room, high + room];
+    Object.assign(spec.xaxis, plainTicks(seen), { range: [low - room, high + room] });
   }
   spec.shapes = limitLines(axes);
   // The pictures share one range: a double click is answered for all, not by plotly for one.

@@ -37,7 +37,8 @@ const layout = (xTitle, yTitle, logX) => ({
 /** Ticks that read as plain numbers on a log axis of less than a few decades. */
 const plainTicks = (values) => {
   const low = Math.min(...values), high = Math.max(...values), ticks = [];
-  const steps = high / low < 4 ? [1, 1.5, 2, 3, 4, 5, 7] : high / low < 100 ? [1, 2, 5] : [1];
+  const fine = [1, 1.1, 1.2, 1.3, 1.4, 1.6, 1.8, 2, 2.2, 2.5, 2.8, 3, 3.2, 3.5, 4, 4.5, 5, 5.5, 6, 7, 8, 9];
+  const steps = high / low < 2 ? fine : high / low < 4 ? [1, 1.5, 2, 3, 4, 5, 7] : high / low < 100 ? [1, 2, 5] : [1];
   for (let decade = Math.floor(Math.log10(low)) - 1; decade <= Math.ceil(Math.log10(high)); decade += 1) {
     for (const step of steps) ticks.push(Number((step * 10 ** decade).toPrecision(2)));
   }
