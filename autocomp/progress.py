@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
@@ -126,16 +127,18 @@ def front_table(run: Shown) -> Table:
     for one in sorted(run.listed, key=lambda one: -one.point.size_bytes):
         point, gain, ms = one.point, factors(data, one.point), best_latency(data, one.point)
         lost = words.drop_words(data, drop(data, point)).removeprefix("drop ").partition(" [")[0]
-        marks = {note.about: _MARKS.get(note.text, "") for note in words.notes(data, point)}
+        marks: dict[str, str] = defaultdict(str)
+        for note in words.notes(data, point):
+            marks[note.about] += _MARKS.get(note.text, "")
         table.add_row(
             _name(point.trial, point.parent),
             escape(words.metric(data, point.measured_metric if point.verified else point.metric_search))
-            + marks.get("measured metric", ""),
-            "" if point.is_baseline else lost.removesuffix(" points") + marks.get("drop", ""),
+            + marks["measured metric"],
+            "" if point.is_baseline else lost.removesuffix(" points") + marks["drop"],
             words.size(point.measured_size_bytes or point.size_bytes),
             "" if point.is_baseline else f"{gain.size:.2f}×",
-            f"{words.digits(ms.ms)} ms" + marks.get("measured latency", ""),
-            "" if point.is_baseline else f"{gain.speed:.2f}×" + marks.get("predicted latency", ""),
+            f"{words.digits(ms.ms)} ms" + marks["measured latency"],
+            "" if point.is_baseline else f"{gain.speed:.2f}×" + marks["predicted latency"],
             f"{ms.source} {words.latency_error(ms)}",
             escape(", ".join(one.names)),
         )

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import PurePath
 from types import MappingProxyType
 
+from autocomp.hardware.latency import HeldOutError
 from autocomp.plan import LayerPlan, Plan, units_kept
 from autocomp.task import Metric
 from autocomp.trial import Source, TrialState
@@ -193,19 +194,6 @@ class TrialRow:
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """How far off the latency model was on networks that it was not fitted to: the mean and median of the relative error,
-    the shares of networks within ±10 % and ±20 %, how many there were, and what."""
-
-    mean: float
-    median: float
-    within_10: float
-    within_20: float
-    networks: int
-    note: str
-
-
-@dataclass(frozen=True)
 class Spent:
     """Where a plan's predicted time and bytes go, by layer; ``other`` is what no layer is behind."""
 
@@ -247,7 +235,7 @@ class ReportData:
     points: tuple[Point, ...]
     trials: tuple[TrialRow, ...]
     spent: Mapping[str, Spent] = field(default_factory=lambda: MappingProxyType({}))
-    held_out: HeldOut | None = None
+    held_out: HeldOutError | None = None
     sensitivities: tuple[Sensitivity, ...] = ()
     table: str = ""
 

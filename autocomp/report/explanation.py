@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autocomp.errors import RunError
-from autocomp.report.data import HeldOut, Sensitivity, Spent
+from autocomp.hardware.latency import HeldOutError
+from autocomp.report.data import Sensitivity, Spent
 from autocomp.report.read import Fields, read_object
 
 #: The event of one decision's sensitivities.
@@ -22,7 +23,7 @@ class Explanation:
     """``spent`` is by the hash of a plan."""
 
     spent: dict[str, Spent]
-    held_out: HeldOut | None
+    held_out: HeldOutError | None
     sensitivities: tuple[Sensitivity, ...]
 
 
@@ -52,8 +53,8 @@ def _spent(entry: Fields) -> Spent:
     )
 
 
-def _held_out(entry: Fields) -> HeldOut:
-    return HeldOut(
+def _held_out(entry: Fields) -> HeldOutError:
+    return HeldOutError(
         mean=entry.number("mean"),
         median=entry.number("median"),
         within_10=entry.number("within_10"),

@@ -102,7 +102,7 @@ def write_tables(folder: RunFolder, request: Request, metric: Metric, trials: Se
     verified = verifications(folder)
     points = front_trials(trials, metric, Limits.of(request))
     touched = {name for trial in trials for name in trial.plan.layers}
-    told = _told(folder)
+    told = _told(folder) if request.sampler == "auto" else {}
     rows = [
         {
             **_row(t, verified.get(t.key)),
@@ -123,9 +123,7 @@ def write_tables(folder: RunFolder, request: Request, metric: Metric, trials: Se
 
 
 def _told(folder: RunFolder) -> dict[int, str]:
-    """Why each trial was proposed, where its sampler said so."""
-    if not folder.journal.is_file():
-        return {}
+    """Why each trial was proposed: the sampler auto says so."""
     proposed = read_study(folder.journal).get_trials(deepcopy=False)
     return {one.number: one.user_attrs["why"] for one in proposed if one.user_attrs.get("why")}
 

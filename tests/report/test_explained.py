@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocomp.errors import RequestError, RunError
+from autocomp.hardware.latency import HeldOutError
 from autocomp.plan import Plan
 from autocomp.report.card import Shipped, card
-from autocomp.report.data import HeldOut, ReportData
+from autocomp.report.data import ReportData
 from autocomp.report.handful import DISTINCT, MOST, beside, handful
 from autocomp.report.load import load
 from autocomp.report.payload import payload
@@ -133,7 +134,7 @@ class TestExplanation:
         assert told["otherUs"] == 60.0
 
     def test_the_latency_models_errors_are_read(self, cpu: ReportData) -> None:
-        assert cpu.held_out == HeldOut(0.041, 0.032, 0.92, 0.98, 25, "25 of 100")
+        assert cpu.held_out == HeldOutError(0.041, 0.032, 0.92, 0.98, 25, "25 of 100")
 
     def test_sensitivities_have_the_names_of_their_options(self, cpu: ReportData) -> None:
         assert [one.decision for one in cpu.sensitivities] == [f"format:{name}" for name in LAYERS]
