@@ -19,6 +19,8 @@ from autocomp.space import Option, Spread
 from autocomp.trial import Trial
 
 FILE = "explanation.json"
+#: What an inference takes beside its kernels.
+CALL = "the call"
 
 
 def write_explanation(setup: Setup, folder: RunFolder, points: Sequence[Trial]) -> None:
@@ -60,13 +62,17 @@ def _spent(bench: Workbench, plan: Plan) -> Json:
     known = bench.prepared.inventory.by_name
     times: dict[str, float] = defaultdict(float)
     others: dict[str, float] = defaultdict(float)
-    for share in bench.target.predict(structure).kernels:
+    prediction = bench.target.predict(structure)
+    for share in prediction.kernels:
         named = dict.fromkeys(origin(plan, source)[0] for source in share.kernel.sources)
         layers = [name for name in named if name in known]
         for name in layers:
             times[name] += share.latency_ms / len(layers)
         if not layers:
             others[share.kernel.op] += share.latency_ms
+    rest = prediction.latency_ms - sum(times.values()) - sum(others.values())
+    if abs(rest) > 1e-9 * prediction.latency_ms:
+        others[CALL] = rest
     sizes: dict[str, int] = defaultdict(int)
     for node in structure.graph.layers:
         if node.layer is not None:

@@ -5,12 +5,13 @@
 Runs are made up, as the tests of the report make them up: 60 layers, a fifth of the trials on the front at most 200. Alive
 is when the page's own script has run, so that limits and points can be chosen; drawn is when the first picture is there after
 scrolling to it; grey is what one move of a slider takes until all three pictures show it. Milliseconds are the median of the
-repeats, each in a new browser.
+repeats, each in a new browser; load is the machine's, of one minute: other work slows all of them.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import statistics
 import sys
@@ -81,6 +82,7 @@ def measured(trials: int, repeats: int, executable: str, folder: Path) -> dict[s
         "drawn_ms": round(drawn),
         "slider_ms": round(moved),
         "repeats": repeats,
+        "load": round(os.getloadavg()[0], 1),
     }
 
 

@@ -81,7 +81,11 @@ def _why(data: ReportData, names: tuple[str, ...], point: Point, knee_point: Poi
         return "what all others are compared with"
     if "knee" in names:
         return "nearest to the best of drop, latency and size at once"
-    limit = f"at most {words.percent(CARD_SHARE)} worse on the search split; " if "within" in " ".join(names) else ""
+    limit = (
+        f"at most {words.percent(CARD_SHARE)} worse on the search split; "
+        if any(name.endswith(f" within {100 * CARD_SHARE:g} %") for name in names)
+        else ""
+    )
     return limit + beside(data, point, knee_point)
 
 

@@ -25,6 +25,7 @@ _PAGE = Template("""<!DOCTYPE html>
  content="default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data: blob:">
 <meta name="color-scheme" content="light dark">
 <title>$title</title>
+<script>document.documentElement.dataset.ready = "soon";</script>
 <style>$style</style>
 </head>
 <body>

@@ -31,6 +31,8 @@ Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
 #: Model cards are in a page of up to so many points; of more, those of the points worth a look.
 MOST_CARDS = 40
+#: Of the kernels that no layer is behind, so many kinds are named.
+MOST_OTHERS = 6
 
 
 def payload(runs: Sequence[Shown]) -> dict[str, Json]:
@@ -173,10 +175,11 @@ def _short(value: float | None) -> float | None:
 def _spent(data: ReportData, spent: Spent) -> dict[str, Json]:
     """Microseconds and bytes, layer by layer in network order, then what no layer is behind."""
     names = [layer.name for layer in data.layers]
+    others = sorted(spent.other_latency_ms.items(), key=lambda other: -other[1])
     return {
         "us": [round(1000 * spent.latency_ms.get(name, 0.0), 2) for name in names],
         "otherUs": round(1000 * sum(spent.other_latency_ms.values()), 2),
-        "others": [f"{op} {words.digits(1000 * ms)} µs" for op, ms in spent.other_latency_ms.items()],
+        "others": [f"{op} {words.digits(1000 * ms)} µs" for op, ms in others[:MOST_OTHERS]],
         "bytes": [spent.size_bytes.get(name, 0) for name in names],
         "otherBytes": spent.other_size_bytes,
     }

@@ -55,6 +55,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }  # fmt: skip
     for name, kind in kinds.items():
         run = write_run(folder / name, kind)
+        if name == "ruined":  # of a run that tells less
+            (run / "explanation.json").unlink()
         written([run], run / "report.html")
     written([folder / "cpu", folder / "jetson"], folder / "together.html")
     return folder
@@ -233,6 +235,7 @@ def test_the_reader_sees_all_points_on_asking(reader: Reader, runs: Path) -> Non
     ):  # a near point, a hidden one, which must be seen, and a near one
         page.locator("#pick").select_option(str(trial))
         ranges.append(near())
+    assert "is not told by this run" in page.locator("#point-numbers").inner_text()
     assert ranges == [[each] * 2 for each in (True, False, True, False, True, False, False)]
 
 

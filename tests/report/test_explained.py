@@ -72,6 +72,11 @@ class TestHandful:
                     )
                     assert apart >= DISTINCT - 1e-9
 
+    def test_no_point_is_said_to_be_near_that_is_not(self, tmp_path: Path) -> None:
+        data = load(write_run(tmp_path / "run", Kind(ruined=len(TRIALS))))
+        assert {name for one in handful(data, knee(data)) for name in one.names} >= {"smallest (no point within 5 %)"}
+        assert not [one.why for one in handful(data, knee(data)) if "at most" in one.why]
+
     def test_how_two_points_differ_is_told_in_factors_and_points(self, cpu: ReportData) -> None:
         one, other = cpu.points[9], cpu.points[3]
         size = (other.measured_size_bytes or 0) / (one.measured_size_bytes or 1)

@@ -149,7 +149,7 @@ def test_nothing_is_fetched(pages: dict[str, Path]) -> None:
 
 def test_text_of_the_run_is_never_markup(pages: dict[str, Path]) -> None:
     page = parse(pages["evil"])
-    assert sum(tag == "script" for tag, _ in page.tags) == 3
+    assert sum(tag == "script" for tag, _ in page.tags) == 4
     assert EVIL.task in page.text
     assert EVIL.metric in page.text
     hovers = [point["hover"] for point in json.loads(page.data)["points"].values()]

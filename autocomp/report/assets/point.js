@@ -17,7 +17,7 @@ const about = (point) => {
   const plan = planOf(point);
   const said = [...point.changes, point.than, point.runtime ? `verified with ${point.runtime}` : null,
     plan && plan.dropped.length ? `left out: ${plan.dropped.join(", ")}` : null,
-    plan && plan.adjusted.length ? `the whole network: ${plan.adjusted.join(", ")}` : null, untold(point)].filter(Boolean);
+    plan && plan.adjusted.length ? `the whole network: ${plan.adjusted.join(", ")}` : null, otherTime(point)].filter(Boolean);
   return make("div", { kids: [make("h3", { text: point.name }), ...said.map((text) => make("p", { text })),
     ...point.notes.flatMap((text) => [make("span", { text, cls: "badge" }), " "])] });
 };

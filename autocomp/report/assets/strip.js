@@ -75,5 +75,9 @@ const strip = (point) => {
   return make("div", { cls: "scroll strip", kids: [svg], at: { role: "region", tabindex: "0", "aria-label": `strip of ${point.name}` } });
 };
 
-const untold = (point) => (data.runs[point.run].spent[point.hash] ? null
-  : "Where its time and bytes go, layer by layer, is not told by this run; `autocomp verify` writes it.");
+/** What takes time besides the layers; or that the run does not tell. */
+const otherTime = (point) => {
+  const spent = data.runs[point.run].spent[point.hash];
+  if (!spent) return "Where its time and bytes go, layer by layer, is not told by this run; `autocomp verify` writes it.";
+  return spent.others.length ? `no layer of its own (predicted): ${spent.others.join(", ")}` : null;
+};
