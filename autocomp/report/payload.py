@@ -15,7 +15,6 @@ from autocomp.report.shown import Shown
 from autocomp.report.tried import searched
 from autocomp.report.views import (
     FrontRow,
-    Window,
     best_latency,
     comparisons,
     drop,
@@ -52,7 +51,7 @@ def payload(runs: Sequence[Shown]) -> dict[str, Json]:
             "searched": escape(f"{first.task.metric.name}{' in %' if first.metric_is_share else ''} (search split)"),
             "latency": escape(" or ".join(latencies)),
             "timed": all(view.latency_measured for view in views),
-            "range": [window.low, window.high] if window else None,
+            "range": None if window is None else [*window],
         },
         "runs": [_run(run) for run in runs],
         "points": {run.key(point): _point(run, row) for run in runs for row in front_view(run.data).rows
@@ -60,8 +59,8 @@ def payload(runs: Sequence[Shown]) -> dict[str, Json]:
     }  # fmt: skip
 
 
-def _window(runs: Sequence[Shown]) -> Window | None:
-    """The part of the metric's axis that every run's own window is in, in the units shown."""
+def _window(runs: Sequence[Shown]) -> tuple[float, float] | None:
+    """The part of the metric's axis to show first, in the units shown: that every run's own window is in."""
     windows = [metric_window(run.data, front_view(run.data)) for run in runs]
     if not any(windows):
         return None
@@ -71,7 +70,7 @@ def _window(runs: Sequence[Shown]) -> Window | None:
         values = [row.metric for row in front_view(run.data).rows]
         lows.append(window.low if window else min(values))
         highs.append(window.high if window else max(values))
-    return Window(scale * min(lows), scale * max(highs), "below", ())
+    return scale * min(lows), scale * max(highs)
 
 
 def command(data: ReportData, point: Point) -> str:

@@ -24,19 +24,20 @@ const MOST_OTHERS = 800;
 const allOthers = data.runs.flatMap((run, index) => run.trials
   .filter(([number, kind, metric]) => kind === "complete" && metric !== null && !onFront(index, number))
   .map(([number, , metric, , ms, kb, plan, uniform]) => ({ at: [metric, ms, kb], uniform,
-    said: `${data.several ? `${run.name}, ` : ""}trial ${number}${uniform ? `, all layers alike: ${uniform}` : ""}<br>${plan}` })));
+    said: [`${data.several ? `${run.name}, ` : ""}trial ${number}`, uniform ? `all layers alike: ${uniform}` : plan] })));
 /** Of very many, some from all along the search: more could not be told apart. Those that treat every layer alike all stay. */
 const stride = Math.ceil(allOthers.length / MOST_OTHERS);
 const others = allOthers.filter((trial, i) => trial.uniform || i % stride === 0);
 const othersTold = () => (state.all && others.length < allOthers.length
   ? `${others.length} of ${allOthers.length} trials off the front are drawn, taken evenly over the search` : "");
-const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll("&lt;br>", "<br>");
+/** For plotly, which reads tags in its texts. */
+const escaped = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 
 const background = (axes) => {
   if (!state.all) return [];
   const trace = (trials, symbol, size, colour) => ({
     type: "scatter", mode: "markers", x: trials.map((t) => t.at[axes.x]), y: trials.map((t) => t.at[axes.y]),
-    hovertext: trials.map((t) => plain(t.said)), hoverinfo: "text",
+    hovertext: trials.map((t) => t.said.map(escaped).join("<br>")), hoverinfo: "text",
     marker: { symbol, size, color: token(colour), opacity: 0.55, line: { width: 0 } },
   });
   return [trace(others.filter((t) => !t.uniform), "circle", 5, "--quiet"), trace(others.filter((t) => t.uniform), "x", 9, "--accent")];

@@ -1,6 +1,10 @@
 // The page comes alive.
-readAddress();
-if (hidden(state.chosen)) showWhole(true);
+const arrive = () => {
+  readAddress();
+  if (hidden(state.chosen)) showWhole(true);
+  choose(state.chosen);
+  showLimits();
+};
 FRONTS.forEach((id) => picture(id, (it) => {
   const fresh = !byId(it).on;
   fronts(it);
@@ -9,10 +13,12 @@ FRONTS.forEach((id) => picture(id, (it) => {
   if (data.axes.range !== null) byId(it).on("plotly_doubleclick", toggleWhole);
 }));
 const toggleWhole = () => { showWhole(!state.whole); FRONTS.forEach(redraw); };
-const toTop = (id) => { byId(id).scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" }); byId(`${id}-title`).focus({ preventScroll: true }); };
+const toTop = (id) => {
+  byId(id).scrollIntoView({ behavior: matchMedia("(prefers-reduced-motion: reduce)").matches ? "auto" : "smooth" });
+  byId(`${id}-title`).focus({ preventScroll: true });
+};
 
-choose(state.chosen);
-showLimits();
+arrive();
 showLegend();
 wireLimits();
 wireShipping();
@@ -37,14 +43,15 @@ byId("more")?.addEventListener("click", () => {
 byId("all-trials").addEventListener("change", (event) => {
   state.all = event.target.checked;
   byId("others").textContent = othersTold();
+  byId("basis").hidden = state.all;
   FRONTS.forEach(redraw);
 });
-window.addEventListener("hashchange", () => { readAddress(); choose(state.chosen); showLimits(); });
+window.addEventListener("hashchange", arrive);
 window.addEventListener("resize", () => showStrips(data.points[state.chosen], data.points[state.beside]));
 window.addEventListener("beforeprint", () => {
   byId("layers").open = true;
   document.querySelectorAll(".plot").forEach(({ id }) => { if (window.Plotly && drawers.has(id)) { inView.add(id); redraw(id); } });
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => { redrawAll(); });
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redrawAll);
 document.documentElement.dataset.ready = "true";
 requestAnimationFrame(() => setTimeout(startDrawing, 0)); // after the page was painted
