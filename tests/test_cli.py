@@ -87,7 +87,7 @@ class TestSearch:
         assert "jetson stands for jetson-orin-nano" in done.err
         assert re.search(r"searching: 4 of 4", done.err)
         assert "front of" in done.err
-        assert re.search(r"^ +0 +\S+ % .* ms +fitted ±\S+ % +uncompressed", done.err, flags=re.MULTILINE)
+        assert re.search(r"^ +0 +90\.00 .* ms +fitted ±\S+ % +uncompressed", done.err, flags=re.MULTILINE)
         assert "knee" in done.err
 
     def test_the_front_is_that_of_the_table(self, searched: tuple[Path, Done]) -> None:
