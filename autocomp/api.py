@@ -89,6 +89,7 @@ def search(
         RequestError: the request does not hold together; nothing was begun.
         WorkError: the work failed.
     """
+    from autocomp.explain import write_explanation
     from autocomp.hardware.fingerprint import this_machine
     from autocomp.hardware.profiles import find_profile
     from autocomp.hardware.resolve import check_measurable, resolve_target
@@ -165,7 +166,8 @@ def search(
             goal=goal,
             begun_from=None if begin_from is None else str(Path(begin_from).resolve()),
         )
-        flow.search(flow.set_up(request, loaded, found, place, machine), folder, resume, watcher, workers)
+        setup = flow.set_up(request, loaded, found, place, machine)
+        write_explanation(setup, folder, flow.search(setup, folder, resume, watcher, workers))
     return Run(folder)
 
 

@@ -303,11 +303,21 @@ def _asked_for(arguments: Sequence[str], storage: str | None) -> Asked:
 
 
 @app.command()
-def report(run: RunArgument) -> None:
-    """Rebuild front.csv, the figures and report.html from what the run folder holds as truth."""
-    from autocomp.finished import Run
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN…", help="A run folder, or several.")],
+    out: Annotated[
+        Path | None, typer.Option(help="Several runs: the page. Default: together.html in the first one's folder.")
+    ] = None,
+) -> None:
+    """Rebuild front.csv, the figures and report.html from what the run folder holds as truth; of several runs, also one page
+    of them all."""
+    from autocomp.finished import Run, report_together
 
-    sys.stdout.write(f"{Run.open(run).report()}\n")
+    if len(runs) == 1 and out is not None:
+        raise RequestError(f"--out is for a page of several runs; got {out} and one run, whose page lies in its folder")
+    opened = [Run.open(run) for run in runs]
+    page = opened[0].report() if len(runs) == 1 else report_together(opened, out or runs[0] / "together.html")
+    sys.stdout.write(f"{page}\n")
 
 
 @app.command()
@@ -318,7 +328,7 @@ def export(
     artifact: FormatOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to. Default: exports/<trial> in the run folder.")] = None,
 ) -> None:
-    """Write a front point's model.onnx, or model.pt2 for --format torch, and plan.json."""
+    """Write a front point's model.onnx, or model.pt2 for --format torch, its plan.json and model card."""
     from autocomp.finished import Run
 
     path = Run.open(run).export(pick, max_latency_ms, artifact, out)

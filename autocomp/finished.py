@@ -6,6 +6,7 @@ Importing this is cheap: torch and the rest are loaded by the methods that need 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from autocomp.compress.rebuild import Prepared
     from autocomp.export.artifact import Artifact
     from autocomp.hardware.target import Target
+    from autocomp.report.card import Shipped
     from autocomp.search.begin import Setup
 
 
@@ -185,6 +187,7 @@ class Run:
         Raises:
             BoardError: the host cannot be reached, is not the run's target, or lacks its runtime.
         """
+        from autocomp.explain import write_explanation
         from autocomp.hardware.remote.connection import Board
         from autocomp.hardware.remote.target import board_of
         from autocomp.search import flow
@@ -200,7 +203,7 @@ class Run:
             setup = self.setup(task, target, watcher)
             with self.folder.working():
                 flow.verify(setup, self.folder, points, watcher, again=True, board=board)
-                flow.rebuild(self.folder)
+                write_explanation(setup, self.folder, flow.rebuild(self.folder))
         verified = verifications(self.folder)
         return [verified[point.key] for point in points]
 
@@ -212,8 +215,8 @@ class Run:
         out: str | Path | None = None,
         task: Task | None = None,
     ) -> Path:
-        """Write a point's ``model.onnx`` (``model.pt2`` where the format is ``torch``) and ``plan.json`` to a folder, for
-        TensorRT also ``trtexec.sh``; returns the model's path.
+        """Write a point's ``model.onnx`` (``model.pt2`` where the format is ``torch``), ``plan.json`` and model card to a
+        folder, for TensorRT also ``trtexec.sh``; returns the model's path.
 
         Args:
             artifact: ``onnx``, ``onnx-packed`` or ``torch``; default is what the run was searched for.
@@ -222,6 +225,7 @@ class Run:
         Raises:
             RunError: no such point, or the task's model is not the one that the run was begun with.
         """
+        from autocomp.report.card import Shipped
         from autocomp.search import flow
 
         point = self.pick(pick, max_latency_ms)
@@ -230,10 +234,21 @@ class Run:
         own = self.folder.exports / str(point.number)
         # Beside the verified file, never over it.
         folder = Path(out) if out is not None else own if wanted == searched else own / wanted
-        model = self._verified_file(point) if wanted == searched else None
+        verified = self._verified_file(point) if wanted == searched else None
+        model = verified or self._built(point, wanted, task)
         write_whole(folder / "plan.json", (point.plan.to_json() + "\n").encode())
-        file = model or self._built(point, wanted, task)
-        return flow.write_file(self.folder, folder, point.plan, file, wanted)
+        path = flow.write_file(self.folder, folder, point.plan, model, wanted)
+        self._write_card(folder, point, Shipped(wanted, len(model), verified is not None), task)
+        return path
+
+    def _write_card(self, folder: Path, point: Trial, shipped: Shipped, task: Task | None) -> None:
+        from autocomp.report import card
+        from autocomp.report.load import load
+
+        self._rebuilt(task)
+        data = load(self.folder.path)
+        found = next(each for each in data.points if each.trial == point.number)
+        write_whole(folder / card.FILE, card.card(data, found, shipped).encode())
 
     def _verified_file(self, point: Trial) -> bytes | None:
         """The file that was verified, where it is still there."""
@@ -277,6 +292,11 @@ class Run:
             RunError: no trial is finished, or the task's model is not the one that the run was begun with.
         """
         from autocomp.report.page import write
+
+        return write(self.folder.path, self._rebuilt(task))
+
+    def _rebuilt(self, task: Task | None = None) -> int:
+        """Rebuild what a report is read from; returns the knee's trial."""
         from autocomp.search import flow
         from autocomp.search.begin import layers_document
         from autocomp.search.tables import knee_trial
@@ -287,7 +307,19 @@ class Run:
         if not (self.folder.path / "layers.json").is_file():
             prepared = self._prepared(task)
             self.folder.write_json("layers.json", layers_document(prepared))
-        return write(self.folder.path, knee_trial(points, flow.metric_of(self.folder)).number)
+        return knee_trial(points, flow.metric_of(self.folder)).number
+
+
+def report_together(runs: Sequence[Run], page: Path) -> Path:
+    """Rebuild the report of every run, and write one page of them all; returns its path.
+
+    Raises:
+        RunError: a run has no finished trial.
+        RequestError: their metrics are not one.
+    """
+    from autocomp.report.page import write_together
+
+    return write_together([run.folder.path for run in runs], [run._rebuilt() for run in runs], page)
 
 
 def _latency_ms(point: Trial, verified: dict[str, Json]) -> float:

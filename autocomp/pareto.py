@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -28,16 +29,31 @@ def front(costs: npt.ArrayLike) -> list[int]:
     return sorted(places)
 
 
-def knee(metric_losses: Sequence[float], latencies_ms: Sequence[float], sizes_bytes: Sequence[float]) -> int:
+#: A network that lost more than this share of its metric is ruined: small and fast as well, and no knee.
+RUINED_SHARE = 0.1
+
+
+def knee(
+    metric_losses: Sequence[float],
+    latencies_ms: Sequence[float],
+    sizes_bytes: Sequence[float],
+    most_loss: float = math.inf,
+) -> int:
     """The point nearest to the ideal one: least loss, latency and size at once.
 
     Latency and size count by their logarithm (a factor is a factor), the loss as it is; each is scaled to 0…1 over the
     points. Of equally near points the first is taken.
 
+    Args:
+        most_loss: points that lose more have no say, unless all do.
+
     Returns:
         An index into the arguments.
     """
-    columns = np.array([np.asarray(metric_losses, float), np.log(latencies_ms), np.log(sizes_bytes)]).T
+    losses = np.asarray(metric_losses, float)
+    places = np.flatnonzero(losses <= most_loss)
+    places = places if len(places) else np.arange(len(losses))
+    columns = np.array([losses, np.log(latencies_ms), np.log(sizes_bytes)]).T[places]
     low, high = columns.min(axis=0), columns.max(axis=0)
     scaled = (columns - low) / np.where(high > low, high - low, 1.0)
-    return int(np.square(scaled).sum(axis=1).argmin())
+    return int(places[np.square(scaled).sum(axis=1).argmin()])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from collections import defaultdict
 from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeElapsedColumn
@@ -20,9 +21,12 @@ from autocomp.trial import Trial
 if TYPE_CHECKING:
     from autocomp.finished import Run
     from autocomp.hardware.latency import Forecast
+    from autocomp.report.shown import Shown
 
 #: Kernels shown of a prediction; the rest are summed.
 SHOWN_KERNELS = 20
+#: Columns of what is written to no terminal.
+LOG_WIDTH = 100
 
 #: What is said of a target that has no latency model.
 NOT_CALIBRATED = "not calibrated"
@@ -33,6 +37,8 @@ class Progress:
 
     def __init__(self) -> None:
         self._console = Console(stderr=True, highlight=False)
+        if not self._console.is_terminal:
+            self._console.width = max(self._console.width, LOG_WIDTH)
         self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -72,36 +78,79 @@ class Progress:
             self.say(f"trial {trial.number} failed: {trial.error}")
 
     def front(self, run: Run) -> None:
-        """The front as a table on stderr."""
-        rows = run.front
-        table = Table(title=f"front of {run.folder.path}", title_justify="left")
-        for column in ("trial", "metric (search)", "metric (file)", "kB", "ms", ""):
-            table.add_column(column, justify="right")
-        for row in rows.to_dict("records"):
-            measured = not math.isnan(row["measured_latency_ms"])
-            predicted = f"{row['latency_ms']:.3f} ± {row['latency_std_ms']:.3f}"
-            table.add_row(
-                _name(row["trial"], row["parent"]),
-                f"{row['metric_search']:.4g}",
-                f"{row['measured_metric']:.4g}",
-                f"{row['measured_size_bytes'] / 1000:.1f}",
-                f"{row['measured_latency_ms']:.3f}" if measured else predicted,
-                _source(measured, row["measured_latency_settled"], row["latency_source"]),
-            )
-        self._console.print(table)
+        """The points worth a look on stderr: what they are called, what was measured of them and what only predicted."""
+        from autocomp.report.load import load
+        from autocomp.report.shown import shown
+
+        (alone,) = shown([load(run.folder.path)])
+        self._console.print(front_table(alone))
+        for mark, said in front_marks(alone):
+            self.say(f"{mark} {said}")
+        more = len(alone.data.points) - len(alone.listed)
+        if more:
+            self.say(f"{more} more points are on the front; report.html and front.csv have them all")
 
 
-def _name(trial: int, parent: float | None) -> str:
+#: What a front's table says of a number in one character.
+_MARKS = {
+    "indistinguishable": "=",
+    "within the model's error": "~",
+    "measured: no faster": "!",
+    "timings never settled": "?",
+    "not verified": "*",
+}
+_MEANINGS = {
+    "=": "the drop is indistinguishable from none",
+    "~": "the predicted gain in latency is within the model's error",
+    "!": "measured: no faster than uncompressed",
+    "?": "its timings never settled",
+    "*": "not verified: the simulated model's, on the search split",
+}
+
+
+def front_marks(run: Shown) -> list[tuple[str, str]]:
+    """The marks in a front's table, and what they mean."""
+    from autocomp.report import words
+
+    notes = {note.text for one in run.listed for note in words.notes(run.data, one.point)}
+    return [(mark, _MEANINGS[mark]) for text, mark in _MARKS.items() if text in notes]
+
+
+def front_table(run: Shown) -> Table:
+    """The points worth a look, by size of the file."""
+    from autocomp.report import words
+    from autocomp.report.views import best_latency, drop, factors
+
+    data = run.data
+    table = Table(title=f"front of {data.run}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    metric = escape(data.task.metric.name)
+    for column in ("trial", metric, "drop", "size", "", "latency", "", "ms are"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("")
+    for one in sorted(run.listed, key=lambda one: -one.point.size_bytes):
+        point, gain, ms = one.point, factors(data, one.point), best_latency(data, one.point)
+        lost = words.drop_words(data, drop(data, point)).removeprefix("drop ").partition(" [")[0]
+        marks: dict[str, str] = defaultdict(str)
+        for note in words.notes(data, point):
+            marks[note.about] += _MARKS.get(note.text, "")
+        table.add_row(
+            _name(point.trial, point.parent),
+            escape(words.metric(data, point.measured_metric if point.verified else point.metric_search))
+            + marks["measured metric"],
+            "" if point.is_baseline else lost.removesuffix(" points") + marks["drop"],
+            words.size(point.measured_size_bytes or point.size_bytes),
+            "" if point.is_baseline else f"{gain.size:.2f}×",
+            f"{words.digits(ms.ms)} ms" + marks["measured latency"],
+            "" if point.is_baseline else f"{gain.speed:.2f}×" + marks["predicted latency"],
+            f"{ms.source} {words.latency_error(ms)}",
+            escape(", ".join(one.names)),
+        )
+    return table
+
+
+def _name(trial: int, parent: int | None) -> str:
     """A trial's number, by which it is picked, and that of the trial it was recovered from."""
-    recovered = parent is not None and not math.isnan(parent)
-    return f"{trial} ({parent:.0f} recovered)" if recovered else str(trial)
-
-
-def _source(measured: bool, settled: object, otherwise: object) -> str:
-    """Where a row's milliseconds come from."""
-    if not measured:
-        return str(otherwise)
-    return "measured" if settled is True else "measured, never settled"
+    return str(trial) if parent is None else f"{trial} ({parent} recovered)"
 
 
 def _best_so_far(trials: Sequence[Trial], metric: Metric) -> str:

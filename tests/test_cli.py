@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import io
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -19,6 +21,8 @@ import torch
 from autocomp import cli
 from autocomp.errors import WorkError
 from autocomp.hardware.remote.connection import SSH_VARIABLE
+from autocomp.plan import Plan
+from tests.report.browser import Reader, chromium
 
 pytestmark = pytest.mark.slow
 
@@ -84,12 +88,38 @@ class TestSearch:
         assert "jetson stands for jetson-orin-nano" in done.err
         assert re.search(r"searching: 4 of 4", done.err)
         assert "front of" in done.err
+        assert re.search(r"^ +0 +90\.00 .* ms +fitted ±\S+ % +uncompressed", done.err, flags=re.MULTILINE)
+        assert "knee" in done.err
 
     def test_the_front_is_that_of_the_table(self, searched: tuple[Path, Done]) -> None:
         folder, _ = searched
         front = (folder / "front.csv").read_text().splitlines()
         assert len(front) > 2
         assert all((folder / "exports" / row.split(",")[0] / "model.onnx").is_file() for row in front[1:])
+
+    def test_it_tells_where_time_and_bytes_go(self, searched: tuple[Path, Done]) -> None:
+        folder, _ = searched
+        told = json.loads((folder / "explanation.json").read_text())
+        with (folder / "front.csv").open(newline="") as file:
+            front = list(csv.DictReader(file))
+        for row in front:
+            spent = told["spent"][row["plan_hash"]]
+            times = [*spent["latency_ms"].values(), *spent["other_latency_ms"].values()]
+            assert sum(times) == pytest.approx(float(row["latency_ms"]))
+            assert sum(spent["size_bytes"].values()) + spent["other_size_bytes"] == int(row["size_bytes"])
+            assert spent["other_size_bytes"] > 0
+        layers = {layer["name"] for layer in json.loads((folder / "layers.json").read_text())}
+        assert {name for spent in told["spent"].values() for name in spent["size_bytes"]} == layers
+        assert all(decision["options"][0] == "as it is" for decision in told["decisions"])
+        assert told["held_out"]["networks"] > 0
+
+    def test_every_trial_says_what_it_was(self, searched: tuple[Path, Done]) -> None:
+        folder, _ = searched
+        with (folder / "trials.csv").open(newline="") as file:
+            first, *others = csv.DictReader(file)
+        assert (first["plan"], first["uniform"]) == ("untouched", "")
+        assert all(row["plan"] not in ("", "untouched") for row in others)
+        assert all(int(row["peak_memory_bytes"]) > 0 for row in (first, *others))
 
     def test_another_run_in_out(self, searched: tuple[Path, Done]) -> None:
         line = refused(*SEARCH, "--out", str(searched[0]))
@@ -126,7 +156,12 @@ def test_export_picks_the_knee(run: Path, tmp_path: Path) -> None:
     done = autocomp("export", str(run), "--pick", "knee", "--out", str(tmp_path / "shipped"))
     assert done.code == 0, done.err
     assert done.out == f"{tmp_path / 'shipped' / 'model.onnx'}\n"
-    assert {path.name for path in (tmp_path / "shipped").iterdir()} == {"model.onnx", "plan.json", "trtexec.sh"}
+    assert {path.name for path in (tmp_path / "shipped").iterdir()} == {
+        "model.onnx", "plan.json", "trtexec.sh", "MODEL_CARD.md",
+    }  # fmt: skip
+    card = (tmp_path / "shipped" / "MODEL_CARD.md").read_text()
+    assert "the file that was verified" in card
+    assert "No latency here was measured on the device" in card
     script = (tmp_path / "shipped" / "trtexec.sh").read_text()
     assert "Written for TensorRT 10.3" in script
     assert "trtexec --onnx=model.onnx --fp16" in script
@@ -139,6 +174,39 @@ def test_report_is_rebuilt(run: Path) -> None:
     assert done.code == 0, done.err
     assert done.out == f"{run / 'report.html'}\n"
     assert (run / "front.csv").is_file()
+
+
+def test_the_line_that_the_report_gives_to_copy_exports_the_point(run: Path, tmp_path: Path) -> None:
+    page = autocomp("report", str(run)).out.strip()
+    with chromium() as browser:
+        reader = Reader(browser)
+        tab = reader.opens(Path(page))
+        tab.locator("#pick").select_option(index=1)
+        trial = tab.locator("#pick").input_value()
+        tab.get_by_role("button", name="copy", exact=True).click()
+        assert tab.locator("#copied").inner_text() == "command copied"
+        program, *arguments = shlex.split(str(tab.evaluate("navigator.clipboard.readText()")))
+        with tab.expect_download() as waited:
+            tab.get_by_role("button", name="plan.json").click()
+        plan = Plan.from_json(Path(waited.value.path()).read_text())
+        assert (reader.said, reader.fetched) == ([], [])
+    assert program == "autocomp"
+    done = autocomp(*arguments, "--out", str(tmp_path / "shipped"))
+    assert done.code == 0, done.err
+    verified = run / "exports" / trial / "model.onnx"
+    assert (tmp_path / "shipped" / "model.onnx").read_bytes() == verified.read_bytes()
+    assert Plan.from_json((tmp_path / "shipped" / "plan.json").read_text()) == plan
+
+
+def test_several_runs_have_one_page(run: Path, searched: tuple[Path, Done], tmp_path: Path) -> None:
+    done = autocomp("report", str(run), str(searched[0]))
+    assert done.code == 0, done.err
+    assert done.out == f"{run / 'together.html'}\n"
+    assert "value='2-0'" in (run / "together.html").read_text()
+    page = tmp_path / "new" / "page.html"
+    assert autocomp("report", str(run), str(searched[0]), "--out", str(page)).out == f"{page}\n"
+    line = refused("report", str(run), "--out", str(page))
+    assert line == f"--out is for a page of several runs; got {page} and one run, whose page lies in its folder"
 
 
 class TestJson:

@@ -27,7 +27,7 @@ LAYERS = (
     ("hardware",),
     ("search",),
     ("jobs",),
-    ("report",),
+    ("report", "explain"),
     ("finished", "forecast"),
     ("api",),
     ("__init__",),

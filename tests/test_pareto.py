@@ -54,7 +54,8 @@ def test_the_knee_of_a_convex_front_is_its_bend_and_on_the_front() -> None:
 @given(ROWS)
 def test_the_knee_is_never_dominated(rows: list[tuple[float, ...]]) -> None:
     positive = [(loss, latency + 1, size + 1) for loss, latency, size in rows]
-    chosen = knee(*(list(column) for column in zip(*positive, strict=True)))
+    losses, latencies, sizes = (list(column) for column in zip(*positive, strict=True))
+    chosen = knee(losses, latencies, sizes)
     assert not any(dominates(other, positive[chosen]) for other in positive)
 
 
@@ -66,3 +67,10 @@ def test_units_do_not_move_the_knee() -> None:
 
 def test_the_knee_of_one_point_is_that_point() -> None:
     assert knee([3.0], [1.0], [7.0]) == 0
+
+
+def test_a_network_that_lost_too_much_is_no_knee_unless_all_did() -> None:
+    losses, latencies, sizes = [0.5, 1.0, 80.0], [4.0, 3.0, 0.1], [4.0, 3.0, 0.1]
+    assert knee(losses, latencies, sizes) == 2
+    assert knee(losses, latencies, sizes, most_loss=10.0) in (0, 1)
+    assert knee(losses, latencies, sizes, most_loss=0.1) == 2

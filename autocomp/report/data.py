@@ -1,32 +1,21 @@
-"""What a report shows, read from a run folder and checked; drawing it is another matter (``draw``, ``page``).
-
-Only the folder's own files are read: run.json, front.csv, trials.csv, layers.json and, for each point,
-exports/<trial>/plan.json and verification.json.
-"""
+"""What a report shows of a run; reading it from the folder (``load``) and drawing it (``draw``, ``page``) are other matters."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
-from pathlib import Path
-from typing import TypeVar, get_args
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import PurePath
+from types import MappingProxyType
 
-from autocomp.errors import PlanError, RunError
+from autocomp.hardware.latency import HeldOutError
 from autocomp.plan import LayerPlan, Plan, units_kept
-from autocomp.report.read import Fields, read_csv, read_object, read_objects
-from autocomp.task import Direction, Metric
+from autocomp.task import Metric
 from autocomp.trial import Source, TrialState
 
-POINT_COLUMNS = (
-    "trial", "is_baseline", "metric_search", "metric_test", "size_bytes", "latency_ms", "latency_std_ms",
-    "latency_source", "measured_metric", "measured_metric_low", "measured_metric_high", "measured_size_bytes",
-    "measured_latency_ms", "measured_latency_spread", "plan_hash",
-)  # fmt: skip
-_SOURCES: tuple[Source, ...] = get_args(Source)
-_STATES: tuple[TrialState, ...] = get_args(TrialState)
-_DIRECTIONS: tuple[Direction, ...] = get_args(Direction)
-TRIAL_COLUMNS = (*POINT_COLUMNS, "state", "seconds", "error")
+#: The unit of metrics that run from 0 to 100.
+PERCENT = "%"
 
 
 @dataclass(frozen=True)
@@ -41,7 +30,8 @@ class TaskFacts:
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """The target as the run recorded it. ``held_out_error`` is the latency model's mean absolute error, relative."""
+    """The target as the run recorded it. ``held_out_error`` is the latency model's mean absolute error, relative; ``clocks``
+    say how the device was set (clocks, power mode), in words."""
 
     name: str
     device: str
@@ -53,6 +43,14 @@ class TargetFacts:
     held_out_error: float | None
     held_out_note: str
     note: str
+    runtime_version: str = ""
+    clocks: str = ""
+
+    @property
+    def runtime_words(self) -> str:
+        """Runtime and version; a version may say the runtime's name by itself."""
+        named = self.runtime_version.lower().startswith(self.runtime.lower())
+        return self.runtime_version if named and self.runtime else f"{self.runtime} {self.runtime_version}".strip()
 
 
 @dataclass(frozen=True)
@@ -129,7 +127,8 @@ class Point:
     worse). ``measured_latency_spread`` is the spread of the repeats relative to ``measured_latency_ms``.
     None = not measured. ``settled`` is False where the timings never agreed. ``parent`` is the trial that it was recovered
     from, with which seed; None where it was not. ``formats`` are those of the file's layers; None where it was not
-    verified.
+    verified. ``peak_memory_bytes`` is predicted, of a process that runs it. ``timed_on`` is the board that it was timed on,
+    where that was not the machine of the search.
     """
 
     trial: int
@@ -153,6 +152,8 @@ class Point:
     parent: int | None
     recovery_seed: int | None
     formats: Mapping[str, StoredFormat] | None
+    peak_memory_bytes: int | None = None
+    timed_on: str | None = None
 
     @property
     def label(self) -> str:
@@ -174,18 +175,54 @@ class Point:
 
 @dataclass(frozen=True)
 class TrialRow:
-    """How one trial went; ``metric_search`` is None where it did not complete."""
+    """How one trial went; its numbers are those predicted, and None where it did not complete.
+
+    ``plan`` says in words what it did, ``uniform`` what it did to every layer alike (None where it did not), ``why`` what
+    the sampler expected of it (None where it did not say).
+    """
 
     trial: int
     state: TrialState
     metric_search: float | None
     seconds: float | None
     error: str | None
+    latency_ms: float | None = None
+    size_bytes: int | None = None
+    plan: str = ""
+    uniform: str | None = None
+    why: str | None = None
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Where a plan's predicted time and bytes go, by layer; ``other`` is what no layer is behind."""
+
+    latency_ms: Mapping[str, float]
+    other_latency_ms: Mapping[str, float]
+    size_bytes: Mapping[str, int]
+    other_size_bytes: int
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """What each option of a decision does to the network's output by itself: its error as a share of the outputs' variance.
+
+    The first option is to leave the layer as it is. ``options`` are their names, where the run tells them.
+    """
+
+    decision: str
+    kind: str
+    errors: tuple[float, ...]
+    options: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class ReportData:
-    """All that a report shows. ``points`` holds the baseline first, then the front in the order of front.csv."""
+    """All that a report shows. ``points`` holds the baseline first, then the front in the order of front.csv.
+
+    ``spent`` is known of plans by their hash, and empty, as ``held_out`` is None, where the run does not tell. ``table`` is
+    front.csv as it is.
+    """
 
     run: str
     created: str
@@ -197,6 +234,15 @@ class ReportData:
     layers: tuple[LayerFacts, ...]
     points: tuple[Point, ...]
     trials: tuple[TrialRow, ...]
+    spent: Mapping[str, Spent] = field(default_factory=lambda: MappingProxyType({}))
+    held_out: HeldOutError | None = None
+    sensitivities: tuple[Sensitivity, ...] = ()
+    table: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the run is called where several stand side by side."""
+        return PurePath(self.run).name or self.run
 
     @property
     def baseline(self) -> Point:
@@ -206,6 +252,14 @@ class ReportData:
     def front(self) -> tuple[Point, ...]:
         """The points without the baseline."""
         return self.points[1:]
+
+    @cached_property
+    def metric_is_share(self) -> bool:
+        """Whether the metric is one that people read in percent: it says so, or is an accuracy between 0 and 1."""
+        if self.task.metric.unit == PERCENT:
+            return True
+        values = [v for p in self.points for v in (p.metric_search, p.metric_test, p.measured_metric) if v is not None]
+        return "accuracy" in self.task.metric.name.lower() and all(0.0 <= value <= 1.0 for value in values)
 
     @property
     def asked(self) -> str:
@@ -217,159 +271,6 @@ class ReportData:
         if point.plan is None:
             return ()
         return tuple(_layer_row(layer, point.plan, point.formats, self.layers) for layer in self.layers)
-
-
-#: The unit of metrics that run from 0 to 100.
-PERCENT = "%"
-
-Row = TypeVar("Row", "Point", "TrialRow")
-
-
-def load(run_dir: Path) -> ReportData:
-    """Read a run folder.
-
-    Raises:
-        RunError: the folder or one of its files is missing, a value in it is malformed, or a plan under exports/ is
-            not the one that front.csv lists.
-    """
-    if not run_dir.is_dir():
-        raise RunError(f"a run must be a folder; {run_dir} is none; name one that `autocomp search --out` wrote")
-    front = read_csv(run_dir / "front.csv", POINT_COLUMNS)
-    run = read_object(run_dir / "run.json")
-    layers = tuple(_layer(entry) for entry in read_objects(run_dir / "layers.json"))
-    points = tuple(_point(row, run_dir, frozenset(layer.name for layer in layers)) for row in front)
-    if not points or [point.is_baseline for point in points] != [True] + [False] * (len(points) - 1):
-        raise RunError(
-            f"{run_dir / 'front.csv'} must have the baseline as its first row, and once; run the search again"
-        )
-    trials = tuple(_trial(row) for row in read_csv(run_dir / "trials.csv", TRIAL_COLUMNS))
-    task = _task(run.inner("task"))
-    if task.metric.unit == PERCENT:
-        points, trials = tuple(_as_share(point) for point in points), tuple(_as_share(trial) for trial in trials)
-    return ReportData(
-        run=str(run_dir),
-        created=run.text("created", ""),
-        task=task,
-        target=_target(run.inner("target")),
-        request=run.facts("request"),
-        versions=run.facts("versions"),
-        fingerprint=run.facts("fingerprint"),
-        layers=layers,
-        points=points,
-        trials=trials,
-    )
-
-
-def _task(entry: Fields) -> TaskFacts:
-    metric = Metric(entry.text("metric"), entry.choice("direction", _DIRECTIONS), entry.text("unit", ""))
-    examples = entry.maybe_integer("search_examples"), entry.maybe_integer("test_examples")
-    return TaskFacts(entry.text("name"), metric, *examples)
-
-
-def _target(entry: Fields) -> TargetFacts:
-    return TargetFacts(
-        name=entry.text("name"),
-        device=entry.text("device", ""),
-        runtime=entry.text("runtime", ""),
-        format=entry.text("format", ""),
-        threads=entry.maybe_integer("threads"),
-        batch=entry.maybe_integer("batch"),
-        latency_source=entry.choice("latency_source", _SOURCES),
-        held_out_error=entry.maybe_number("held_out_error"),
-        held_out_note=entry.text("held_out_note", ""),
-        note=entry.text("note", ""),
-    )
-
-
-def _layer(entry: Fields) -> LayerFacts:
-    group = entry.values.get("group")
-    shape = entry.shape("weight_shape")
-    if not shape:
-        raise RunError(f"{entry.where}: weight_shape must hold the output channels; it is empty; search again")
-    return LayerFacts(
-        name=entry.text("name"),
-        kind=entry.text("kind"),
-        weight_shape=shape,
-        out_shape=entry.shape("out_shape"),
-        macs=entry.integer("macs"),
-        params=entry.integer("params"),
-        group=None if group is None else str(group),
-        block=entry.text("block", "") or None,
-        units=entry.maybe_integer("channel_units"),
-    )
-
-
-def _as_share(row: Row) -> Row:
-    """A row whose metric is in percent, with the metric as the share that the rest of the report reckons in."""
-    names = {"metric_search", "metric_test", "measured_metric", "drop_low", "drop_high"}
-    found = {each.name: getattr(row, each.name) for each in fields(row) if each.name in names}
-    return replace(row, **{name: value / 100 for name, value in found.items() if value is not None})
-
-
-def _trial(row: Fields) -> TrialRow:
-    metric = row.maybe_number("metric_search")
-    error = row.text("error", "") or None
-    state = row.choice("state", _STATES)
-    return TrialRow(row.integer("trial"), state, metric, row.maybe_number("seconds"), error)
-
-
-def _point(row: Fields, run_dir: Path, known: frozenset[str]) -> Point:
-    trial, plan_hash = row.integer("trial"), row.text("plan_hash")
-    folder = run_dir / "exports" / str(trial)
-    verification = folder / "verification.json"
-    checked = read_object(verification) if verification.is_file() else Fields({}, str(verification))
-    same = checked.text("plan_hash", "") == plan_hash  # an older plan's verification says nothing about this one
-    size_bytes, latency_ms = row.integer("size_bytes"), row.number("latency_ms")
-    if size_bytes <= 0 or latency_ms <= 0:
-        raise RunError(f"{row.where}: size_bytes and latency_ms must be positive; got {size_bytes} and {latency_ms}")
-    return Point(
-        trial=trial,
-        is_baseline=row.flag("is_baseline"),
-        metric_search=row.number("metric_search"),
-        metric_test=row.maybe_number("metric_test"),
-        size_bytes=size_bytes,
-        latency_ms=latency_ms,
-        latency_std_ms=row.maybe_number("latency_std_ms"),
-        latency_source=row.choice("latency_source", _SOURCES),
-        measured_metric=row.maybe_number("measured_metric"),
-        drop_low=row.maybe_number("measured_metric_low"),
-        drop_high=row.maybe_number("measured_metric_high"),
-        measured_size_bytes=row.maybe_integer("measured_size_bytes"),
-        measured_latency_ms=row.maybe_number("measured_latency_ms"),
-        measured_latency_spread=row.maybe_number("measured_latency_spread"),
-        plan_hash=plan_hash,
-        plan=_plan(folder / "plan.json", plan_hash, known),
-        settled=checked.inner("measured").maybe_flag("settled") if same else None,
-        runtime=checked.text("runtime", "") or None if same else None,
-        parent=row.maybe_integer("parent"),
-        recovery_seed=row.maybe_integer("recovery_seed"),
-        formats=_formats(checked) if same else None,
-    )
-
-
-def _formats(verification: Fields) -> dict[str, StoredFormat] | None:
-    if "layer_formats" not in verification.values:
-        return None
-    named = verification.inner("layer_formats")
-    entries = {name: named.inner(name) for name in named.values}
-    return {name: StoredFormat(one.integer("weight_bits"), one.text("name")) for name, one in entries.items()}
-
-
-def _plan(path: Path, plan_hash: str, known: frozenset[str]) -> Plan | None:
-    if not path.is_file():
-        return Plan() if plan_hash == Plan().hash else None
-    try:
-        plan = Plan.from_json(path.read_text(encoding="utf-8"))
-    except PlanError as error:
-        raise RunError(f"{path}: {error}; export the point again") from None
-    if plan.hash != plan_hash:
-        raise RunError(
-            f"{path} must be the plan that front.csv lists, {plan_hash}; it is {plan.hash}; export the point again"
-        )
-    strangers = sorted(set(plan.layers) - known)
-    if strangers:
-        raise RunError(f"{path} must name layers of layers.json; {strangers[0]!r} is none; search again")
-    return plan
 
 
 def _layer_row(

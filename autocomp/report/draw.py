@@ -8,58 +8,38 @@ from typing import TYPE_CHECKING
 
 from autocomp.report import words
 from autocomp.report.data import LayerRow, Point, ReportData
-from autocomp.report.views import Comparison, FrontRow, FrontView, comparisons, front_view, is_share, metric_window
+from autocomp.report.figure import ACCENT, BAND, BLUE, INK, QUIET, new_figure, plain, save, shades, tidy
+from autocomp.report.pictures import growth_figure, intervals_figure, sensitivity_figure, spent_figure
+from autocomp.report.shown import Shown
+from autocomp.report.views import Comparison, FrontRow, comparisons, front_view, intervals, metric_window
 
 if TYPE_CHECKING:  # matplotlib loads on use
     from matplotlib.axes import Axes
-    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
-INK, QUIET, ACCENT, BAND = "#1d2733", "#8793a1", "#c2410c", "#dbe7f5"
 _MOST_NAMED_LAYERS = 60
+_MOST_NAMED_POINTS = 16
 
 
-def draw(data: ReportData, folder: Path, chosen: Point) -> tuple[Path, ...]:
-    """Write front, plan and predicted_vs_measured as PNG and SVG into ``folder``; return the files.
+def draw(run: Shown, folder: Path) -> tuple[Path, ...]:
+    """Write the page's pictures as PNG and SVG into ``folder``; return the files.
 
-    ``plan`` shows ``chosen`` (the knee) and is left out where its plan was not found.
+    ``plan`` and ``time_and_bytes`` are of the knee. What the run does not tell is left out.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    figures = {"front": front_figure(data, chosen), "predicted_vs_measured": agreement_figure(data)}
-    rows = data.layer_plan(chosen)
-    if rows:
-        figures["plan"] = plan_figure(rows, _plan_title(data, chosen))
-    return tuple(path for name, figure in figures.items() for path in _save(figure, folder / name))
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _save(figure: Figure, stem: Path) -> tuple[Path, Path]:
-    from matplotlib import rc_context
-
-    png, svg = stem.with_suffix(".png"), stem.with_suffix(".svg")
-    with rc_context({"svg.hashsalt": "autocomp"}):  # the same data gives the same bytes
-        figure.savefig(png, dpi=160)
-        figure.savefig(svg, metadata={"Date": None})
-    return png, svg
-
-
-def _plain(text: str) -> str:
-    """``text`` without matplotlib's mathematics: a user's `$` is only a `$`."""
-    return text.replace("$", r"\$")
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color="#e5e9ee", linewidth=0.7)
-    axes.set_axisbelow(True)
+    data, chosen = run.data, run.knee
+    rows, found = data.layer_plan(chosen), intervals(data, [one.point for one in run.listed])
+    figures = {
+        "front": front_figure(data, chosen, [one.point.trial for one in run.listed]),
+        "predicted_vs_measured": agreement_figure(data),
+        "plan": plan_figure(rows, _plan_title(data, chosen)) if rows else None,
+        "time_and_bytes": spent_figure(data, chosen),
+        "drops": intervals_figure(data, found) if found else None,
+        "hypervolume": growth_figure(run.growth),
+        "sensitivities": sensitivity_figure(data),
+    }
+    drawn = {name: figure for name, figure in figures.items() if figure is not None}
+    return tuple(path for name, figure in drawn.items() for path in save(figure, folder / name))
 
 
 def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
@@ -75,17 +55,28 @@ def _log_ticks(axes: Axes, values: Sequence[float]) -> None:
     axes.set_xlim(min(values) / span**0.12 / 1.03, max(values) * span**0.08 * 1.03)  # room for labels
 
 
-def front_figure(data: ReportData, chosen: Point) -> Figure:
-    """Accuracy against latency coloured by size, and accuracy against size coloured by latency."""
+def front_figure(data: ReportData, chosen: Point, listed: Sequence[int] = ()) -> Figure:
+    """Accuracy against latency coloured by size, and accuracy against size coloured by latency.
+
+    Args:
+        listed: trials that are named where there are too many to name them all.
+    """
     view = front_view(data)
-    figure = _figure(11, 4.8)
+    figure = new_figure(11, 4.8)
     left, right = figure.subplots(1, 2, sharey=True)
-    scale = 100.0 if is_share(data) else 1.0
+    scale = 100.0 if data.metric_is_share else 1.0
     metric = [scale * row.metric for row in view.rows]
     ms = [row.latency.ms for row in view.rows]
     kilobytes = [row.size_bytes / 1000 for row in view.rows]
-    _panel(left, (ms, metric, kilobytes), view, chosen, "size (kB)")
-    _panel(right, (kilobytes, metric, ms), view, chosen, "latency (ms)")
+    named = [
+        row for row in view.rows if len(view.rows) <= _MOST_NAMED_POINTS or row.point.trial in (chosen.trial, *listed)
+    ]
+    _panel(left, (ms, metric, kilobytes), "size (kB)")
+    _panel(right, (kilobytes, metric, ms), "latency (ms)")
+    for row in named:
+        value = scale * row.metric
+        _name(left, row, (row.latency.ms, value), chosen)
+        _name(right, row, (row.size_bytes / 1000, value), chosen)
     if not view.latency_measured:
         error = [row.latency.ms * (row.latency.error or 0.0) for row in view.rows]
         left.errorbar(ms, metric, xerr=error, fmt="none", ecolor=QUIET, elinewidth=0.9, alpha=0.6, zorder=1)
@@ -96,28 +87,24 @@ def front_figure(data: ReportData, chosen: Point) -> Figure:
         left.margins(y=0.12)
     else:
         left.set_ylim(scale * window.low, scale * window.high)
-        said = f"{words.hidden(window)} this picture ({words.hidden_meaning(data)})"
-        figure.supxlabel(_plain(said), fontsize=9, color=ACCENT, x=0.01, ha="left")
+        said = f"{words.hidden(len(window.hidden), window.side)} this picture ({words.hidden_meaning(data)})"
+        figure.supxlabel(plain(said), fontsize=9, color=ACCENT, x=0.01, ha="left")
     left.set_xlabel(words.latency_label(data, view))
-    left.set_ylabel(_plain(words.metric_label(data, view)))
+    left.set_ylabel(plain(words.metric_label(data, view)))
     right.set_xlabel("size of the file (kB)")
-    figure.suptitle(_plain(f"{data.task.name} on {data.target.name}"), color=INK, fontweight="bold", x=0.01, ha="left")
+    figure.suptitle(plain(f"{data.task.name} on {data.target.name}"), color=INK, fontweight="bold", x=0.01, ha="left")
     return figure
 
 
-def _panel(
-    axes: Axes, values: tuple[list[float], list[float], list[float]], view: FrontView, chosen: Point, colour: str
-) -> None:
+def _panel(axes: Axes, values: tuple[list[float], list[float], list[float]], colour: str) -> None:
     from matplotlib.colors import LogNorm
 
     x, y, shade = values
-    _tidy(axes)
+    tidy(axes)
     _log_ticks(axes, x)
     norm = LogNorm(min(shade), max(shade) if max(shade) > min(shade) else 1.01 * min(shade))
     points = axes.scatter(x[1:], y[1:], c=shade[1:], norm=norm, s=62, cmap="viridis", edgecolors="white", zorder=3)
     axes.scatter(x[:1], y[:1], marker="D", s=58, color=INK, zorder=3)
-    for row, at in zip(view.rows, zip(x, y)):
-        _name(axes, row, at, chosen)
     bar = axes.figure.colorbar(points, ax=axes, label=colour, pad=0.02)
     bar.outline.set_visible(False)
     _log_bar(bar.ax, shade)
@@ -150,10 +137,10 @@ def _plan_title(data: ReportData, point: Point) -> str:
 def plan_figure(rows: Sequence[LayerRow], title: str) -> Figure:
     """One line a layer in network order, four columns: channels kept, rank left, weight bits, weights left."""
     named = len(rows) <= _MOST_NAMED_LAYERS
-    figure = _figure(8.4, 1.5 + (0.27 * len(rows) if named else 0.12 * len(rows)))
+    figure = new_figure(8.4, 1.5 + (0.27 * len(rows) if named else 0.12 * len(rows)))
     axes = figure.subplots()
     cells = [_cells(row) for row in rows]
-    axes.imshow([[share for share, _ in line] for line in cells], cmap=_shades(), vmin=0.0, vmax=1.0, aspect="auto")
+    axes.imshow([[share for share, _ in line] for line in cells], cmap=shades(), vmin=0.0, vmax=1.0, aspect="auto")
     for y, line in enumerate(cells):
         for x, (share, text) in enumerate(line):
             ink = QUIET if share == 1.0 else "white" if share < 0.45 else INK
@@ -162,20 +149,14 @@ def plan_figure(rows: Sequence[LayerRow], title: str) -> Figure:
     axes.set_xticks(range(4), ["channels kept", "rank kept", "bits (weight / input)", "weights kept (not zero)"])
     axes.xaxis.tick_top()
     axes.tick_params(length=0, labelsize=8.5)
-    axes.set_yticks(range(len(rows)) if named else [], [_plain(row.layer.name) for row in rows] if named else None)
+    axes.set_yticks(range(len(rows)) if named else [], [plain(row.layer.name) for row in rows] if named else None)
     axes.set_xticks([0.5, 1.5, 2.5], minor=True)
     axes.set_yticks([y - 0.5 for y in range(1, len(rows))], minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="minor", length=0)
     axes.spines[:].set_visible(False)
-    figure.suptitle(_plain(title), color=INK, fontweight="bold", fontsize=11, x=0.01, ha="left")
+    figure.suptitle(plain(title), color=INK, fontweight="bold", fontsize=11, x=0.01, ha="left")
     return figure
-
-
-def _shades() -> Colormap:
-    from matplotlib.colors import LinearSegmentedColormap
-
-    return LinearSegmentedColormap.from_list("kept", ["#08306b", "#2171b5", "#6baed6", "#c6dbef", "#f2f5f8"])
 
 
 def _cells(row: LayerRow) -> tuple[tuple[float, str], ...]:
@@ -193,17 +174,17 @@ def _cells(row: LayerRow) -> tuple[tuple[float, str], ...]:
 
 def agreement_figure(data: ReportData) -> Figure:
     """Predicted minus measured for latency, size and the metric, with the band that counts as agreement."""
-    figure = _figure(12, 3.9)
+    figure = new_figure(12, 3.9)
     for axes, comparison in zip(figure.subplots(1, 3), comparisons(data)):
         _agreement_panel(axes, data, comparison)
     return figure
 
 
 def _agreement_panel(axes: Axes, data: ReportData, comparison: Comparison) -> None:
-    _tidy(axes)
+    tidy(axes)
     unit, scale = words.comparison_unit(data, comparison)
     axes.set_title(
-        _plain(f"{words.comparison_name(data, comparison)}: {words.agreement(data, comparison)}"), fontsize=10
+        plain(f"{words.comparison_name(data, comparison)}: {words.agreement(data, comparison)}"), fontsize=10
     )
     if not comparison.pairs:
         axes.text(0.5, 0.5, "not measured", ha="center", va="center", transform=axes.transAxes, color=QUIET)
@@ -216,8 +197,8 @@ def _agreement_panel(axes: Axes, data: ReportData, comparison: Comparison) -> No
         _log_ticks(axes, measured)
     axes.axhspan(-band, band, color=BAND, lw=0)
     axes.axhline(0, color=QUIET, linewidth=1)
-    axes.scatter(measured, errors, s=42, color="#2171b5", edgecolors="white", zorder=3)
+    axes.scatter(measured, errors, s=42, color=BLUE, edgecolors="white", zorder=3)
     reach = 1.25 * max(band, *(abs(error) for error in errors))
     axes.set_ylim(-reach, reach)
-    axes.set_xlabel(_plain(f"measured {unit}"))
+    axes.set_xlabel(plain(f"measured {unit}"))
     axes.set_ylabel(words.error_label(data, comparison))

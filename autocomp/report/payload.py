@@ -1,12 +1,18 @@
-"""What the page's script needs: the two pictures as numbers, and every point's plan and numbers as words."""
+"""What the page's script needs: the pictures as numbers, and every point's plan and numbers as words."""
 
 from __future__ import annotations
 
+import json
 import shlex
+from collections.abc import Sequence
 from html import escape
 
 from autocomp.report import words
-from autocomp.report.data import LayerRow, Point, ReportData
+from autocomp.report.card import card
+from autocomp.report.data import LayerRow, Point, ReportData, Spent, TrialRow
+from autocomp.report.handful import beside
+from autocomp.report.shown import Shown
+from autocomp.report.tried import searched
 from autocomp.report.views import (
     FrontRow,
     best_latency,
@@ -14,7 +20,7 @@ from autocomp.report.views import (
     drop,
     factors,
     front_view,
-    is_share,
+    intervals,
     measured_latency,
     metric_window,
     predicted_latency,
@@ -22,23 +28,69 @@ from autocomp.report.views import (
 
 Json = str | int | float | bool | None | list["Json"] | dict[str, "Json"]
 
+#: Model cards are in a page of up to so many points; of more, those of the points worth a look.
+MOST_CARDS = 40
+#: Of the kernels that no layer is behind, so many kinds are named.
+MOST_OTHERS = 6
 
-def payload(data: ReportData, chosen: Point) -> dict[str, Json]:
-    """Numbers and words by the names that page.js reads; text for pictures is escaped, as plotly reads tags in it."""
-    view = front_view(data)
-    window = metric_window(data, view)
-    scale = 100.0 if is_share(data) else 1.0
-    labels = {point.trial: point.label for point in data.points}
+
+def payload(runs: Sequence[Shown]) -> dict[str, Json]:
+    """Numbers and words by the names that the scripts read; text for pictures is escaped, as plotly reads tags in it."""
+    first = runs[0].data
+    views = [front_view(run.data) for run in runs]
+    latencies = dict.fromkeys(words.latency_label(run.data, view) for run, view in zip(runs, views, strict=True))
+    window = _window(runs)
     return {
-        "chosen": chosen.trial,
-        "front": {
-            "metric": escape(words.metric_label(data, view)),
-            "latency": escape(words.latency_label(data, view)),
-            "timed": view.latency_measured,
-            "range": [scale * window.low, scale * window.high] if window else None,
-            "hidden": [*window.hidden] if window else [],
-            "points": [_front_point(data, row, scale) for row in view.rows],
+        "chosen": runs[0].key(runs[0].knee),
+        "base": runs[0].key(first.baseline),
+        "several": len(runs) > 1,
+        "share": first.metric_is_share,
+        "maximize": first.task.metric.direction == "maximize",
+        "axes": {
+            "metric": escape(words.metric_label(first, views[0])),
+            "searched": escape(f"{first.task.metric.name}{' in %' if first.metric_is_share else ''} (search split)"),
+            "latency": escape(" or ".join(latencies)),
+            "timed": all(view.latency_measured for view in views),
+            "range": None if window is None else [*window],
         },
+        "runs": [_run(run) for run in runs],
+        "points": {run.key(point): _point(run, row) for run in runs for row in front_view(run.data).rows
+                   for point in (row.point,)},
+    }  # fmt: skip
+
+
+def _window(runs: Sequence[Shown]) -> tuple[float, float] | None:
+    """The part of the metric's axis to show first, in the units shown: that every run's own window is in."""
+    windows = [metric_window(run.data, front_view(run.data)) for run in runs]
+    if not any(windows):
+        return None
+    scale = 100.0 if runs[0].data.metric_is_share else 1.0
+    lows, highs = list[float](), list[float]()
+    for run, window in zip(runs, windows, strict=True):
+        values = [row.metric for row in front_view(run.data).rows]
+        lows.append(window.low if window else min(values))
+        highs.append(window.high if window else max(values))
+    return scale * min(lows), scale * max(highs)
+
+
+def command(data: ReportData, point: Point) -> str:
+    """The command that writes the point's file."""
+    return f"autocomp export {shlex.quote(data.run)} --pick {point.trial}"
+
+
+def _run(run: Shown) -> dict[str, Json]:
+    data = run.data
+    done, held, labels = run.growth, data.held_out, {point.trial: point.label for point in data.points}
+    cells, parts, plans = _plans(data)
+    return {
+        "name": data.name,
+        "title": run.title,
+        "quantities": [name for name, _, _ in _numbers(data, data.baseline)],
+        "layers": [[layer.name, layer.kind, "×".join(map(str, layer.weight_shape))] for layer in data.layers],
+        "cells": cells,
+        "parts": parts,
+        "plans": plans,
+        "spent": {name: _spent(data, spent) for name, spent in data.spent.items()},
         "agreement": [
             {
                 "x": escape(f"measured {words.comparison_unit(data, each)[0]}"),
@@ -51,32 +103,85 @@ def payload(data: ReportData, chosen: Point) -> dict[str, Json]:
             }
             for each in comparisons(data)
         ],
-        "layers": [[layer.name, layer.kind, "×".join(map(str, layer.weight_shape))] for layer in data.layers],
-        "points": {str(point.trial): _point(data, point) for point in data.points},
+        "intervals": _intervals(run),
+        "growth": {"trials": [*done.trials], "volumes": [*done.volumes]},
+        "heldOut": None
+        if held is None
+        else {"errors": [held.median, 0.1, 0.2], "shares": [0.5, held.within_10, held.within_20], "mean": held.mean},
+        "trials": [_trial(data, trial) for trial in searched(data)],
+        "table": data.table,
     }
 
 
-def command(data: ReportData, point: Point) -> str:
-    """The command that writes the point's file."""
-    return f"autocomp export {shlex.quote(data.run)} --pick {point.trial}"
+def _plans(data: ReportData) -> tuple[Json, Json, Json]:
+    """The layers' cells and parts of plan.json, each once, and every point's plan as the numbers of these; -1 is a layer that
+    the plan does not name."""
+    cells: dict[str, int] = {}
+    parts: dict[str, int] = {}
+    plans: dict[str, Json] = {}
+    for point in data.points:
+        if point.plan is None:
+            continue
+        named = json.loads(point.plan.to_json())["layers"]
+        said = [json.dumps(named[layer.name]) if layer.name in named else None for layer in data.layers]
+        plans[str(point.trial)] = {
+            "cells": [cells.setdefault(_cells(row), len(cells)) for row in data.layer_plan(point)],
+            "parts": [-1 if part is None else parts.setdefault(part, len(parts)) for part in said],
+            "dropped": [*point.plan.dropped_blocks],
+            "adjusted": [*point.plan.adjustments],
+        }
+    return [json.loads(cell) for cell in cells], [json.loads(part) for part in parts], plans
 
 
-def _front_point(data: ReportData, row: FrontRow, scale: float) -> dict[str, Json]:
+def _intervals(run: Shown) -> Json:
+    scale = 100.0 if run.data.metric_is_share else 1.0
+    found = intervals(run.data, [one.point for one in run.listed])
+    unit = " (points)" if run.data.metric_is_share else ""
     return {
-        "trial": row.point.trial,
-        "label": row.point.label,
-        "baseline": row.point.is_baseline,
-        "metric": scale * row.metric,
-        "ms": row.latency.ms,
-        "error_ms": row.latency.ms * (row.latency.error or 0.0),
-        "kb": row.size_bytes / 1000,
-        "hover": "<br>".join(escape(line) for line in _hover(data, row.point)),
+        "x": escape(f"drop of {run.data.task.metric.name} on the test split{unit}"),
+        "labels": [escape(each.point.name) for each in found],
+        "drops": [scale * each.drop.value for each in found],
+        "lows": [scale * (each.drop.low or 0.0) for each in found],
+        "highs": [scale * (each.drop.high or 0.0) for each in found],
     }
 
 
-def _hover(data: ReportData, point: Point) -> list[str]:
-    rows = [f"{label}: {predicted} → {measured}" for label, predicted, measured in _numbers(data, point)]
-    return [f"{point.name} (predicted → measured)", *rows, *_changes(data, point), *_notes(data, point)]
+def _trial(data: ReportData, trial: TrialRow) -> list[Json]:
+    """[number, state, metric, drop, milliseconds, kilobytes, plan, uniform, why, error], numbers as they are shown."""
+    scale = 100.0 if data.metric_is_share else 1.0
+    metric, lost = None, None
+    if trial.metric_search is not None:
+        metric = scale * trial.metric_search
+        lost = scale * data.task.metric.drop(data.baseline.metric_search, trial.metric_search)
+    return [
+        trial.trial,
+        trial.state,
+        _short(metric),
+        _short(lost),
+        _short(trial.latency_ms),
+        None if trial.size_bytes is None else trial.size_bytes / 1000,
+        trial.plan,
+        trial.uniform,
+        trial.why,
+        None if trial.error is None else trial.error[:300],
+    ]
+
+
+def _short(value: float | None) -> float | None:
+    return None if value is None else float(f"{value:.6g}")
+
+
+def _spent(data: ReportData, spent: Spent) -> dict[str, Json]:
+    """Microseconds and bytes, layer by layer in network order, then what no layer is behind."""
+    names = [layer.name for layer in data.layers]
+    others = sorted(spent.other_latency_ms.items(), key=lambda other: -other[1])
+    return {
+        "us": [round(1000 * spent.latency_ms.get(name, 0.0), 2) for name in names],
+        "otherUs": round(1000 * sum(spent.other_latency_ms.values()), 2),
+        "others": [f"{op} {words.digits(1000 * ms)} µs" for op, ms in others[:MOST_OTHERS]],
+        "bytes": [spent.size_bytes.get(name, 0) for name in names],
+        "otherBytes": spent.other_size_bytes,
+    }
 
 
 def _numbers(data: ReportData, point: Point) -> list[tuple[str, str, str]]:
@@ -91,11 +196,8 @@ def _numbers(data: ReportData, point: Point) -> list[tuple[str, str, str]]:
             words.latency(predicted_latency(data, point)),
             words.NONE if measured is None else words.latency(measured),
         ),
+        ("memory to run it", words.memory(point.peak_memory_bytes), words.NONE),
     ]
-
-
-def _notes(data: ReportData, point: Point) -> list[str]:
-    return [note.text for note in words.notes(data, point)]
 
 
 def _changes(data: ReportData, point: Point) -> list[str]:
@@ -114,28 +216,53 @@ def _changes(data: ReportData, point: Point) -> list[str]:
     return said
 
 
-def _point(data: ReportData, point: Point) -> dict[str, Json]:
-    plan = data.layer_plan(point)
+def _point(run: Shown, row: FrontRow) -> dict[str, Json]:
+    data, point = run.data, row.point
+    scale = 100.0 if data.metric_is_share else 1.0
+    notes = [note.text for note in words.notes(data, point)]
+    rows = [f"{label}: {predicted} → {measured}" for label, predicted, measured in _numbers(data, point)]
+    hover = [f"{run.name(point)} (predicted → measured)", *rows, *_changes(data, point), *notes]
+    listed = any(one.point.trial == point.trial for one in run.listed)
     return {
-        "name": point.name,
-        "numbers": [list(row) for row in _numbers(data, point)],
+        "run": 0 if run.place is None else run.place - 1,
+        "trial": point.trial,
+        "label": point.label,
+        "mark": ", ".join(name.partition(" within")[0].partition(" (no")[0] for name in run.names(point)),
+        "name": run.name(point),
+        "baseline": point.is_baseline,
+        "listed": listed,
+        "metric": scale * row.metric,
+        "ms": row.latency.ms,
+        "error_ms": row.latency.ms * (row.latency.error or 0.0),
+        "kb": row.size_bytes / 1000,
+        "drop": scale * data.task.metric.drop(data.baseline.metric_search, point.metric_search),
+        "searched": [scale * point.metric_search, point.latency_ms, point.size_bytes / 1000],
+        "hover": "<br>".join(escape(line) for line in hover),
+        "numbers": [[predicted, measured] for _, predicted, measured in _numbers(data, point)],
         "changes": [*_changes(data, point)],
-        "notes": [*_notes(data, point)],
+        "than": None if point.trial == run.knee.trial else f"{beside(data, point, run.knee)} (the knee)",
+        "notes": [*notes],
         "runtime": point.runtime,
-        "command": None if point.is_baseline else command(data, point),
-        "dropped": [*point.plan.dropped_blocks] if point.plan else [],
-        "plan": [_layer(row) for row in plan] if plan else None,
+        "hash": point.plan_hash,
+        "command": command(data, point),
+        "card": card(data, point) if listed or len(data.points) <= MOST_CARDS else None,
     }
 
 
-def _layer(row: LayerRow) -> list[Json]:
-    """[dropped, [share left, words] of channels, rank, bits, weights]; a share of 1 is untouched."""
+def _cells(row: LayerRow) -> str:
+    """[dropped, [share left, words] of channels, rank, bits, weights, the plan in words] as JSON; 1 is untouched. Of bits the
+    share is that of their logarithm: 8 are as far from 32 as 2 are from 8."""
     rank, form = row.plan.rank, row.format
     coupled = " (coupled)" if row.coupled else ""
-    return [
-        row.dropped,
-        [row.channels_kept, f"{words.brief(100 * row.channels_kept)} % of {row.layer.outputs}{coupled}"],
-        [row.rank_share, "full" if rank is None else f"{rank.r} of {row.layer.full_rank}"],
-        [1.0, "float 32"] if form is None else [form.weight_bits / 32, form.name],
-        [1.0 - row.zeros, f"{words.brief(100 * (1.0 - row.zeros))} %"],
-    ]
+    return json.dumps(
+        [
+            row.dropped,
+            [row.channels_kept, f"{words.brief(100 * row.channels_kept)} % of {row.layer.outputs}{coupled}"],
+            [row.rank_share, "full" if rank is None else f"{rank.r} of {row.layer.full_rank}"],
+            [1.0, "float 32", "32"]
+            if form is None
+            else [words.bits_share(form.weight_bits), form.name, str(form.weight_bits)],
+            [1.0 - row.zeros, f"{words.brief(100 * (1.0 - row.zeros))} %"],
+            "left out" if row.dropped else row.plan.describe() + coupled,
+        ]
+    )

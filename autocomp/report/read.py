@@ -19,6 +19,10 @@ _TRUE, _FALSE = ("true", "1"), ("false", "0", "")
 _REBUILD = "rebuild it with `autocomp report`, or search again"
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
 @dataclass(frozen=True)
 class Fields:
     """Named values read from ``where``: a CSV row (text cells; an empty one is None) or a JSON object."""
@@ -93,6 +97,32 @@ class Fields:
         if not isinstance(value, list) or not all(isinstance(size, int) for size in value):
             raise self._bad(key, "a list of whole numbers")
         return tuple(value)
+
+    def texts(self, key: str) -> tuple[str, ...]:
+        value = self.values.get(key)
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise self._bad(key, "a list of texts")
+        return tuple(value)
+
+    def reals(self, key: str) -> tuple[float, ...]:
+        value = self.values.get(key)
+        if not isinstance(value, list) or not all(_is_number(one) for one in value):
+            raise self._bad(key, "a list of numbers")
+        return tuple(float(one) for one in value)
+
+    def numbers(self, key: str) -> dict[str, float]:
+        """The object under ``key``, whose values are all numbers."""
+        values = self.inner(key).values
+        if not all(_is_number(one) for one in values.values()):
+            raise self._bad(key, "an object of numbers")
+        return {name: float(str(one)) for name, one in values.items()}
+
+    def objects(self, key: str) -> tuple[Fields, ...]:
+        """The objects listed under ``key``; empty where there is none."""
+        value = self.values.get(key, [])
+        if not isinstance(value, list) or not all(isinstance(one, dict) for one in value):
+            raise self._bad(key, "a list of objects")
+        return tuple(Fields(one, f"{self.where}, {key} {number}") for number, one in enumerate(value))
 
     def inner(self, key: str) -> Fields:
         value = self.values.get(key)

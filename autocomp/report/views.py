@@ -7,12 +7,13 @@ chosen by the search split, never by the test split (what a picture leaves out a
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from autocomp import pareto
 from autocomp.errors import RunError
-from autocomp.report.data import PERCENT, Point, ReportData
+from autocomp.report.data import Point, ReportData
 from autocomp.task import Metric
 from autocomp.trial import Source
 
@@ -25,6 +26,8 @@ LATENCY_BAND, SIZE_BAND, METRIC_BAND = 0.20, 0.01, 0.005
 CARD_SHARE = 0.05
 #: The front's pictures start zoomed to the points at most this much worse than the uncompressed model (relative).
 WINDOW_SHARE = 0.20
+#: Errors of the output from here on are drawn as strongly as they can be, below the other as weakly.
+STRONGEST, WEAKEST = 1.0, 1e-5
 _WINDOW_MARGIN = 0.12
 
 
@@ -82,6 +85,12 @@ def within_model_error(data: ReportData, point: Point) -> bool:
     pair = [predicted_latency(data, each) for each in (data.baseline, point)]
     error_ms = math.hypot(*((each.error or 0.0) * each.ms for each in pair))
     return pair[0].ms - pair[1].ms < error_ms
+
+
+def predicted_slower(data: ReportData, point: Point) -> bool:
+    """Whether the point is predicted to be slower than the uncompressed network, by more than the prediction's error."""
+    base, own = (predicted_latency(data, each) for each in (data.baseline, point))
+    return own.ms - base.ms > math.hypot((base.error or 0.0) * base.ms, (own.error or 0.0) * own.ms)
 
 
 def measured_no_faster(data: ReportData, point: Point) -> bool:
@@ -189,7 +198,8 @@ def metric_window(data: ReportData, view: FrontView) -> Window | None:
 
 
 def knee(data: ReportData, trial: int | None = None) -> Point:
-    """The point nearest to the ideal one: metric on the search split, log latency and log size, each scaled to 0…1.
+    """The point nearest to the ideal one: metric on the search split, log latency and log size, each scaled to 0…1; of those
+    that are not ruined, if there are any.
 
     ``trial`` names the point where the caller has found the knee already. The baseline where there is no other point.
 
@@ -203,11 +213,12 @@ def knee(data: ReportData, trial: int | None = None) -> Point:
             known = ", ".join(str(point.trial) for point in candidates)
             raise RunError(f"the knee must be a trial of the front; got {trial}; it holds {known}")
         return named[0]
-    sign = -1.0 if data.task.metric.direction == "maximize" else 1.0
+    base = data.baseline.metric_search
     place = pareto.knee(
-        [sign * point.metric_search for point in candidates],
+        [data.task.metric.drop(base, point.metric_search) for point in candidates],
         [point.latency_ms for point in candidates],
         [point.size_bytes for point in candidates],
+        pareto.RUINED_SHARE * abs(base) or math.inf,
     )
     return candidates[place]
 
@@ -248,6 +259,20 @@ def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
 
 
 @dataclass(frozen=True)
+class Interval:
+    """A point's drop, with the paired interval."""
+
+    point: Point
+    drop: Drop
+
+
+def intervals(data: ReportData, points: Sequence[Point]) -> tuple[Interval, ...]:
+    """Of those points that have a paired interval, the uncompressed one left out."""
+    found = [Interval(point, drop(data, point)) for point in points if not point.is_baseline]
+    return tuple(each for each in found if each.drop.low is not None and each.drop.high is not None)
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Predicted against measured: ``pairs`` are (trial, predicted, measured).
 
@@ -272,7 +297,7 @@ class Comparison:
 
 def comparisons(data: ReportData) -> tuple[Comparison, ...]:
     """Latency within 20 %, size within 1 %, the metric within 0.5 points or two examples (within 1 % if no share)."""
-    share = is_share(data)
+    share = data.metric_is_share
     points = data.points
     latency = [(p.trial, p.latency_ms, p.measured_latency_ms) for p in points if p.measured_latency_ms is not None]
     size = [(p.trial, float(p.size_bytes), float(p.measured_size_bytes)) for p in points if p.measured_size_bytes]
@@ -289,9 +314,7 @@ def comparisons(data: ReportData) -> tuple[Comparison, ...]:
     )
 
 
-def is_share(data: ReportData) -> bool:
-    """Whether the metric is one that people read in percent: it says so, or is an accuracy between 0 and 1."""
-    if data.task.metric.unit == PERCENT:
-        return True
-    values = [v for p in data.points for v in (p.metric_search, p.metric_test, p.measured_metric) if v is not None]
-    return "accuracy" in data.task.metric.name.lower() and all(0.0 <= value <= 1.0 for value in values)
+def depth(error: float) -> float:
+    """How strongly an error of the output is drawn, 0 … 1, by its logarithm."""
+    span = math.log10(STRONGEST / WEAKEST)
+    return min(max(math.log10(max(error, WEAKEST) / WEAKEST) / span, 0.0), 1.0)

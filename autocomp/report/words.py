@@ -15,10 +15,9 @@ from autocomp.report.views import (
     Factors,
     FrontView,
     Latency,
-    Window,
     drop,
-    is_share,
     measured_no_faster,
+    predicted_slower,
     within_model_error,
 )
 
@@ -45,11 +44,14 @@ def brief(value: float) -> str:
 
 def latency(value: Latency) -> str:
     """``2.31 ms (datasheet, ±35 %)``: never bare."""
+    return f"{digits(value.ms)} ms ({value.source}, {latency_error(value)})"
+
+
+def latency_error(value: Latency) -> str:
+    """``±35 %``: the spread of repeats, or the error of a prediction."""
     if value.error is None:
-        error = "spread unknown" if value.source == "measured" else "error unknown"
-    else:
-        error = f"±{percent(value.error)}"
-    return f"{digits(value.ms)} ms ({value.source}, {error})"
+        return "spread unknown" if value.source == "measured" else "error unknown"
+    return f"±{percent(value.error)}"
 
 
 def size(size_bytes: int) -> str:
@@ -58,6 +60,16 @@ def size(size_bytes: int) -> str:
         if size_bytes >= scale:
             return f"{digits(size_bytes / scale)} {unit}"
     return f"{size_bytes} bytes"
+
+
+def memory(peak_memory_bytes: int | None) -> str:
+    """What a process holds for running a point: predicted, never measured by a search."""
+    return NONE if peak_memory_bytes is None else f"{size(peak_memory_bytes)} (predicted)"
+
+
+def bits_share(weight_bits: int) -> float:
+    """How much of 32 bits is left, by the logarithm: each halving takes as much."""
+    return math.log2(weight_bits) / 5
 
 
 def exact_size(size_bytes: int | None) -> str:
@@ -80,21 +92,29 @@ def faster(gain: Factors) -> str:
 def metric(data: ReportData, value: float | None) -> str:
     if value is None:
         return NONE
-    return f"{100 * value:.2f} %" if is_share(data) else digits(value, 4)
+    return f"{100 * value:.2f} %" if data.metric_is_share else digits(value, 4)
 
 
 def _change(data: ReportData, value: float) -> str:
-    shown = f"{100 * value:+.2f}" if is_share(data) else f"{'-' if value < 0 else '+'}{digits(abs(value))}"
+    shown = f"{100 * value:+.2f}" if data.metric_is_share else f"{'-' if value < 0 else '+'}{digits(abs(value))}"
     return shown.replace("-", "−")
 
 
 def drop_words(data: ReportData, value: Drop) -> str:
     """``drop +0.40 points [−0.10, +0.90], indistinguishable``; positive is worse."""
-    unit = " points" if is_share(data) else ""
+    unit = " points" if data.metric_is_share else ""
     words = f"drop {_change(data, value.value)}{unit}"
     if value.low is not None and value.high is not None:
         words += f" [{_change(data, value.low)}, {_change(data, value.high)}]"
     return words + (", indistinguishable" if value.indistinguishable else "")
+
+
+def worse(data: ReportData, value: float) -> str:
+    """``0.40 points worse``, ``no worse`` where it is not, ``better`` where it is that."""
+    if value == 0:
+        return "no worse"
+    amount = f"{100 * abs(value):.2f} points" if data.metric_is_share else digits(abs(value))
+    return f"{amount} {'worse' if value > 0 else 'better'}"
 
 
 @dataclass(frozen=True)
@@ -107,7 +127,11 @@ class Note:
 
 def notes(data: ReportData, point: Point) -> tuple[Note, ...]:
     said = (
-        (within_model_error(data, point), Note("predicted latency", "within the model's error")),
+        (predicted_slower(data, point), Note("predicted latency", "predicted: slower")),
+        (
+            within_model_error(data, point) and not predicted_slower(data, point),
+            Note("predicted latency", "within the model's error"),
+        ),
         (measured_no_faster(data, point), Note("measured latency", "measured: no faster")),
         (not point.is_baseline and drop(data, point).indistinguishable, Note("drop", "indistinguishable")),
         (not point.verified, Note("measured metric", "not verified")),
@@ -126,7 +150,7 @@ def agreement(data: ReportData, comparison: Comparison) -> str:
 def band(data: ReportData, comparison: Comparison) -> str:
     if not comparison.absolute:
         return f"±{percent(comparison.band)}"
-    return f"±{brief(100 * comparison.band)} points" if is_share(data) else f"±{brief(comparison.band)}"
+    return f"±{brief(100 * comparison.band)} points" if data.metric_is_share else f"±{brief(comparison.band)}"
 
 
 def latency_promise(data: ReportData) -> str:
@@ -160,7 +184,7 @@ def latency_label(data: ReportData, view: FrontView) -> str:
 
 def metric_label(data: ReportData, view: FrontView) -> str:
     """The metric axis's title, with what was scored on which split."""
-    unit = " in %" if is_share(data) else ""
+    unit = " in %" if data.metric_is_share else ""
     return f"{data.task.metric.name}{unit} ({view.basis})"
 
 
@@ -170,10 +194,9 @@ def near_meaning(data: ReportData) -> str:
     return f"Within {share}: {name} on the search split is at most {share} (relative) worse than uncompressed."
 
 
-def hidden(window: Window) -> str:
+def hidden(count: int, side: str) -> str:
     """``2 points lie below``."""
-    count = len(window.hidden)
-    return f"{count} point{'s' * (count != 1)} {'lies' if count == 1 else 'lie'} {window.side}"
+    return f"{count} point{'s' * (count != 1)} {'lies' if count == 1 else 'lie'} {side}"
 
 
 def hidden_meaning(data: ReportData) -> str:
@@ -183,14 +206,14 @@ def hidden_meaning(data: ReportData) -> str:
 
 def in_percent(data: ReportData, comparison: Comparison) -> bool:
     """Whether the comparison's errors and band are shown times 100."""
-    return not comparison.absolute or is_share(data)
+    return not comparison.absolute or data.metric_is_share
 
 
 def error_label(data: ReportData, comparison: Comparison) -> str:
     """The unit of predicted minus measured."""
     if not comparison.absolute:
         return "predicted − measured (%)"
-    return "predicted − measured (points)" if is_share(data) else "predicted − measured"
+    return "predicted − measured (points)" if data.metric_is_share else "predicted − measured"
 
 
 def comparison_name(data: ReportData, comparison: Comparison) -> str:
@@ -205,4 +228,4 @@ def comparison_unit(data: ReportData, comparison: Comparison) -> tuple[str, floa
         return f"{name} (ms)", 1.0
     if comparison.quantity == "size":
         return f"{name} (kB)", 1e-3
-    return (f"{name} (%)", 100.0) if is_share(data) else (name, 1.0)
+    return (f"{name} (%)", 100.0) if data.metric_is_share else (name, 1.0)

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import cast
 
-from autocomp.pareto import front, knee
+from autocomp.pareto import RUINED_SHARE, front, knee
+from autocomp.plan import Plan
 from autocomp.run import Json, JsonValue, RunFolder
 from autocomp.search.limits import Goal, Limits
+from autocomp.search.study import read_study
 from autocomp.task import Metric
 from autocomp.trial import Trial
 
@@ -33,8 +37,9 @@ FRONT_COLUMNS = (
     "plan_hash",
     "parent",
     "recovery_seed",
+    "peak_memory_bytes",
 )
-TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "seconds", "error")
+TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "seconds", "error", "plan", "uniform", "why")
 
 VERIFIED = "verified"
 BASELINE = 0
@@ -120,11 +125,14 @@ def goal_trial(points: Sequence[Trial], goal: Goal, metric: Metric, verified: Ma
 
 
 def knee_trial(points: Sequence[Trial], metric: Metric) -> Trial:
-    """The front point nearest to the ideal one; the baseline only where there is nothing else."""
+    """The front point nearest to the ideal one, of those that are not ruined if there are any; the baseline only where there
+    is nothing else."""
     others = [t for t in points if t.number != BASELINE and t.metric is not None and t.cost is not None] or list(points)
-    losses = [metric.drop(0.0, cast("float", t.metric)) for t in others]
+    base = next((t.metric for t in points if t.number == BASELINE and t.metric is not None), 0.0)
+    losses = [metric.drop(base, cast("float", t.metric)) for t in others]
     costs = [t.cost for t in others if t.cost is not None]
-    return others[knee(losses, [c.latency_ms for c in costs], [c.size_bytes for c in costs])]
+    latencies, sizes = [c.latency_ms for c in costs], [c.size_bytes for c in costs]
+    return others[knee(losses, latencies, sizes, RUINED_SHARE * abs(base) or math.inf)]
 
 
 def verifications(folder: RunFolder) -> dict[str, Json]:
@@ -144,9 +152,19 @@ def write_tables(folder: RunFolder, metric: Metric, trials: Sequence[Trial]) -> 
         The rows of ``front.csv``, baseline first.
     """
     verified = verifications(folder)
-    points = front_in(folder, trials, metric)
+    points, request = front_in(folder, trials, metric), folder.request()
+    touched = {name for trial in trials for name in trial.plan.layers}
+    told = _told(folder) if request.sampler == "auto" else {}
+    rows = [
+        {
+            **_row(t, verified.get(t.key)),
+            "uniform": _uniform(t.plan, touched, request.sampler),
+            "why": told.get(t.number),
+        }
+        for t in trials
+    ]
     folder.write("front.csv", _csv(FRONT_COLUMNS, [_row(t, verified.get(t.key)) for t in points]))
-    folder.write("trials.csv", _csv(TRIAL_COLUMNS, [_row(t, verified.get(t.key)) for t in trials]))
+    folder.write("trials.csv", _csv(TRIAL_COLUMNS, rows))
     for point in points:
         folder.write(f"exports/{point.number}/plan.json", point.plan.to_json() + "\n")
         if point.key in verified:
@@ -154,6 +172,39 @@ def write_tables(folder: RunFolder, metric: Metric, trials: Sequence[Trial]) -> 
                 f"exports/{point.number}/verification.json", {**verified[point.key], "trial": point.number}
             )
     return points
+
+
+def _told(folder: RunFolder) -> dict[int, str]:
+    """Why each trial was proposed: the sampler auto says so."""
+    proposed = read_study(folder.journal).get_trials(deepcopy=False)
+    return {one.number: one.user_attrs["why"] for one in proposed if one.user_attrs.get("why")}
+
+
+def _uniform(plan: Plan, touched: Collection[str], sampler: str) -> str | None:
+    """What a plan does to every layer alike, of those that any trial touched; None where it does not. The sampler uniform
+    goes as far with every layer as with the others, though what that is may differ between them."""
+    said = {plan[name] for name in touched}
+    if not plan.layers:
+        return None
+    if len(said) == 1 and not plan.dropped_blocks:
+        return next(iter(said)).describe()
+    return "one strength for all" if sampler == "uniform" else None
+
+
+def _plan_words(plan: Plan) -> str:
+    """A plan in a line: how many layers each kind of choice was made for."""
+    counts = Counter(
+        words
+        for layer in plan.layers.values()
+        for words in (
+            None if layer.rank is None else "low rank",
+            None if layer.sparsity is None else layer.sparsity.pattern,
+            None if layer.format is None else str(layer.format),
+        )
+        if words is not None
+    )
+    said = [f"{words} ×{count}" for words, count in counts.most_common()]
+    return ", ".join([*said, *(f"without {block}" for block in plan.dropped_blocks)]) or "untouched"
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:
@@ -176,6 +227,7 @@ def _row(trial: Trial, verified: Json | None) -> dict[str, object]:
         "state": trial.state,
         "seconds": None if trial.seconds is None else round(trial.seconds, 3),
         "error": trial.error,
+        "plan": _plan_words(trial.plan),
     }
     if cost is not None:
         row |= {
@@ -183,6 +235,7 @@ def _row(trial: Trial, verified: Json | None) -> dict[str, object]:
             "latency_ms": cost.latency_ms,
             "latency_std_ms": cost.latency_std_ms,
             "latency_source": cost.latency_source,
+            "peak_memory_bytes": cost.peak_memory_bytes,
         }
     if verified is not None:
         measured = cast("dict[str, JsonValue]", verified["measured"])

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
-from autocomp.report.data import POINT_COLUMNS, TRIAL_COLUMNS
+from autocomp.report.load import POINT_COLUMNS, TRIAL_COLUMNS
 
 TRIALS = (3, 5, 8, 11, 17, 19, 23, 28, 31, 40, 52)
 LAYERS = ("stem", *(f"block{b}.conv{c}" for b in range(1, 6) for c in (1, 2)), "head")
@@ -16,13 +16,15 @@ LAYERS = ("stem", *(f"block{b}.conv{c}" for b in range(1, 6) for c in (1, 2)), "
 
 @dataclass(frozen=True)
 class Kind:
-    """What sort of run to make up; the last ``ruined`` points have lost nearly all of the accuracy."""
+    """What sort of run to make up; the last ``ruined`` points have lost nearly all of the accuracy. ``stem`` is the name of
+    the first layer."""
 
     target: str = "cpu"
     verified: bool = True
     metric: str = "accuracy"
     task: str = "digits"
     ruined: int = 0
+    stem: str = "stem"
     error: str = "CompressionError: rank 64 <script>alert('x')</script> exceeds & breaks"
 
     @property
@@ -30,9 +32,13 @@ class Kind:
         return self.target == "cpu"
 
 
-def layer_entries() -> list[dict[str, object]]:
+def layer_names(kind: Kind) -> tuple[str, ...]:
+    return (kind.stem, *LAYERS[1:])
+
+
+def layer_entries(kind: Kind) -> list[dict[str, object]]:
     entries: list[dict[str, object]] = []
-    for index, name in enumerate(LAYERS):
+    for index, name in enumerate(layer_names(kind)):
         linear = name == "head"
         width = 32 if index < 5 else 64
         shape = [10, 64] if linear else [width, 1 if index == 0 else width, 3, 3]
@@ -48,10 +54,10 @@ def layer_entries() -> list[dict[str, object]]:
     return entries
 
 
-def plan(step: int) -> Plan:
+def plan(step: int, kind: Kind) -> Plan:
     """Heavier with ``step`` (1 …): bits first, then channels, rank and zeros."""
     layers = {}
-    for index, name in enumerate(LAYERS):
+    for index, name in enumerate(layer_names(kind)):
         if index == 0 and step < 9:
             continue
         bits = 8 if step < 4 or index % 3 == 0 else 4 if step < 8 else 2
@@ -86,7 +92,9 @@ def _row(kind: Kind, step: int) -> dict[str, object]:
         "measured_size_bytes": float(size + 37 * step) if verified else None,
         "measured_latency_ms": round(ms * (1 + 0.03 * (step % 4 - 1.4)), 5) if measured else None,
         "measured_latency_spread": 0.02 if measured else None,
-        "plan_hash": Plan().hash if step == 0 else plan(step).hash,
+        "plan_hash": Plan().hash if step == 0 else plan(step, kind).hash,
+        "peak_memory_bytes": 2 * size, "plan": f"made up {step}", "uniform": "w8a8" if step == 3 else "",
+        "why": f"expected of step {step}",
     }  # fmt: skip
 
 
@@ -94,9 +102,9 @@ def front_rows(kind: Kind) -> list[dict[str, object]]:
     return [_row(kind, step) for step in range(len(TRIALS) + 1)]
 
 
-def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
+def write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, object]]) -> None:
     with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, columns, restval="")
+        writer = csv.DictWriter(stream, columns, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -126,7 +134,7 @@ def write_run(run: Path, kind: Kind | None = None) -> Path:
     kind = kind or Kind()
     run.mkdir(parents=True)
     rows = front_rows(kind)
-    _write_csv(run / "front.csv", POINT_COLUMNS, rows)
+    write_csv(run / "front.csv", (*POINT_COLUMNS, "peak_memory_bytes"), rows)
     front = {row["trial"]: row for row in rows}
     trials: list[dict[str, object]] = []
     for number in range(64):
@@ -134,15 +142,45 @@ def write_run(run: Path, kind: Kind | None = None) -> Path:
         values = front.get(number, {**rows[4], "is_baseline": False}) if state == "complete" else {}
         error = kind.error if state == "failed" else ""
         trials.append({**values, "trial": number, "state": state, "seconds": 1.5, "error": error})
-    _write_csv(run / "trials.csv", TRIAL_COLUMNS, trials)
-    (run / "layers.json").write_text(json.dumps(layer_entries()))
+    write_csv(run / "trials.csv", (*TRIAL_COLUMNS, "plan", "uniform", "why"), trials)
+    (run / "layers.json").write_text(json.dumps(layer_entries(kind)))
     for step, row in enumerate(rows):
-        _write_export(run / "exports" / str(row["trial"]), kind, row, plan(step) if step else Plan())
-    (run / "run.json").write_text(json.dumps(_run(kind)))
+        _write_export(run / "exports" / str(row["trial"]), kind, row, plan(step, kind) if step else Plan())
+    (run / "explanation.json").write_text(json.dumps(explanation(kind)))
+    events = [
+        {"event": "sensitivity", "decision": f"format:{name}", "errors": [0.0, 0.001 * index, 0.3 * index]}
+        for index, name in enumerate(layer_names(kind))
+    ]
+    (run / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    (run / "run.json").write_text(json.dumps(run_document(kind)))
     return run
 
 
-def _run(kind: Kind) -> dict[str, object]:
+def explanation(kind: Kind) -> dict[str, object]:
+    """Where time and bytes go: the more is done to a layer, the less."""
+    names = layer_names(kind)
+    plans = [plan(step, kind) if step else Plan() for step in range(len(TRIALS) + 1)]
+    return {
+        "spent": {
+            one.hash: {
+                "latency_ms": {name: 0.2 / (1 + step * (name in one.layers)) for name in names},
+                "other_latency_ms": {"reformat": 0.02 * step},
+                "size_bytes": {name: round(120_000 / (1 + step * (name in one.layers))) for name in names},
+                "other_size_bytes": 900 + step,
+            }
+            for step, one in enumerate(plans)
+        },
+        "decisions": [
+            {"name": f"format:{name}", "kind": "format", "layers": [name], "options": ["as it is", "w8a8", "w4a8"]}
+            for name in names
+        ],
+        "held_out": {
+            "mean": 0.041, "median": 0.032, "within_10": 0.92, "within_20": 0.98, "networks": 25, "note": "25 of 100",
+        },
+    }  # fmt: skip
+
+
+def run_document(kind: Kind) -> dict[str, object]:
     cpu = kind.measured
     return {
         "request": {"task": kind.task, "target": kind.target, "trials": 64, "seed": 0, "sampler": "auto"},

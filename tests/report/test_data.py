@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 
 from autocomp.errors import RunError
 from autocomp.report import words
-from autocomp.report.data import LayerFacts, Point, ReportData, StoredFormat, load
+from autocomp.report.data import LayerFacts, Point, ReportData, StoredFormat
+from autocomp.report.load import load
 from autocomp.report.views import (
     CARD_SHARE,
     WINDOW_SHARE,
@@ -288,8 +289,8 @@ def test_the_picture_starts_at_the_points_near_the_uncompressed_model(tmp_path: 
     window = metric_window(data, view)
     assert window is not None
     assert (window.side, window.hidden) == (side, TRIALS[-2:])
-    assert words.hidden(window) == f"2 points lie {side}"
-    assert words.hidden(replace(window, hidden=(52,))) == f"1 point lies {side}"
+    assert words.hidden(2, side) == f"2 points lie {side}"
+    assert words.hidden(1, side) == f"1 point lies {side}"
     assert len(view.rows) == len(TRIALS) + 1  # the points themselves all stay
     for row in view.rows:
         assert (window.low < row.metric < window.high) == (row.point.trial not in window.hidden)

@@ -1,0 +1,104 @@
+"""A handful of truly different points out of a front of many, each with a word why it is among them."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from autocomp.report import words
+from autocomp.report.data import Point, ReportData
+from autocomp.report.views import CARD_SHARE, WINDOW_SHARE, FrontRow, front_view, near, picks
+
+#: At most so many points are listed, the uncompressed model among them.
+MOST = 8
+#: A point nearer than this to one that is listed is too like it (drop, log latency and log size, each scaled to 0…1).
+DISTINCT = 0.2
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A point worth a look: the names that it earns (none where it only stands between others), and why it is here."""
+
+    point: Point
+    names: tuple[str, ...]
+    why: str
+
+
+def handful(data: ReportData, knee_point: Point) -> tuple[Listed, ...]:
+    """The uncompressed model and the points that have a name, then those farthest from all of these, as long as they differ.
+
+    Whether a point is near enough to be listed without a name, and how far it is, goes by the search split.
+    """
+    named = picks(data, knee_point)
+    listed = [Listed(pick.point, pick.names, _why(data, pick.names, pick.point, knee_point)) for pick in named]
+    at = _places(data)
+    chosen = [one.point for one in listed]
+    while len(chosen) < MOST:
+        taken = {point.trial for point in chosen}
+        left = [point for point in data.front if point.trial in at and point.trial not in taken]
+        apart = {
+            point.trial: min(
+                (math.dist(at[point.trial], at[trial]) for trial in taken if trial in at), default=math.inf
+            )
+            for point in left
+        }
+        if not left or max(apart.values()) < DISTINCT:
+            break
+        farthest = max(left, key=lambda point: apart[point.trial])
+        closest = min(
+            (point for point in chosen if point.trial in at),
+            key=lambda point: math.dist(at[farthest.trial], at[point.trial]),
+            default=knee_point,
+        )
+        chosen.append(farthest)
+        listed.append(Listed(farthest, (), beside(data, farthest, closest)))
+    return tuple(listed)
+
+
+def _places(data: ReportData) -> dict[int, tuple[float, float, float]]:
+    """Points that are near the uncompressed one, by trial: drop, log latency and log size, each scaled to 0…1."""
+    metric, base = data.task.metric, data.baseline.metric_search
+    rows = [
+        (
+            row.point.trial,
+            (metric.drop(base, row.point.metric_search), math.log(row.latency.ms), math.log(row.size_bytes)),
+        )
+        for row in front_view(data).rows
+        if near(metric, base, row.point.metric_search, WINDOW_SHARE)
+    ]
+    ends = [(min(column), max(column)) for column in zip(*(values for _, values in rows))]
+    found = {}
+    for trial, values in rows:
+        drop, latency, size = (
+            (value - low) / (high - low or 1.0) for value, (low, high) in zip(values, ends, strict=True)
+        )
+        found[trial] = (drop, latency, size)
+    return found
+
+
+def _why(data: ReportData, names: tuple[str, ...], point: Point, knee_point: Point) -> str:
+    if point.is_baseline:
+        return "what all others are compared with"
+    if "knee" in names:
+        return "nearest to the best of drop, latency and size at once"
+    limit = (
+        f"at most {words.percent(CARD_SHARE)} worse on the search split; "
+        if any(name.endswith(f" within {100 * CARD_SHARE:g} %") for name in names)
+        else ""
+    )
+    return limit + beside(data, point, knee_point)
+
+
+def beside(data: ReportData, point: Point, other: Point) -> str:
+    """``1.40× smaller and 1.10× faster than trial 5, 0.30 points worse on the search split``."""
+    rows = {row.point.trial: row for row in front_view(data).rows}
+    size, speed = _factors(rows[point.trial], rows[other.trial])
+    worse = data.task.metric.drop(other.metric_search, point.metric_search)
+    return (
+        f"{words.factor(size, 'smaller', 'larger')} and {words.factor(speed, 'faster', 'slower')} than {other.name}, "
+        f"{words.worse(data, worse)} on the search split"
+    )
+
+
+def _factors(row: FrontRow, other: FrontRow) -> tuple[float, float]:
+    return other.size_bytes / row.size_bytes, other.latency.ms / row.latency.ms

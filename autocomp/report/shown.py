@@ -1,0 +1,66 @@
+"""The runs that a page shows, one or several, and what their points are called there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from autocomp.errors import RequestError
+from autocomp.report.data import Point, ReportData
+from autocomp.report.handful import Listed, handful
+from autocomp.report.tried import Growth, growth
+from autocomp.report.views import knee
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A run on a page. ``place`` counts from 1 where there are several, and is None where it is alone."""
+
+    data: ReportData
+    knee: Point
+    listed: tuple[Listed, ...]
+    growth: Growth
+    place: int | None = None
+
+    def key(self, point: Point) -> str:
+        """What a point goes by in the page and in its address."""
+        return str(point.trial) if self.place is None else f"{self.place}-{point.trial}"
+
+    def name(self, point: Point) -> str:
+        """What it is called in sentences."""
+        return point.name if self.place is None else f"{self.data.name}, {point.name}"
+
+    def names(self, point: Point) -> tuple[str, ...]:
+        """The names that it earned: knee, smallest and the like."""
+        return next((one.names for one in self.listed if one.point.trial == point.trial), ())
+
+    @property
+    def title(self) -> str:
+        return f"{self.data.task.name} on {self.data.target.name}"
+
+
+def shown(runs: Sequence[ReportData], knees: Sequence[int | None] = ()) -> tuple[Shown, ...]:
+    """Runs as a page shows them.
+
+    Args:
+        knees: of each run the knee's trial, where it was found already.
+
+    Raises:
+        RequestError: their metrics are not one, so that they have no common axis.
+    """
+    for run in runs[1:]:
+        if run.task.metric != runs[0].task.metric:
+            raise RequestError(
+                "runs on one page must have one metric; "
+                f"{runs[0].run} has {_metric(runs[0])}, {run.run} has {_metric(run)}; make a page of each"
+            )
+    found = []
+    for index, run in enumerate(runs):
+        point = knee(run, knees[index] if knees else None)
+        found.append(Shown(run, point, handful(run, point), growth(run), index + 1 if len(runs) > 1 else None))
+    return tuple(found)
+
+
+def _metric(run: ReportData) -> str:
+    metric = run.task.metric
+    return f"{metric.name} ({metric.unit or 'no unit'}, to {metric.direction})"

@@ -1,0 +1,84 @@
+"""What the search tried: how the dominated hypervolume grew from trial to trial, and trials that do to every layer alike."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from dataclasses import dataclass
+
+import numpy as np
+
+from autocomp import pareto
+from autocomp.report.data import ReportData, TrialRow
+from autocomp.trial import RECOVERED
+
+#: The reference point's drop, as a share of the uncompressed metric; its latency and size are the uncompressed ones.
+WORST_DROP = 0.1
+#: Of longer searches the volume is computed at so many trials.
+MOST_STEPS = 60
+
+#: Drop, latency and size, each as a share of the reference point's.
+_Costs = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Growth:
+    """The volume, a share of all between the reference point and the ideal one, that was dominated after so many trials.
+
+    By the search split and predicted costs: what the search itself went by.
+    """
+
+    trials: tuple[int, ...]
+    volumes: tuple[float, ...]
+
+
+def searched(data: ReportData) -> tuple[TrialRow, ...]:
+    """The trials that the sampler proposed, recovered ones left out."""
+    return tuple(trial for trial in data.trials if trial.trial < RECOVERED)
+
+
+def growth(data: ReportData) -> Growth:
+    done = [(trial.trial, costs) for trial in searched(data) if (costs := _costs(data, trial)) is not None]
+    if not done:
+        return Growth((), ())
+    numbers = [number for number, _ in done]
+    last = numbers[-1]
+    steps = last + 1 if last < MOST_STEPS else MOST_STEPS
+    ends = sorted({round(last * (step + 1) / steps) for step in range(steps)} | {numbers[0]})
+    best: list[_Costs] = []
+    begin, volumes = 0, list[float]()
+    for end in ends:
+        stop = bisect_left(numbers, end + 1)
+        best = _front([*best, *(costs for _, costs in done[begin:stop])])
+        volumes.append(volumes[-1] if begin == stop and volumes else volume(best))
+        begin = stop
+    return Growth(tuple(ends), tuple(volumes))
+
+
+def volume(costs: list[_Costs]) -> float:
+    """The volume that some costs dominate within the unit cube: :func:`autocomp.search.hypervolume.hypervolume`, for fronts of
+    hundreds."""
+    if not costs:
+        return 0.0
+    values, x, y = np.array(sorted(costs, key=lambda each: each[1])).T  # by the second axis
+    widths = np.diff(np.append(x, 1.0))
+    entered, total = np.ones(len(costs)), 0.0
+    order = np.argsort(values, kind="stable")
+    thickness = np.diff(np.append(values[order], 1.0))
+    for place, thick in zip(order, thickness, strict=True):
+        entered[place] = y[place]
+        total += thick * float(widths @ (1.0 - np.minimum.accumulate(entered)))
+    return total
+
+
+def _front(costs: list[_Costs]) -> list[_Costs]:
+    inside = [each for each in costs if max(each) < 1.0]
+    return [inside[place] for place in pareto.front(inside)] if inside else []
+
+
+def _costs(data: ReportData, trial: TrialRow) -> _Costs | None:
+    base = data.baseline
+    if trial.metric_search is None or trial.latency_ms is None or trial.size_bytes is None:
+        return None
+    drop = data.task.metric.drop(base.metric_search, trial.metric_search)
+    worst = WORST_DROP * (abs(base.metric_search) or 1.0)
+    return max(drop, 0.0) / worst, trial.latency_ms / base.latency_ms, trial.size_bytes / base.size_bytes
