@@ -31,6 +31,9 @@ if TYPE_CHECKING:
     from autocomp.search.workers import Workers
 
 
+NO_TARGET = "a search is for a target; got none; name one by --target, see `autocomp targets`"
+
+
 def search(
     task: Task | str | None = None,
     *,
@@ -113,7 +116,7 @@ def search(
         task, target, space = task or before.task, target or before.target, space or before.space
         data = data or (data_of(before, task) if isinstance(task, str) else None)
     if target is None:
-        raise RequestError("a search is for a target; got none; name one by --target, see `autocomp targets`")
+        raise RequestError(NO_TARGET)
     space = space or "default"
     read_space(str(space))  # a typo should not wait for training or calibration
     if isinstance(target, str):

@@ -289,16 +289,20 @@ def _heard(text: str) -> None:
 
 def _asked_for(arguments: Sequence[str], storage: str | None) -> Asked:
     """A search on a cluster, from its command line."""
+    from autocomp.api import NO_TARGET
     from autocomp.jobs.request import asked_for
-    from autocomp.tasks.load import short_name
 
     name, *rest = arguments
     if name != "search":
         raise RequestError(f"what is submitted must be a search, written -- search …; got {name!r}")
     group = cast("typer.core.TyperGroup", typer.main.get_command(app))
     said = group.commands["search"].make_context("search", rest).params
-    default = Path("results") / f"{short_name(said['task'])}-{Path(said['target']).name}"
-    places = said["task"], said["data"], said["space"], said["target"], said["out"] or default
+    if said["begin_from"] is not None:
+        raise RequestError(f"a job begins with nothing; got --from {said['begin_from']}; leave it out, or search here")
+    if said["target"] is None:
+        raise RequestError(NO_TARGET)
+    out = said["out"] or _out(said["task"], said["target"], None)
+    places = said["task"], said["data"], said["space"] or "default", said["target"], out
     return asked_for(arguments, *places, said["resume"], storage, said["recipe"])
 
 

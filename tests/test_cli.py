@@ -305,6 +305,24 @@ class TestRefused:
         line = refused("search", "--task", TASK, "--target", "jetsn")
         assert line.startswith("a target must be a known one; got 'jetsn'; did you mean jetson")
 
+    def test_no_target(self) -> None:
+        line = "a search is for a target; got none; name one by --target, see `autocomp targets`"
+        assert refused("search") == line
+        assert refused("submit", "--address", "http://127.0.0.1:1", "--", "search") == line
+
+    def test_a_goal_without_a_limit(self, tmp_path: Path) -> None:
+        asked = ("search", "--task", TASK, "--target", "jetson", "--out", str(tmp_path / "run"))
+        assert "the fastest plan is wanted within a drop; got none" in refused(*asked, "--goal", "fastest")
+        line = refused(*asked, "--goal", "most-accurate", "--max-latency-ms", "0.0001")
+        assert "no plan of this space is foreseen to take less than" in line
+        assert "got --max-latency-ms 0.0001; ask for that or more" in line
+        assert not (tmp_path / "run").exists()
+
+    def test_a_run_to_begin_from(self, tmp_path: Path) -> None:
+        assert "a run folder must hold run.json" in refused("search", "--from", str(tmp_path))
+        job = ("submit", "--address", "http://127.0.0.1:1", "--", "search", "--target", "cpu", "--from", str(tmp_path))
+        assert "a job begins with nothing" in refused(*job)
+
     def test_unknown_task(self) -> None:
         line = refused("search", "--task", "digts", "--target", "jetson")
         assert line == (
