@@ -389,8 +389,8 @@ def test_weights_that_are_kept_bring_the_recovered_network_back(choice: str, tmp
 
 
 def assert_same_file(one: bytes, other: bytes) -> None:
-    """But for the last bit of steps and of the biases counted in them: on some CPUs a convolution's last bit depends on where in
-    memory tensors lie, and so do the ranges that calibration finds. Other weights would differ in a third of the bytes."""
+    """But for the last bit of steps and of the biases counted in them: on some CPUs a convolution's last bit depends on where
+    in memory tensors lie, and so do the ranges that calibration finds. Other weights differ in a third of the bytes."""
     assert len(one) == len(other)
     assert sum(a != b for a, b in zip(one, other, strict=True)) <= len(one) / 50
 
