@@ -105,7 +105,7 @@ class TestPick:
 
     @pytest.mark.parametrize("which", ["best", "-1", "", "3.5"])
     def test_anything_else_is_refused(self, finished_run: Path, which: str) -> None:
-        with pytest.raises(RequestError, match="knee or a trial number"):
+        with pytest.raises(RequestError, match="smallest or a trial number"):
             Run.open(finished_run).pick(which)
 
 

@@ -405,7 +405,7 @@ class TestRefused:
 
     def test_a_pick_off_the_front(self, searched: tuple[Path, Done]) -> None:
         assert "trial 77 is not on the front" in refused("export", str(searched[0]), "--pick", "77")
-        assert "knee or a trial number" in refused("verify", str(searched[0]), "--pick", "best")
+        assert "smallest or a trial number; got 'best'" in refused("verify", str(searched[0]), "--pick", "best")
 
 
 def test_failed_work_is_one_line_and_code_1(monkeypatch: pytest.MonkeyPatch) -> None:
