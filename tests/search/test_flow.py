@@ -275,7 +275,7 @@ def test_where_not_even_the_untouched_model_can_be_evaluated_it_says_why(tmp_pat
 def test_limits_that_nothing_keeps_leave_the_uncompressed_model(tmp_path: Path) -> None:
     folder, heard = RunFolder(tmp_path / "run"), Heard()
     setup = small_setup()
-    asked = replace(REQUEST, trials=2, max_size_kb=0.001)
+    asked = replace(REQUEST, trials=2, max_size_kb=1.5, max_drop=0.0)
     flow.search(replace(setup, request=asked), folder, resume=False, watcher=heard)
     assert [row["trial"] for row in rows(folder.path / "front.csv")] == ["0"]
     assert any("no trial kept the limits" in line for line in heard.lines)
