@@ -269,7 +269,12 @@ def test_where_not_even_the_untouched_model_can_be_evaluated_it_says_why(tmp_pat
     setup = small_setup()
     blind = replace(setup, bench=replace(setup.bench, target=made_target(frozenset({"gemm"}))))
     with pytest.raises(WorkError, match=r"untouched model could not be evaluated: UncoveredKernelError"):
-        flow.search(replace(blind, request=replace(REQUEST, trials=2)), RunFolder(tmp_path / "run"), False, SILENT)
+        flow.search(
+            replace(blind, request=replace(REQUEST, trials=2, sampler="random")),
+            RunFolder(tmp_path / "run"),
+            False,
+            SILENT,
+        )
 
 
 def test_limits_that_nothing_keeps_leave_the_uncompressed_model(tmp_path: Path) -> None:
