@@ -29,6 +29,27 @@ def front(costs: npt.ArrayLike) -> list[int]:
     return sorted(places)
 
 
+def hypervolume(points: npt.ArrayLike) -> float:
+    """The volume that some points dominate within the unit cube, whose far corner is the reference.
+
+    Args:
+        points: shape (points, 3), every objective to be minimized; what lies beyond the reference adds nothing, and what is
+            below zero no more than zero does.
+    """
+    values = np.clip(np.asarray(points, dtype=float).reshape(-1, 3), 0.0, None)
+    values = values[(values < 1.0).all(axis=1)]
+    first, x, y = values[np.argsort(values[:, 1], kind="stable")].T
+    widths = np.diff(np.append(x, 1.0))
+    # The first axis is cut where points lie; between two of them the area of the other two is one staircase.
+    entered, total = np.ones(len(values)), 0.0
+    order = np.argsort(first, kind="stable")
+    thickness = np.diff(np.append(first[order], 1.0))
+    for place, thick in zip(order, thickness, strict=True):
+        entered[place] = y[place]
+        total += thick * float(widths @ (1.0 - np.minimum.accumulate(entered)))
+    return total
+
+
 #: A network that lost more than this share of its metric is ruined: small and fast as well, and no knee.
 RUINED_SHARE = 0.1
 

@@ -29,13 +29,13 @@ from search_rivals import BUDGETS, Rival, entry
 from tables import write_table
 
 from autocomp.hardware.profiles import find_profile
-from autocomp.pareto import front
+from autocomp.pareto import front, hypervolume
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder
 from autocomp.search import flow
 from autocomp.search.begin import Setup
 from autocomp.search.guided import distributions
-from autocomp.search.hypervolume import Point, hypervolume
+from autocomp.search.hypervolume import Point
 from autocomp.search.landscape import Landscape
 from autocomp.search.sensitivity import sensitivities
 from autocomp.tasks.load import load_task

@@ -5,8 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left
 from dataclasses import dataclass
 
-import numpy as np
-
 from autocomp import pareto
 from autocomp.report.data import ReportData, TrialRow
 from autocomp.trial import RECOVERED
@@ -49,25 +47,9 @@ def growth(data: ReportData) -> Growth:
     for end in ends:
         stop = bisect_left(numbers, end + 1)
         best = _front([*best, *(costs for _, costs in done[begin:stop])])
-        volumes.append(volumes[-1] if begin == stop and volumes else volume(best))
+        volumes.append(volumes[-1] if begin == stop and volumes else pareto.hypervolume(best))
         begin = stop
     return Growth(tuple(ends), tuple(volumes))
-
-
-def volume(costs: list[_Costs]) -> float:
-    """The volume that some costs dominate within the unit cube: :func:`autocomp.search.hypervolume.hypervolume`, for fronts of
-    hundreds."""
-    if not costs:
-        return 0.0
-    values, x, y = np.array(sorted(costs, key=lambda each: each[1])).T  # by the second axis
-    widths = np.diff(np.append(x, 1.0))
-    entered, total = np.ones(len(costs)), 0.0
-    order = np.argsort(values, kind="stable")
-    thickness = np.diff(np.append(values[order], 1.0))
-    for place, thick in zip(order, thickness, strict=True):
-        entered[place] = y[place]
-        total += thick * float(widths @ (1.0 - np.minimum.accumulate(entered)))
-    return total
 
 
 def _front(costs: list[_Costs]) -> list[_Costs]:

@@ -12,6 +12,7 @@ from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import Setup, weights_hash
 from autocomp.search.sensitivity import MEASURED, told
+from autocomp.search.stored_plan import plan_of, plan_text
 from autocomp.search.study import read_study, read_trials
 
 #: Events of a run that began from another: a plan that was scored there, and that all of that was taken over.
@@ -40,7 +41,7 @@ def take_over(setup: Setup, folder: RunFolder, earlier: RunFolder) -> None:
     for trial in read_trials(read_study(earlier.journal), 0):
         if trial.metric is not None and trial.plan != Plan():
             folder.append_event(
-                {"event": SCORED, "plan": trial.plan.to_json(), "metric": trial.metric, "holds_here": same}
+                {"event": SCORED, "plan": plan_text(trial.plan), "metric": trial.metric, "holds_here": same}
             )
     folder.append_event({"event": TAKEN_OVER, "from": str(earlier.path)})
 
@@ -71,7 +72,7 @@ def earlier_findings(
     for event in folder.events():
         if event.get("event") != SCORED:
             continue
-        plan, value = Plan.from_json(str(event["plan"])), float(cast("float", event["metric"]))
+        plan, value = plan_of(str(event["plan"])), float(cast("float", event["metric"]))
         if event["holds_here"]:
             metrics[plan.hash] = value
         indices = setup.space.indices(plan)

@@ -141,7 +141,8 @@ def _verify_all(setup: Setup, folder: RunFolder, watcher: Watcher) -> list[Trial
     metric = setup.bench.task.metric
     while True:
         points = front_in(folder, load_trials(folder), metric)
-        if all(point.key in verifications(folder) for point in points):
+        verified = verifications(folder)
+        if all(point.key in verified for point in points):
             return points
         verify(setup, folder, points, watcher, again=False)
 

@@ -105,13 +105,13 @@ class _Books:
 
 @dataclass(frozen=True)
 class _Known:
-    """What a proposal goes by: all plans of known drop, those of them that no other one dominates, and all that need not be
-    proposed again."""
+    """What a proposal goes by: of all plans of known drop those that no other one dominates; all that need not be proposed
+    again; and the reference point, with the best plans as shares of it, sorted."""
 
-    seen: tuple[Seen, ...]
     best: tuple[Seen, ...]
     tried: frozenset[Choice]
-    scale: float
+    unit: Point
+    points: tuple[Point, ...]
 
 
 class GuidedSampler(BaseSampler):
@@ -158,27 +158,24 @@ class GuidedSampler(BaseSampler):
             return land.choice({})
         chance = random.Random(f"{self._seed}/{number}/guided")
         known = self._known(study, number)
-        unit = self._unit(known.scale)
         pool = self._pool(known, chance)
-        foremost = self._foremost(pool, known, unit, chance) if pool else []
+        foremost = self._foremost(pool, known, chance) if pool else []
         if not foremost:
             self.why = "a plan by chance: all that are near the front are known"
             return tuple(chance.randrange(len(group.errors)) for group in land.groups)
         shares = np.array([land.shares(choice) for choice in foremost])
         kept = [land.keeps(choice, self._wish.limits) for choice in foremost]
-        gains = np.where(kept, self._gains(foremost, shares, known, unit), -1.0)
+        gains = np.where(kept, self._gains(foremost, shares, known), -1.0)
         place = int(gains.argmax())
         self.why = self._words(foremost[place], float(gains[place]))
         return foremost[place]
 
-    def _foremost(
-        self, pool: Mapping[Choice, Choice | None], known: _Known, unit: Point, chance: random.Random
-    ) -> list[Choice]:
+    def _foremost(self, pool: Mapping[Choice, Choice | None], known: _Known, chance: random.Random) -> list[Choice]:
         """Those that promise most by what is nearly foreseen of their costs, none of a plan that was tried."""
         land = self._landscape
         near = [self._nearly(choice, base, chance) for choice, base in pool.items()]
         choices, shares = list(pool), np.array(near).reshape(-1, 2)
-        gains = np.where(self._nearly_allowed(shares), self._gains(choices, shares, known, unit), -math.inf)
+        gains = np.where(self._nearly_allowed(shares), self._gains(choices, shares, known), -math.inf)
         plans: set[str] = {land.plan_hash(choice) for choice in known.tried}
         foremost: list[Choice] = []
         for place in np.argsort(-gains, kind="stable"):
@@ -209,7 +206,7 @@ class GuidedSampler(BaseSampler):
         tried |= {choice for choice, _, _ in books.stopped.values()}
         base = next((metric for _, choice, metric in finished if choice == untouched), None)
         if base is None:
-            return _Known((), (), tried, 1.0)
+            return _Known((), tried, self._unit(1.0), ())
         scale = abs(base) or 1.0
         sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
         seen = [Seen(number, choice, sign * (base - metric) / scale) for number, choice, metric in finished]
@@ -223,7 +220,9 @@ class GuidedSampler(BaseSampler):
                 Seen(number, choice, float(median) - RESOLUTION)
                 for (number, choice), median in zip(books.waiting.items(), medians, strict=True)
             ]
-        return _Known(tuple(seen), tuple(_best(seen, land)), tried, scale)
+        best, unit = _best(seen, land), self._unit(scale)
+        points = sorted((max(one.drop, 0.0) / unit[0], *(np.array(land.shares(one.choice)) / unit[1:])) for one in best)
+        return _Known(tuple(best), tried, unit, tuple(points))
 
     def _unit(self, scale: float) -> Point:
         """The reference point: a drop, as a share of the metric, and shares of the untouched network's latency and size."""
@@ -234,17 +233,14 @@ class GuidedSampler(BaseSampler):
             min(1.0, (limits.size_bytes or math.inf) / untouched.size_bytes),
         )
 
-    def _gains(self, choices: Sequence[Choice], shares: Vector, known: _Known, unit: Point) -> Vector:
+    def _gains(self, choices: Sequence[Choice], shares: Vector, known: _Known) -> Vector:
         """What is expected of plans."""
+        unit = known.unit
         medians, spreads = self._surrogate.drops(choices)
         medians, offset, costs = medians / unit[0], RESOLUTION / unit[0], shares / np.array(unit[1:])
-        points = sorted(
-            (max(one.drop, 0.0) / unit[0], *(np.array(self._landscape.shares(one.choice)) / unit[1:]))
-            for one in known.best
-        )
         if self._wish.goal == "front":
-            return expected_improvements(medians, spreads, offset, costs, points)
-        return _improvements(self._wish.goal, medians, spreads, offset, costs, points)
+            return expected_improvements(medians, spreads, offset, costs, known.points)
+        return _improvements(self._wish.goal, medians, spreads, offset, costs, known.points)
 
     def _nearly_allowed(self, shares: Vector) -> npt.NDArray[np.bool_]:
         """Whether costs are foreseen and, nearly, within the limits."""

@@ -1,4 +1,4 @@
-"""The hypervolume that a front dominates, in three objectives that are all minimized, and how much a new point may add to it.
+"""How much a new point may add to the hypervolume that a front dominates, in three objectives that are all minimized.
 
 The third axis is cut where points lie; between two of them the dominated area of the other two is one staircase (Emmerich,
 Deutz and Klinkenberg, 2011, describe the expected improvement that follows, for any number of uncertain objectives; here one
@@ -20,31 +20,6 @@ Vector = npt.NDArray[np.float64]
 Point = tuple[float, float, float]
 
 
-def area_left(covered: Iterable[tuple[float, float]], corner: tuple[float, float]) -> float:
-    """The area between ``corner`` and (1, 1) that none of some points dominates."""
-    x0, y0 = corner
-    if x0 >= 1.0 or y0 >= 1.0:
-        return 0.0
-    steps: list[tuple[float, float]] = []
-    for x, y in sorted((max(x, x0), max(y, y0)) for x, y in covered):
-        if x < 1.0 and y < (steps[-1][1] if steps else 1.0):
-            steps.append((x, y))
-    ends = [*(x for x, _ in steps), 1.0][1:]
-    taken = sum((end - x) * (1.0 - y) for (x, y), end in zip(steps, ends, strict=True))
-    return (1.0 - x0) * (1.0 - y0) - taken
-
-
-def hypervolume(points: Iterable[Point]) -> float:
-    """The volume that some points dominate within the unit cube, whose far corner is the reference."""
-    inside = sorted(point for point in points if max(point) < 1.0)
-    total, below = 0.0, list[tuple[float, float]]()
-    for place, (value, *costs) in enumerate(inside):
-        below.append((max(costs[0], 0.0), max(costs[1], 0.0)))
-        end = inside[place + 1][0] if place + 1 < len(inside) else 1.0
-        total += (max(end, 0.0) - max(value, 0.0)) * (1.0 - area_left(below, (0.0, 0.0)))
-    return total
-
-
 def expected_improvements(
     medians: Vector, spreads: Vector, offset: float, costs: Vector, front: Sequence[Point]
 ) -> Vector:
@@ -63,7 +38,7 @@ def expected_improvements(
     total, start = np.zeros(len(medians)), mean_below(offset, medians, spreads)
     for place, end in enumerate([*(max(point[0], 0.0) for point in inside), 1.0]):
         below = mean_below(end + offset, medians, spreads)
-        total += _areas_left([point[1:] for point in inside[:place]], costs) * (below - start)
+        total += areas_left([point[1:] for point in inside[:place]], costs) * (below - start)
         start = below
     return total
 
@@ -76,8 +51,8 @@ def mean_below(limit: float, medians: Vector, spreads: Vector) -> Vector:
     return result
 
 
-def _areas_left(covered: Iterable[tuple[float, float]], corners: Vector) -> Vector:
-    """:func:`area_left` of many corners, shape (corners, 2)."""
+def areas_left(covered: Iterable[tuple[float, float]], corners: Vector) -> Vector:
+    """The areas between each corner, shape (corners, 2), and (1, 1) that none of some points dominates."""
     steps: list[tuple[float, float]] = []
     for x, y in sorted(covered):
         if x < 1.0 and y < (steps[-1][1] if steps else 1.0):

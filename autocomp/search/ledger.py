@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import optuna
 from optuna.trial import TrialState as State
@@ -22,7 +22,7 @@ from autocomp.search.limits import Goal, Limits
 from autocomp.search.rungs import Hurdle
 from autocomp.search.sampler import SamplerName, make_sampler
 from autocomp.search.stored_plan import plan_text
-from autocomp.search.study import PLAN, RUNGS, RunStudy, read_trials
+from autocomp.search.study import PLAN, RUNGS, WHY, RunStudy, read_trials
 from autocomp.space import SearchSpace
 from autocomp.task import Metric
 from autocomp.trial import Cost, Trial, TrialState
@@ -88,11 +88,12 @@ class Ledger:
         self._trials: dict[int, Trial] = {}
         self._known: dict[str, Outcome] = {}
         self._front: list[tuple[float, float, float]] = []
-        for trial in read_trials(self._study, request.seed):
-            self._note(trial, None)
+        stopped: dict[int, tuple[float, float]] = {}
         for frozen in self._study.get_trials(deepcopy=False, states=[State.PRUNED]):
             drop, std = (share * self._scale for share in frozen.user_attrs[STOPPED])
-            self._note(self._trials[frozen.number], (drop, std))
+            stopped[frozen.number] = drop, std
+        for trial in read_trials(self._study, request.seed):
+            self._note(trial, stopped.get(trial.number))
         self._asked = len(self._study.get_trials(deepcopy=False))  # counted on: to list ten thousand takes its time
         self._guided: GuidedSampler | None = None
 
@@ -120,11 +121,11 @@ class Ledger:
         """The next one; None where all that were asked for have been proposed."""
         if self._asked >= self._asked_for:
             return None
-        self._study.sampler = self._sampler(self._asked)
+        self._study.sampler = sampler = self._sampler(self._asked)
         with self._together():
-            if self._in_one:
+            if self._in_one and isinstance(sampler, GuidedSampler):
                 trial = self._study.ask()
-                indices = self._study.sampler.indices(self._study, trial.number)  # type: ignore[attr-defined]
+                indices = sampler.indices(self._study, trial.number)
                 trial.set_user_attr(CHOICE, [indices[decision.name] for decision in self._space.decisions])
                 proposal = self._proposal(trial, indices)
             else:
@@ -161,15 +162,13 @@ class Ledger:
             else:
                 trial.set_user_attr("error", outcome.error)
                 self._study.tell(trial, state=State.FAIL)
-        told = Trial(
-            proposal.number,
-            proposal.plan,
-            state,
-            outcome.metric,
-            cost,
-            outcome.seconds,
-            self._request.seed,
-            outcome.error,
+        told = replace(
+            self._trials[proposal.number],
+            state=state,
+            metric=outcome.metric,
+            cost=cost,
+            seconds=outcome.seconds,
+            error=outcome.error,
             rungs=outcome.rungs,
         )
         self._note(told, outcome.stopped)
@@ -201,9 +200,10 @@ class Ledger:
         plan = self._space.plan(indices)
         trial.set_user_attr(PLAN, plan_text(plan))
         trial.set_user_attr(PLAN_HASH, plan.hash)
-        if isinstance(self._study.sampler, GuidedSampler):
-            trial.set_user_attr("why", self._study.sampler.why)
-        self._trials[trial.number] = Trial(trial.number, plan, "running", None, None, None, self._request.seed)
+        why = self._study.sampler.why if isinstance(self._study.sampler, GuidedSampler) else None
+        if why is not None:
+            trial.set_user_attr(WHY, why)
+        self._trials[trial.number] = Trial(trial.number, plan, "running", None, None, None, self._request.seed, why=why)
         stops = self._request.sampler in STOPPING and trial.number > 0
         hurdle = Hurdle(tuple(self._front), self._limits.max_drop) if stops else None
         return Proposal(trial.number, plan, trial, hurdle)

@@ -32,7 +32,7 @@ class Limits:
     size_factor: float = 1.0
 
     def __bool__(self) -> bool:
-        return any(one is not None for one in (self.latency_ms, self.size_bytes, self.memory_bytes, self.max_drop))
+        return self.of_costs or self.max_drop is not None
 
     @property
     def of_costs(self) -> bool:

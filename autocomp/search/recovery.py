@@ -180,6 +180,8 @@ def recovered_trials(folder: RunFolder, trials: Sequence[Trial]) -> tuple[Trial,
             parent=parent.number,
             recovery_seed=one.seed,
             weights=one.weights,
+            rungs=(),
+            why=None,
         )
         found.append(trial)
     return tuple(found)

@@ -8,21 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
-from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import Setup
 from autocomp.search.earlier import earlier_findings
 from autocomp.search.evaluate import Workbench
-from autocomp.search.landscape import CostOf, Landscape, without_errors
+from autocomp.search.landscape import Landscape, without_errors
 from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.limits import CORRECTED, Limits
 from autocomp.search.rungs import parts_of
 from autocomp.search.sensitivity import sensitivities
-from autocomp.search.study import open_study
+from autocomp.search.study import RunStudy, open_study
 from autocomp.search.surrogate import RESOLUTION, Surrogate
 from autocomp.search.tables import BASELINE, broken, front_in, verifications
 from autocomp.search.workers import Workers
-from autocomp.trial import Cost, Trial
+from autocomp.trial import Trial
 from autocomp.watch import Watcher
 
 #: How often limits are corrected, and the trials that each correction is given: a share of those asked for, at least so many.
@@ -50,9 +49,10 @@ class Rounds:
         began = time.monotonic()
         request = self.setup.request
         knowledge = self._knowledge()
+        opened = open_study(self.folder.journal, self.setup.bench.task.metric.direction)
         while True:
             limits, corrections = Limits.of(request, self.folder.events()), self._corrections()
-            self._trials(knowledge, limits, corrections, began)
+            self._trials(opened, knowledge, limits, corrections, began)
             trials = self.load()
             if not limits.of_costs or not self._measurable(limits):
                 return trials
@@ -62,10 +62,9 @@ class Rounds:
             if corrections == CORRECTIONS or not self._correct(limits, trials):
                 return trials
 
-    def _trials(self, knowledge: Knowledge, limits: Limits, corrections: int, began: float) -> None:
+    def _trials(self, opened: RunStudy, knowledge: Knowledge, limits: Limits, corrections: int, began: float) -> None:
         request, metric = self.setup.request, self.setup.bench.task.metric
         more = corrections * max(MORE_LEAST, round(MORE_SHARE * request.trials))
-        opened = open_study(self.folder.journal, metric.direction)
         ledger = Ledger(opened, self.setup.space, request, metric, self.setup.baseline.value, knowledge, limits, more)
         left_s = None if request.timeout_s is None else request.timeout_s - (time.monotonic() - began)
 
@@ -81,19 +80,17 @@ class Rounds:
 
     def _knowledge(self) -> Knowledge:
         setup, request = self.setup, self.setup.request
-        cost = _remembered(self.bench.cost)
         hints, metrics = earlier_findings(setup, self.folder)
-        limits = Limits.of(request, self.folder.events())
-        landscape = Landscape(setup.space, without_errors(setup.space), cost)
-        if request.sampler == "auto":
-            # Half of the time that there is at most: the other half is for trials.
-            half_s = None if request.timeout_s is None else request.timeout_s / 2
-            table = sensitivities(self.bench, setup.space, self.folder, half_s, self._step)
-            landscape = Landscape(setup.space, table, cost)
-            self.watcher.step("foreseeing what each choice costs", 0, 1)
-            landscape.foresee()
-            self.watcher.step("foreseeing what each choice costs", 1, 1)
-            self._tell_of_doubts(limits, landscape)
+        if request.sampler != "auto":
+            return Knowledge(Landscape(setup.space, without_errors(setup.space), self.bench.cost), hints, metrics)
+        # Half of the time that there is at most: the other half is for trials.
+        half_s = None if request.timeout_s is None else request.timeout_s / 2
+        table = sensitivities(self.bench, setup.space, self.folder, half_s, self._step)
+        landscape = Landscape(setup.space, table, self.bench.cost)
+        self.watcher.step("foreseeing what each choice costs", 0, 1)
+        landscape.foresee()
+        self.watcher.step("foreseeing what each choice costs", 1, 1)
+        self._tell_of_doubts(Limits.of(request, self.folder.events()), landscape)
         return Knowledge(landscape, hints, metrics)
 
     def _step(self, done: int, of: int, what: str) -> None:
@@ -158,14 +155,3 @@ class Rounds:
 def with_parts(bench: Workbench, setup: Setup) -> Workbench:
     """With the parts of the search split that evaluations begin with."""
     return replace(bench, parts=parts_of(bench.task, setup.baseline))
-
-
-def _remembered(cost: CostOf) -> CostOf:
-    known: dict[str, Cost] = {}
-
-    def found(plan: Plan) -> Cost:
-        if plan.hash not in known:
-            known[plan.hash] = cost(plan)
-        return known[plan.hash]
-
-    return found

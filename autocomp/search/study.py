@@ -23,7 +23,7 @@ from autocomp.trial import Cost, Rung, Trial, TrialState
 NAME = "autocomp"
 
 #: Attributes of a trial.
-PLAN, RUNGS = "plan", "rungs"
+PLAN, RUNGS, WHY = "plan", "rungs", "why"
 
 
 @dataclass(frozen=True)
@@ -82,12 +82,14 @@ def read_trials(study: optuna.Study, seed: int) -> tuple[Trial, ...]:
 def _trial(frozen: FrozenTrial, seed: int) -> Trial:
     attributes = frozen.user_attrs
     plan, seconds = plan_of(attributes[PLAN], attributes.get(PLAN_HASH)), attributes.get("seconds")
-    rungs = tuple(Rung(*pair) for pair in attributes.get(RUNGS, ()))
+    rungs, why = tuple(Rung(*pair) for pair in attributes.get(RUNGS, ())), attributes.get(WHY)
     if frozen.state == State.COMPLETE and frozen.values is not None:
         metric, latency_ms, size_bytes = frozen.values
         cost = Cost(latency_ms=latency_ms, size_bytes=int(size_bytes), **attributes["cost"])
-        return Trial(frozen.number, plan, "complete", metric, cost, seconds, seed, rungs=rungs)
+        return Trial(frozen.number, plan, "complete", metric, cost, seconds, seed, rungs=rungs, why=why)
     if STOPPED in attributes and frozen.state == State.PRUNED:
-        return Trial(frozen.number, plan, "stopped", None, Cost(**attributes["cost"]), seconds, seed, rungs=rungs)
+        return Trial(
+            frozen.number, plan, "stopped", None, Cost(**attributes["cost"]), seconds, seed, rungs=rungs, why=why
+        )
     state: TrialState = "failed" if frozen.state == State.FAIL else "running"
-    return Trial(frozen.number, plan, state, None, None, seconds, seed, error=attributes.get("error"))
+    return Trial(frozen.number, plan, state, None, None, seconds, seed, error=attributes.get("error"), why=why)

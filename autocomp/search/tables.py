@@ -7,6 +7,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
 
@@ -14,7 +15,6 @@ from autocomp.pareto import RUINED_SHARE, front, knee
 from autocomp.plan import Plan
 from autocomp.run import Json, JsonValue, RunFolder
 from autocomp.search.limits import Goal, Limits
-from autocomp.search.study import read_study
 from autocomp.task import Metric
 from autocomp.trial import Trial
 
@@ -51,10 +51,11 @@ def broken(trial: Trial, limits: Limits, drop: float, verified: Json | None) -> 
     excesses = limits.broken(drop, trial.cost)
     if verified is not None:
         measured = cast("dict[str, float | None]", verified["measured"])
-        unmeasured = Limits(
+        unmeasured = replace(
+            limits,
             latency_ms=limits.latency_ms if measured["latency_ms"] is None else None,
+            size_bytes=None,
             memory_bytes=limits.memory_bytes if measured.get("peak_memory_bytes") is None else None,
-            max_drop=limits.max_drop,
         )
         excesses = [
             *unmeasured.broken(drop, trial.cost),
@@ -152,17 +153,9 @@ def write_tables(folder: RunFolder, metric: Metric, trials: Sequence[Trial]) -> 
         The rows of ``front.csv``, baseline first.
     """
     verified = verifications(folder)
-    points, request = front_in(folder, trials, metric), folder.request()
+    points, sampler = front_in(folder, trials, metric), folder.request().sampler
     touched = {name for trial in trials for name in trial.plan.layers}
-    told = _told(folder) if request.sampler == "auto" else {}
-    rows = [
-        {
-            **_row(t, verified.get(t.key)),
-            "uniform": _uniform(t.plan, touched, request.sampler),
-            "why": told.get(t.number),
-        }
-        for t in trials
-    ]
+    rows = [{**_row(t, verified.get(t.key)), "uniform": _uniform(t.plan, touched, sampler)} for t in trials]
     folder.write("front.csv", _csv(FRONT_COLUMNS, [_row(t, verified.get(t.key)) for t in points]))
     folder.write("trials.csv", _csv(TRIAL_COLUMNS, rows))
     for point in points:
@@ -172,12 +165,6 @@ def write_tables(folder: RunFolder, metric: Metric, trials: Sequence[Trial]) -> 
                 f"exports/{point.number}/verification.json", {**verified[point.key], "trial": point.number}
             )
     return points
-
-
-def _told(folder: RunFolder) -> dict[int, str]:
-    """Why each trial was proposed: the sampler auto says so."""
-    proposed = read_study(folder.journal).get_trials(deepcopy=False)
-    return {one.number: one.user_attrs["why"] for one in proposed if one.user_attrs.get("why")}
 
 
 def _uniform(plan: Plan, touched: Collection[str], sampler: str) -> str | None:
@@ -228,6 +215,7 @@ def _row(trial: Trial, verified: Json | None) -> dict[str, object]:
         "seconds": None if trial.seconds is None else round(trial.seconds, 3),
         "error": trial.error,
         "plan": _plan_words(trial.plan),
+        "why": trial.why,
     }
     if cost is not None:
         row |= {

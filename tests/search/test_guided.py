@@ -6,9 +6,9 @@ import optuna
 import pytest
 
 from autocomp.errors import RequestError
+from autocomp.pareto import hypervolume
 from autocomp.plan import Plan
 from autocomp.search.guided import WORST_DROP, GuidedSampler
-from autocomp.search.hypervolume import hypervolume
 from autocomp.search.sampler import SamplerName, make_sampler
 from autocomp.trial import Trial
 from tests.search.synthetic import BASELINE, PaperBench, landscape_of, request, search, synthetic_space
@@ -19,13 +19,15 @@ def volume(trials: tuple[Trial, ...]) -> float:
     base = trials[0].cost
     assert base is not None
     return hypervolume(
-        (
-            (BASELINE - trial.metric) / (WORST_DROP * BASELINE),
-            trial.cost.latency_ms / base.latency_ms,
-            trial.cost.size_bytes / base.size_bytes,
-        )
-        for trial in trials
-        if trial.metric is not None and trial.cost is not None
+        [
+            (
+                (BASELINE - trial.metric) / (WORST_DROP * BASELINE),
+                trial.cost.latency_ms / base.latency_ms,
+                trial.cost.size_bytes / base.size_bytes,
+            )
+            for trial in trials
+            if trial.metric is not None and trial.cost is not None
+        ]
     )
 
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocomp.search.hypervolume import Point, area_left, expected_improvements, hypervolume
+from autocomp.pareto import hypervolume
+from autocomp.search.hypervolume import Point, areas_left, expected_improvements
 
 #: Corners of a grid of tenths, so that counting cells is exact.
 TENTHS = st.integers(0, 10).map(lambda tenth: tenth / 10)
@@ -57,5 +58,5 @@ def test_an_uncertain_one_adds_the_mean_over_what_it_may_be(
 def test_beyond_the_reference_there_is_nothing() -> None:
     assert hypervolume([(0.0, 1.0, 0.0), (1.2, 0.1, 0.1)]) == 0.0
     assert expected_improvement(0.1, 0.1, (1.0, 0.5), []) == 0.0
-    assert area_left([(0.2, 0.2)], (0.5, 0.5)) == 0.0
-    assert area_left([], (0.5, 0.5)) == pytest.approx(0.25)
+    assert areas_left([(0.2, 0.2)], np.array([(0.5, 0.5)])) == 0.0
+    assert areas_left([], np.array([(0.5, 0.5)])) == pytest.approx(0.25)
