@@ -147,28 +147,23 @@ def test_a_run_in_which_nothing_is_finished_has_nothing_to_report(run: Run) -> N
 
 
 def test_a_search_is_a_call(tmp_path: Path) -> None:
-    run = autocomp.search(
-        small_task.task(),
-        target=made_target(),
-        out=tmp_path / "run",
-        trials=2,
-        seed=REQUEST.seed,
-        max_size_kb=1.5,
-        max_drop=0.0,
-    )
+    def search(resume: bool) -> Run:
+        return autocomp.search(
+            small_task.task(),
+            target=made_target(),
+            out=tmp_path / "run",
+            trials=2,
+            seed=REQUEST.seed,
+            max_size_kb=1.5,
+            max_drop=0.0,
+            resume=resume,
+        )
+
+    run = search(resume=False)
     assert isinstance(run, Run)
     assert run.folder.request() == replace(REQUEST, trials=2, max_size_kb=1.5, max_drop=0.0)
     assert list(run.front["trial"]) == [0]
-    again = autocomp.search(
-        small_task.task(),
-        target=made_target(),
-        out=tmp_path / "run",
-        trials=2,
-        seed=REQUEST.seed,
-        max_size_kb=1.5,
-        max_drop=0.0,
-        resume=True,
-    )
+    again = search(resume=True)
     assert again.trials.equals(run.trials)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from autocomp.compress.quantize import RangeObserver, insert_before
+from autocomp.compress.quantize import RangeObserver, insert_before, observe
 from autocomp.compress.statistics import Batches
 from autocomp.graph import Graph
 from autocomp.plan import Format
@@ -51,8 +51,6 @@ def round_to_float8(module: GraphModule, graph: Graph, formats: Mapping[str, For
     if not observers:
         return
     module.recompile()
-    with torch.no_grad():
-        for batch in calibration:
-            module(*batch)
+    observe(module, calibration)
     for path, observer in observers.items():
         module.set_submodule(path, Float8Quantizer(max(-observer.low, observer.high, 1e-8) / LARGEST))

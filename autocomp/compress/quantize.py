@@ -297,6 +297,13 @@ def _shared_grids(module: GraphModule, sites: Collection[str]) -> dict[str, str]
     return shared
 
 
+def observe(module: GraphModule, calibration: Iterable[tuple[torch.Tensor, ...]]) -> None:
+    """Let what was inserted into a module, which is recompiled, see the calibration batches pass."""
+    with torch.no_grad():
+        for batch in calibration:
+            module(*batch)
+
+
 def calibrate_activations(
     module: GraphModule,
     sites: Collection[str],
@@ -320,9 +327,7 @@ def calibrate_activations(
     shared = _shared_grids(module, sites)
     observers = {name: RangeObserver() for name in sites}
     insert_after(module, observers, readers)
-    with torch.no_grad():
-        for batch in calibration:
-            module(*batch)
+    observe(module, calibration)
     quantizers = {}
     for name in observers:
         source = shared.get(name, name)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import nn
 
-from autocomp.compress.quantize import RangeObserver, insert_before
+from autocomp.compress.quantize import RangeObserver, insert_before, observe
 from autocomp.compress.statistics import Batches
 from autocomp.graph import Graph
 from autocomp.plan import Format
@@ -72,9 +72,7 @@ def simulate_activations(
     if not observers:
         return
     module.recompile()
-    with torch.no_grad():
-        for batch in calibration:
-            module(*batch)
+    observe(module, calibration)
     for path, (bits, observer) in observers.items():
         module.set_submodule(path, observer.simulated(bits))
 

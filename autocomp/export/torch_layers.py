@@ -101,12 +101,27 @@ class IntegerLinear(nn.Module):
         sums = torch._int_mm(filled, self.levels.t())
         if self.more_rows:
             sums = sums[: rows.shape[0]]
-        if len(self.levels) > self.outputs:
-            sums = sums[:, : self.outputs]
-        y = torch.addcmul(self.bias, sums, self.scale)
-        if self.floats != torch.float32:
-            y = y.to(self.floats)
-        return y.reshape(*x.shape[:-1], self.outputs) if x.dim() > 2 else y
+        return put_right(sums, x.shape, self.scale, self.bias, self.floats)
+
+
+def put_right(
+    sums: torch.Tensor, given: torch.Size, scale: torch.Tensor, bias: torch.Tensor, floats: torch.dtype
+) -> torch.Tensor:
+    """From the sums of a product of 8-bit numbers to a linear's output: what was filled up is cut off, and one multiplication
+    and addition in float32 make floats of it.
+
+    Args:
+        sums: (rows, columns or more).
+        given: the shape of the linear's input.
+        scale, bias: float32, (columns,).
+    """
+    (columns,) = scale.shape
+    if sums.shape[1] > columns:
+        sums = sums[:, :columns]
+    y = torch.addcmul(bias, sums, scale)
+    if floats != torch.float32:
+        y = y.to(floats)
+    return y.reshape(*given[:-1], columns) if len(given) > 2 else y
 
 
 def missing(size: int, multiple: int = INTEGER_MULTIPLE) -> int:
@@ -159,12 +174,7 @@ class Float8Linear(nn.Module):
         # Its first factor must lie row by row on a GPU; where it does, nothing is written.
         rows = (x.reshape(-1, x.shape[-1]) if x.dim() > 2 else x).contiguous()
         sums = torch._scaled_mm(rows, self.levels.t(), self.one, self.one, out_dtype=torch.float32)
-        if len(self.levels) > self.outputs:
-            sums = sums[:, : self.outputs]
-        y = torch.addcmul(self.bias, sums, self.scale)
-        if self.floats != torch.float32:
-            y = y.to(self.floats)
-        return y.reshape(*x.shape[:-1], self.outputs) if x.dim() > 2 else y
+        return put_right(sums, x.shape, self.scale, self.bias, self.floats)
 
 
 class StoredWeight(nn.Module):

@@ -199,18 +199,7 @@ def _integer_linear(state: _Lowering, node: Node, name: str) -> None:
         filled += INTEGER_ROWS - least_rows(node)
     if filled > rows or deep > inputs:
         state.add("copy", "int8", name, filled * deep, filled * deep)
-    state.kernels.append(
-        Kernel(
-            "gemm_int8",
-            (name,),
-            macs=filled * deep * wide,
-            in_elements=filled * deep,
-            out_elements=filled * wide,
-            weight_elements=deep * wide,
-        )
-    )
-    state.each("fp32", name, rows * outputs)
-    state.into_floats(name, rows * outputs)
+    _product(state, "gemm_int8", name, filled, deep, wide, rows * outputs)
 
 
 def _float8_linear(state: _Lowering, node: Node, name: str) -> None:
@@ -226,9 +215,15 @@ def _float8_linear(state: _Lowering, node: Node, name: str) -> None:
             state.each(precision, source, rows * deep)
     if source in state.scattered and deep == inputs:
         state.add("copy", "fp8", name, rows * deep, rows * deep)
+    _product(state, "gemm_fp8", name, rows, deep, wide, rows * outputs)
+
+
+def _product(state: _Lowering, op: str, name: str, rows: int, deep: int, wide: int, results: int) -> None:
+    """A product of 8-bit numbers of filled-up sizes, and what makes floats of its sums (see
+    :func:`autocomp.export.torch_layers.put_right`)."""
     state.kernels.append(
         Kernel(
-            "gemm_fp8",
+            op,
             (name,),
             macs=rows * deep * wide,
             in_elements=rows * deep,
@@ -236,8 +231,8 @@ def _float8_linear(state: _Lowering, node: Node, name: str) -> None:
             weight_elements=deep * wide,
         )
     )
-    state.each("fp32", name, rows * outputs)
-    state.into_floats(name, rows * outputs)
+    state.each("fp32", name, results)
+    state.into_floats(name, results)
 
 
 def _rounded(state: _Lowering, node: Node) -> None:
