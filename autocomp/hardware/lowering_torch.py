@@ -213,7 +213,8 @@ def _float8_linear(state: _Lowering, node: Node, name: str) -> None:
             state.add("copy", state.floats, source, rows * deep, rows * deep)
         for precision in ("fp32", "fp32", "fp8"):  # multiplied, clamped
             state.each(precision, source, rows * deep)
-    if source in state.scattered and deep == inputs:
+    # Of a part of a sequence, which has two dimensions, rounding makes rows that lie in order; of what was transposed not.
+    if source in state.scattered and len(node.shape) > 2 and deep == inputs:
         state.add("copy", "fp8", name, rows * deep, rows * deep)
     _product(state, "gemm_fp8", name, rows, deep, wide, rows * outputs)
 
