@@ -98,6 +98,7 @@ def search(
     from autocomp.hardware.resolve import check_measurable, resolve_target
     from autocomp.hardware.timed_files import THIS_MACHINE, Place
     from autocomp.search import flow
+    from autocomp.search.limits import check_goal
     from autocomp.search.recovery import check_device, read_recipe
     from autocomp.search.sampler import check_sampler
     from autocomp.search.workers import check_ray
@@ -111,6 +112,7 @@ def search(
         raise RequestError("a recipe and seeds are for points that are recovered; say for how many epochs by --recover")
     said = "{}" if recipe is None else read_recipe(Path(recipe), recover_epochs)
     check_sampler(sampler)
+    check_goal(goal)
     if begin_from is not None:
         before = RunFolder(Path(begin_from)).request()
         task, target, space = task or before.task, target or before.target, space or before.space

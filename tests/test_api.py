@@ -200,6 +200,7 @@ def test_data_are_for_a_task_that_has_a_name(tmp_path: Path) -> None:
     ("wrong", "kind", "named"),
     [
         ({"sampler": "nsga"}, RequestError, "nsga2"),
+        ({"goal": "quickest"}, RequestError, "fastest"),
         ({"space": "defualt"}, autocomp.AutocompError, "did you mean default"),
         ({"target": "jetsn"}, TargetError, "jetson"),
         ({"task": "digit"}, TaskError, "did you mean digits"),

@@ -12,7 +12,7 @@ from types import MappingProxyType
 from autocomp.hardware.latency import HeldOutError
 from autocomp.plan import LayerPlan, Plan, units_kept
 from autocomp.task import Metric
-from autocomp.trial import Source, TrialState
+from autocomp.trial import Rung, Source, TrialState
 
 #: The unit of metrics that run from 0 to 100.
 PERCENT = "%"
@@ -178,7 +178,8 @@ class TrialRow:
     """How one trial went; its numbers are those predicted, and None where it did not complete.
 
     ``plan`` says in words what it did, ``uniform`` what it did to every layer alike (None where it did not), ``why`` what
-    the sampler expected of it (None where it did not say).
+    the sampler expected of it (None where it did not say), ``rungs`` its metric on the parts of the search split that it was
+    evaluated on before all of it.
     """
 
     trial: int
@@ -191,6 +192,7 @@ class TrialRow:
     plan: str = ""
     uniform: str | None = None
     why: str | None = None
+    rungs: tuple[Rung, ...] = ()
 
 
 @dataclass(frozen=True)

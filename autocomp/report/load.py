@@ -25,7 +25,7 @@ from autocomp.report.data import (
 from autocomp.report.explanation import read_explanation
 from autocomp.report.read import Fields, read_csv, read_object, read_objects
 from autocomp.task import Direction, Metric
-from autocomp.trial import Source, TrialState
+from autocomp.trial import Rung, Source, TrialState
 
 POINT_COLUMNS = (
     "trial", "is_baseline", "metric_search", "metric_test", "size_bytes", "latency_ms", "latency_std_ms",
@@ -125,7 +125,11 @@ def _as_share(row: Row) -> Row:
     """A row whose metric is in percent, with the metric as the share that the rest of the report reckons in."""
     names = {"metric_search", "metric_test", "measured_metric", "drop_low", "drop_high"}
     found = {each.name: getattr(row, each.name) for each in fields(row) if each.name in names}
-    return replace(row, **{name: value / 100 for name, value in found.items() if value is not None})
+    changed = {name: value / 100 for name, value in found.items() if value is not None}
+    if isinstance(row, TrialRow):
+        rungs = tuple(replace(rung, metric=rung.metric / 100) for rung in row.rungs)
+        return replace(row, rungs=rungs, **changed)
+    return replace(row, **changed)
 
 
 def _trial(row: Fields) -> TrialRow:
@@ -143,6 +147,7 @@ def _trial(row: Fields) -> TrialRow:
         row.text("plan", ""),
         row.text("uniform", "") or None,
         row.text("why", "") or None,
+        tuple(Rung(share, value) for share, value in row.pairs("rungs")),
     )
 
 

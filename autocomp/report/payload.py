@@ -6,13 +6,14 @@ import json
 import shlex
 from collections.abc import Sequence
 from html import escape
+from typing import get_args
 
 from autocomp.report import words
 from autocomp.report.card import card
 from autocomp.report.data import LayerRow, Point, ReportData, Spent, TrialRow
 from autocomp.report.handful import beside
 from autocomp.report.shown import Shown
-from autocomp.report.tried import searched
+from autocomp.report.tried import Fate, searched
 from autocomp.report.views import (
     FrontRow,
     best_latency,
@@ -105,6 +106,7 @@ def _run(run: Shown) -> dict[str, Json]:
         ],
         "intervals": _intervals(run),
         "growth": {"trials": [*done.trials], "volumes": [*done.volumes]},
+        "rungs": _rungs(run),
         "heldOut": None
         if held is None
         else {"errors": [held.median, 0.1, 0.2], "shares": [0.5, held.within_10, held.within_20], "mean": held.mean},
@@ -144,6 +146,23 @@ def _intervals(run: Shown) -> Json:
         "lows": [scale * (each.drop.low or 0.0) for each in found],
         "highs": [scale * (each.drop.high or 0.0) for each in found],
     }
+
+
+def _rungs(run: Shown) -> Json:
+    """By fate, the lines of all its trials as one: what lies between two of them is null. None where nothing was stopped."""
+    if not run.climbed:
+        return None
+    scale = 100.0 if run.data.metric_is_share else 1.0
+    found: dict[str, Json] = {}
+    for fate in get_args(Fate):
+        ones = [one for one in run.climbed if one.fate == fate]
+        found[fate] = {
+            "count": len(ones),
+            "trials": [place for one in ones for place in (*[one.trial] * len(one.shares), None)],
+            "shares": [_short(share) for one in ones for share in (*(100 * each for each in one.shares), None)],
+            "metrics": [_short(value) for one in ones for value in (*(scale * each for each in one.metrics), None)],
+        }
+    return found
 
 
 def _trial(data: ReportData, trial: TrialRow) -> list[Json]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from autocomp.report import words
 from autocomp.report.data import Point, ReportData, Sensitivity
 from autocomp.report.figure import ACCENT, BLUE, INK, QUIET, new_figure, plain, shades, tidy
-from autocomp.report.tried import Growth
+from autocomp.report.tried import Climbed, Fate, Growth
 from autocomp.report.views import Interval, depth
 
 if TYPE_CHECKING:
@@ -83,6 +83,31 @@ def growth_figure(found: Growth) -> Figure:
     axes.set_xlabel("trials")
     axes.set_ylabel("hypervolume (search split, predicted costs)")
     axes.set_ylim(bottom=0.0)
+    return figure
+
+
+def rungs_figure(data: ReportData, found: tuple[Climbed, ...]) -> Figure | None:
+    """The metric of every trial on ever larger parts of the search split; None where all saw the whole at once."""
+    if not found:
+        return None
+    scale = 100.0 if data.metric_is_share else 1.0
+    figure = new_figure(7.5, 3.6)
+    axes = figure.subplots()
+    tidy(axes)
+    colours: dict[Fate, str] = {"stopped": QUIET, "complete": BLUE, "front": ACCENT}
+    for fate, colour in colours.items():
+        ones = [one for one in found if one.fate == fate]
+        for place, one in enumerate(ones):
+            label = f"{fate} ({len(ones)})" if place == 0 else None
+            metrics = [scale * value for value in one.metrics]
+            axes.plot(one.shares, metrics, "o-", color=colour, markersize=3, linewidth=0.9, alpha=0.7, label=label)
+    shares = sorted({share for one in found for share in one.shares})
+    axes.set_xscale("log")
+    axes.set_xticks(shares, [f"{100 * share:.3g} %" for share in shares])
+    axes.set_xticks([], minor=True)
+    axes.set_xlabel("part of the search split that was looked at")
+    axes.set_ylabel(plain(f"{data.task.metric.name}{' (%)' if data.metric_is_share else ''}"))
+    axes.legend(frameon=False, fontsize=8)
     return figure
 
 

@@ -98,6 +98,14 @@ class Fields:
             raise self._bad(key, "a list of whole numbers")
         return tuple(value)
 
+    def pairs(self, key: str) -> tuple[tuple[float, float], ...]:
+        """Pairs of numbers, written ``1:2 3:4``; none where nothing stands there."""
+        found = [one.partition(":") for one in self.text(key, "").split()]
+        try:
+            return tuple((float(one), float(other)) for one, _, other in found)
+        except ValueError:
+            raise self._bad(key, "pairs of numbers") from None
+
     def texts(self, key: str) -> tuple[str, ...]:
         value = self.values.get(key)
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):

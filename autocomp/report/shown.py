@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autocomp.errors import RequestError
 from autocomp.report.data import Point, ReportData
 from autocomp.report.handful import Listed, handful
-from autocomp.report.tried import Growth, growth
+from autocomp.report.tried import Climbed, Growth, climbed, growth
 from autocomp.report.views import knee
 
 
@@ -20,6 +20,7 @@ class Shown:
     knee: Point
     listed: tuple[Listed, ...]
     growth: Growth
+    climbed: tuple[Climbed, ...] = ()
     place: int | None = None
 
     def key(self, point: Point) -> str:
@@ -57,7 +58,8 @@ def shown(runs: Sequence[ReportData], knees: Sequence[int | None] = ()) -> tuple
     found = []
     for index, run in enumerate(runs):
         point = knee(run, knees[index] if knees else None)
-        found.append(Shown(run, point, handful(run, point), growth(run), index + 1 if len(runs) > 1 else None))
+        place = index + 1 if len(runs) > 1 else None
+        found.append(Shown(run, point, handful(run, point), growth(run), climbed(run), place))
     return tuple(found)
 
 

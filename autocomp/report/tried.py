@@ -1,9 +1,10 @@
-"""What the search tried: how the dominated hypervolume grew from trial to trial, and trials that do to every layer alike."""
+"""What the search tried: how the dominated hypervolume grew from trial to trial, and how far its evaluations came."""
 
 from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import Literal
 
 from autocomp import pareto
 from autocomp.report.data import ReportData, TrialRow
@@ -27,6 +28,35 @@ class Growth:
 
     trials: tuple[int, ...]
     volumes: tuple[float, ...]
+
+
+#: What became of a trial: it was stopped on a part of the split, or saw all of it, or is on the front besides.
+Fate = Literal["stopped", "complete", "front"]
+
+
+@dataclass(frozen=True)
+class Climbed:
+    """The metric of a trial on ever larger shares of the search split; the last is all of it, unless it was stopped."""
+
+    trial: int
+    fate: Fate
+    shares: tuple[float, ...]
+    metrics: tuple[float, ...]
+
+
+def climbed(data: ReportData) -> tuple[Climbed, ...]:
+    """Of the trials that were evaluated on a part of the split first."""
+    front = {point.trial for point in data.front}
+    found = []
+    for trial in searched(data):
+        if not trial.rungs:
+            continue
+        seen = [(rung.share, rung.metric) for rung in trial.rungs]
+        if trial.metric_search is not None:
+            seen.append((1.0, trial.metric_search))
+        fate: Fate = "front" if trial.trial in front else "complete" if trial.metric_search is not None else "stopped"
+        found.append(Climbed(trial.trial, fate, tuple(share for share, _ in seen), tuple(value for _, value in seen)))
+    return tuple(found)
 
 
 def searched(data: ReportData) -> tuple[TrialRow, ...]:

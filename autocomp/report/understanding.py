@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
+from typing import get_args
 
 from autocomp.report import words
 from autocomp.report.data import ReportData, Sensitivity
 from autocomp.report.markup import plot, quiet, scroll, section
 from autocomp.report.shown import Shown
-from autocomp.report.tried import WORST_DROP, searched
+from autocomp.report.tried import WORST_DROP, Fate, searched
 from autocomp.report.trusting import of_runs
 from autocomp.report.views import depth
 
@@ -26,7 +27,7 @@ def understand(runs: Sequence[Shown]) -> str:
 def _tried(run: Shown, index: int) -> str:
     data = run.data
     return (
-        f"<p>{escape(_counts(data))}</p>{_failed(data)}{_growth(run, index)}"
+        f"<p>{escape(_counts(data))}</p>{_failed(data)}{_growth(run, index)}{_rungs(run, index)}"
         "<h3 class='spaced needs-script'>Every trial</h3>"
         f"<div class='trials needs-script' id='trials-{index}'></div>"
     )
@@ -86,6 +87,19 @@ def _growth(run: Shown, index: int) -> str:
         + quiet(said)
         + plot(f"growth-{index}", "the hypervolume after each trial; it ends at the number told above", "plot small")
     )
+
+
+def _rungs(run: Shown, index: int) -> str:
+    title = "<h3 class='spaced'>How far evaluations came</h3>"
+    if not run.climbed:
+        return title + quiet("Every trial was evaluated on the whole search split at once.")
+    counts = {fate: sum(one.fate == fate for one in run.climbed) for fate in get_args(Fate)}
+    said = (
+        f"{run.data.task.metric.name} on ever larger parts of the search split, a line a trial: {counts['stopped']} "
+        f"were stopped on a part, {counts['complete'] + counts['front']} saw all of it, {counts['front']} of these are on "
+        "the front."
+    )
+    return title + quiet(said) + plot(f"rungs-{index}", "the metric of every trial on parts of the split", "plot small")
 
 
 def _sensitivities(data: ReportData) -> str:

@@ -39,7 +39,7 @@ FRONT_COLUMNS = (
     "recovery_seed",
     "peak_memory_bytes",
 )
-TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "seconds", "error", "plan", "uniform", "why")
+TRIAL_COLUMNS = (*FRONT_COLUMNS, "state", "seconds", "error", "plan", "uniform", "why", "rungs")
 
 VERIFIED = "verified"
 BASELINE = 0
@@ -216,6 +216,7 @@ def _row(trial: Trial, verified: Json | None) -> dict[str, object]:
         "error": trial.error,
         "plan": _plan_words(trial.plan),
         "why": trial.why,
+        "rungs": " ".join(f"{rung.share:.4g}:{rung.metric:.6g}" for rung in trial.rungs) or None,
     }
     if cost is not None:
         row |= {

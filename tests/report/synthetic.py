@@ -94,7 +94,7 @@ def _row(kind: Kind, step: int) -> dict[str, object]:
         "measured_latency_spread": 0.02 if measured else None,
         "plan_hash": Plan().hash if step == 0 else plan(step, kind).hash,
         "peak_memory_bytes": 2 * size, "plan": f"made up {step}", "uniform": "w8a8" if step == 3 else "",
-        "why": f"expected of step {step}",
+        "why": f"expected of step {step}", "rungs": f"0.1111:{metric - 0.02 * unit:.6g} 0.3333:{metric + 0.01 * unit:.6g}",
     }  # fmt: skip
 
 
@@ -142,7 +142,7 @@ def write_run(run: Path, kind: Kind | None = None) -> Path:
         values = front.get(number, {**rows[4], "is_baseline": False}) if state == "complete" else {}
         error = kind.error if state == "failed" else ""
         trials.append({**values, "trial": number, "state": state, "seconds": 1.5, "error": error})
-    write_csv(run / "trials.csv", (*TRIAL_COLUMNS, "plan", "uniform", "why"), trials)
+    write_csv(run / "trials.csv", (*TRIAL_COLUMNS, "plan", "uniform", "why", "rungs"), trials)
     (run / "layers.json").write_text(json.dumps(layer_entries(kind)))
     for step, row in enumerate(rows):
         _write_export(run / "exports" / str(row["trial"]), kind, row, plan(step, kind) if step else Plan())

@@ -41,7 +41,7 @@ def write_long_run(run: Path, trials: int = 5000, front: int = 200, layers: int 
             "other_size_bytes": 4000,
         }
     write_csv(run / "front.csv", POINT_COLUMNS, chosen)
-    write_csv(run / "trials.csv", (*TRIAL_COLUMNS, "plan", "why"), rows)
+    write_csv(run / "trials.csv", (*TRIAL_COLUMNS, "plan", "why", "rungs"), rows)
     (run / "explanation.json").write_text(json.dumps({"spent": spent, "decisions": [], "held_out": None}))
     (run / "run.json").write_text(json.dumps(run_document(Kind())))
     return run
@@ -69,4 +69,5 @@ def _row(number: int, progress: float, chance: random.Random) -> dict[str, objec
         "measured_latency_ms": round(1.02 * ms, 5),
         "measured_latency_spread": 0.01, "plan_hash": f"{number:016x}", "state": "complete", "seconds": 4.2,
         "plan": "w8a8 ×31, channel ×22, w4a8 ×14, low rank ×3", "why": WHY,
+        "rungs": f"0.1111:{metric - 0.01:.6g} 0.3333:{metric + 0.004:.6g}",
     }  # fmt: skip

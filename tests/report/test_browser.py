@@ -203,6 +203,7 @@ def test_texts_of_a_user_are_harmless(reader: Reader, runs: Path) -> None:
 def test_pictures_are_drawn_when_they_are_seen_and_points_in_them_can_be_clicked(reader: Reader, runs: Path) -> None:
     page = reader.opens_anew(runs / "jetson" / "report.html")
     assert page.locator("#growth-0 .main-svg").count() == 0
+    assert page.locator("#rungs-0").count() == 1
     for picture in page.locator(".plot").all():
         picture.scroll_into_view_if_needed()
         picture.locator(".main-svg").first.wait_for()

@@ -146,6 +146,7 @@ def test_a_missing_file_is_one_line_that_names_it(tmp_path: Path, name: str) -> 
         ("front.csv", "0,True,", "0,False,", "must have the baseline as its first row"),
         ("front.csv", "1480000,2.4,", "1480000,-2.4,", "must be positive; got 1480000 and -2.4"),
         ("trials.csv", "failed", "lost", "state must be one of complete, failed, running, stopped; got 'lost'"),
+        ("trials.csv", "0.1111:", "some:", "rungs must be pairs of numbers; got 'some:"),
         ("run.json", "maximize", "up", "direction must be one of maximize, minimize; got 'up'"),
         ("run.json", '"task": {', '"job": {', "task must be an object"),
         ("layers.json", '"macs": 640', '"macs": 6.5', "macs must be a whole number; got 6.5"),

@@ -22,7 +22,7 @@ from autocomp.report.handful import DISTINCT, MOST, beside, handful
 from autocomp.report.load import load
 from autocomp.report.payload import payload
 from autocomp.report.shown import shown
-from autocomp.report.tried import growth, searched
+from autocomp.report.tried import climbed, growth, searched
 from autocomp.report.views import WINDOW_SHARE, depth, intervals, knee, near, picks, predicted_slower
 from autocomp.report.words import bits_share, notes, worse
 from autocomp.search.hypervolume import areas_left
@@ -139,6 +139,26 @@ class TestGrowth:
 
     def test_a_search_without_a_finished_trial_has_none(self, cpu: ReportData) -> None:
         assert growth(replace(cpu, trials=())).trials == ()
+
+
+class TestClimbed:
+    def test_the_last_part_is_all_of_the_split(self, cpu: ReportData) -> None:
+        found = climbed(cpu)
+        assert {one.trial for one in found} == {one.trial for one in cpu.trials if one.state == "complete"}
+        assert {one.trial for one in found if one.fate == "front"} == {one.trial for one in cpu.front}
+        metrics = {one.trial: one.metric_search for one in cpu.trials}
+        for one in found:
+            assert one.shares == (0.1111, 0.3333, 1.0)
+            assert one.metrics[-1] == metrics[one.trial]
+
+    def test_a_trial_that_was_stopped_ends_before(self, cpu: ReportData) -> None:
+        first = next(one for one in cpu.trials if one.rungs)
+        stopped = replace(first, state="stopped", metric_search=None, rungs=first.rungs[:1])
+        found = climbed(replace(cpu, trials=(stopped,)))
+        assert [(one.fate, one.shares) for one in found] == [("stopped", (0.1111,))]
+
+    def test_a_search_that_looked_at_all_at_once_has_none(self, cpu: ReportData) -> None:
+        assert climbed(replace(cpu, trials=tuple(replace(one, rungs=()) for one in cpu.trials))) == ()
 
 
 class TestExplanation:

@@ -165,8 +165,17 @@ def test_script_json_comes_back_whole_and_cannot_end_its_element() -> None:
 def test_the_figures_are_written_as_png_and_svg(pages: dict[str, Path]) -> None:
     for run in DRAWN:
         figures = pages[run].parent / "figures"
-        names = ("front", "plan", "predicted_vs_measured", "time_and_bytes", "drops", "hypervolume", "sensitivities")
-        assert {path.stem for path in figures.iterdir()} == set(names)
+        names = {
+            "front",
+            "plan",
+            "predicted_vs_measured",
+            "time_and_bytes",
+            "drops",
+            "hypervolume",
+            "rungs",
+            "sensitivities",
+        }
+        assert {path.stem for path in figures.iterdir()} == names
         for name in names:
             assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
             assert "<svg" in (figures / f"{name}.svg").read_text()

@@ -49,9 +49,24 @@ const growth = (entry) => (id) => {
     x: entry.trials, y: entry.volumes, hovertemplate: "after trial %{x}: %{y:.4f}<extra></extra>" }], spec, config);
 };
 
+const rungs = (entry) => (id) => {
+  const spec = layout("part of the search split (%)", data.axes.searched, true);
+  const seen = [...new Set(Object.values(entry).flatMap(({ shares }) => shares))].filter((share) => share !== null);
+  Object.assign(spec.xaxis, { tickmode: "array", tickvals: seen, ticktext: seen.map(brief) });
+  spec.showlegend = true;
+  spec.legend = { orientation: "h", y: 1.12 };
+  const colours = { stopped: token("--quiet"), complete: heatColour(), front: token("--accent") };
+  Plotly.react(id, Object.entries(entry).filter(([, { count }]) => count > 0).map(([fate, { count, trials, shares, metrics }]) => ({
+    type: "scatter", mode: "lines+markers", name: `${fate} (${count})`, x: shares, y: metrics, customdata: trials, connectgaps: false,
+    line: { width: 1, color: colours[fate] }, marker: { size: 4, color: colours[fate] }, opacity: 0.8,
+    hovertemplate: "trial %{customdata}: %{y:.4~g} on %{x:.3~g} %<extra></extra>",
+  })), spec, config);
+};
+
 const wireTrust = () => data.runs.forEach((run, index) => {
   run.agreement.forEach((entry, at) => picture(`agreement-${index}-${at}`, agreement(entry)));
   picture(`intervals-${index}`, intervals(run.intervals));
   if (run.heldOut) picture(`held-out-${index}`, heldOut(run.heldOut));
   picture(`growth-${index}`, growth(run.growth));
+  if (run.rungs) picture(`rungs-${index}`, rungs(run.rungs));
 });

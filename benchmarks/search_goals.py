@@ -1,0 +1,136 @@
+"""Do searches keep the latencies and sizes that people state, and do they use what they were allowed?
+
+    python benchmarks/search_goals.py --from results/resnet20-cpu --of latency --trials 12
+
+Between the fastest and the slowest point of a finished run (or the smallest and the largest), so many limits are stated, one
+search each that begins from the run and wants the most accurate plan within the limit. What each picks is exported and measured
+once more after the search, and that second measurement is what counts. A limit is used where the file takes at least 90 % of
+it, or where no file that any of the searches measured is both within it and more accurate. The table
+(results/reference/search_goals_<task>-<target>_<of>.csv) has a row a limit. A search that was stopped goes on from its folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+from tables import write_table
+
+import autocomp
+from autocomp.finished import Run
+from autocomp.run import Json
+from autocomp.search import flow
+from autocomp.search.tables import verifications
+from autocomp.task import Metric
+from autocomp.trial import Trial
+
+REFERENCE = Path("results/reference")
+USED = 0.9
+
+Quantity = Literal["latency", "size"]
+
+
+@dataclass(frozen=True)
+class Picked:
+    """What a search within a limit gave: its plan's file, measured after it."""
+
+    limit: float
+    run: Run
+    trial: Trial
+    measured: float
+
+    @property
+    def met(self) -> bool:
+        return self.measured <= self.limit
+
+    @property
+    def used(self) -> float:
+        return self.measured / self.limit
+
+
+def limits_between(run: Run, of: Quantity, count: int) -> list[float]:
+    """Evenly spread strictly between the ends of the run's front, as its files were measured; rounded as people state them."""
+    front = run.front
+    found = front["measured_latency_ms"] if of == "latency" else front["measured_size_bytes"] / 1000
+    return [float(f"{limit:.3g}") for limit in np.linspace(found.min(), found.max(), count + 2)[1:-1]]
+
+
+def searched(begun_from: Path, of: Quantity, limit: float, trials: int, seed: int) -> Picked:
+    out = begun_from.parent / f"{begun_from.name}-{of}-{limit:g}"
+    run = autocomp.search(
+        begin_from=begun_from,
+        out=out,
+        trials=trials,
+        goal="most-accurate",
+        max_latency_ms=limit if of == "latency" else None,
+        max_size_kb=limit if of == "size" else None,
+        seed=seed,
+        resume=(out / "run.json").is_file(),
+    )
+    trial = run.pick("most-accurate")
+    return Picked(limit, run, trial, measured(run.verify(trial.number)[0], of))
+
+
+def measured(verified: Json, of: Quantity) -> float:
+    """Of a file, as its verification says."""
+    found = cast("dict[str, float]", verified["measured"])
+    return found["latency_ms"] if of == "latency" else found["size_bytes"] / 1000
+
+
+def more_accurate(picked: Picked, known: Sequence[tuple[Run, Trial]], of: Quantity, metric: Metric) -> int:
+    """How many of the plans whose files were measured within the limit beat what was picked."""
+    assert picked.trial.metric is not None
+    found = 0
+    for run, trial in known:
+        if trial.metric is None or metric.drop(picked.trial.metric, trial.metric) >= 0:
+            continue
+        document = verifications(run.folder).get(trial.key)
+        found += document is not None and measured(document, of) <= picked.limit
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--from", dest="begun_from", type=Path, required=True)
+    parser.add_argument("--of", choices=["latency", "size"], default="latency")
+    parser.add_argument("--limits", type=int, default=20)
+    parser.add_argument("--trials", type=int, default=12)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    of: Quantity = given.of
+    base = Run.open(given.begun_from)
+    metric = flow.metric_of(base.folder)
+    picks = []
+    for limit in limits_between(base, of, given.limits):
+        picks.append(searched(given.begun_from, of, limit, given.trials, given.seed))
+        last = picks[-1]
+        print(f"{of} {limit:g}: trial {last.trial.number}, {last.trial.metric:.2f}, takes {last.used:.3f}", flush=True)
+    known = [(run, trial) for run in (base, *(one.run for one in picks)) for trial in flow.front_of(run.folder)]
+    rows = []
+    for one in picks:
+        better = more_accurate(one, known, of, metric)
+        rows.append(
+            {
+                "limit": one.limit,
+                "measured": round(one.measured, 4),
+                "used": round(one.used, 3),
+                "met": one.met,
+                "metric_search": one.trial.metric,
+                "more_accurate_known": better,
+                "uses_it": one.used >= USED or not better,
+            }
+        )
+    request = base.folder.request()
+    write_table(REFERENCE / f"search_goals_{request.task}-{request.target}_{of}.csv", rows)
+    met, used = sum(one.met for one in picks), sum(bool(row["uses_it"]) for row in rows)
+    print(
+        f"{met} of {len(picks)} met, {used} use at least {USED:.0%} of what they were allowed or are the most accurate"
+    )
+
+
+if __name__ == "__main__":
+    main()
