@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEV_STAMP := $(VENV)/.installed-dev
 
-.PHONY: install demo test check lint fast clean
+.PHONY: install demo test exhaustive check lint fast clean
 
 install: $(STAMP)
 
@@ -34,6 +34,10 @@ demo: $(STAMP)
 
 # One thread per worker: two workers with two threads each would fight over two cores.
 test: $(DEV_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not exhaustive"
+
+# Every seed and every network; what CI runs.
+exhaustive: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: lint fast
@@ -45,7 +49,7 @@ lint: $(DEV_STAMP)
 
 # The tests that finish in seconds, import layers among them.
 fast: $(DEV_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not exhaustive"
 
 clean:
 	rm -rf $(VENV) build dist

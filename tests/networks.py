@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Iterable, Sequence
 from functools import cache
 from typing import Any, get_args
 
@@ -499,9 +499,16 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = CONVOLUTIONAL | {
 DYNAMIC_DIMS: dict[str, tuple[tuple[int, ...], ...]] = {"encoder": ((1,), (1,)), "tied": ((1,),)}
 
 
+def thorough(values: Iterable[Any], usual: Container[Any]) -> list[Any]:
+    """Values for a parametrized test, tuples where it has several: those that are not ``usual`` are left to CI."""
+    marks = pytest.mark.exhaustive
+    parts = ((value, value if isinstance(value, tuple) else (value,)) for value in values)
+    return [value if value in usual else pytest.param(*each, marks=marks) for value, each in parts]
+
+
 def seeds(count: int) -> list[Any]:
-    """Seeds for a parametrized test: the first in the quick tests, all in the full ones."""
-    return [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, count))]
+    """Seeds for a parametrized test: the first, and all in CI."""
+    return thorough(range(count), {0})
 
 
 def inputs(network: str, count: int, seed: int = 0) -> tuple[torch.Tensor, ...]:

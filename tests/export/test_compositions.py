@@ -35,7 +35,7 @@ from autocomp.plan import (
     Saliency,
     Sparsity,
 )
-from tests.networks import inputs, numerics_here, prepared, run_file, run_module, seeds
+from tests.networks import inputs, numerics_here, prepared, run_file, run_module, seeds, thorough
 
 RANKS = tuple(LayerPlan(rank=Rank(method, 4)) for method in get_args(RankMethod))
 MASKS = (
@@ -126,7 +126,7 @@ def test_every_pair_of_methods_is_tried() -> None:
     assert set(tried) == set(pairs())
 
 
-@pytest.mark.parametrize("number", range(len(plans())))
+@pytest.mark.parametrize("number", thorough(range(len(plans())), range(0, len(plans()), 6)))
 def test_the_file_computes_what_the_simulated_model_does(number: int) -> None:
     check("residual", compressed("residual", plans()[number]), packed=True)
 

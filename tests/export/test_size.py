@@ -7,7 +7,7 @@ import pytest
 from autocomp.compress.structure import restructure
 from autocomp.export.size import SizeModel
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
-from tests.networks import NETWORKS, exported, prepared, random_plan, uniform_plan
+from tests.networks import NETWORKS, exported, prepared, random_plan, thorough, uniform_plan
 
 pytestmark = pytest.mark.slow
 
@@ -33,7 +33,7 @@ def test_a_random_plans_file_is_predicted_within_a_hundredth(network: str, seed:
 
 
 @pytest.mark.parametrize("packed", [True, False], ids=["packed", "plain"])
-@pytest.mark.parametrize("network", NETWORKS)
+@pytest.mark.parametrize("network", thorough(NETWORKS, {"plain", "residual", "encoder", "vit"}))
 def test_a_file_of_a_few_thousand_bytes_is_off_by_a_few(network: str, packed: bool) -> None:
     """Values that happen to be equal (the steps behind clipped rectifiers) are stored once, which no plan tells; and what
     operators without weights take that go with a left-out block is not known to the byte."""

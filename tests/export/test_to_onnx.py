@@ -27,6 +27,7 @@ from tests.networks import (
     ready,
     run_file,
     run_module,
+    thorough,
     uniform_plan,
 )
 
@@ -69,6 +70,9 @@ CASES: dict[str, tuple[str, Plan]] = {
     **{f"joint {network}": (network, joint(network, seed)) for seed, network in enumerate(NETWORKS)},
 }
 
+#: What `make test` tries.
+USUAL = ({*CASES} - {f"joint {network}" for network in NETWORKS}) | {"joint residual", "joint vit", "joint decoder"}
+
 
 def outputs(case: str, packed: bool, batch: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     """The simulated model's and the file's, for the same inputs."""
@@ -78,7 +82,7 @@ def outputs(case: str, packed: bool, batch: int, seed: int = 1) -> tuple[torch.T
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", thorough(CASES, USUAL))
 def test_the_file_computes_what_the_simulated_model_does(case: str, packed: bool) -> None:
     simulated, actual = outputs(case, packed, batch=64)
     step = (simulated.max() - simulated.min()) / 255
@@ -87,7 +91,7 @@ def test_the_file_computes_what_the_simulated_model_does(case: str, packed: bool
     assert (actual - simulated).abs().mean() <= 0.2 * step
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", thorough(CASES, USUAL))
 def test_packed_equals_plain_bit_for_bit(case: str) -> None:
     network, plan = CASES[case]
     packed, plain = (outputs(case, form, batch=16)[1] for form in (True, False))

@@ -25,7 +25,7 @@ from autocomp.errors import ExportError
 from autocomp.export.artifact import export, sizes_of
 from autocomp.export.to_torch import export_torch
 from autocomp.plan import Format, LayerPlan, Plan, Sparsity
-from tests.networks import NETWORKS, eight_bits, inputs, prepared, random_plan, uniform_plan
+from tests.networks import NETWORKS, eight_bits, inputs, prepared, random_plan, thorough, uniform_plan
 
 #: Rounding errors of floats of 11 and of 8 bits, summed up; one in a rounding may move a level.
 TOLERANCES: dict[Floats, float] = {"fp32": 1e-4, "fp16": 0.06, "bf16": 0.12}
@@ -58,9 +58,14 @@ def error(compressed: Compressed, package: bytes, batch: tuple[torch.Tensor, ...
     return float((actual - simulated).abs().max() / simulated.abs().max())
 
 
+#: Networks that `make test` tries beside the quick ones.
+SLOW = ("residual", "vit")
+
+
 def some(*quick: str) -> list[Any]:
-    """All networks, of which these belong to the quick tests."""
-    return [*quick, *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name not in quick)]
+    """All networks, of which these belong to the quick tests, and most are left to CI."""
+    slow = [pytest.param(name, marks=pytest.mark.slow) for name in SLOW if name not in quick]
+    return [*quick, *slow, *thorough((name for name in NETWORKS if name not in {*quick, *SLOW}), ())]
 
 
 @pytest.mark.parametrize("network", some("plain"))

@@ -16,7 +16,7 @@ from autocomp.hardware.lowering_openvino import lower
 from autocomp.hardware.resolve import BFLOAT16
 from autocomp.hardware.runtimes.openvino import kernel_samples
 from autocomp.plan import Format, LayerPlan, Plan
-from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, uniform_plan
+from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, seeds, uniform_plan
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def test_a_curve_is_part_of_a_kernel_or_one_of_its_own_behind_a_rounding() -> No
         assert {kind: actual[kind] for kind in curved} == curved
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", seeds(4))
 @pytest.mark.parametrize("network", ["residual", "plain", "separable", "squeeze"])
 def test_mixed_plans_are_foreseen_but_for_a_little_glue(network: str, seed: int) -> None:
     plan = calibrated(random_plan(prepared(network).inventory, seed))
