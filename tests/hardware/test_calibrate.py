@@ -14,6 +14,7 @@ import pytest
 from autocomp.errors import MeasurementError
 from autocomp.hardware import calibrate as module
 from autocomp.hardware import fit as fitting
+from autocomp.hardware import gains
 from autocomp.hardware.calibrate import Calibration, calibrate
 from autocomp.hardware.experiment import FAMILIES, FILES_PER_NETWORK, network_files
 from autocomp.hardware.fingerprint import this_machine
@@ -36,6 +37,7 @@ ANYTHING = TimingSettings(
 def patched() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "SETTINGS", ANYTHING)
+        patch.setattr(gains, "SETTINGS", ANYTHING)
         patch.setattr(module, "PROFILE_RUNS", 2)
         patch.setattr(fitting, "FEWEST_NETWORKS", FILES_PER_NETWORK)
         # On a busy machine two runs say little of how fast a file is; here nothing is asked of them.

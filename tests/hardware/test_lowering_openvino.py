@@ -16,7 +16,7 @@ from autocomp.hardware.lowering_openvino import lower
 from autocomp.hardware.resolve import BFLOAT16
 from autocomp.hardware.runtimes.openvino import kernel_samples
 from autocomp.plan import Format, LayerPlan, Plan
-from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, seeds, uniform_plan
+from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, seeds, thorough, uniform_plan
 
 pytestmark = pytest.mark.slow
 
@@ -92,7 +92,7 @@ def test_mixed_plans_are_foreseen_but_for_a_little_glue(network: str, seed: int)
     reason="where it has AVX-512, openvino joins layer norms and attention into kernels of its own, which are not foreseen",
 )
 @pytest.mark.parametrize("plan", ["untouched", "int8"])
-@pytest.mark.parametrize("network", ["encoder", "vit", "decoder"])
+@pytest.mark.parametrize("network", thorough(["encoder", "vit", "decoder"], {"vit"}))
 def test_products_and_attention_are_foreseen(network: str, plan: str) -> None:
     layers = prepared(network).inventory.layers
     given = Plan()
@@ -104,7 +104,7 @@ def test_products_and_attention_are_foreseen(network: str, plan: str) -> None:
         assert ours == theirs, kind
 
 
-@pytest.mark.parametrize("network", ["residual", "separable", "vit"])
+@pytest.mark.parametrize("network", thorough(["residual", "separable", "vit"], {"residual"}))
 def test_what_is_compiled_of_some_plans_puts_the_rules_right_for_others(network: str) -> None:
     """Whatever the runtime makes on this machine of what the rules do not foresee."""
     inventory, arrays = prepared(network).inventory, [tensor.numpy() for tensor in inputs(network, 1)]

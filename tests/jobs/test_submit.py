@@ -155,7 +155,7 @@ def here(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("storage", [False, True])
+@pytest.mark.parametrize("storage", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
 def test_a_search_is_followed_to_its_end_and_its_run_folder_comes_back(
     cluster: Cluster, project: Path, storage: bool
 ) -> None:
@@ -198,6 +198,7 @@ def test_a_job_may_be_left_alone_asked_for_stopped_and_fetched(cluster: Cluster,
     assert "must not hold a run yet" in again.stderr
 
 
+@pytest.mark.exhaustive
 def test_ctrl_c_leaves_the_job_alone(cluster: Cluster, project: Path) -> None:
     long = ("--", "search", "--target", "jetson", "--trials", "5000", "--sampler", "random", "--executor", "local")
     command = [sys.executable, "-c", BLIND, "submit", "--address", cluster.address, *long, "--task", "net.py:small"]
@@ -244,6 +245,7 @@ def test_ctrl_c_is_not_lost_while_a_connection_is_made() -> None:
     assert done.stdout == "interrupted\n", done.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_search_that_fails_there_is_one_line_here(cluster: Cluster, project: Path) -> None:
     done = submit(cluster, project, *SEARCH, "--task", "net.py:none")
     assert done.returncode == 1

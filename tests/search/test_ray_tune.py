@@ -63,6 +63,7 @@ pytestmark = [
 
 
 ROOT = Path(__file__).parents[2]
+more = partial(pytest.param, marks=pytest.mark.exhaustive)
 #: For 127.0.0.1 Ray takes the machine's own address, which others reach.
 LOOPBACK = "127.0.0.2"
 
@@ -122,6 +123,7 @@ def test_one_trial_at_a_time_it_is_the_local_search(cluster: Cluster, tmp_path: 
     assert [trial.metric for trial in trials] == [trial.metric for trial in local]
 
 
+@pytest.mark.exhaustive
 def test_with_many_at_a_time_every_value_is_that_of_a_serial_evaluation(cluster: Cluster, tmp_path: Path) -> None:
     asked = request("auto", trials=24)
     trials = searched(tmp_path / "ray.log", asked, Workers(), SlowBench(seconds=0.05))
@@ -150,10 +152,10 @@ def test_a_plan_that_raises_fails_its_trial_alone(cluster: Cluster, tmp_path: Pa
 @pytest.mark.parametrize(
     ("how", "workers", "error"),
     [
-        ("dies", Workers(), "WorkError: its worker died 4 times; the last said: Actor"),
-        ("dies", Workers(limit_s=60.0), "WorkError: its process died of signal 9"),
+        more("dies", Workers(), "WorkError: its worker died 4 times; the last said: Actor"),
+        more("dies", Workers(limit_s=60.0), "WorkError: its process died of signal 9"),
         ("hangs", Workers(limit_s=1.0), "TimeoutError: a trial must end within 1 s"),
-        ("grows", Workers(limit_gb=1.2), "MemoryError: a trial must take at most 1.2 GB"),
+        more("grows", Workers(limit_gb=1.2), "MemoryError: a trial must take at most 1.2 GB"),
     ],
 )
 def test_a_trial_that_takes_too_much_fails_by_name_and_the_search_goes_on(
@@ -226,6 +228,7 @@ searched(Path({journal!r}), request("random", trials=30), Workers(), SlowBench(s
 """
 
 
+@pytest.mark.exhaustive
 def test_a_driver_killed_in_mid_run_and_begun_again_loses_nothing(cluster: Cluster, tmp_path: Path) -> None:
     journal, asked = tmp_path / "study.log", request("random", trials=30)
     script = DRIVER.format(address=cluster.address, journal=str(journal))
