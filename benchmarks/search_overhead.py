@@ -1,0 +1,94 @@
+"""What of a search's time is not evaluation, and how long its sensitivities take.
+
+    python benchmarks/search_overhead.py --task cifar10-resnet20 --target cpu --trials 60 --data ../shared/data
+
+One search as users run it, timed stage by stage: until its first step, measuring what each choice does by itself, foreseeing,
+trials, and what follows. The share outside evaluation is that of the trials' own stage (proposals, the journal, what the
+sampler learns) in which no plan was being compressed or scored. The table is
+results/reference/search_overhead_<task>-<target>.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tables import write_table
+
+import autocomp
+from autocomp.task import Metric
+from autocomp.trial import Trial
+
+REFERENCE = Path("results/reference")
+TRIALS = "trials"
+
+
+@dataclass
+class Clock:
+    """Seconds of every stage; a stage lasts until the next begins."""
+
+    stage: str = "before the first step"
+    began: float = field(default_factory=time.monotonic)
+    seconds: dict[str, float] = field(default_factory=dict)
+    evaluated_s: float = 0.0
+
+    def say(self, line: str) -> None:
+        print(line, flush=True)
+
+    def trial(self, trial: Trial, trials: Sequence[Trial], asked: int, metric: Metric) -> None:  # noqa: ARG002
+        self._enter(TRIALS)
+        self.evaluated_s += trial.seconds or 0.0
+
+    def step(self, what: str, done: int, of: int, note: str = "") -> None:  # noqa: ARG002
+        self._enter(what)
+        if done == of:  # what follows is another stage, whatever it is called
+            self._enter(TRIALS if "foreseeing" in what else f"after {what}")
+
+    def _enter(self, stage: str) -> None:
+        if stage != self.stage:
+            self.close()
+            self.stage = stage
+
+    def close(self) -> None:
+        now = time.monotonic()
+        self.seconds[self.stage] = self.seconds.get(self.stage, 0.0) + now - self.began
+        self.began = now
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="cifar10-resnet20")
+    parser.add_argument("--target", default="cpu")
+    parser.add_argument("--trials", type=int, default=60)
+    parser.add_argument("--recover", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True)
+    given = parser.parse_args()
+    clock = Clock()
+    autocomp.search(
+        given.task,
+        target=given.target,
+        trials=given.trials,
+        recover_epochs=given.recover,
+        seed=given.seed,
+        out=given.out,
+        data=given.data,
+        watcher=clock,
+    ).report()
+    clock.close()
+    rows: list[dict[str, object]] = [
+        {"stage": stage, "seconds": round(seconds, 1)} for stage, seconds in clock.seconds.items()
+    ]
+    rows.append({"stage": "of trials: evaluation", "seconds": round(clock.evaluated_s, 1)})
+    outside = 1 - clock.evaluated_s / clock.seconds[TRIALS]
+    rows.append({"stage": f"of trials: share outside evaluation, {os.cpu_count()} cores", "seconds": round(outside, 4)})
+    write_table(REFERENCE / f"search_overhead_{given.task}-{given.target}.csv", rows)
+
+
+if __name__ == "__main__":
+    main()
