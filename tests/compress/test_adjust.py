@@ -15,7 +15,7 @@ from autocomp.compress.prepare import prepare
 from autocomp.errors import PlanError
 from autocomp.graph import Graph
 from autocomp.plan import Adjustment, Format, LayerPlan, Plan, Rank, Sparsity
-from tests.networks import NETWORKS, inputs, prepared, random_plan, run_module
+from tests.networks import NETWORKS, inputs, prepared, random_plan, run_module, seeds
 
 
 def error(plan: Plan, network: str) -> float:
@@ -181,7 +181,7 @@ def test_what_was_equalized_is_corrected_to_what_it_was_then(after: Adjustment) 
     torch.testing.assert_close(run_module(result.model, given), run_module(model, given), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", seeds(2))
 @pytest.mark.parametrize("network", ["residual", "separable", "encoder", "vit"])
 def test_adjustments_go_with_any_plan(network: str, seed: int) -> None:
     plan = random_plan(prepared(network).inventory, seed)

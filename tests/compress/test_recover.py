@@ -30,7 +30,7 @@ from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import copied, export_program, graph_module, on_device
 from autocomp.hardware.runtimes import onnxruntime
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
-from tests.networks import inputs, prepared, run_module
+from tests.networks import inputs, prepared, run_module, thorough
 
 CALIBRATION = [inputs("residual", 32, seed=100)]
 CHOICES = {
@@ -74,7 +74,7 @@ def both(choice: LayerPlan, recovery: Recovery, labelled: bool = False) -> tuple
     return before, recover(net, before, batches(classes=labelled), recovery, solver, labelled=labelled).compressed
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", thorough(CHOICES, {"8 bits", "2:4", "sparse at 4 bits", "a table"}))
 def test_it_comes_nearer_with_all_that_the_plan_asks_for_held(choice: str) -> None:
     chosen = CHOICES[choice]
     before, after = both(chosen, Recovery(6, rate=0.02))
@@ -377,7 +377,7 @@ def test_what_cannot_be_done_is_one_line() -> None:
             Recovery(1, **wrong)
 
 
-@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("choice", thorough(CHOICES, {"8 bits", "2 bits by gptq", "a table"}))
 def test_weights_that_are_kept_bring_the_recovered_network_back(choice: str, tmp_path: Path) -> None:
     net = prepared("residual")
     solver = Solver(net.model, CALIBRATION)

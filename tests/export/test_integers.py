@@ -23,7 +23,7 @@ from autocomp.hardware.runtimes.onnxruntime import load, optimized_ops
 from autocomp.plan import Format, LayerPlan, Plan
 from tests.networks import exported, numerics_here, prepared, ready, run_file, run_module
 
-SLOWER = [pytest.param(bits, marks=pytest.mark.slow) for bits in (4, 2)]
+SLOWER = [pytest.param(4, marks=pytest.mark.slow), pytest.param(2, marks=pytest.mark.exhaustive)]
 
 
 def file_of(nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto], width: int) -> bytes:

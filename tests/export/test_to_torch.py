@@ -243,7 +243,7 @@ def test_a_packages_size_is_foreseen(network: str, floats: Floats) -> None:
     """Of the few thousand bytes of a test's network, the deflated words are a good part."""
     for plan in (eight_bits(network), random_plan(prepared(network).inventory, 4)):
         size = len(written(network, plan, floats)[1])
-        assert abs(predicted(network, plan, floats) - size) < max(350, 0.01 * size)
+        assert abs(predicted(network, plan, floats) - size) < max(500, 0.01 * size)
 
 
 def test_eight_bits_of_a_larger_network_are_foreseen_within_a_hundredth() -> None:
