@@ -148,7 +148,7 @@ def test_nouns_need_the_standard_library_and_numpy() -> None:
     # Optuna's place: samplers, and the study that they propose for.
     [
         ("optuna", {"search.guided", "search.journal", "search.ledger", "search.sampler", "search.study"}),
-        ("ray", {"search.ray_cluster", "search.ray_tune", "jobs.client"}),
+        ("ray", {"search.ray_cluster", "search.ray_sensitivity", "search.ray_tune", "jobs.client"}),
         ("plotly", {"report.page"}),
     ],
 )

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from autocomp.hardware.design import next_network, parts_by_error
-from autocomp.hardware.experiment import Packages, Specimen, network_files, network_number
+from autocomp.hardware.experiment import FAMILIES, Packages, Specimen, network_files, network_number
 from autocomp.hardware.fingerprint import Fingerprint
 from autocomp.hardware.fit import QUIET, fit
 from autocomp.hardware.fitted import FittedModel, KernelSample
@@ -42,6 +42,9 @@ LOOKS = (0.3, 0.6)
 OTHER_SEED = 1
 #: Of the files that are profiled alone, one in so many tells of kernels that only move or convert values as well.
 WHOLE_EVERY = 4
+#: Networks that have most kinds of kernel between them. On a slow machine few files are timed within a budget, and a profile of
+#: these is what makes the model know a kind at all.
+FIRST = 2 * len(FAMILIES)
 #: 64-bit x86 by its names.
 X86 = frozenset({"x86_64", "AMD64", "amd64"})
 #: Runs of a file under the profiler.
@@ -200,19 +203,17 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
 
 
 def _profiled_rows(specimen: Specimen, how: _Conditions, reference: Callable[[], object], quiet_ms: float) -> list[Row]:
-    """The kernels that multiply, of one file in :data:`WHOLE_EVERY` all of them; none where the machine was not quiet before
-    and after."""
+    """The kernels that multiply; of the first networks, which have most kinds of kernel between them, and of one file in
+    :data:`WHOLE_EVERY` after these, all of them. None where the machine was not quiet before and after."""
+    number = network_number(specimen.name)
+    whole = number < FIRST or number % WHOLE_EVERY == 0
     limit_ms = QUIET * quiet_ms
     if sample_ms(reference, SETTINGS) > limit_ms:
         return []
     samples = _profile(specimen, how)
     if sample_ms(reference, SETTINGS) > limit_ms:
         return []
-    return [
-        kernel_row(specimen.name, PROFILED, sample)
-        for sample in samples
-        if sample.kernel.macs or network_number(specimen.name) % WHOLE_EVERY == 0
-    ]
+    return [kernel_row(specimen.name, PROFILED, sample) for sample in samples if whole or sample.kernel.macs]
 
 
 def _time_group(

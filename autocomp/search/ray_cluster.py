@@ -5,18 +5,22 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
+import ray.cloudpickle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from autocomp.errors import WorkError, first_line
 from autocomp.hardware.resolve import resolve_target
-from autocomp.search.workers import LABEL
+from autocomp.search.workers import LABEL, Workers
+from autocomp.tasks.user_file import is_of_user
 
 if TYPE_CHECKING:
     from autocomp.export.artifact import Artifact
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 ResultT = TypeVar("ResultT")
 
+#: How often what a worker died of is begun again elsewhere.
+RETRIES = 3
 #: Seconds that a cluster named by RAY_ADDRESS has to answer; Ray itself tries for minutes.
 ANSWER_S = 5.0
 
@@ -124,3 +130,37 @@ class TargetNode:
 
 def _done(work: Callable[[], ResultT]) -> ResultT:
     return work()
+
+
+def by_value() -> None:
+    """Workers have no module of a user's file, nor those that it imports from its own folder: what they define travels
+    with the task."""
+    own = [module for name, module in sys.modules.items() if is_of_user(name)]
+    folders = {Path(str(module.__file__)).parent for module in own}
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if module in own or (isinstance(file, str) and Path(file).parent in folders):
+            ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
+
+
+def checked_room(workers: Workers) -> int:
+    """Trials that fit on the cluster at a time.
+
+    Raises:
+        WorkError: none does.
+    """
+    nodes = node_resources()
+    room = sum(_fitting(has, workers) for has in nodes)
+    if not room:
+        has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
+        raise WorkError(
+            f"a node must have room for a trial of {workers.cpus:g} CPUs and {workers.gpus:g} GPUs; there are {has}; "
+            "ask for less with --trial-cpus and --trial-gpus"
+        )
+    return room
+
+
+def _fitting(has: Mapping[str, float], workers: Workers) -> int:
+    """Trials that fit on a node at a time."""
+    fits = has.get("CPU", 0.0) / workers.cpus
+    return int(min(fits, has.get("GPU", 0.0) / workers.gpus) if workers.gpus else fits)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import tempfile
 import time
 from collections import deque
@@ -26,15 +25,13 @@ from ray import tune
 from ray.exceptions import RayActorError
 from ray.tune.search import Searcher
 
-from autocomp.errors import WorkError
 from autocomp.plan import Plan
 from autocomp.search.confined import Confined
 from autocomp.search.evaluate import Outcome, evaluate
 from autocomp.search.ledger import Ledger, Proposal, Told
-from autocomp.search.ray_cluster import connected, node_resources
+from autocomp.search.ray_cluster import RETRIES, by_value, checked_room, connected
 from autocomp.search.rungs import Hurdle
 from autocomp.search.workers import Workers
-from autocomp.tasks.user_file import is_of_user
 from autocomp.trial import Cost, Rung
 
 if TYPE_CHECKING:
@@ -42,8 +39,6 @@ if TYPE_CHECKING:
 
     from autocomp.search.evaluate import Workbench
 
-#: How often an evaluation in which the worker died is begun again elsewhere.
-RETRIES = 3
 #: Tune's own files, callbacks and reports: what it would do beside placing trials, each of which costs time a trial.
 _QUIET: Mapping[str, str] = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -60,11 +55,11 @@ def run_trials(ledger: Ledger, bench: Workbench, workers: Workers, timeout_s: fl
     Raises:
         WorkError: there is no cluster, or no node of it has room for a trial.
     """
-    _by_value()
+    by_value()
     for logger in ("ray.tune", "ray.train", "ray.air"):
         logging.getLogger(logger).setLevel(logging.CRITICAL)  # a trial's failure is told by us, in one line
     with connected(), tempfile.TemporaryDirectory(prefix="autocomp-tune-") as scratch, _environment(_QUIET):
-        room = _checked_room(workers)
+        room = checked_room(workers)
         proposals = _Proposals(ledger, timeout_s, told, room)
         tune.run(
             tune.with_parameters(_Evaluation, bench=bench, limit_s=workers.limit_s, limit_gb=workers.limit_gb),
@@ -225,17 +220,6 @@ class _Evaluation(tune.Trainable):
         """As :meth:`save_checkpoint`."""
 
 
-def _by_value() -> None:
-    """Workers have no module of a user's file, nor those that it imports from its own folder: what they define travels
-    with the task."""
-    own = [module for name, module in sys.modules.items() if is_of_user(name)]
-    folders = {Path(str(module.__file__)).parent for module in own}
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if module in own or (isinstance(file, str) and Path(file).parent in folders):
-            ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
-
-
 @contextmanager
 def _environment(values: Mapping[str, str]) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in values}
@@ -248,26 +232,3 @@ def _environment(values: Mapping[str, str]) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def _checked_room(workers: Workers) -> int:
-    """Trials that fit on the cluster at a time.
-
-    Raises:
-        WorkError: none does.
-    """
-    nodes = node_resources()
-    room = sum(_fitting(has, workers) for has in nodes)
-    if not room:
-        has = "; ".join(f"{node.get('CPU', 0):g} CPUs, {node.get('GPU', 0):g} GPUs" for node in nodes)
-        raise WorkError(
-            f"a node must have room for a trial of {workers.cpus:g} CPUs and {workers.gpus:g} GPUs; there are {has}; "
-            "ask for less with --trial-cpus and --trial-gpus"
-        )
-    return room
-
-
-def _fitting(has: Mapping[str, float], workers: Workers) -> int:
-    """Trials that fit on a node at a time."""
-    fits = has.get("CPU", 0.0) / workers.cpus
-    return int(min(fits, has.get("GPU", 0.0) / workers.gpus) if workers.gpus else fits)

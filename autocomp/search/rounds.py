@@ -16,7 +16,7 @@ from autocomp.search.landscape import Landscape, without_errors
 from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.limits import CORRECTED, Limits
 from autocomp.search.rungs import parts_of
-from autocomp.search.sensitivity import sensitivities
+from autocomp.search.sensitivity import Measures, one_by_one, sensitivities
 from autocomp.search.study import RunStudy, open_study
 from autocomp.search.surrogate import RESOLUTION, Surrogate
 from autocomp.search.tables import BASELINE, broken, front_in, verifications
@@ -85,13 +85,20 @@ class Rounds:
             return Knowledge(Landscape(setup.space, without_errors(setup.space), self.bench.cost), hints, metrics)
         # Half of the time that there is at most: the other half is for trials.
         half_s = None if request.timeout_s is None else request.timeout_s / 2
-        table = sensitivities(self.bench, setup.space, self.folder, half_s, self._step)
+        table = sensitivities(self.bench, setup.space, self.folder, half_s, self._step, self._measures())
         landscape = Landscape(setup.space, table, self.bench.cost)
         self.watcher.step("foreseeing what each choice costs", 0, 1)
         landscape.foresee()
         self.watcher.step("foreseeing what each choice costs", 1, 1)
         self._tell_of_doubts(Limits.of(request, self.folder.events()), landscape)
         return Knowledge(landscape, hints, metrics)
+
+    def _measures(self) -> Measures:
+        if self.workers is None:
+            return one_by_one
+        from autocomp.search.ray_sensitivity import across
+
+        return across(self.workers)
 
     def _step(self, done: int, of: int, what: str) -> None:
         self.watcher.step(what, done, of)

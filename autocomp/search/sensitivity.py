@@ -7,6 +7,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -26,32 +28,76 @@ MACS, FEWEST, MOST = 2e10, 32, 512
 
 Progress = Callable[[int, int, str], None]
 Outputs = list[list[torch.Tensor]]
+Errors = tuple[float, ...]
+#: Gives what each of some decisions' options do, in any order.
+Measures = Callable[["Measurer", Sequence[Decision]], Iterator[tuple[Decision, Errors]]]
+
+
+@dataclass(frozen=True)
+class Measurer:
+    """Tells what the options of a decision do to the network's output by themselves; wherever it is sent, the same."""
+
+    bench: Workbench
+    space: SearchSpace
+
+    def errors(self, decision: Decision) -> Errors:
+        """The output error of each option, 0 for "leave it"; :data:`BROKEN` where it fails, or is no number."""
+        return (0.0, *(self._error(decision, index) for index in range(1, len(decision.options))))
+
+    def _error(self, decision: Decision, index: int) -> float:
+        plan = self.space.plan({decision.name: index})
+        if plan == Plan():  # it takes effect beside other choices only
+            return 0.0
+        untouched = self._untouched
+        try:
+            found = distance(untouched, _outputs(self.bench, plan, self._batches))
+        except Exception:  # noqa: BLE001  whatever a solver or a model raises: the trial of such a plan says what
+            found = math.inf
+        return min(found, BROKEN) if math.isfinite(found) else BROKEN
+
+    @cached_property
+    def _batches(self) -> list[tuple[torch.Tensor, ...]]:
+        return list(_few(self.bench.task.calibration, _examples(self.bench)))
+
+    @cached_property
+    def _untouched(self) -> Outputs:
+        return _outputs(self.bench, Plan(), self._batches)
+
+
+def one_by_one(measurer: Measurer, decisions: Sequence[Decision]) -> Iterator[tuple[Decision, Errors]]:
+    """In this process."""
+    for decision in decisions:
+        yield decision, measurer.errors(decision)
 
 
 def sensitivities(
-    bench: Workbench, space: SearchSpace, folder: RunFolder, limit_s: float | None, progress: Progress
-) -> dict[str, tuple[float, ...]]:
+    bench: Workbench,
+    space: SearchSpace,
+    folder: RunFolder,
+    limit_s: float | None,
+    progress: Progress,
+    measures: Measures = one_by_one,
+) -> dict[str, Errors]:
     """Decision → the output error of each of its options by itself (0 for "leave it"): the squared distance from the
     untouched network's outputs, as a share of their variance, averaged over the outputs.
 
     Args:
         limit_s: after so long what is not measured yet is taken to be like the rest of its kind.
+        measures: what measures them, here or elsewhere.
     """
     began = time.monotonic()
     known = _measured(folder)
     missing = [decision for decision in space.decisions if decision.name not in known]
     if not missing:
         return known
-    batches = list(_few(bench.task.calibration, _examples(bench)))
-    untouched = _outputs(bench, Plan(), batches)
-    for decision in missing:
-        if limit_s is not None and time.monotonic() - began > limit_s:
-            break
-        progress(len(known), len(space.decisions), "measuring what each choice does")
-        found = tuple(_errors(bench, space, decision, batches, untouched))
-        folder.append_event(told(decision, found))
-        known[decision.name] = found
     progress(len(known), len(space.decisions), "measuring what each choice does")
+    if limit_s is None or limit_s > 0:
+        for decision, found in measures(Measurer(bench, space), missing):
+            folder.append_event(told(decision, found))
+            known[decision.name] = found
+            progress(len(known), len(space.decisions), "measuring what each choice does")
+            if limit_s is not None and time.monotonic() - began > limit_s:
+                break
     return {one.name: known.get(one.name) or _like_others(one, space, known) for one in space.decisions}
 
 
@@ -61,7 +107,7 @@ def told(decision: Decision, errors: Sequence[float]) -> Json:
     return {"event": MEASURED, "decision": decision.name, "options": options, "errors": list(errors)}
 
 
-def _like_others(decision: Decision, space: SearchSpace, known: Mapping[str, tuple[float, ...]]) -> tuple[float, ...]:
+def _like_others(decision: Decision, space: SearchSpace, known: Mapping[str, Errors]) -> Errors:
     """For every option the median of what decisions of the same kind have there; where there is none, ever more."""
     found = [0.0]
     for index in range(1, len(decision.options)):
@@ -74,7 +120,7 @@ def _like_others(decision: Decision, space: SearchSpace, known: Mapping[str, tup
     return tuple(found)
 
 
-def _measured(folder: RunFolder) -> dict[str, tuple[float, ...]]:
+def _measured(folder: RunFolder) -> dict[str, Errors]:
     return {
         str(event["decision"]): tuple(cast("Sequence[float]", event["errors"]))
         for event in folder.events()
@@ -94,26 +140,6 @@ def _few(batches: Sequence[Sequence[torch.Tensor]], examples: int) -> Iterator[t
             return
         yield tuple(tensor[:examples] for tensor in batch)
         examples -= len(batch[0])
-
-
-def _errors(
-    bench: Workbench,
-    space: SearchSpace,
-    decision: Decision,
-    batches: Sequence[tuple[torch.Tensor, ...]],
-    untouched: Outputs,
-) -> Iterator[float]:
-    yield 0.0
-    for index in range(1, len(decision.options)):
-        plan = space.plan({decision.name: index})
-        if plan == Plan():  # it takes effect beside other choices only
-            yield 0.0
-            continue
-        try:
-            found = distance(untouched, _outputs(bench, plan, batches))
-        except Exception:  # noqa: BLE001  whatever a solver or a model raises: the trial of such a plan says what
-            found = math.inf
-        yield min(found, BROKEN) if math.isfinite(found) else BROKEN
 
 
 def _outputs(bench: Workbench, plan: Plan, batches: Sequence[tuple[torch.Tensor, ...]]) -> Outputs:

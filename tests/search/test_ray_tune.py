@@ -30,7 +30,9 @@ from autocomp.run import Request, RunFolder  # noqa: E402
 from autocomp.search import flow, ray_tune  # noqa: E402
 from autocomp.search.evaluate import evaluate  # noqa: E402
 from autocomp.search.ledger import Knowledge, Ledger  # noqa: E402
-from autocomp.search.ray_cluster import TargetNode  # noqa: E402
+from autocomp.search.ray_cluster import RETRIES, TargetNode  # noqa: E402
+from autocomp.search.ray_sensitivity import across  # noqa: E402
+from autocomp.search.sensitivity import sensitivities  # noqa: E402
 from autocomp.search.study import open_study, read_study, read_trials  # noqa: E402
 from autocomp.search.workers import LABEL, Workers  # noqa: E402
 from autocomp.task import Score  # noqa: E402
@@ -141,6 +143,29 @@ def test_a_real_search_ends_with_the_local_front(cluster: Cluster, tmp_path: Pat
     assert found == local
 
 
+@pytest.mark.usefixtures("cluster")
+def test_what_each_choice_does_is_measured_on_all_workers(tmp_path: Path) -> None:
+    setup, told = small_setup(), list[int]()
+    folders = [RunFolder(tmp_path / name) for name in ("here", "there")]
+    for folder in folders:
+        folder.path.mkdir()
+    here = sensitivities(setup.bench, setup.space, folders[0], None, lambda *_: None)
+    there = sensitivities(
+        setup.bench, setup.space, folders[1], None, lambda done, of, what: told.append(done), across(Workers())
+    )
+    assert there == here
+    assert told == list(range(len(setup.space.decisions) + 1))
+    lines = [(folder.path / "events.jsonl").read_text().splitlines() for folder in folders]
+    assert sorted(lines[0]) == sorted(lines[1])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_no_room_for_measuring_is_one_line(tmp_path: Path) -> None:
+    setup = small_setup()
+    with pytest.raises(WorkError, match="a node must have room for a trial of 64 CPUs"):
+        sensitivities(setup.bench, setup.space, RunFolder(tmp_path), None, lambda *_: None, across(Workers(cpus=64.0)))
+
+
 def test_a_plan_that_raises_fails_its_trial_alone(cluster: Cluster, tmp_path: Path) -> None:
     asked = request("random", trials=10)
     plans = hashes(search_in(tmp_path / "local.log", asked))
@@ -204,13 +229,13 @@ def test_a_plan_answers_for_the_workers_that_began_it_alone(tmp_path: Path) -> N
     for number in range(room):  # one idle worker after the other, of a node that is there no more
         proposals.lost(str(number), gone)
         assert proposals.suggest(str(number + 1)) == plan
-    for number in range(room, room + ray_tune.RETRIES):
+    for number in range(room, room + RETRIES):
         proposals.begun(str(number))
         proposals.lost(str(number), gone)
         assert proposals.suggest(str(number + 1)) == plan
     assert proposals.suggest("while it is out") is None
-    proposals.begun(str(room + ray_tune.RETRIES))
-    proposals.lost(str(room + ray_tune.RETRIES), gone)
+    proposals.begun(str(room + RETRIES))
+    proposals.lost(str(room + RETRIES), gone)
     assert proposals.suggest("then") == cast("object", Searcher.FINISHED)
     assert [trial.state for trial in told] == ["failed"]
     said = told[0].error or ""
