@@ -101,12 +101,11 @@ class DatasheetCpu:
             document = json.loads(text)
             if document["model"] != "datasheet_cpu":
                 raise ValueError("it is another model")
-            held_out = document["held_out"]
             return DatasheetCpu(
                 CpuRates(**document["rates"]),
                 tuple(document["kinds"]),
                 float(document["relative_std"]),
-                None if held_out is None else HeldOutError(**held_out),
+                HeldOutError.of_json(document["held_out"]),
             )
         except (ValueError, KeyError, TypeError) as error:
             raise TargetError(

@@ -144,6 +144,7 @@ def _held_out(networks: Sequence[MeasuredNetwork], profiled: Sequence[KernelSamp
             "the others lack; give a larger --budget"
         )
     absolute = np.abs(list(errors.values()))
+    measured = [network for network in networks if network.name in errors]
     skipped = len(networks) - len(errors)
     return HeldOutError(
         mean=float(absolute.mean()),
@@ -152,6 +153,7 @@ def _held_out(networks: Sequence[MeasuredNetwork], profiled: Sequence[KernelSamp
         within_20=float((absolute <= 0.20).mean()),
         networks=len(errors),
         note=f"{note}; {skipped} files with kernels that the others lack left out" if skipped else note,
+        pairs=tuple((round(one.latency_ms, 5), round(one.latency_ms * (1 + errors[one.name]), 5)) for one in measured),
     )
 
 

@@ -288,11 +288,10 @@ class FittedModel:
             )
             for op, entry in document["hyperparameters"].items()
         }
-        held_out = document["held_out"]
         return FittedModel(
             ops,
             Distortion(**document["distortion"]),
-            None if held_out is None else HeldOutError(**held_out),
+            HeldOutError.of_json(document["held_out"]),
             document["repeatability"],
             document.get("reference_us"),
         )

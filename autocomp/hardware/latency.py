@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from autocomp.errors import UncoveredKernelError
 from autocomp.hardware.kernels import Kernel
@@ -60,7 +60,8 @@ class HeldOutError:
     """How far a model was off on networks that it was not fitted to.
 
     ``mean`` and ``median`` are of the absolute relative error (0.05 = 5 %), ``within_10`` and ``within_20`` the shares
-    of networks within ±10 % and ±20 %. ``networks`` were held out in all; ``note`` says what they were.
+    of networks within ±10 % and ±20 %. ``networks`` were held out in all; ``note`` says what they were. ``pairs`` are each
+    one's latency as it was measured and as it was predicted, in ms, where they were kept.
     """
 
     mean: float
@@ -69,6 +70,19 @@ class HeldOutError:
     within_20: float
     networks: int
     note: str
+    pairs: tuple[tuple[float, float], ...] = ()
+
+    @staticmethod
+    def of_json(entry: Mapping[str, Any] | None) -> HeldOutError | None:
+        """Of what ``dataclasses.asdict`` made of one, as JSON gives it back.
+
+        Raises:
+            TypeError, ValueError: it is none.
+        """
+        if entry is None:
+            return None
+        pairs = tuple((float(measured), float(predicted)) for measured, predicted in entry.get("pairs", ()))
+        return HeldOutError(**{**entry, "pairs": pairs})
 
 
 class LatencyModel(Protocol):

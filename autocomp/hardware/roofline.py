@@ -249,7 +249,7 @@ class RooflineModel:
                     "rates": Rates(**document["rates"]),
                     "habits": Habits(**document["habits"]),
                 },
-                held_out=None if held_out is None else HeldOutError(**held_out),
+                held_out=HeldOutError.of_json(held_out),
             )
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             names = ", ".join(field.name for field in fields(RooflineModel))

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING
 from autocomp.report import words
 from autocomp.report.data import LayerRow, Point, ReportData
 from autocomp.report.figure import ACCENT, BAND, BLUE, INK, QUIET, new_figure, plain, save, shades, tidy
-from autocomp.report.pictures import growth_figure, intervals_figure, rungs_figure, sensitivity_figure, spent_figure
+from autocomp.report.pictures import (
+    growth_figure,
+    held_out_figure,
+    intervals_figure,
+    rungs_figure,
+    sensitivity_figure,
+    spent_figure,
+)
 from autocomp.report.shown import Shown
 from autocomp.report.views import Comparison, FrontRow, comparisons, front_view, intervals, metric_window
 
@@ -37,6 +44,7 @@ def draw(run: Shown, folder: Path) -> tuple[Path, ...]:
         "drops": intervals_figure(data, found) if found else None,
         "hypervolume": growth_figure(run.growth),
         "rungs": rungs_figure(data, run.climbed),
+        "held_out": held_out_figure(data),
         "sensitivities": sensitivity_figure(data),
     }
     drawn = {name: figure for name, figure in figures.items() if figure is not None}

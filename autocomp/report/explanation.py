@@ -61,6 +61,7 @@ def _held_out(entry: Fields) -> HeldOutError:
         within_20=entry.number("within_20"),
         networks=entry.integer("networks"),
         note=entry.text("note", ""),
+        pairs=entry.number_pairs("pairs"),
     )
 
 

@@ -109,7 +109,13 @@ def _run(run: Shown) -> dict[str, Json]:
         "rungs": _rungs(run),
         "heldOut": None
         if held is None
-        else {"errors": [held.median, 0.1, 0.2], "shares": [0.5, held.within_10, held.within_20], "mean": held.mean},
+        else {
+            "errors": [held.median, 0.1, 0.2],
+            "shares": [0.5, held.within_10, held.within_20],
+            "mean": held.mean,
+            "measured": [_short(measured) for measured, _ in held.pairs],
+            "predicted": [_short(predicted) for _, predicted in held.pairs],
+        },
         "trials": [_trial(data, trial) for trial in searched(data)],
         "table": data.table,
     }

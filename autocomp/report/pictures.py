@@ -86,6 +86,26 @@ def growth_figure(found: Growth) -> Figure:
     return figure
 
 
+def held_out_figure(data: ReportData) -> Figure | None:
+    """The latency model on networks that it never saw, predicted against measured; None where they were not kept."""
+    held = data.held_out
+    if held is None or not held.pairs:
+        return None
+    figure = new_figure(5.2, 4.6)
+    axes = figure.subplots()
+    tidy(axes)
+    values = [value for pair in held.pairs for value in pair]
+    ends = (min(values) / 1.2, max(values) * 1.2)
+    for factor, style in ((1.0, "-"), (0.9, ":"), (1.1, ":")):
+        axes.plot(ends, [factor * end for end in ends], style, color=QUIET, linewidth=1)
+    axes.plot(
+        [one for one, _ in held.pairs], [other for _, other in held.pairs], "o", color=BLUE, markersize=4, alpha=0.7
+    )
+    axes.set(xscale="log", yscale="log", xlabel="measured (ms)", ylabel="predicted (ms)")
+    axes.set_title(f"{held.networks} held-out networks: {held.within_10:.0%} within ±10 % (dotted)", fontsize=10)
+    return figure
+
+
 def rungs_figure(data: ReportData, found: tuple[Climbed, ...]) -> Figure | None:
     """The metric of every trial on ever larger parts of the search split; None where all saw the whole at once."""
     if not found:

@@ -106,6 +106,15 @@ class Fields:
         except ValueError:
             raise self._bad(key, "pairs of numbers") from None
 
+    def number_pairs(self, key: str) -> tuple[tuple[float, float], ...]:
+        """A list of pairs of numbers; none where it is missing."""
+        value = self.values.get(key, [])
+        if not isinstance(value, list) or not all(
+            isinstance(pair, list) and len(pair) == 2 and all(map(_is_number, pair)) for pair in value
+        ):
+            raise self._bad(key, "a list of pairs of numbers")
+        return tuple((float(one), float(other)) for one, other in value)
+
     def texts(self, key: str) -> tuple[str, ...]:
         value = self.values.get(key)
         if not isinstance(value, list) or not all(isinstance(one, str) for one in value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+from autocomp.hardware.latency import HeldOutError
 from autocomp.report import words
 from autocomp.report.data import ReportData
 from autocomp.report.markup import facts, plot, quiet, section
@@ -95,8 +96,12 @@ def _held_out(data: ReportData, index: int) -> str:
         f"<p>Mean error {words.percent(held.mean)}, median {words.percent(held.median)}; {held.within_10:.0%} of "
         f"{held.networks} held-out networks within ±10 %, {held.within_20:.0%} within ±20 %.</p>"
         + (quiet(held.note) if held.note else "")
-        + plot(f"held-out-{index}", "the share of held-out networks within an error, as told above", "plot small")
+        + plot(f"held-out-{index}", f"{_drawn(held)}, as told above", "plot small")
     )
+
+
+def _drawn(held: HeldOutError) -> str:
+    return "latency predicted against measured" if held.pairs else "the share of held-out networks within an error"
 
 
 def _device(data: ReportData) -> str:

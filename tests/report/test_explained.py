@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -171,7 +171,10 @@ class TestExplanation:
         assert told["otherUs"] == 60.0
 
     def test_the_latency_models_errors_are_read(self, cpu: ReportData) -> None:
-        assert cpu.held_out == HeldOutError(0.041, 0.032, 0.92, 0.98, 25, "25 of 100")
+        pairs = ((0.5, 0.51), (2.0, 1.9), (8.0, 8.4))
+        assert cpu.held_out == HeldOutError(0.041, 0.032, 0.92, 0.98, 25, "25 of 100", pairs)
+        told = json.loads(json.dumps(payload(shown([cpu]))))["runs"][0]["heldOut"]
+        assert (told["measured"], told["predicted"]) == ([0.5, 2.0, 8.0], [0.51, 1.9, 8.4])
 
     def test_sensitivities_have_the_names_of_their_options(self, cpu: ReportData) -> None:
         assert [one.decision for one in cpu.sensitivities] == [f"format:{name}" for name in LAYERS]
@@ -197,6 +200,10 @@ class TestExplanation:
         [
             ({"spent": {"x": {"latency_ms": {"stem": "fast"}}}}, "latency_ms must be an object of numbers"),
             ({"held_out": {"mean": 0.1}}, "median must be a number"),
+            (
+                {"held_out": {**asdict(HeldOutError(0.1, 0.1, 0.5, 0.9, 4, "")), "pairs": [[1.0]]}},
+                "pairs must be a list of pairs of numbers",
+            ),
             ({"decisions": [{"name": "format:stem", "options": [1]}]}, "options must be a list of texts"),
             ({"decisions": {}}, "decisions must be a list of objects"),
         ],

@@ -16,6 +16,7 @@ from autocomp.errors import RunError
 from autocomp.report.draw import draw, front_figure
 from autocomp.report.load import load
 from autocomp.report.page import html, script_json, write
+from autocomp.report.pictures import held_out_figure
 from autocomp.report.shown import shown
 from autocomp.report.views import knee
 from autocomp.trial import RECOVERED
@@ -179,6 +180,11 @@ def test_the_figures_are_written_as_png_and_svg(pages: dict[str, Path]) -> None:
         for name in names:
             assert (figures / f"{name}.png").read_bytes().startswith(b"\x89PNG")
             assert "<svg" in (figures / f"{name}.svg").read_text()
+
+
+def test_held_out_networks_are_drawn_where_they_were_kept(pages: dict[str, Path]) -> None:
+    assert held_out_figure(load(pages["cpu"].parent)) is not None
+    assert held_out_figure(load(pages["evil"].parent)) is None
 
 
 def test_the_same_run_gives_the_same_page_and_pictures(pages: dict[str, Path], tmp_path: Path) -> None:

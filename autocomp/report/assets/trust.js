@@ -28,7 +28,21 @@ const intervals = (entry) => (id) => {
   }], spec, config);
 };
 
-const heldOut = (entry) => (id) => {
+/** Where the profile kept them, the networks themselves; the band is ±10 %. */
+const heldOutPairs = (entry) => (id) => {
+  const ends = [Math.min(...entry.measured, ...entry.predicted) / 1.2, Math.max(...entry.measured, ...entry.predicted) * 1.2];
+  const spec = layout("measured (ms)", "predicted (ms)", true);
+  Object.assign(spec.xaxis, plainTicks(ends));
+  Object.assign(spec.yaxis, { type: "log", ...plainTicks(ends) });
+  const line = (factor, dash) => ({ type: "scatter", mode: "lines", x: ends, y: ends.map((end) => factor * end), hoverinfo: "skip",
+    line: { width: 1, dash, color: token("--quiet") } });
+  Plotly.react(id, [line(1, "solid"), line(0.9, "dot"), line(1.1, "dot"), {
+    type: "scatter", mode: "markers", x: entry.measured, y: entry.predicted, marker: { size: 6, color: heatColour(), opacity: 0.7 },
+    hovertemplate: "measured %{x:.4~g} ms, predicted %{y:.4~g} ms<extra></extra>",
+  }], spec, config);
+};
+
+const heldOutShares = (entry) => (id) => {
   const order = entry.errors.map((_, i) => i).sort((one, other) => entry.errors[one] - entry.errors[other]);
   const spec = layout("relative error at most (%)", "networks (%)", false);
   Object.assign(spec.yaxis, { range: [0, 108] });
@@ -66,7 +80,7 @@ const rungs = (entry) => (id) => {
 const wireTrust = () => data.runs.forEach((run, index) => {
   run.agreement.forEach((entry, at) => picture(`agreement-${index}-${at}`, agreement(entry)));
   picture(`intervals-${index}`, intervals(run.intervals));
-  if (run.heldOut) picture(`held-out-${index}`, heldOut(run.heldOut));
+  if (run.heldOut) picture(`held-out-${index}`, (run.heldOut.measured.length ? heldOutPairs : heldOutShares)(run.heldOut));
   picture(`growth-${index}`, growth(run.growth));
   if (run.rungs) picture(`rungs-${index}`, rungs(run.rungs));
 });
