@@ -93,7 +93,8 @@ def check_device(name: str) -> None:
 
 def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[Trial]:
     """The points of the front, and those that would be on it if they lost nothing: of what is fast and small, training may
-    bring back what compression took. Of many, some evenly from the slowest to the fastest.
+    bring back what compression took. Of many, some evenly from the slowest to the fastest. The fastest comes first, then each
+    as far from those before as can be, so that what is interrupted has seen of the whole range.
 
     Args:
         trials: all of a run.
@@ -107,10 +108,18 @@ def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[T
     on_front = {point.number for point in points if point.parent is None}
     chosen = {t.number: t for t in (*cheap, *(t for t in unique if t.number in on_front))}
     ordered = sorted(chosen.values(), key=lambda t: (t.cost.latency_ms if t.cost is not None else 0.0, t.number))
-    if len(ordered) <= MOST_POINTS:
-        return ordered
-    places = [round(step * (len(ordered) - 1) / (MOST_POINTS - 1)) for step in range(MOST_POINTS)]
-    return [ordered[place] for place in dict.fromkeys(places)]
+    if len(ordered) > MOST_POINTS:
+        ordered = [ordered[round(step * (len(ordered) - 1) / (MOST_POINTS - 1))] for step in range(MOST_POINTS)]
+    return [ordered[place] for place in _spread(len(ordered))]
+
+
+def _spread(count: int) -> list[int]:
+    """The numbers below ``count``: the first, then ever the one that is furthest from those before."""
+    found: list[int] = []
+    while len(found) < count:
+        left = sorted({*range(count)} - {*found})
+        found.append(max(left, key=lambda one: min((abs(one - other) for other in found), default=-one)))
+    return found
 
 
 def recover_points(
