@@ -67,7 +67,8 @@ def load(run_dir: Path) -> ReportData:
         created=run.text("created", ""),
         task=task,
         target=_target(run.inner("target")),
-        request=run.facts("request"),
+        # Where the data lay on one machine is nothing that a page should pass on.
+        request=tuple(fact for fact in run.facts("request") if fact[0] != "data"),
         versions=run.facts("versions"),
         fingerprint=run.facts("fingerprint"),
         layers=layers,
