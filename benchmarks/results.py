@@ -33,7 +33,7 @@ def row_of(run: Run, point: pd.Series, what: str, allowed: float | None) -> dict
         "task": request.task,
         "target": request.target,
         "machine": run.folder.read()["target"]["device"],  # type: ignore[index, call-overload]
-        "recovery_epochs": request.recover_epochs,
+        "recovered": bool(pd.notna(point["parent"])),
         "point": what,
         "drop_allowed": "" if allowed is None else allowed,
         "trial": int(point["trial"]),
@@ -54,7 +54,7 @@ def rows_of(run: Run) -> list[dict[str, object]]:
     front = front.assign(drop=[metric.drop(base["metric_search"], value) for value in front["metric_search"]])
     rows = [row_of(run, base, "uncompressed", None)]
     verified = run.trials.dropna(subset=["measured_size_bytes"])
-    for _, point in verified[verified["uniform"].fillna("").isin(["w8a8", "w8"])].iterrows():
+    for _, point in verified[verified["uniform"].isin(["w8a8", "w8"])].iterrows():
         rows.append(row_of(run, point, f"uniform {point['uniform']}", None))
     for allowed in DROPS:
         within = front[front["drop"] <= allowed + 1e-9]
