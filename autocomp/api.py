@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
-from autocomp.errors import RequestError
+from autocomp.errors import RequestError, check_known
 from autocomp.finished import Run, data_of
 from autocomp.places import names_profile_folder
 from autocomp.plan import Plan
@@ -98,9 +98,9 @@ def search(
     from autocomp.hardware.resolve import check_measurable, resolve_target
     from autocomp.hardware.timed_files import THIS_MACHINE, Place
     from autocomp.search import flow
-    from autocomp.search.limits import check_goal
+    from autocomp.search.limits import Goal
     from autocomp.search.recovery import check_device, read_recipe
-    from autocomp.search.sampler import check_sampler
+    from autocomp.search.sampler import SamplerName
     from autocomp.search.workers import check_ray
     from autocomp.space import read_space
 
@@ -111,8 +111,8 @@ def search(
     elif recipe is not None or recover_seeds != 1:
         raise RequestError("a recipe and seeds are for points that are recovered; say for how many epochs by --recover")
     said = "{}" if recipe is None else read_recipe(Path(recipe), recover_epochs)
-    check_sampler(sampler)
-    check_goal(goal)
+    check_known("sampler", sampler, get_args(SamplerName))
+    check_known("goal", goal, get_args(Goal))
     if begin_from is not None:
         before = RunFolder(Path(begin_from)).request()
         task, target, space = task or before.task, target or before.target, space or before.space

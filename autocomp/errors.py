@@ -99,3 +99,12 @@ def did_you_mean(given: str, known: Iterable[str]) -> str:
     if near:
         return "did you mean " + " or ".join(near) + "?"
     return "known: " + ", ".join(names)
+
+
+def check_known(what: str, given: str, known: Iterable[str]) -> None:
+    """Raises:
+    RequestError: ``given`` is none of the known ones; names the near ones.
+    """
+    known = tuple(known)
+    if given not in known:
+        raise RequestError(f"a {what} must be a known one; got {given!r}; {did_you_mean(given, known)}")

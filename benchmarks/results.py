@@ -14,25 +14,22 @@ from __future__ import annotations
 import argparse
 import csv
 from pathlib import Path
+from typing import cast
 
 import pandas as pd
 from tables import write_table
 
 from autocomp.finished import Run
 from autocomp.search import flow
+from autocomp.task import Metric
 
 TABLE = Path("results/reference/results.csv")
 #: In the metric's own units.
 DROPS = (0.0, 0.3, 0.5, 1.0)
 
 
-def row_of(run: Run, point: pd.Series, what: str, allowed: float | None) -> dict[str, object]:
-    base, metric = run.front.iloc[0], flow.metric_of(run.folder)
-    request = run.folder.request()
+def row_of(point: pd.Series, base: pd.Series, metric: Metric, what: str, allowed: float | None) -> dict[str, object]:
     return {
-        "task": request.task,
-        "target": request.target,
-        "machine": run.folder.read()["target"]["device"],  # type: ignore[index, call-overload]
         "recovered": bool(pd.notna(point["parent"])),
         "point": what,
         "drop_allowed": "" if allowed is None else allowed,
@@ -52,16 +49,17 @@ def rows_of(run: Run) -> list[dict[str, object]]:
     metric, front = flow.metric_of(run.folder), run.front
     base = front.iloc[0]
     front = front.assign(drop=[metric.drop(base["metric_search"], value) for value in front["metric_search"]])
-    rows = [row_of(run, base, "uncompressed", None)]
+    rows = [row_of(base, base, metric, "uncompressed", None)]
     verified = run.trials.dropna(subset=["measured_size_bytes"])
     for _, point in verified[verified["uniform"].isin(["w8a8", "w8"])].iterrows():
-        rows.append(row_of(run, point, f"uniform {point['uniform']}", None))
+        rows.append(row_of(point, base, metric, f"uniform {point['uniform']}", None))
     for allowed in DROPS:
         within = front[front["drop"] <= allowed + 1e-9]
         for what, column in (("fastest", "measured_latency_ms"), ("smallest", "measured_size_bytes")):
             if within[column].notna().any():
-                rows.append(row_of(run, within.sort_values(column).iloc[0], what, allowed))
-    return rows
+                rows.append(row_of(within.sort_values(column).iloc[0], base, metric, what, allowed))
+    request, device = run.folder.request(), cast("dict[str, str]", run.folder.read()["target"])["device"]
+    return [{"task": request.task, "target": request.target, "machine": device, **row} for row in rows]
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ from pathlib import Path
 from typing import get_args
 
 import optuna
-import torch
 from search_rivals import BUDGETS, Rival, entry
 from tables import write_table
 
@@ -85,10 +84,8 @@ class Evaluations:
             if not self.evaluates:
                 raise NotKeptError(plan.hash)
             bench = self.setup.bench
-            cost, model = bench.cost(plan), bench.compress(plan).model
-            with torch.no_grad():
-                metric = bench.task.evaluate(model, "search", SHARE).value
-            self._keep(plan.hash, Scored(metric, cost.latency_ms, cost.size_bytes))
+            cost = bench.cost(plan)
+            self._keep(plan.hash, Scored(bench.score(plan, SHARE).value, cost.latency_ms, cost.size_bytes))
         return self.known[plan.hash]
 
     def _catch_up(self) -> None:
@@ -165,13 +162,11 @@ def play(name: Rival, seed: int, trials: int, of: Contest, landscape: Landscape)
 
 def points_of(scored: Sequence[Scored], of: Contest) -> list[Point]:
     """As shares of the reference point."""
-    setup = of.setup
-    untouched, metric = setup.bench.cost(Plan()), setup.bench.task.metric
-    baseline = of.evaluations.of(Plan()).metric
-    worst = WORST_DROP * abs(baseline)
+    metric, untouched = of.setup.bench.task.metric, of.evaluations.of(Plan())
+    worst = WORST_DROP * abs(untouched.metric)
     return [
         (
-            metric.drop(baseline, one.metric) / worst,
+            metric.drop(untouched.metric, one.metric) / worst,
             one.latency_ms / untouched.latency_ms,
             one.size_bytes / untouched.size_bytes,
         )

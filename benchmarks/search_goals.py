@@ -81,16 +81,20 @@ def measured(verified: Json, of: Quantity) -> float:
     return found["latency_ms"] if of == "latency" else found["size_bytes"] / 1000
 
 
-def more_accurate(picked: Picked, known: Sequence[tuple[Run, Trial]], of: Quantity, metric: Metric) -> int:
+def known_of(run: Run, of: Quantity) -> list[tuple[float, float]]:
+    """(metric, what was measured) of the points of a run's front."""
+    verified = verifications(run.folder)
+    return [
+        (one.metric, measured(verified[one.key], of))
+        for one in flow.front_of(run.folder)
+        if one.metric is not None and one.key in verified
+    ]
+
+
+def more_accurate(picked: Picked, known: Sequence[tuple[float, float]], metric: Metric) -> int:
     """How many of the plans whose files were measured within the limit beat what was picked."""
     assert picked.trial.metric is not None
-    found = 0
-    for run, trial in known:
-        if trial.metric is None or metric.drop(picked.trial.metric, trial.metric) >= 0:
-            continue
-        document = verifications(run.folder).get(trial.key)
-        found += document is not None and measured(document, of) <= picked.limit
-    return found
+    return sum(found <= picked.limit and metric.drop(picked.trial.metric, value) < 0 for value, found in known)
 
 
 def main() -> None:
@@ -109,10 +113,10 @@ def main() -> None:
         picks.append(searched(given.begun_from, of, limit, given.trials, given.seed))
         last = picks[-1]
         print(f"{of} {limit:g}: trial {last.trial.number}, {last.trial.metric:.2f}, takes {last.used:.3f}", flush=True)
-    known = [(run, trial) for run in (base, *(one.run for one in picks)) for trial in flow.front_of(run.folder)]
+    known = [point for run in (base, *(one.run for one in picks)) for point in known_of(run, of)]
     rows = []
     for one in picks:
-        better = more_accurate(one, known, of, metric)
+        better = more_accurate(one, known, metric)
         rows.append(
             {
                 "limit": one.limit,

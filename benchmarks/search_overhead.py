@@ -62,8 +62,9 @@ class Clock:
 def outside_share(folder: RunFolder) -> tuple[int, float]:
     """Finished trials, and the share of the time from the first to the last of them in which none was evaluated."""
     study = read_study(folder.journal)
-    ended = [one for one in study.trials if one.datetime_start and one.datetime_complete]
-    wall_s = (max(one.datetime_complete for one in ended) - min(one.datetime_start for one in ended)).total_seconds()  # type: ignore[type-var, operator]
+    begun = [one.datetime_start for one in study.trials if one.datetime_start is not None]
+    ended = [one.datetime_complete for one in study.trials if one.datetime_complete is not None]
+    wall_s = (max(ended) - min(begun)).total_seconds()
     evaluated_s = sum(one.seconds or 0.0 for one in read_trials(study, folder.request().seed) if one.state != "running")
     return len(ended), 1 - evaluated_s / wall_s
 
@@ -76,7 +77,7 @@ def main() -> None:
     parser.add_argument("--recover", type=int, default=0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--data", type=Path)
     given = parser.parse_args()
     rows: list[dict[str, object]] = []
     if not RunFolder(given.out).exists():
@@ -93,9 +94,10 @@ def main() -> None:
         ).report()
         clock.close()
         rows += [{"what": f"seconds {stage}", "value": round(seconds, 1)} for stage, seconds in clock.seconds.items()]
-    trials, share = outside_share(RunFolder(given.out))
+    folder = RunFolder(given.out)
+    request, (trials, share) = folder.request(), outside_share(folder)
     rows.append({"what": f"share outside evaluation, {trials} trials", "value": round(share, 4)})
-    write_table(REFERENCE / f"search_overhead_{given.task}-{given.target}.csv", rows)
+    write_table(REFERENCE / f"search_overhead_{request.task}-{request.target}.csv", rows)
 
 
 if __name__ == "__main__":

@@ -6,14 +6,13 @@ import json
 import shlex
 from collections.abc import Sequence
 from html import escape
-from typing import get_args
 
 from autocomp.report import words
 from autocomp.report.card import card
 from autocomp.report.data import LayerRow, Point, ReportData, Spent, TrialRow
 from autocomp.report.handful import beside
 from autocomp.report.shown import Shown
-from autocomp.report.tried import Fate, searched
+from autocomp.report.tried import by_fate, searched
 from autocomp.report.views import (
     FrontRow,
     best_latency,
@@ -155,13 +154,13 @@ def _intervals(run: Shown) -> Json:
 
 
 def _rungs(run: Shown) -> Json:
-    """By fate, the lines of all its trials as one: what lies between two of them is null. None where nothing was stopped."""
+    """By fate, the lines of all its trials as one: what lies between two of them is null. None where every trial saw the whole
+    split at once."""
     if not run.climbed:
         return None
     scale = 100.0 if run.data.metric_is_share else 1.0
     found: dict[str, Json] = {}
-    for fate in get_args(Fate):
-        ones = [one for one in run.climbed if one.fate == fate]
+    for fate, ones in by_fate(run.climbed).items():
         found[fate] = {
             "count": len(ones),
             "trials": [place for one in ones for place in (*[one.trial] * len(one.shares), None)],

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from autocomp.report import words
 from autocomp.report.data import Point, ReportData, Sensitivity
 from autocomp.report.figure import ACCENT, BLUE, INK, QUIET, new_figure, plain, shades, tidy
-from autocomp.report.tried import Climbed, Fate, Growth
+from autocomp.report.tried import Climbed, Fate, Growth, by_fate
 from autocomp.report.views import Interval, depth
 
 if TYPE_CHECKING:
@@ -115,12 +115,13 @@ def rungs_figure(data: ReportData, found: tuple[Climbed, ...]) -> Figure | None:
     axes = figure.subplots()
     tidy(axes)
     colours: dict[Fate, str] = {"stopped": QUIET, "complete": BLUE, "front": ACCENT}
-    for fate, colour in colours.items():
-        ones = [one for one in found if one.fate == fate]
+    for fate, ones in by_fate(found).items():
         for place, one in enumerate(ones):
             label = f"{fate} ({len(ones)})" if place == 0 else None
             metrics = [scale * value for value in one.metrics]
-            axes.plot(one.shares, metrics, "o-", color=colour, markersize=3, linewidth=0.9, alpha=0.7, label=label)
+            axes.plot(
+                one.shares, metrics, "o-", color=colours[fate], markersize=3, linewidth=0.9, alpha=0.7, label=label
+            )
     shares = sorted({share for one in found for share in one.shares})
     axes.set_xscale("log")
     axes.set_xticks(shares, [f"{100 * share:.3g} %" for share in shares])

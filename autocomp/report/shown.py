@@ -20,7 +20,7 @@ class Shown:
     knee: Point
     listed: tuple[Listed, ...]
     growth: Growth
-    climbed: tuple[Climbed, ...] = ()
+    climbed: tuple[Climbed, ...]
     place: int | None = None
 
     def key(self, point: Point) -> str:

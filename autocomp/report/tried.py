@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from autocomp import pareto
 from autocomp.report.data import ReportData, TrialRow
@@ -57,6 +58,10 @@ def climbed(data: ReportData) -> tuple[Climbed, ...]:
         fate: Fate = "front" if trial.trial in front else "complete" if trial.metric_search is not None else "stopped"
         found.append(Climbed(trial.trial, fate, tuple(share for share, _ in seen), tuple(value for _, value in seen)))
     return tuple(found)
+
+
+def by_fate(found: Sequence[Climbed]) -> dict[Fate, list[Climbed]]:
+    return {fate: [one for one in found if one.fate == fate] for fate in get_args(Fate)}
 
 
 def searched(data: ReportData) -> tuple[TrialRow, ...]:

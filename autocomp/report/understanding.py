@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from html import escape
-from typing import get_args
 
 from autocomp.report import words
 from autocomp.report.data import ReportData, Sensitivity
 from autocomp.report.markup import plot, quiet, scroll, section
 from autocomp.report.shown import Shown
-from autocomp.report.tried import WORST_DROP, Fate, searched
+from autocomp.report.tried import WORST_DROP, by_fate, searched
 from autocomp.report.trusting import of_runs
 from autocomp.report.views import depth
 
@@ -93,7 +92,7 @@ def _rungs(run: Shown, index: int) -> str:
     title = "<h3 class='spaced'>How far evaluations came</h3>"
     if not run.climbed:
         return title + quiet("Every trial was evaluated on the whole search split at once.")
-    counts = {fate: sum(one.fate == fate for one in run.climbed) for fate in get_args(Fate)}
+    counts = {fate: len(ones) for fate, ones in by_fate(run.climbed).items()}
     said = (
         f"{run.data.task.metric.name} on ever larger parts of the search split, a line a trial: {counts['stopped']} "
         f"were stopped on a part, {counts['complete'] + counts['front']} saw all of it, {counts['front']} of these are on "

@@ -73,15 +73,15 @@ class Workbench:
             latency_source=prediction.source,
         )
 
-    def score(self, plan: Plan) -> Score:
-        """The simulated model's score on the whole search split.
+    def score(self, plan: Plan, share: float = 1.0) -> Score:
+        """The simulated model's score on the search split, or on a share of it.
 
         Raises:
             WorkError: the score is not a finite number.
         """
         compressed = self.compress(plan)
         with torch.no_grad():
-            score = self.task.evaluate(compressed.model, "search")
+            score = self.task.evaluate(compressed.model, "search", share)
         self._check_finite(score.value)
         return score
 

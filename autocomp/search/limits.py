@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
-from autocomp.errors import RequestError, did_you_mean
 from autocomp.run import Json, Request
 from autocomp.trial import Cost
 
@@ -15,14 +14,6 @@ Goal = Literal["front", "most-accurate", "fastest", "smallest"]
 
 #: The event that says by how much files broke a limit that their predictions kept.
 CORRECTED = "corrected"
-
-
-def check_goal(name: str) -> None:
-    """Raises:
-    RequestError: no such goal; names the near ones.
-    """
-    if name not in get_args(Goal):
-        raise RequestError(f"a goal must be a known one; got {name!r}; {did_you_mean(name, get_args(Goal))}")
 
 
 @dataclass(frozen=True)

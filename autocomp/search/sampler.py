@@ -14,7 +14,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler, TPESampler
 from optuna.trial import FrozenTrial, TrialState
 
-from autocomp.errors import RequestError, did_you_mean
+from autocomp.errors import RequestError, check_known
 from autocomp.plan import Plan
 from autocomp.search.guided import GuidedSampler, Wish, distributions
 from autocomp.search.landscape import Landscape
@@ -140,14 +140,6 @@ class GeneticSampler(NSGAIISampler):
         return sorted(super().select_parent(study, generation), key=lambda trial: trial.number)
 
 
-def check_sampler(name: str) -> None:
-    """Raises:
-    RequestError: no such sampler; names the near ones.
-    """
-    if name not in get_args(SamplerName):
-        raise RequestError(f"a sampler must be a known one; got {name!r}; {did_you_mean(name, get_args(SamplerName))}")
-
-
 def make_sampler(
     name: SamplerName,
     space: SearchSpace,
@@ -167,7 +159,7 @@ def make_sampler(
     Raises:
         RequestError: no such sampler, or a guided one without a landscape.
     """
-    check_sampler(name)
+    check_known("sampler", name, get_args(SamplerName))
     if name == "auto":
         if landscape is None:
             raise RequestError("sampler auto goes by sensitivities; got none; measure them, or take nsga2")
