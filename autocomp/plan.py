@@ -115,6 +115,11 @@ class Rank:
         if isinstance(self.r, bool) or not isinstance(self.r, int) or self.r < 1:
             raise PlanError(f"rank must be a whole number of at least 1; got {self.r!r}")
 
+    @property
+    def as_matrix(self) -> bool:
+        """Whether what is truncated is the weight as an (out, in·k·k) matrix."""
+        return self.method not in {"spatial", "tucker2"}
+
     def input_rank(self, inputs: int, outputs: int) -> int:
         """The rank on the input side of a Tucker-2 decomposition, whose output side has rank ``r``: the same share."""
         return min(inputs, max(1, round(self.r * inputs / outputs)))

@@ -119,7 +119,7 @@ def factorize(layer: torch.nn.Module, rank: Rank, moment: Moment | None = None) 
         raise CompressionError(f"only linears, convolutions and embeddings have a rank to truncate; got {layer}")
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         raise CompressionError(f"a grouped convolution has no rank to truncate; got {layer}")
-    if rank.method in {"spatial", "tucker2"}:
+    if not rank.as_matrix:
         if not isinstance(layer, nn.Conv2d):
             raise CompressionError(f"{rank.method} factors are of convolutions; got {layer}")
         stages = _spatial(layer, rank.r) if rank.method == "spatial" else _tucker2(layer, rank)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import nn
@@ -67,7 +67,8 @@ DEFAULT_NUMERICS = Numerics()
 class ActivationQuantizer(nn.Module):
     """Rounds a tensor to 8 bits and back. ``scale`` and ``zero_point`` hold for the whole tensor.
 
-    Exported, it is a ``QuantizeLinear`` and a ``DequantizeLinear``; in eager mode the same arithmetic in one call.
+    Exported, it is a ``QuantizeLinear`` and a ``DequantizeLinear``; in eager mode the same arithmetic, in a training step in
+    one call that gradients go through.
     """
 
     def __init__(self, scale: float, zero_point: int, signed: bool) -> None:
@@ -83,7 +84,11 @@ class ActivationQuantizer(nn.Module):
             levels = torch.ops.quantized_decomposed.quantize_per_tensor(x, *grid)
             rounded: torch.Tensor = torch.ops.quantized_decomposed.dequantize_per_tensor(levels, *grid)
             return rounded
-        return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.low, self.high)
+        if torch.is_grad_enabled() and x.requires_grad:
+            return torch.fake_quantize_per_tensor_affine(x, self.scale, self.zero_point, self.low, self.high)
+        # In place, which takes a tenth of the time that the call above does on a CPU.
+        levels = (x / self.scale).round_().add_(self.zero_point).clamp_(self.low, self.high)
+        return levels.sub_(self.zero_point).mul_(self.scale)
 
 
 class DynamicQuantizer(nn.Module):
@@ -298,10 +303,31 @@ def _shared_grids(module: GraphModule, sites: Collection[str]) -> dict[str, str]
 
 
 def observe(module: GraphModule, calibration: Iterable[tuple[torch.Tensor, ...]]) -> None:
-    """Let what was inserted into a module, which is recompiled, see the calibration batches pass."""
+    """Let the observers in a module, which is recompiled, see the calibration batches pass, as far as the last of them."""
+    observing = [
+        node
+        for node in module.graph.nodes
+        if node.op == "call_module" and isinstance(module.get_submodule(str(node.target)), RangeObserver)
+    ]
+    if not observing:
+        return
+    watching = _as_far_as(module, observing[-1])
     with torch.no_grad():
         for batch in calibration:
-            module(*batch)
+            watching(*batch)
+
+
+def _as_far_as(module: GraphModule, last: Node) -> nn.Module:
+    """The same modules, without what comes behind a node."""
+    from torch.fx import Graph, GraphModule
+
+    graph, copied = Graph(), dict[Any, Any]()
+    for node in module.graph.nodes:
+        copied[node] = graph.node_copy(node, copied.__getitem__)
+        if node is last:
+            break
+    graph.output(copied[last])
+    return GraphModule(module, graph)
 
 
 def calibrate_activations(

@@ -65,7 +65,7 @@ class Setting:
     @property
     def reads_whole(self) -> bool:
         """Whether what it reads is what the untouched layer reads, in the same columns."""
-        return self.stage == 0 and (self.rank is None or self.rank.method not in {"spatial", "tucker2"})
+        return self.stage == 0 and (self.rank is None or self.rank.as_matrix)
 
 
 @dataclass(frozen=True)
@@ -190,10 +190,18 @@ class Solver:
         )
 
     def _moment(self, setting: Setting, stages: Sequence[nn.Module], others: Sequence[Setting]) -> Moment:
-        if not setting.reads_whole:
+        if not self._follows(setting):
             return self.statistics.moment_behind(setting.layer, stages[: setting.stage + 1], setting.gone.inputs)
-        names = [one.layer for one in others if one.reads_inputs and one.reads_whole]
-        return _narrowed(self.statistics.moment(setting.layer, names), setting.gone, stages[0])
+        names = [one.layer for one in others if one.reads_inputs and self._follows(one)]
+        moment = _narrowed(self.statistics.moment(setting.layer, names), setting.gone, stages[0])
+        return moment if setting.stage == 0 else _behind(moment, stages[0])
+
+    def _follows(self, setting: Setting) -> bool:
+        """Whether the moments of what a stage reads follow from those of what the untouched layer reads."""
+        if setting.reads_whole:
+            return True
+        embeds = isinstance(self.model.get_submodule(setting.layer), nn.Embedding)
+        return setting.stage == 1 and setting.rank is not None and setting.rank.as_matrix and not embeds
 
     def _gradient(self, setting: Setting, stages: Sequence[nn.Module]) -> torch.Tensor:
         if setting.rank is None and setting.gone == Gone():
@@ -238,6 +246,12 @@ def _compensated(weight: torch.Tensor, moment: Moment, gone: Gone, layer: nn.Mod
     change = torch.linalg.solve(inner, (wanted - plain @ second[columns][:, columns]).T).T
     found: torch.Tensor = (plain + change).to(weight.dtype).reshape(own.shape)
     return found
+
+
+def _behind(moment: Moment, stage: nn.Module) -> Moment:
+    """Of what a matrix gives that is multiplied with the columns, and a stage of one column an input channel reads."""
+    matrix = stage.get_parameter("weight").detach().flatten(1)
+    return Moment(matrix @ moment.second @ matrix.T, moment.mean @ matrix.T)
 
 
 def _narrowed(moment: Moment, gone: Gone, layer: nn.Module) -> Moment:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import ray
@@ -20,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from autocomp.errors import WorkError, first_line
 from autocomp.hardware.resolve import resolve_target
 from autocomp.search.workers import LABEL, Workers
-from autocomp.tasks.user_file import is_of_user
+from autocomp.tasks.user_file import modules_of_user
 
 if TYPE_CHECKING:
     from autocomp.export.artifact import Artifact
@@ -135,12 +133,8 @@ def _done(work: Callable[[], ResultT]) -> ResultT:
 def by_value() -> None:
     """Workers have no module of a user's file, nor those that it imports from its own folder: what they define travels
     with the task."""
-    own = [module for name, module in sys.modules.items() if is_of_user(name)]
-    folders = {Path(str(module.__file__)).parent for module in own}
-    for module in list(sys.modules.values()):
-        file = getattr(module, "__file__", None)
-        if module in own or (isinstance(file, str) and Path(file).parent in folders):
-            ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
+    for module in modules_of_user():
+        ray.cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
 
 
 def checked_room(workers: Workers) -> int:

@@ -15,8 +15,9 @@ from autocomp.search.evaluate import Workbench
 from autocomp.search.landscape import Landscape, without_errors
 from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.limits import CORRECTED, Limits
+from autocomp.search.local_sensitivity import on_this_machine
 from autocomp.search.rungs import parts_of
-from autocomp.search.sensitivity import Measures, one_by_one, sensitivities
+from autocomp.search.sensitivity import Measures, sensitivities
 from autocomp.search.study import RunStudy, open_study
 from autocomp.search.surrogate import RESOLUTION, Surrogate
 from autocomp.search.tables import BASELINE, broken, front_in, verifications
@@ -95,7 +96,7 @@ class Rounds:
 
     def _measures(self) -> Measures:
         if self.workers is None:
-            return one_by_one
+            return on_this_machine(self.watcher.say)
         from autocomp.search.ray_sensitivity import across
 
         return across(self.workers)

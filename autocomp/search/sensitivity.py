@@ -7,24 +7,26 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import cast
 
 import torch
 from torch.utils._pytree import tree_leaves
 
+from autocomp.errors import WorkError
 from autocomp.plan import Plan
 from autocomp.run import Json, JsonValue, RunFolder
 from autocomp.search.evaluate import Workbench
 from autocomp.space import Decision, SearchSpace
+from autocomp.task import Predict, Score, Split
 
 #: The event of one decision.
 MEASURED = "sensitivity"
 #: The output error of a choice that breaks the network; more is not told apart.
 BROKEN = 10.0
 #: Examples that errors are measured on: as many as these multiply-accumulates suffice for, within bounds.
-MACS, FEWEST, MOST = 2e10, 32, 512
+MACS, FEWEST, MOST = 1e10, 32, 512
 
 Progress = Callable[[int, int, str], None]
 Outputs = list[list[torch.Tensor]]
@@ -35,10 +37,20 @@ Measures = Callable[["Measurer", Sequence[Decision]], Iterator[tuple[Decision, E
 
 @dataclass(frozen=True)
 class Measurer:
-    """Tells what the options of a decision do to the network's output by themselves; wherever it is sent, the same."""
+    """Tells what the options of a decision do to the network's output by themselves; wherever it is sent, the same. No data
+    goes with it but what is calibrated on."""
 
     bench: Workbench
     space: SearchSpace
+
+    def __getstate__(self) -> dict[str, object]:
+        task = replace(self.bench.task, train=None, evaluate=_not_asked)
+        return {"bench": replace(self.bench, task=task), "space": self.space}
+
+    def work_macs(self, decisions: Sequence[Decision]) -> int:
+        """The multiply-accumulates of so many decisions, at least."""
+        options = sum(len(decision.options) - 1 for decision in decisions)
+        return options * _examples(self.bench) * self.bench.structure(Plan()).macs
 
     def errors(self, decision: Decision) -> Errors:
         """The output error of each option, 0 for "leave it"; :data:`BROKEN` where it fails, or is no number."""
@@ -62,6 +74,10 @@ class Measurer:
     @cached_property
     def _untouched(self) -> Outputs:
         return _outputs(self.bench, Plan(), self._batches)
+
+
+def _not_asked(predict: Predict, split: Split, fraction: float = 1.0) -> Score:  # noqa: ARG001
+    raise WorkError("a plan must be scored where the data is; a measurer has none")
 
 
 def one_by_one(measurer: Measurer, decisions: Sequence[Decision]) -> Iterator[tuple[Decision, Errors]]:

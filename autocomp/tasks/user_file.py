@@ -84,6 +84,18 @@ def is_of_user(module: str) -> bool:
     return module.startswith(PREFIX)
 
 
+def modules_of_user() -> list[ModuleType]:
+    """Users' files that are loaded, and what they import from their own folders: another process does not find these."""
+    own = [module for name, module in sys.modules.items() if is_of_user(name)]
+    folders = {Path(str(module.__file__)).parent for module in own}
+    return [
+        module
+        for module in list(sys.modules.values())
+        if module in own
+        or (isinstance(file := getattr(module, "__file__", None), str) and Path(file).parent in folders)
+    ]
+
+
 def _executed(path: Path) -> ModuleType:
     # The name is the file's own, so that no task shadows, or is shadowed by, a module of the same stem.
     name = f"{PREFIX}{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"

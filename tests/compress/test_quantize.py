@@ -107,6 +107,11 @@ def test_the_eager_arithmetic_is_that_of_the_exported_operators(scale: float, ze
     levels = torch.ops.quantized_decomposed.quantize_per_tensor(values, *grid)
     exported = torch.ops.quantized_decomposed.dequantize_per_tensor(levels, *grid)
     torch.testing.assert_close(quantizer(values), exported, rtol=1e-6, atol=0.0)
+    kept = values.clone()
+    quantizer(values)
+    assert torch.equal(values, kept)
+    # In training by another way.
+    torch.testing.assert_close(quantizer(values.requires_grad_()).detach(), exported, rtol=1e-6, atol=0.0)
 
 
 def node(name: str, op: str, *inputs: str, layer: str | None = None) -> Node:

@@ -10,8 +10,10 @@ from torch import nn
 
 from autocomp.compress import solve
 from autocomp.compress.apply import apply
+from autocomp.compress.channels import cut_channels
 from autocomp.compress.prepare import prepare
-from autocomp.compress.solve import Solver
+from autocomp.compress.rounding import quantize_weight
+from autocomp.compress.solve import Gone, Setting, Solver
 from autocomp.compress.statistics import Statistics, input_columns
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Rounding, Sparsity
 from tests.networks import inputs, prepared, run_module
@@ -78,6 +80,27 @@ def test_moments_behind_stages_are_of_what_these_give() -> None:
         read = stages[0](torch.relu(model[0](given))[:, [0, 1, 3, 4, 5, 6, 7]])
     torch.testing.assert_close(found.second[0], read.T @ read / 64, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found.mean[0], read.mean(dim=0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["linear", "conv"])
+@pytest.mark.parametrize("gone", [Gone(), Gone(inputs=(1, 2))], ids=["whole", "without two inputs"])
+def test_what_a_second_stage_reads_follows_from_what_the_layer_reads(kind: str, gone: Gone) -> None:
+    """Rounded by it, the stage is what it is by what it is seen to read."""
+    torch.manual_seed(0)
+    layer = nn.Linear(6, 7) if kind == "linear" else nn.Conv2d(6, 7, 3, stride=2, padding=1)
+    model, given = nn.Sequential(layer).eval(), torch.randn((64, 6) if kind == "linear" else (8, 6, 9, 9))
+    solver = Solver(model, [(given,)])
+    setting = Setting("0", 1, gone, Rank("whitened", 3), None, Format(3, 32, rounding="gptq"))
+    found = solver.solution(setting)
+    stages = [copy.deepcopy(stage) for stage in solver.factors("0", Rank("whitened", 3))]
+    if gone.inputs:
+        cut_channels(stages[0], "in", {*gone.inputs})
+    seen = Statistics(model, [(given,)]).moment_behind("0", stages, gone.inputs)
+    expected = quantize_weight(
+        stages[1].get_parameter("weight").detach(), Format(3, 32, rounding="gptq"), None, False, seen
+    )
+    assert found.quantized is not None
+    assert torch.equal(found.quantized.levels, expected.levels)
 
 
 def test_gradients_tell_what_a_weight_is_worth() -> None:
