@@ -38,6 +38,7 @@ from autocomp.search.begin import Setup, weights_hash
 from autocomp.search.guided import distributions
 from autocomp.search.hypervolume import Point
 from autocomp.search.landscape import Landscape
+from autocomp.search.local_sensitivity import on_this_machine
 from autocomp.search.sensitivity import sensitivities
 from autocomp.tasks.load import load_task
 
@@ -128,7 +129,7 @@ def contest(task: str, target: str, data: Path, evaluates: bool) -> Contest:
     folder.path.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
     before = len(list(folder.events()))
-    errors = sensitivities(setup.bench, setup.space, folder, None, told)
+    errors = sensitivities(setup.bench, setup.space, folder, None, told, on_this_machine(print))
     if len(list(folder.events())) > before:
         print(f"{name}: sensitivities of {len(errors)} decisions took {time.monotonic() - began:.0f} s", flush=True)
     return Contest(name, setup, Evaluations(folder.path / "evaluations.csv", setup, evaluates), errors)

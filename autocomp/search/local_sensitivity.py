@@ -7,6 +7,7 @@ import os
 import pickle
 import signal
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import as_completed
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import cloudpickle
 import torch
+import tqdm
 from loky import ProcessPoolExecutor
 
 from autocomp.errors import first_line
@@ -72,17 +74,20 @@ def _in_processes(
     with tempfile.TemporaryDirectory(prefix="autocomp-") as folder:
         sent = Path(folder) / "measurer"
         sent.write_bytes(cloudpickle.dumps(measurer))
-        pool = ProcessPoolExecutor(processes, initializer=_begin, initargs=(str(sent),))
+        pool, ended = ProcessPoolExecutor(processes, initializer=_begin, initargs=(str(sent),)), False
         try:
             of = {pool.submit(_errors, decision.name): decision for decision in decisions}
             for done in as_completed(of):
                 yield of[done], done.result()
+            ended = True
         finally:
-            pool.shutdown(wait=True, kill_workers=True)
+            pool.shutdown(wait=True, kill_workers=not ended)
 
 
 def _begin(sent: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who is interrupted ends its workers
+    # PyTorch traces with tqdm at hand, whose own lock is a semaphore that outlives a process that is killed.
+    tqdm.tqdm.set_lock(threading.RLock())
     torch.set_num_threads(1)
     _sent.append(sent)
 

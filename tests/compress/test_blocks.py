@@ -16,9 +16,11 @@ from autocomp.errors import CompressionError
 from autocomp.graph import Example, export_program, graph_module, read_graph
 from autocomp.inventory import ResidualBlock
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
-from tests.networks import NETWORKS, compressed, inputs, prepared, ready, run_module
+from tests.networks import NETWORKS, compressed, inputs, prepared, ready, run_module, thorough
 
 WITH_BLOCKS = ("residual", "option_a", "squeeze", "grouped", "encoder", "vit", "packed", "tied")
+#: What `make test` tries.
+USUAL = {"residual", "option_a", "packed"}
 
 
 def with_zeroed(network: str, block: ResidualBlock) -> torch.fx.GraphModule:
@@ -33,7 +35,7 @@ def with_zeroed(network: str, block: ResidualBlock) -> torch.fx.GraphModule:
     return module
 
 
-@pytest.mark.parametrize("network", WITH_BLOCKS)
+@pytest.mark.parametrize("network", thorough(WITH_BLOCKS, USUAL))
 def test_dropping_a_block_equals_zeroing_its_branch(network: str) -> None:
     batch = inputs(network, 4, seed=8)
     assert prepared(network).inventory.blocks
@@ -47,7 +49,7 @@ def test_dropping_a_block_equals_zeroing_its_branch(network: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("network", WITH_BLOCKS)
+@pytest.mark.parametrize("network", thorough(WITH_BLOCKS, USUAL))
 def test_any_of_the_blocks_may_go_together(network: str) -> None:
     blocks = [block.name for block in prepared(network).inventory.blocks]
     for count in range(2, len(blocks) + 1):

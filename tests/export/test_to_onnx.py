@@ -71,7 +71,7 @@ CASES: dict[str, tuple[str, Plan]] = {
 }
 
 #: What `make test` tries.
-USUAL = ({*CASES} - {f"joint {network}" for network in NETWORKS}) | {"joint residual", "joint vit", "joint decoder"}
+USUAL = ({*CASES} - {f"joint {network}" for network in NETWORKS}) | {"joint residual"}
 
 
 def outputs(case: str, packed: bool, batch: int, seed: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

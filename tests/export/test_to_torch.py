@@ -238,7 +238,7 @@ def test_the_untouched_packages_size_is_known(floats: Floats) -> None:
 
 
 @pytest.mark.parametrize("floats", ["fp32", pytest.param("fp16", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("network", some("plain"))
+@pytest.mark.parametrize("network", thorough(NETWORKS, {"plain"}))
 def test_a_packages_size_is_foreseen(network: str, floats: Floats) -> None:
     """Of the few thousand bytes of a test's network, the deflated words are a good part."""
     for plan in (eight_bits(network), random_plan(prepared(network).inventory, 4)):

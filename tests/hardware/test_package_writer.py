@@ -22,6 +22,7 @@ from autocomp.hardware.measurements import read_measurements
 from autocomp.hardware.runtimes.torch_package import TorchPackages
 from autocomp.hardware.timing import TimingSettings
 from autocomp.hardware.torch_kernels import FAMILIES as KERNEL_FAMILIES
+from tests.networks import thorough
 
 CPU = TorchPackages("cpu")
 PACKAGES = Packages("fp32", float8=True)
@@ -33,7 +34,7 @@ def family_of_kernel(op: str) -> str:
     return op if op in KNOWN else op.rpartition("_")[0]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_files_of_a_network_differ_and_are_always_the_same() -> None:
     group = network_files(0, PERCEPTRON, rounds_at_run_time=False, packages=PACKAGES)
     assert len({one.architecture for one in group}) == 1
@@ -48,7 +49,9 @@ def test_files_of_a_network_differ_and_are_always_the_same() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [FAMILIES.index(family) for family in dict.fromkeys(FAMILIES)], ids=family_of)
+@pytest.mark.parametrize(
+    "number", thorough([FAMILIES.index(family) for family in dict.fromkeys(FAMILIES)], {PERCEPTRON}), ids=family_of
+)
 def test_every_family_runs_in_kernels_that_lowering_knows(number: int) -> None:
     for one in network_files(0, number, rounds_at_run_time=False, packages=PACKAGES)[::3]:
         (result,) = CPU.load(one.model, 1).run(one.batch_of(2))

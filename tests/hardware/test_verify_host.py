@@ -108,6 +108,7 @@ class TestFolderAsTarget:
 
 
 class TestVerify:
+    @pytest.mark.exhaustive
     def test_the_front_is_timed_on_the_board(
         self, host: Loopback, calibrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:

@@ -155,7 +155,8 @@ def here(project: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("storage", [False, pytest.param(True, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("storage", [False, True])
 def test_a_search_is_followed_to_its_end_and_its_run_folder_comes_back(
     cluster: Cluster, project: Path, storage: bool
 ) -> None:
