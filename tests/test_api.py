@@ -167,6 +167,7 @@ def test_a_search_is_a_call(tmp_path: Path) -> None:
     assert again.trials.equals(run.trials)
 
 
+@pytest.mark.exhaustive
 def test_the_runs_data_are_remembered_and_may_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AUTOCOMP_DATA", raising=False)
     for name in ("before", "after"):

@@ -50,7 +50,7 @@ def test_a_task_of_ones_own_is_short() -> None:
     assert len(lines) <= 20
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_command_of_the_readme(newcomers_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     typed = commands()
     assert len(typed) >= 8
@@ -70,7 +70,7 @@ def test_every_command_of_the_readme(newcomers_folder: Path, monkeypatch: pytest
     assert (newcomers_folder / "shipped" / "model.onnx").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_python_example(newcomers_folder: Path) -> None:
     code = (
         blocks("python")[1].replace('"cpu", trials=20', '"jetson", trials=3, sampler="random"').replace("0.3)", "9.0)")

@@ -3,7 +3,6 @@ several badly, and tracing a model is not safe in threads."""
 
 from __future__ import annotations
 
-import os
 import pickle
 import signal
 import tempfile
@@ -17,7 +16,7 @@ from pathlib import Path
 import cloudpickle
 import torch
 import tqdm
-from loky import ProcessPoolExecutor
+from loky import ProcessPoolExecutor, cpu_count
 
 from autocomp.errors import first_line
 from autocomp.search.sensitivity import Errors, Measurer, Measures, one_by_one
@@ -43,7 +42,7 @@ def on_this_machine(tell: Tell) -> Measures:
 
 
 def _measured(tell: Tell, measurer: Measurer, decisions: Sequence[Decision]) -> Iterator[tuple[Decision, Errors]]:
-    processes = min(_cores(), MOST_PROCESSES, len(decisions))
+    processes = min(cpu_count(), MOST_PROCESSES, len(decisions))
     missing = list(decisions)
     if processes > 1 and measurer.work_macs(decisions) >= WORTH_MACS and _on_cpu(measurer):
         try:
@@ -56,10 +55,6 @@ def _measured(tell: Tell, measurer: Measurer, decisions: Sequence[Decision]) -> 
                 f"{type(error).__name__}: {first_line(error)}"
             )
     yield from one_by_one(measurer, missing)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _on_cpu(measurer: Measurer) -> bool:

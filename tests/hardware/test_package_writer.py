@@ -74,7 +74,7 @@ def test_torch_rounds_on_no_grid_of_the_moment() -> None:
     assert "d8" in ways_of(None)["sequence"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_small_calibration_reads_back_and_predicts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """By the very code that calibrates a GPU: what differs there is the device."""
     anything = TimingSettings(

@@ -240,6 +240,7 @@ def test_a_trial_that_raises_is_recorded_and_the_search_goes_on(tmp_path: Path) 
     assert {trial.number for trial in failed}.isdisjoint(point.number for point in flow.front_of(folder))
 
 
+@pytest.mark.exhaustive
 def test_a_score_that_is_no_number_fails_the_trial_and_not_the_search(tmp_path: Path) -> None:
     task = small_task.task()
     seen: list[str] = []

@@ -41,7 +41,7 @@ Net.forward = forward
 def worth_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """For a network as small as this, and on a machine with however many cores."""
     monkeypatch.setattr(local_sensitivity, "WORTH_MACS", 0)
-    monkeypatch.setattr(local_sensitivity, "_cores", lambda: 2)
+    monkeypatch.setattr(local_sensitivity, "cpu_count", lambda: 2)
 
 
 def of_file(folder: Path, more: str = "") -> Measurer:

@@ -106,7 +106,7 @@ def test_points_of_an_onnx_run_are_written_as_packages(finished_run: Path, tmp_p
         torch.testing.assert_close(loaded(*task.example_inputs), task.model(*task.example_inputs), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_in_reach_files_are_timed_and_the_search_is_warmed_up(tmp_path: Path) -> None:
     request = replace(REQUEST, target="torch-cpu", artifact="torch", trials=4, sampler="random")
     setup = flow.set_up(request, small_task.task(), torch_target(reachable=True))

@@ -112,6 +112,7 @@ def test_what_the_runtime_compiles_puts_the_rules_right_and_is_replayed(
     assert model_of(again).measured == model_of(first).measured
 
 
+@pytest.mark.exhaustive
 def test_memory_of_the_first_files_corrects_its_model(
     setup: Setup, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,6 +147,7 @@ def test_a_resumed_run_replays_it_whatever_it_asks_for_now(setup: Setup, clock: 
     assert again.measured == first.measured
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_one_measures_the_rest(setup: Setup, clock: Clock, tmp_path: Path) -> None:
     whole, torn = RunFolder(tmp_path / "whole"), RunFolder(tmp_path / "torn")
     warm(setup, whole, 15)
@@ -158,6 +160,7 @@ def test_an_interrupted_one_measures_the_rest(setup: Setup, clock: Clock, tmp_pa
     assert len(list(torn.events())) == 6
 
 
+@pytest.mark.exhaustive
 def test_what_was_timed_before_it_was_killed_is_kept(setup: Setup, clock: Clock, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.path.mkdir()

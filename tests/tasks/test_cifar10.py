@@ -236,7 +236,7 @@ def test_the_real_images_and_the_checkpoint_before_fine_tuning(tmp_path: Path) -
 
 
 @needs_data
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_real_training_images_are_cut_in_parts(tmp_path: Path) -> None:
     read = read_images(SHARED / "cifar10-jpeg" / "train.zip", tmp_path, lambda _: None)
     assert read.pixels.shape == (50_000, 3, 32, 32)

@@ -49,7 +49,7 @@ def test_the_published_model_scores_what_it_is_known_for_on_a_part() -> None:
 
 @real
 @needs_transformers
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_published_model_scores_what_it_is_known_for() -> None:
     task = load_task("stsb-minilm", data=DATA)
     assert task.evaluate(task.model, "search").value == pytest.approx(86.72, abs=0.01)
