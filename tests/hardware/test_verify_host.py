@@ -183,6 +183,7 @@ class TestTensorrt:
             TensorrtOnBoard(board)
 
 
+@pytest.mark.exhaustive
 def test_a_host_that_is_not_there_leaves_the_run_as_it_was(tmp_path: Path) -> None:
     run = api.search(None, target="jetson-orin-nano", trials=2, sampler="random", out=tmp_path / "run")
     before = (run.folder.path / "events.jsonl").read_bytes()

@@ -179,6 +179,7 @@ def test_a_search_is_followed_to_its_end_and_its_run_folder_comes_back(
     assert export.returncode == 0, export.stderr
 
 
+@pytest.mark.exhaustive
 def test_a_job_may_be_left_alone_asked_for_stopped_and_fetched(cluster: Cluster, project: Path) -> None:
     long = ("--", "search", "--target", "jetson", "--trials", "5000", "--sampler", "random", "--executor", "local")
     begun = submit(cluster, project, "--detach", *long, "--task", "net.py:small")

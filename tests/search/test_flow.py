@@ -199,6 +199,7 @@ flow.search(with_task(counting(small_task.task(), log, die_at=6)), RunFolder(fol
 """
 
 
+@pytest.mark.exhaustive
 def test_killed_in_mid_search_it_goes_on_as_if_undisturbed(finished_run: Path, tmp_path: Path) -> None:
     """The child scores the untouched model once for the check, then trials 0 to 4, and dies in trial 5."""
     folder, log = RunFolder(tmp_path / "run"), tmp_path / "evaluations"

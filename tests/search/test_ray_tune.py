@@ -135,6 +135,7 @@ def test_with_many_at_a_time_every_value_is_that_of_a_serial_evaluation(cluster:
         assert (trial.state, trial.metric, trial.cost) == ("complete", alone.metric, alone.cost)
 
 
+@pytest.mark.exhaustive
 def test_a_real_search_ends_with_the_local_front(cluster: Cluster, tmp_path: Path) -> None:
     setup = replace(small_setup(), request=replace(REQUEST, trials=5))
     flow.search(setup, RunFolder(tmp_path / "ray"), False, SILENT, Workers(concurrent=1))

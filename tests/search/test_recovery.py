@@ -139,7 +139,7 @@ class TestRecovered:
         assert (recovered_run.path / "trials.csv").read_text() == tables
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_recovery_that_fails_is_told_and_costs_nothing_else(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
