@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Literal, cast
 
 import torch
 from torch import nn
@@ -321,7 +321,8 @@ def _as_far_as(module: GraphModule, last: Node) -> nn.Module:
     """The same modules, without what comes behind a node."""
     from torch.fx import Graph, GraphModule
 
-    graph, copied = Graph(), dict[Any, Any]()
+    graph = Graph()
+    copied: dict[Node, Node] = {}
     for node in module.graph.nodes:
         copied[node] = graph.node_copy(node, copied.__getitem__)
         if node is last:

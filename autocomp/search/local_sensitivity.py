@@ -69,9 +69,9 @@ def _in_processes(
     with tempfile.TemporaryDirectory(prefix="autocomp-") as folder:
         sent = Path(folder) / "measurer"
         sent.write_bytes(cloudpickle.dumps(measurer))
-        pool, ended = ProcessPoolExecutor(processes, initializer=_begin, initargs=(str(sent),)), False
+        pool, ended = ProcessPoolExecutor(processes, initializer=_begin), False
         try:
-            of = {pool.submit(_errors, decision.name): decision for decision in decisions}
+            of = {pool.submit(_errors, sent, decision.name): decision for decision in decisions}
             for done in as_completed(of):
                 yield of[done], done.result()
             ended = True
@@ -79,25 +79,21 @@ def _in_processes(
             pool.shutdown(wait=True, kill_workers=not ended)
 
 
-def _begin(sent: str) -> None:
+def _begin() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who is interrupted ends its workers
     # PyTorch traces with tqdm at hand, whose own lock is a semaphore that outlives a process that is killed.
     tqdm.tqdm.set_lock(threading.RLock())
     torch.set_num_threads(1)
-    _sent.append(sent)
-
-
-#: In a worker: where the measurer lies.
-_sent: list[str] = []
 
 
 @cache
-def _received() -> Measurer:
+def _received(sent: Path) -> Measurer:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of PyTorch, of its own classes
-        measurer: Measurer = pickle.loads(Path(_sent[0]).read_bytes())
+        measurer: Measurer = pickle.loads(sent.read_bytes())
     return measurer
 
 
-def _errors(name: str) -> Errors:
-    return _received().errors(_received().space.by_name[name])
+def _errors(sent: Path, name: str) -> Errors:
+    measurer = _received(sent)
+    return measurer.errors(measurer.space.by_name[name])

@@ -79,20 +79,14 @@ def _data_argument(maker: Callable[..., object], data: Path | None, name: str, a
     return {}
 
 
-def is_of_user(module: str) -> bool:
-    """Whether a module's name is that of a user's file."""
-    return module.startswith(PREFIX)
-
-
 def modules_of_user() -> list[ModuleType]:
     """Users' files that are loaded, and what they import from their own folders: another process does not find these."""
-    own = [module for name, module in sys.modules.items() if is_of_user(name)]
+    own = [module for name, module in sys.modules.items() if name.startswith(PREFIX)]
     folders = {Path(str(module.__file__)).parent for module in own}
     return [
         module
         for module in list(sys.modules.values())
-        if module in own
-        or (isinstance(file := getattr(module, "__file__", None), str) and Path(file).parent in folders)
+        if isinstance(file := getattr(module, "__file__", None), str) and Path(file).parent in folders
     ]
 
 

@@ -104,7 +104,8 @@ def test_products_and_attention_are_foreseen(network: str, plan: str) -> None:
         assert ours == theirs, kind
 
 
-@pytest.mark.parametrize("network", thorough(["residual", "separable", "vit"], ()))
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("network", ["residual", "separable", "vit"])
 def test_what_is_compiled_of_some_plans_puts_the_rules_right_for_others(network: str) -> None:
     """Whatever the runtime makes on this machine of what the rules do not foresee."""
     inventory, arrays = prepared(network).inventory, [tensor.numpy() for tensor in inputs(network, 1)]

@@ -12,6 +12,7 @@ import cloudpickle
 import pytest
 import torch
 
+from autocomp.errors import WorkError
 from autocomp.search import local_sensitivity
 from autocomp.search.local_sensitivity import on_this_machine
 from autocomp.search.sensitivity import Errors, Measurer, one_by_one
@@ -112,7 +113,7 @@ def test_little_work_begins_no_process(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_data_but_what_is_calibrated_on_is_sent() -> None:
     setup = small_setup()
     sent = cloudpickle.loads(cloudpickle.dumps(Measurer(setup.bench, setup.space)))
-    with pytest.raises(Exception, match="has none"):
+    with pytest.raises(WorkError, match="has none"):
         sent.bench.task.evaluate(setup.bench.task.model, "search")
     assert sent.bench.task.train is None
     assert len(sent.bench.task.calibration) == len(setup.bench.task.calibration)
