@@ -6,8 +6,9 @@
 Every sampler searches the same space with the same evaluator: a plan's metric on two fifths of the search split (2,000
 images), as it is without recovery, and the costs that the shipped profile predicts. What a plan scored is kept by its hash
 (results/reference/search/, in a folder of the very weights: fine-tuning gives others on another kind of CPU) and never
-evaluated twice, so that runs can be stopped, go on in another sitting, and stand side by side: ``run`` adds to it, ``volumes``
-plays the runs again from it, as far as they got, without evaluating anything, and makes the table and the plot.
+evaluated twice; what a run proposed is kept by its sampler and seed. So runs can be stopped, go on in another sitting (their
+sampler is led through what it proposed before), and stand side by side: ``run`` adds to them, ``volumes`` makes the table and
+the plot of them as far as they got, without evaluating anything.
 
 What counts is the dominated hypervolume of drop × latency × size, with the reference point at a fifth of the untouched
 network's metric, and its latency and size. The best front known is everything that was ever evaluated; ``closed`` is the share
@@ -20,7 +21,7 @@ import argparse
 import csv
 import fcntl
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import get_args
@@ -40,6 +41,7 @@ from autocomp.search.hypervolume import Point
 from autocomp.search.landscape import Landscape
 from autocomp.search.local_sensitivity import on_this_machine
 from autocomp.search.sensitivity import sensitivities
+from autocomp.space import SearchSpace
 from autocomp.tasks.load import load_task
 
 REFERENCE = Path("results/reference")
@@ -50,10 +52,6 @@ MARKS = (5, 10, 20, 50, 100, 150, 200, 500, 1000, 2000)
 SHARE = 0.4
 #: The drop that is as bad as no plan, as a share of the untouched network's metric.
 WORST_DROP = 0.2
-
-
-class NotKeptError(Exception):
-    """A plan that was never evaluated, where nothing is to be."""
 
 
 @dataclass(frozen=True)
@@ -71,25 +69,19 @@ class Evaluations:
 
     path: Path
     setup: Setup
-    evaluates: bool
     known: dict[str, Scored] = field(default_factory=dict)
     read: int = 0
 
     def of(self, plan: Plan) -> Scored:
-        """Raises:
-        NotKeptError: it would have to be evaluated.
-        """
         if plan.hash not in self.known:
-            self._catch_up()
+            self.catch_up()
         if plan.hash not in self.known:
-            if not self.evaluates:
-                raise NotKeptError(plan.hash)
             bench = self.setup.bench
             cost = bench.cost(plan)
             self._keep(plan.hash, Scored(bench.score(plan, SHARE).value, cost.latency_ms, cost.size_bytes))
         return self.known[plan.hash]
 
-    def _catch_up(self) -> None:
+    def catch_up(self) -> None:
         """Read what others have added meanwhile."""
         if self.path.is_file():
             with self.path.open(encoding="utf-8", newline="") as file:
@@ -102,7 +94,7 @@ class Evaluations:
         self.known[plan_hash] = scored
         with self.path.open("a", encoding="utf-8") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(f"{plan_hash},{scored.metric:.10g},{scored.latency_ms:.6g},{scored.size_bytes}\n")
+            file.write(f"{plan_hash},{scored.metric!r},{scored.latency_ms!r},{scored.size_bytes}\n")
 
 
 @dataclass(frozen=True)
@@ -118,7 +110,7 @@ class Contest:
         return Landscape(self.setup.space, self.errors, self.setup.bench.cost)
 
 
-def contest(task: str, target: str, data: Path, evaluates: bool) -> Contest:
+def contest(task: str, target: str, data: Path) -> Contest:
     # The shipped profile, wherever this runs: costs are predictions, and sittings are on different machines.
     profile = find_profile(target)
     found = profile.target(profile.file.threads, profile.file.batch, None, reachable=False)
@@ -132,7 +124,7 @@ def contest(task: str, target: str, data: Path, evaluates: bool) -> Contest:
     errors = sensitivities(setup.bench, setup.space, folder, None, told, on_this_machine(print))
     if len(list(folder.events())) > before:
         print(f"{name}: sensitivities of {len(errors)} decisions took {time.monotonic() - began:.0f} s", flush=True)
-    return Contest(name, setup, Evaluations(folder.path / "evaluations.csv", setup, evaluates), errors)
+    return Contest(name, setup, Evaluations(folder.path / "evaluations.csv", setup), errors)
 
 
 def told(done: int, of: int, what: str) -> None:
@@ -140,25 +132,35 @@ def told(done: int, of: int, what: str) -> None:
         print(f"{what}: {done} of {of}", flush=True)
 
 
-def play(name: Rival, seed: int, trials: int, of: Contest, landscape: Landscape) -> list[Scored]:
-    """What a run's evaluations gave, in turn; up to the first that is not kept, where nothing is evaluated."""
+def kept(name: Rival, seed: int, of: Contest) -> Path:
+    """Where the proposals of a run are kept: a line each, of the option chosen in every decision."""
+    return of.evaluations.path.with_name(f"{name}-{seed}.txt")
+
+
+def proposed(path: Path, space: SearchSpace) -> list[dict[str, int]]:
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    names = [decision.name for decision in space.decisions]
+    return [dict(zip(names, map(int, line.split()), strict=True)) for line in lines]
+
+
+def run(name: Rival, seed: int, trials: int, of: Contest) -> None:
+    """Evaluate what a sampler proposes, beginning with what it proposed before."""
     space, direction = of.setup.space, of.setup.bench.task.metric.direction
-    entered = entry(name, seed, space, landscape)
+    entered = entry(name, seed, space, of.landscape())
+    path = kept(name, seed, of)
+    before = proposed(path, space)
     study = optuna.create_study(directions=[direction, "minimize", "minimize"], sampler=entered.sampler)
-    for indices in entered.first:
+    for indices in [*before, *entered.first[len(before) :]]:
         study.enqueue_trial({decision.name: indices[decision.name] for decision in space.decisions})
-    found: list[Scored] = []
     for number in range(trials if entered.sampler is not None else min(trials, len(entered.first))):
         trial = study.ask(distributions(space))
-        try:
-            scored = of.evaluations.of(space.plan(trial.params))
-        except NotKeptError:
-            break
+        scored = of.evaluations.of(space.plan(trial.params))
         study.tell(trial, [scored.metric, scored.latency_ms, float(scored.size_bytes)])
-        found.append(scored)
-        if of.evaluations.evaluates and number % 20 == 19:
+        if number >= len(before):
+            with path.open("a", encoding="utf-8") as file:
+                print(*(trial.params[decision.name] for decision in space.decisions), file=file)
+        if number % 20 == 19:
             print(f"{name}, seed {seed}: {number + 1} trials; {len(of.evaluations.known)} plans are known", flush=True)
-    return found
 
 
 def points_of(scored: Sequence[Scored], of: Contest) -> list[Point]:
@@ -179,14 +181,16 @@ def volume(points: Sequence[Point]) -> float:
     return hypervolume([points[place] for place in front(points)])
 
 
-def volumes(of: Contest, seeds: int, trials: Callable[[Rival], int]) -> None:
-    landscape = of.landscape()
+def volumes(of: Contest, seeds: int) -> None:
+    of.evaluations.catch_up()
     runs = {
-        (name, seed): points_of(play(name, seed, trials(name), of, landscape), of)
+        (name, seed): points_of(
+            [of.evaluations.of(space.plan(one)) for one in proposed(kept(name, seed, of), space)], of
+        )
+        for space in [of.setup.space]
         for name in get_args(Rival)
-        for seed in range(1 if name in ("additive", "uniform") else seeds)
+        for seed in range(seeds)
     }
-    of.evaluations._catch_up()
     best = volume(points_of(list(of.evaluations.known.values()), of))
     additive = volume(runs["additive", 0])
     rows: list[dict[str, object]] = []
@@ -235,12 +239,12 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     given = parser.parse_args()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    of = contest(given.task, given.target, given.data, evaluates=given.what == "run")
+    of = contest(given.task, given.target, given.data)
     if given.what == "run":
         of.evaluations.of(Plan())  # what drops are told against
-        play(given.sampler, given.seed, given.trials or BUDGETS[given.sampler], of, of.landscape())
+        run(given.sampler, given.seed, given.trials or BUDGETS[given.sampler], of)
     else:
-        volumes(of, given.seeds, lambda name: given.trials or BUDGETS[name])
+        volumes(of, given.seeds)
 
 
 if __name__ == "__main__":
