@@ -1,7 +1,8 @@
-"""What all tests share: one thread, and one finished search on a small task."""
+"""What all tests share: one thread, one finished search on a small task, and torch.onnx's operators read once."""
 
 from __future__ import annotations
 
+import functools
 import os
 from pathlib import Path
 
@@ -11,6 +12,15 @@ import pytest
 # child process; importing it here would make every test wait for it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _operators_are_read_once() -> None:
+    """``torch.onnx.export`` reads the source of all operators that it can write with every file, a third of the time that
+    a small network takes; the tests write hundreds."""
+    from torch.onnx._internal._lazy_import import onnxscript_apis  # type: ignore[attr-defined]
+
+    onnxscript_apis.get_torchlib_ops = functools.cache(onnxscript_apis.get_torchlib_ops)
 
 
 @pytest.fixture(scope="session")

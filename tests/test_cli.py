@@ -131,6 +131,7 @@ class TestSearch:
             "--resume must ask for the same search; seed was 0 and is now 5; name another --out for a new one"
         )
 
+    @pytest.mark.exhaustive
     def test_resume_asks_for_more_trials(self, run: Path) -> None:
         done = autocomp(*SEARCH[:-1], "5", "--out", str(run), "--resume")
         assert done.code == 0, done.err

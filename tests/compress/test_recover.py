@@ -240,6 +240,7 @@ def test_nothing_given_is_changed_and_the_same_seed_gives_the_same() -> None:
     assert not torch.equal(run_module(one.model, given), run_module(third.model, given))
 
 
+@pytest.mark.exhaustive
 def test_training_that_makes_it_worse_gives_back_what_was_given() -> None:
     chosen = LayerPlan(Sparsity("unstructured", 0.3), None, Format(8))
     before, after = both(chosen, Recovery(1, rate=30.0))

@@ -126,7 +126,7 @@ def test_every_pair_of_methods_is_tried() -> None:
     assert set(tried) == set(pairs())
 
 
-@pytest.mark.parametrize("number", thorough(range(len(plans())), range(0, len(plans()), 6)))
+@pytest.mark.parametrize("number", thorough(range(len(plans())), range(0, len(plans()), 12)))
 def test_the_file_computes_what_the_simulated_model_does(number: int) -> None:
     check("residual", compressed("residual", plans()[number]), packed=True)
 

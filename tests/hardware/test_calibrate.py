@@ -157,6 +157,7 @@ def test_the_files_of_a_network_are_always_the_same(calibrated: tuple[Path, Cali
     assert one.model == other.model
 
 
+@pytest.mark.exhaustive
 def test_the_first_networks_have_every_kind_of_kernel_between_them() -> None:
     """So that a short calibration prices convolutional nets and transformers alike."""
     found = {

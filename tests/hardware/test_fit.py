@@ -229,6 +229,7 @@ def test_pointwise_convolutions_are_of_a_kind_where_there_are_enough() -> None:
     assert few.covers(kernel)
 
 
+@pytest.mark.exhaustive
 def test_kernels_with_a_curve_behind_are_of_a_kind_where_there_are_enough() -> None:
     networks = [with_pointwise(with_pointwise(network(seed), seed), seed + 100, 6.0, CURVED) for seed in range(40)]
     model = fit(networks, (), 0.01, "made up")

@@ -214,6 +214,7 @@ class TestRuntimeOnBoard:
                 del file
                 gc.collect()
 
+    @pytest.mark.exhaustive
     def test_a_calibration_goes_on_where_it_was_stopped(
         self, host: Loopback, patched: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

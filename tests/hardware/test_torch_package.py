@@ -80,6 +80,7 @@ def test_a_process_that_was_killed_is_told_and_begun_anew() -> None:
     np.testing.assert_allclose(again.run(left, right)[0], left - right, rtol=1e-6)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_it_ends_with_the_process_that_began_it() -> None:
     code = """

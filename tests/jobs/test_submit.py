@@ -278,6 +278,7 @@ def other_version() -> Iterator[str]:
     server.server_close()
 
 
+@pytest.mark.exhaustive
 def test_a_wrong_cluster_is_one_line(project: Path, other_version: str) -> None:
     nowhere = Cluster(f"http://127.0.0.1:{free_port()}", Path("/nowhere"))
     for cluster, words in (

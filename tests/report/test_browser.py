@@ -317,6 +317,7 @@ def test_axe_finds_nothing_serious(
     assert len(found["passes"]) > 20
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_page_of_5000_trials_is_small_and_alive(reader: Reader, tmp_path: Path) -> None:
     report = written([write_long_run(tmp_path / "long")], tmp_path / "report.html")

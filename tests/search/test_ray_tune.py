@@ -144,6 +144,7 @@ def test_a_real_search_ends_with_the_local_front(cluster: Cluster, tmp_path: Pat
     assert found == local
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("cluster")
 def test_what_each_choice_does_is_measured_on_all_workers(tmp_path: Path) -> None:
     setup, told = small_setup(), list[int]()

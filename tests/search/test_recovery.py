@@ -163,6 +163,7 @@ def test_a_recovery_that_fails_is_told_and_costs_nothing_else(
     assert len([event for event in folder.events() if event["event"] == EVENT]) == done + 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_a_finished_search_may_be_recovered_later(finished_run: Path, tmp_path: Path) -> None:
     folder = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "run")))

@@ -139,6 +139,7 @@ def test_memory_of_the_first_files_corrects_its_model(
     assert again.cost(Plan()).peak_memory_bytes == after
 
 
+@pytest.mark.exhaustive
 def test_a_resumed_run_replays_it_whatever_it_asks_for_now(setup: Setup, clock: Clock, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     first = model_of(warm(setup, folder, 15))
