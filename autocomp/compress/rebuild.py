@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from autocomp.compress.attention import HeadCut, Heads, choose_heads, cut_heads
-from autocomp.compress.blocks import drop_blocks
+from autocomp.compress.blocks import drop_blocks, without_blocks
 from autocomp.compress.channels import Coupling, Cut, choose_units, gone_channels, prune
 from autocomp.compress.solve import Gone, Solver
 from autocomp.graph import Example, Graph, OutputForm, copied_trace, export_program, graph_module, read_graph
@@ -102,7 +102,24 @@ def rebuilt(
         solver: of the prepared model.
     """
     blocks: tuple[ResidualBlock, ...] = prepared.inventory.dropped(plan)
-    if not (factors or cuts.channels or cuts.heads or blocks):
+    module, graph = _traced(prepared, cuts, factors, solver)
+    if cuts.heads:
+        cut_heads(module, cuts.heads)
+        drop_blocks(module, blocks)
+        program = export_program(module, prepared.example)
+        return graph_module(program), read_graph(program)
+    # The shapes of what stays are known, and tracing once more would take longer than most of the rest.
+    if blocks:
+        drop_blocks(module, blocks)
+        graph = without_blocks(graph, blocks)
+    return module, graph
+
+
+def _traced(
+    prepared: Prepared, cuts: Cuts, factors: Mapping[str, nn.Sequential], solver: Solver
+) -> tuple[GraphModule, Graph]:
+    """With ranks truncated and channels cut, as a traced module of its own."""
+    if not (factors or cuts.channels):
         module, graph = solver.traced(prepared.example)
         return copied_trace(module), graph
     model = copy.deepcopy(prepared.model)
@@ -110,10 +127,4 @@ def rebuilt(
         parent, _, child = name.rpartition(".")
         setattr(model.get_submodule(parent), child, copy.deepcopy(stages))
     program = export_program(prune(model, cuts.channels) if cuts.channels else model, prepared.example)
-    module = graph_module(program)
-    if cuts.heads or blocks:
-        cut_heads(module, cuts.heads)
-        drop_blocks(module, blocks)
-        program = export_program(module, prepared.example)
-        module = graph_module(program)
-    return module, read_graph(program)
+    return graph_module(program), read_graph(program)

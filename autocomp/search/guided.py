@@ -37,8 +37,9 @@ WORST_DROP = 0.1
 NEIGHBOURS, CHANGES = 150, (1, 2, 3, 5)
 #: Before it is predicted in full, a plan is thought to keep a limit up to this multiple of it.
 NEARLY = 1.05
-#: Of the plans looked at, so many that promise most are predicted in full.
-PREDICTED = 25
+#: Of the plans looked at, so many that promise most and keep the limits are told apart by full predictions; and so many may
+#: turn out to break a limit before no more is predicted for it.
+PREDICTED, DISAPPOINTED = 25, 25
 #: A trial's attributes: its indices, where they are not its parameters; its plan's hash; where it was stopped, its drop and
 #: the error of that.
 CHOICE, PLAN_HASH, STOPPED = "choice", "plan_hash", "stopped"
@@ -161,40 +162,64 @@ class GuidedSampler(BaseSampler):
         pool = self._pool(known, chance)
         foremost = self._foremost(pool, known, chance) if pool else []
         if not foremost:
-            self.why = "a plan by chance: all that are near the front are known"
-            return tuple(chance.randrange(len(group.errors)) for group in land.groups)
-        shares = np.array([land.shares(choice) for choice in foremost])
-        kept = [land.keeps(choice, self._wish.limits) for choice in foremost]
-        gains = np.where(kept, self._gains(foremost, shares, known), -1.0)
+            return self._makeshift(pool, known, chance)
+        gains = self._gains(foremost, np.array([land.shares(choice) for choice in foremost]), known)
         place = int(gains.argmax())
-        self.why = self._words(foremost[place], float(gains[place]))
+        self.why = self._words(foremost[place], f"adds {gains[place]:.4f} {self._wanted}, it is expected")
         return foremost[place]
 
     def _foremost(self, pool: Mapping[Choice, Choice | None], known: _Known, chance: random.Random) -> list[Choice]:
-        """Those that promise most by what is nearly foreseen of their costs, none of a plan that was tried."""
+        """Those that keep the limits and promise most by what is nearly foreseen of their costs, none of a plan that was
+        tried."""
         land = self._landscape
         near = [self._nearly(choice, base, chance) for choice, base in pool.items()]
         choices, shares = list(pool), np.array(near).reshape(-1, 2)
         gains = np.where(self._nearly_allowed(shares), self._gains(choices, shares, known), -math.inf)
         plans: set[str] = {land.plan_hash(choice) for choice in known.tried}
         foremost: list[Choice] = []
+        disappointed = 0
         for place in np.argsort(-gains, kind="stable"):
+            choice = choices[place]
+            foreseen = pool[choice] is None
             if len(foremost) == PREDICTED or not math.isfinite(gains[place]):
                 break
-            if (plan := land.plan_hash(choices[place])) not in plans:
-                plans.add(plan)
-                foremost.append(choices[place])
+            if (disappointed == DISAPPOINTED and not foreseen) or (plan := land.plan_hash(choice)) in plans:
+                continue
+            plans.add(plan)
+            if land.keeps(choice, self._wish.limits):
+                foremost.append(choice)
+            else:
+                disappointed += not foreseen
         return foremost
 
-    def _words(self, choice: Choice, gain: float) -> str:
+    def _makeshift(self, pool: Mapping[Choice, Choice | None], known: _Known, chance: random.Random) -> Choice:
+        """Where nothing that was looked at keeps the limits: what breaks them least; by chance where all of it was tried."""
+        land, limits = self._landscape, self._wish.limits
+        tried = {land.plan_hash(choice) for choice in known.tried}
+        over = {
+            choice: max(limits.broken_by_cost(cost), default=0.0)
+            for choice, base in pool.items()
+            if base is None and land.plan_hash(choice) not in tried and (cost := land.cost(choice)) is not None
+        }
+        if over and limits:
+            nearest = min(over, key=lambda choice: over[choice])
+            self.why = self._words(nearest, "comes nearest to the limits, which no plan at hand keeps")
+            return nearest
+        self.why = "a plan by chance: all that are near the front are known"
+        return tuple(chance.randrange(len(group.errors)) for group in land.groups)
+
+    @property
+    def _wanted(self) -> str:
+        return "of hypervolume" if self._wish.goal == "front" else f"towards the {self._wish.goal}"
+
+    def _words(self, choice: Choice, reason: str) -> str:
         cost, (medians, spreads) = self._landscape.cost(choice), self._surrogate.drops([choice])
         low, middle, high = (max(medians[0] * math.exp(z * spreads[0]) - RESOLUTION, 0.0) for z in (-1.0, 0.0, 1.0))
-        what = "of hypervolume" if self._wish.goal == "front" else f"towards the {self._wish.goal}"
         costs = "costs that are not foreseen"
         if cost is not None:
             costs = f"{cost.latency_ms:.4g} ms and {cost.size_bytes:,.0f} bytes"
         drop = f"a drop of {middle:.2%} ({low:.2%} to {high:.2%}) of the metric"
-        return f"adds {gain:.4f} {what}, it is expected: {drop} at {costs}"
+        return f"{reason}: {drop} at {costs}"
 
     def _known(self, study: Study, number: int) -> _Known:
         """The surrogate is taught by what is finished."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import optuna
 import pytest
 
 from autocomp.errors import RequestError
 from autocomp.pareto import hypervolume
 from autocomp.plan import Plan
-from autocomp.search.guided import WORST_DROP, GuidedSampler
+from autocomp.search.guided import WORST_DROP, GuidedSampler, Wish, distributions
+from autocomp.search.landscape import Landscape
+from autocomp.search.limits import Limits
 from autocomp.search.sampler import SamplerName, make_sampler
-from autocomp.trial import Trial
+from autocomp.trial import Cost, Trial
 from tests.search.synthetic import BASELINE, PaperBench, landscape_of, request, search, synthetic_space
 from tests.search.test_sampler import new_study
 
@@ -41,6 +45,43 @@ def test_limits_are_kept_by_nearly_all_that_is_proposed() -> None:
     trials = search(new_study(), request("auto", trials=20, max_latency_ms=2.0, max_size_kb=60.0))
     kept = [one for one in trials if one.cost and one.cost.latency_ms <= 2.0 and one.cost.size_bytes <= 60_000]
     assert len(kept) >= 17
+
+
+def test_plans_just_over_a_limit_do_not_crowd_out_those_that_keep_it() -> None:
+    """Latency comes in steps, of which one is a little over the limit, and a low rank, which keeps it, loses far more."""
+    space = synthetic_space()
+
+    def ranks(plan: Plan) -> int:
+        return sum(one.rank is not None for one in plan.layers.values())
+
+    def cost(plan: Plan) -> Cost:
+        latency = 0.5 if ranks(plan) else 1.02 if plan.layers else 2.0
+        return replace(PaperBench().cost(plan), latency_ms=latency, latency_std_ms=0.0)
+
+    errors = {
+        name: [0.05 * bool(index) for index in range(len(found))] if name.startswith("rank") else found
+        for name, found in landscape_of(space).errors.items()
+    }
+    study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+    study.sampler = sampler = GuidedSampler(
+        Landscape(space, errors, cost), 0, Wish(Limits(latency_ms=1.0), "most-accurate")
+    )
+    for number in range(12):
+        plan = space.plan(study.ask(distributions(space)).params)
+        found = cost(plan)
+        assert number == 0 or found.latency_ms <= 1.0, sampler.why
+        study.tell(number, [BASELINE * (1 - 0.05 * ranks(plan)), found.latency_ms, float(found.size_bytes)])
+
+
+def test_where_nothing_keeps_the_limits_the_nearest_is_proposed() -> None:
+    land = landscape_of(synthetic_space())
+    least = min(cost.size_bytes for choice in land.front if (cost := land.cost(choice)) is not None)
+    study = optuna.create_study(directions=["maximize", "minimize", "minimize"])
+    study.sampler = sampler = GuidedSampler(land, 0, Wish(Limits(size_bytes=least / 2), "most-accurate"))
+    study.tell(study.ask(distributions(land.space)), [BASELINE, 4.1, 128_000.0])
+    plan = land.space.plan(study.ask(distributions(land.space)).params)
+    assert PaperBench().cost(plan).size_bytes == least
+    assert sampler.why.startswith("comes nearest to the limits, which no plan at hand keeps")
 
 
 def test_it_samples_for_a_study_of_ones_own() -> None:
