@@ -73,20 +73,26 @@ class Run:
             max_latency_ms: measured where the point was, else predicted.
 
         Raises:
-            RunError: no such front point, or none that keeps the limit.
+            RunError: no such front point, none that keeps the limit, or only the untouched model, which is picked by number.
         """
         from autocomp.search import flow
         from autocomp.search.limits import Goal
-        from autocomp.search.tables import goal_trial, knee_trial, verifications
+        from autocomp.search.points import goal_trial, knee_trial, verifications
 
         points = flow.front_of(self.folder)
         if not points:
             raise RunError(f"{self.folder.path} has no finished trial to pick from; resume it with search --resume")
         metric = flow.metric_of(self.folder)
+        goals = [goal for goal in get_args(Goal) if goal != "front"]
+        if len(points) == 1 and max_latency_ms is None and which in {"knee", *goals}:
+            raise RunError(
+                f"the front of {self.folder.path} holds the uncompressed model only, no other plan kept the limits; "
+                "pick it with 0, or search on with --resume and more --trials"
+            )
         if isinstance(which, int) or which != "knee":
             if max_latency_ms is not None:
                 raise RequestError(f"a latency limit picks the point itself; got --pick {which} as well; leave one out")
-            if which in get_args(Goal) and which != "front":
+            if which in goals:
                 return goal_trial(points, cast("Goal", which), metric, verifications(self.folder))
             if not str(which).isdigit():
                 raise RequestError(
@@ -98,11 +104,6 @@ class Run:
                 raise RunError(f"trial {which} is not on the front of {self.folder.path}; the front has {numbers}")
             return found[0]
         if max_latency_ms is None:
-            if len(points) == 1:
-                raise RunError(
-                    f"the front of {self.folder.path} holds the uncompressed model only, no other plan kept the limits; "
-                    "pick it with 0, or search on with --resume and more --trials"
-                )
             return knee_trial(points, metric)
         verified = verifications(self.folder)
         fast = [point for point in points if _latency_ms(point, verified) <= max_latency_ms]
@@ -191,7 +192,7 @@ class Run:
         from autocomp.hardware.remote.connection import Board
         from autocomp.hardware.remote.target import board_of
         from autocomp.search import flow
-        from autocomp.search.tables import verifications
+        from autocomp.search.points import verifications
 
         points = flow.front_of(self.folder) if pick == "front" else [self.pick(pick)]
         with ExitStack() as connected:
@@ -253,7 +254,7 @@ class Run:
     def _verified_file(self, point: Trial) -> bytes | None:
         """The file that was verified, where it is still there."""
         from autocomp.export.artifact import FILE_NAMES
-        from autocomp.search.tables import verifications
+        from autocomp.search.points import verifications
 
         path = self.folder.exports / str(point.number) / FILE_NAMES[_artifact(self.folder.request().artifact)]
         measured = verifications(self.folder).get(point.key, {}).get("measured")
@@ -299,7 +300,7 @@ class Run:
         """Rebuild what a report is read from; returns the knee's trial."""
         from autocomp.search import flow
         from autocomp.search.begin import layers_document
-        from autocomp.search.tables import knee_trial
+        from autocomp.search.points import knee_trial
 
         points = flow.rebuild(self.folder)
         if not points:

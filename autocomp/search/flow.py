@@ -26,11 +26,12 @@ from autocomp.search.begin import Setup, begin
 from autocomp.search.earlier import take_over
 from autocomp.search.evaluate import Workbench
 from autocomp.search.limits import Goal, Limits
+from autocomp.search.points import BASELINE, VERIFIED, front_in, goal_trial, verifications
 from autocomp.search.possible import check_possible
 from autocomp.search.recovery import recover_points, recovered_trials, weights_path, worth_recovering
 from autocomp.search.rounds import Rounds, with_parts
 from autocomp.search.study import read_study, read_trials
-from autocomp.search.tables import BASELINE, VERIFIED, front_in, goal_trial, verifications, write_tables
+from autocomp.search.tables import write_tables
 from autocomp.search.verify import Exported, export_and_score, footprints, time_files, verification
 from autocomp.search.warm_start import warmed_up
 from autocomp.search.workers import Workers

@@ -22,7 +22,7 @@ from autocomp.compress.recovered import weights_hash
 from autocomp.errors import CompressionError, RequestError, did_you_mean
 from autocomp.pareto import front
 from autocomp.run import Request, RunFolder
-from autocomp.search.tables import BASELINE
+from autocomp.search.points import BASELINE
 from autocomp.tasks.user_file import one_line
 from autocomp.trial import RECOVERED, Trial
 from autocomp.watch import Watcher

@@ -16,11 +16,11 @@ from autocomp.search.landscape import Landscape, without_errors
 from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.limits import CORRECTED, Limits
 from autocomp.search.local_sensitivity import on_this_machine
+from autocomp.search.points import BASELINE, broken, front_in, verifications
 from autocomp.search.rungs import parts_of
 from autocomp.search.sensitivity import Measures, sensitivities
 from autocomp.search.study import RunStudy, open_study
 from autocomp.search.surrogate import RESOLUTION, Surrogate
-from autocomp.search.tables import BASELINE, broken, front_in, verifications
 from autocomp.search.workers import Workers
 from autocomp.trial import Trial
 from autocomp.watch import Watcher

@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 
 from autocomp.errors import RunError, SpaceError, WorkError
+from autocomp.finished import Run
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
 from autocomp.search import flow
 from autocomp.search.begin import Setup
 from autocomp.search.drop import drop_interval
-from autocomp.search.tables import FRONT_COLUMNS, TRIAL_COLUMNS, verifications
+from autocomp.search.points import verifications
+from autocomp.search.tables import FRONT_COLUMNS, TRIAL_COLUMNS
 from autocomp.task import Metric, Predict, Score, Split, Task
 from autocomp.trial import Trial
 from autocomp.watch import SILENT, Silent
@@ -286,6 +288,10 @@ def test_limits_that_nothing_keeps_leave_the_uncompressed_model(tmp_path: Path) 
     flow.search(replace(setup, request=asked), folder, resume=False, watcher=heard)
     assert [row["trial"] for row in rows(folder.path / "front.csv")] == ["0"]
     assert any("no trial kept the limits" in line for line in heard.lines)
+    for goal in ("knee", "most-accurate", "fastest", "smallest"):
+        with pytest.raises(RunError, match="holds the uncompressed model only"):
+            Run(folder).pick(goal)
+    assert Run(folder).pick(0).plan == Plan()
 
 
 def test_the_front_keeps_the_limits_asked_for(run: RunFolder) -> None:

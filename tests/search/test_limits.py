@@ -8,8 +8,8 @@ from autocomp.errors import RequestError
 from autocomp.plan import Plan
 from autocomp.run import Json
 from autocomp.search.limits import CORRECTED, Limits
+from autocomp.search.points import broken, goal_trial
 from autocomp.search.possible import check_possible
-from autocomp.search.tables import broken, goal_trial
 from autocomp.task import Metric
 from autocomp.trial import Cost, Trial
 from tests.search.synthetic import PaperBench, request, synthetic_space

@@ -19,8 +19,8 @@ from autocomp.plan import Format, LayerPlan, Plan
 from autocomp.run import RunFolder
 from autocomp.search import flow
 from autocomp.search import recovery as stage
+from autocomp.search.points import verifications
 from autocomp.search.recovery import EVENT, MOST_POINTS, read_recipe, recipe_of, weights_path, worth_recovering
-from autocomp.search.tables import verifications
 from autocomp.trial import RECOVERED, Cost, Trial
 from autocomp.watch import SILENT, Silent
 from tests import small_task

@@ -12,9 +12,9 @@ from autocomp.errors import RunError
 from autocomp.plan import Format, LayerPlan, Plan
 from autocomp.run import Request
 from autocomp.search.limits import Limits
+from autocomp.search.points import front_trials
 from autocomp.search.sampler import SamplerName
 from autocomp.search.study import open_study, read_study, read_trials
-from autocomp.search.tables import front_trials
 from autocomp.task import Metric
 from autocomp.trial import Cost, Trial
 from tests.search.synthetic import PaperBench, hashes, request, search_in

@@ -20,7 +20,7 @@ from autocomp.hardware.target import Offer, Target
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
 from autocomp.search import flow
-from autocomp.search.tables import verifications
+from autocomp.search.points import verifications
 from autocomp.watch import SILENT
 from tests import small_task
 from tests.targets import REQUEST, ArithmeticLatency, made_target
