@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -24,13 +26,22 @@ def _operators_are_read_once() -> None:
 
 
 @pytest.fixture(scope="session")
-def finished_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an undisturbed search with :data:`tests.targets.REQUEST`; copy it before changing anything."""
+def finished_run(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The folder of an undisturbed search with :data:`tests.targets.REQUEST`; copy it before changing anything. One for all
+    workers: the first that asks for it makes it, and the others wait."""
     from autocomp.run import RunFolder
     from autocomp.search import flow
     from autocomp.watch import SILENT
     from tests.targets import small_setup
 
-    folder = tmp_path_factory.mktemp("finished") / "run"
-    flow.search(small_setup(), RunFolder(folder), resume=False, watcher=SILENT)
+    own = tmp_path_factory.getbasetemp()
+    shared = own if worker_id == "master" else own.parent
+    folder, done = shared / "finished" / "run", shared / "finished" / "done"
+    folder.parent.mkdir(exist_ok=True)
+    with (folder.parent / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not done.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            flow.search(small_setup(), RunFolder(folder), resume=False, watcher=SILENT)
+            done.touch()
     return folder

@@ -192,6 +192,7 @@ class Profile:
                 lower = partial(lowering_openvino.lower, batch=batch, bfloat16=file.runtime == "openvino-bf16")
             else:
                 lower = partial(lowering.lower, batch=batch, block=_block(file, machine))
+        model = self.model()
         return Target(
             name=file.name,
             device=file.device,
@@ -203,12 +204,13 @@ class Profile:
             clocks=file.clocks,
             offer=_offer(file, artifact or file.artifact),
             numerics=numerics,
-            model=self.model(),
+            model=model,
             memory=self.memory(),
             lower=lower,
             reachable=reachable,
             note=file.note,
             profile_hash=self.hash,
+            pace_us=model.reference_us if isinstance(model, FittedModel) else None,
         )
 
 

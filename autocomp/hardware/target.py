@@ -45,7 +45,8 @@ class Target:
     ``artifact`` is the format that size is counted in and that is shipped; ``reachable`` says whether files can be
     timed on this machine. ``runtime_version`` is the one that files are written for, in words, where it matters. ``note``
     is what a user must know of the milliseconds. ``profile_hash`` identifies the latency model, and ``lower`` turns a
-    structure into the runtime's kernels. ``memory`` is None where none was measured.
+    structure into the runtime's kernels. ``memory`` is None where none was measured. ``pace_us`` is what the reference
+    workload took in the quiet moments of the calibration, None where that is not known.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Target:
     reachable: bool
     note: str
     profile_hash: str
+    pace_us: float | None = None
 
     def peak_memory_bytes(self, structure: Structure, kernels: Sequence[Kernel]) -> int:
         """What a network takes while it runs: by the calibration's model of it, or counted where there is none.

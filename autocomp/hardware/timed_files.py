@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -23,6 +25,9 @@ SETTINGS = TimingSettings(max_rounds=16)
 #: Is told (rounds done, of so many, what is being done).
 Progress = Callable[[int, int, str], None]
 ResultT = TypeVar("ResultT")
+
+#: A machine that is slower than it was when it was calibrated, by more than this factor, is disturbed, however evenly.
+DISTURBED = 1.1
 
 #: Runs of a file after which it is known which of its nodes are executed.
 RUNS = 30
@@ -89,16 +94,19 @@ def time_files(
     inputs: Sequence[npt.NDArray[np.generic]],
     models: Mapping[int, bytes],
     progress: Progress | None = None,
+    pace_us: float | None = None,
 ) -> dict[int, Timing]:
     """Interleaved timings of files on this machine, by their numbers.
 
     Args:
         inputs: of every file.
+        pace_us: what the reference workload took when the machine was calibrated. What is timed while it takes much longer
+            is not settled.
 
     Raises:
         MeasurementError: the runtime refuses a file.
     """
-    return time_with(cpu_runtime(runtime), threads, inputs, models, progress)
+    return time_with(cpu_runtime(runtime), threads, inputs, models, progress, pace_us)
 
 
 def time_with(
@@ -107,9 +115,27 @@ def time_with(
     inputs: Sequence[npt.NDArray[np.generic]],
     models: Mapping[int, bytes],
     progress: Progress | None = None,
+    pace_us: float | None = None,
 ) -> dict[int, Timing]:
     """As :func:`time_files`, by a runtime that may be another machine's."""
     candidates = {str(number): partial(loaded_run, runs, model, threads, inputs) for number, model in models.items()}
     tell = None if progress is None else lambda done, of: progress(done, of, "timing")
-    timings = measure(candidates, SETTINGS, tell, reference=reference_run(runs, threads))
-    return {int(name): timing for name, timing in timings.items()}
+    quiet_ms = math.inf if pace_us is None else pace_us / 1e3
+    timings = measure(candidates, SETTINGS, tell, reference=reference_run(runs, threads), quiet_ms=quiet_ms)
+    return {
+        int(name): replace(timing, settled=timing.settled and timing.reference_ms <= DISTURBED * quiet_ms)
+        for name, timing in timings.items()
+    }
+
+
+def slower_words(timings: Mapping[int, Timing], pace_us: float | None) -> str | None:
+    """Where the machine was disturbed all along, or has become slower: by how much, and what to do; None where it was not."""
+    if pace_us is None or not timings:
+        return None
+    times = statistics.median(timing.reference_ms for timing in timings.values()) * 1e3 / pace_us
+    if times <= DISTURBED:
+        return None
+    return (
+        f"the machine is {times:.1f} times slower than when it was calibrated, so that no timing counts as settled; verify "
+        "again in a quieter moment, or calibrate anew where it stays so"
+    )

@@ -17,7 +17,7 @@ from autocomp.export.artifact import FILE_NAMES, Artifact, export, sizes_of
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.remote.target import ConnectedBoard
 from autocomp.hardware.target import Target
-from autocomp.hardware.timed_files import THIS_MACHINE, Place
+from autocomp.hardware.timed_files import THIS_MACHINE, Place, slower_words
 from autocomp.hardware.timing import timing_words
 from autocomp.hardware.trtexec import SCRIPT, trtexec_script
 from autocomp.plan import Plan
@@ -194,7 +194,7 @@ def verify(
         None if board is None else board.runtime,
     )
     if timings:
-        watcher.say(timing_words(timings))
+        watcher.say(slower_words(timings, setup.bench.target.pace_us) or timing_words(timings))
     asks_for_memory = setup.request.max_memory_kb is not None and setup.bench.target.reachable and board is None
     memory = footprints(setup.bench, {number: one.model for number, one in exported.items()}) if asks_for_memory else {}
     reference = exported[BASELINE].measured

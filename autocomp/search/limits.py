@@ -21,7 +21,7 @@ class Limits:
     """What a result must stay within; None where nothing was asked for. ``max_drop`` is in the metric's units.
 
     ``latency_factor`` and ``size_factor``: what files were found to take, as multiples of what was predicted, once one of them
-    broke a limit that its prediction kept.
+    broke a limit that its prediction kept, or all were much faster than that.
     """
 
     latency_ms: float | None = None

@@ -1,4 +1,5 @@
-"""The trials of a search; and more of them when files break a limit that their predictions kept."""
+"""The trials of a search; and more of them when files break a limit that their predictions kept, or leave much of one unused
+that their predictions do not."""
 
 from __future__ import annotations
 
@@ -27,6 +28,8 @@ from autocomp.watch import Watcher
 
 #: How often limits are corrected, and the trials that each correction is given: a share of those asked for, at least so many.
 CORRECTIONS, MORE_SHARE, MORE_LEAST = 3, 0.1, 3
+#: Where all files take less than this share of the milliseconds that are foreseen, a limit has more room than was thought.
+ROOM = 0.95
 
 #: Verifies front points.
 Check = Callable[[Sequence[Trial]], None]
@@ -46,7 +49,7 @@ class Rounds:
     check: Check
 
     def run(self) -> tuple[Trial, ...]:
-        """All trials, after as many rounds as it takes until no file breaks a limit that its prediction kept, or enough."""
+        """All trials, after as many rounds as it takes until predictions are right about the limits, or enough."""
         began = time.monotonic()
         request = self.setup.request
         knowledge = self._knowledge()
@@ -131,29 +134,37 @@ class Rounds:
         return self.bench.target.reachable or limits.size_bytes is not None
 
     def _correct(self, limits: Limits, trials: Sequence[Trial]) -> bool:
-        """Write down by how much files broke limits that their predictions kept, the worst of them; False where none did."""
+        """Write down by how much files broke limits that their predictions kept, the worst of them, or how much less than
+        foreseen even the slowest of them takes; False where neither is so."""
         verified = verifications(self.folder)
         base = next(trial for trial in trials if trial.number == BASELINE)
         latency, size = limits.latency_factor, limits.size_factor
-        missed = []
+        missed, shares = [], list[float]()
         for trial in trials:
             found = verified.get(trial.key)
             if found is None or trial.cost is None or trial.metric is None or trial.number == BASELINE:
                 continue
             drop = self.setup.bench.task.metric.drop(base.metric or 0.0, trial.metric)
+            measured = cast("Mapping[str, float | None]", found["measured"])
+            if measured["latency_ms"] is not None and measured["settled"]:
+                shares.append(measured["latency_ms"] / trial.cost.latency_ms)
             if broken(trial, limits, drop, None) or not broken(trial, limits, drop, found):
                 continue
-            measured = cast("Mapping[str, float | None]", found["measured"])
             size = max(size, cast("float", measured["size_bytes"]) / trial.cost.size_bytes)
             if measured["latency_ms"] is not None:
                 latency = max(latency, measured["latency_ms"] / trial.cost.latency_ms)
             missed.append(trial.number)
-        if not missed:
+        if missed:
+            numbers = ", ".join(str(number) for number in sorted(missed))
+            words = f"the files of trials {numbers} break a limit that their predictions kept"
+        elif limits.latency_ms is not None and max(shares, default=1.0) < ROOM * limits.latency_factor:
+            latency = max(shares)
+            words = "all files are faster than foreseen, and more of --max-latency-ms can be used"
+        else:
             return False
-        numbers = ", ".join(str(number) for number in sorted(missed))
         self.watcher.say(
-            f"the files of trials {numbers} break a limit that their predictions kept; what is predicted is corrected "
-            f"({latency:.3f} times the milliseconds, {size:.4f} times the bytes), and the search goes on"
+            f"{words}; what is predicted is corrected ({latency:.3f} times the milliseconds, {size:.4f} times the bytes), "
+            "and the search goes on"
         )
         event: Json = {"event": CORRECTED, "latency": latency, "size": size, "missed": [*sorted(missed)]}
         self.folder.append_event(event)

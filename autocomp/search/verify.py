@@ -106,10 +106,10 @@ def time_files(
     if board is not None:
         target = bench.target
         inputs = bench.prepared.example.arrays(target.batch)
-        return timed_files.time_with(board, target.threads, inputs, models, progress)
+        return timed_files.time_with(board, target.threads, inputs, models, progress, target.pace_us)
     if not bench.target.reachable:
         return {}
-    work, place = timed_files.time_files, bench.place.elsewhere
+    work, place = partial(timed_files.time_files, pace_us=bench.target.pace_us), bench.place.elsewhere
     if place is None:
         return _measured(bench, partial(work, progress=progress), models)
     if progress is not None:
