@@ -30,6 +30,7 @@ from typing import get_args
 
 import optuna
 import torch
+from optuna.samplers import RandomSampler
 from search_rivals import BUDGETS, Rival, entry
 from tables import write_table
 
@@ -43,6 +44,7 @@ from autocomp.search.guided import distributions
 from autocomp.search.hypervolume import Point
 from autocomp.search.landscape import Landscape
 from autocomp.search.local_sensitivity import on_this_machine
+from autocomp.search.sampler import StartingSampler
 from autocomp.search.sensitivity import sensitivities
 from autocomp.space import SearchSpace
 from autocomp.tasks.load import load_task
@@ -160,9 +162,8 @@ def run(name: Rival, seed: int, trials: int, of: Contest) -> None:
     entered = entry(name, seed, space, of.landscape())
     path = kept(name, seed, of)
     before = proposed(path, space)
-    study = optuna.create_study(directions=[direction, "minimize", "minimize"], sampler=entered.sampler)
-    for indices in [*before, *entered.first[len(before) :]]:
-        study.enqueue_trial({decision.name: indices[decision.name] for decision in space.decisions})
+    sampler = StartingSampler([*before, *entered.first[len(before) :]], entered.sampler or RandomSampler(seed))
+    study = optuna.create_study(directions=[direction, "minimize", "minimize"], sampler=sampler)
     for number in range(trials if entered.sampler is not None else min(trials, len(entered.first))):
         trial = study.ask(distributions(space))
         scored = of.evaluations.of(space.plan(trial.params))

@@ -79,9 +79,10 @@ class UniformSampler(BaseSampler):
 
 
 class StartingSampler(BaseSampler):
-    """Gives the first trial as told, and leaves the others to another sampler, which keeps its books on all."""
+    """Gives the first trials as told, and leaves the others to another sampler, which keeps its books on all: of a trial
+    that was enqueued Optuna's NSGA-II is not asked, and counts it to no generation."""
 
-    def __init__(self, first: Mapping[str, int], then: BaseSampler) -> None:
+    def __init__(self, first: Sequence[Mapping[str, int]], then: BaseSampler) -> None:
         self._first = first
         self._then = then
 
@@ -92,13 +93,15 @@ class StartingSampler(BaseSampler):
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, object]:
         proposed = self._then.sample_relative(study, trial, search_space)
-        return {name: self._first[name] for name in search_space} if trial.number == 0 else dict(proposed)
+        if trial.number < len(self._first):
+            return {name: self._first[trial.number][name] for name in search_space}
+        return dict(proposed)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> object:
-        if trial.number == 0:
-            return self._first[param_name]
+        if trial.number < len(self._first):
+            return self._first[trial.number][param_name]
         return self._then.sample_independent(study, trial, param_name, param_distribution)
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
@@ -165,7 +168,7 @@ def make_sampler(
             raise RequestError("sampler auto goes by sensitivities; got none; measure them, or take nsga2")
         return GuidedSampler(landscape, seed, wish or Wish())
     trial_seed = int.from_bytes(hashlib.sha256(f"{seed}/{number}".encode()).digest()[:4], "big")
-    untouched = space.uniform({})
+    untouched = [space.uniform({})]
     if name == "uniform":
         return UniformSampler(space)
     if name == "random":

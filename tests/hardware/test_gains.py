@@ -32,7 +32,13 @@ SPEEDUPS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("runtime", [onnxruntime, openvino], ids=["onnxruntime", "openvino"])
+@pytest.mark.parametrize(
+    "runtime",
+    [
+        pytest.param(onnxruntime, id="onnxruntime"),
+        pytest.param(openvino, id="openvino", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_every_chain_runs_and_gains_are_ratios(
     runtime: Runtime, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -311,9 +311,9 @@ def test_an_unknown_job_is_one_line(cluster: Cluster, project: Path) -> None:
     ("arguments", "words"),
     [
         ((), "one of these: -- search …"),
-        (("--status", "a", "--stop", "b"), "one of these: -- search …"),
+        pytest.param(("--status", "a", "--stop", "b"), "one of these: -- search …", marks=pytest.mark.exhaustive),
         (("--", "report", "results/x"), "must be a search, written -- search …; got 'report'"),
-        (("--", "search", "--target", "cpu", "--trials", "none"), "--trials"),
+        pytest.param(("--", "search", "--target", "cpu", "--trials", "none"), "--trials", marks=pytest.mark.exhaustive),
         (("--", "search", "--target", "cpu", "--task", "none.py"), "a task's file must exist"),
         (("--", "search", "--target", "cpu", "--data", "none", "--task", "digits"), "able to see the data"),
     ],

@@ -13,12 +13,13 @@ from typing import get_args
 
 import optuna
 import pytest
+from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.samplers import NSGAIISampler
 
 from autocomp.errors import RequestError
 from autocomp.plan import Plan
 from autocomp.search.guided import distributions
-from autocomp.search.sampler import GeneticSampler, SamplerName, make_sampler, uniform_indices
+from autocomp.search.sampler import GeneticSampler, SamplerName, StartingSampler, make_sampler, uniform_indices
 from autocomp.search.study import RunStudy
 from tests.search.synthetic import PaperBench, hashes, one_option_space, request, search, synthetic_space
 
@@ -145,3 +146,20 @@ def test_generations_are_those_that_optuna_counts(workers: int) -> None:
             else:
                 study.tell(done, [chance.random() for _ in range(3)])
     assert len(generations) >= 3
+
+
+def test_trials_that_are_given_count_to_generations() -> None:
+    """Those that are enqueued do not: NSGA-II would begin by chance behind them."""
+    decided: dict[str, BaseDistribution] = {name: IntDistribution(0, 3) for name in "abcdef"}
+    given = [
+        dict.fromkeys("abcdef", 3),
+        dict.fromkeys("abcdef", 2),
+        *({**dict.fromkeys("abcdef", 3), name: 2} for name in "ab"),
+    ]
+    sampler = StartingSampler(given, NSGAIISampler(population_size=4, seed=0, mutation_prob=0.0))
+    study = optuna.create_study(directions=["minimize"] * 2, sampler=sampler)
+    for number in range(8):
+        trial = study.ask(decided)
+        assert number >= len(given) or trial.params == given[number]
+        assert min(trial.params.values()) >= 2  # of parents that have no less
+        study.tell(trial, [-sum(trial.params.values()), sum(trial.params.values())])

@@ -44,6 +44,7 @@ def test_every_option_has_an_error_and_leaving_it_none(folder: RunFolder) -> Non
             assert errors[-1] == max(errors) > 0.0
 
 
+@pytest.mark.exhaustive
 def test_an_interrupted_pass_goes_on_and_measures_nothing_twice(folder: RunFolder) -> None:
     whole = measured(folder)
     lines = (folder.path / "events.jsonl").read_text().splitlines()
