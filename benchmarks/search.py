@@ -46,7 +46,6 @@ from autocomp.search.landscape import Landscape
 from autocomp.search.local_sensitivity import on_this_machine
 from autocomp.search.sampler import StartingSampler
 from autocomp.search.sensitivity import sensitivities
-from autocomp.space import SearchSpace
 from autocomp.tasks.load import load_task
 
 REFERENCE = Path("results/reference")
@@ -150,9 +149,10 @@ def kept(name: Rival, seed: int, of: Contest) -> Path:
     return of.evaluations.path.with_name(f"{name}-{seed}.txt")
 
 
-def proposed(path: Path, space: SearchSpace) -> list[dict[str, int]]:
+def proposed(name: Rival, seed: int, of: Contest) -> list[dict[str, int]]:
+    path = kept(name, seed, of)
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = [decision.name for decision in space.decisions]
+    names = [decision.name for decision in of.setup.space.decisions]
     return [dict(zip(names, map(int, line.split()), strict=True)) for line in lines]
 
 
@@ -161,7 +161,7 @@ def run(name: Rival, seed: int, trials: int, of: Contest) -> None:
     space, direction = of.setup.space, of.setup.bench.task.metric.direction
     entered = entry(name, seed, space, of.landscape())
     path = kept(name, seed, of)
-    before = proposed(path, space)
+    before = proposed(name, seed, of)
     sampler = StartingSampler([*before, *entered.first[len(before) :]], entered.sampler or RandomSampler(seed))
     study = optuna.create_study(directions=[direction, "minimize", "minimize"], sampler=sampler)
     for number in range(trials if entered.sampler is not None else min(trials, len(entered.first))):
@@ -195,15 +195,13 @@ def volume(points: Sequence[Point]) -> float:
 
 def volumes(of: Contest, seeds: int) -> None:
     of.evaluations.catch_up()
+    known = of.evaluations.known
     runs = {
-        (name, seed): points_of(
-            [of.evaluations.of(space.plan(one)) for one in proposed(kept(name, seed, of), space)], of
-        )
-        for space in [of.setup.space]
+        (name, seed): points_of([known[of.setup.space.plan(one).hash] for one in proposed(name, seed, of)], of)
         for name in get_args(Rival)
         for seed in range(seeds)
     }
-    best = volume(points_of(list(of.evaluations.known.values()), of))
+    best = volume(points_of(list(known.values()), of))
     additive = volume(runs["additive", 0])
     rows: list[dict[str, object]] = []
     lines: dict[Rival, list[list[float]]] = {}
@@ -219,7 +217,7 @@ def volumes(of: Contest, seeds: int) -> None:
         }
         rows.append(row)
         lines.setdefault(name, []).append(reached)
-    rows.append({"sampler": "everything", "evaluations": len(of.evaluations.known), "after_5": f"{best:.4f}"})
+    rows.append({"sampler": "everything", "evaluations": len(known), "after_5": f"{best:.4f}"})
     write_table(REFERENCE / f"search_volumes_{of.name}.csv", rows)
     draw(lines, best, REFERENCE / f"search_volumes_{of.name}.png", of.name)
 

@@ -136,6 +136,6 @@ def slower_words(timings: Mapping[int, Timing], pace_us: float | None) -> str | 
     if times <= DISTURBED:
         return None
     return (
-        f"the machine is {times:.1f} times slower than when it was calibrated, so that no timing counts as settled; verify "
-        "again in a quieter moment, or calibrate anew where it stays so"
+        f"the machine is {times:.1f} times slower than when it was calibrated, and what was timed meanwhile does not count as "
+        "settled; verify again in a quieter moment, or calibrate anew where it stays so"
     )

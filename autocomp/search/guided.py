@@ -195,13 +195,15 @@ class GuidedSampler(BaseSampler):
     def _makeshift(self, pool: Mapping[Choice, Choice | None], known: _Known, chance: random.Random) -> Choice:
         """Where nothing that was looked at keeps the limits: what breaks them least; by chance where all of it was tried."""
         land, limits = self._landscape, self._wish.limits
-        tried = {land.plan_hash(choice) for choice in known.tried}
-        over = {
-            choice: max(limits.broken_by_cost(cost), default=0.0)
-            for choice, base in pool.items()
-            if base is None and land.plan_hash(choice) not in tried and (cost := land.cost(choice)) is not None
-        }
-        if over and limits:
+        over: dict[Choice, float] = {}
+        if limits.of_costs:
+            tried = {land.plan_hash(choice) for choice in known.tried}
+            over = {
+                choice: max(limits.broken_by_cost(cost))
+                for choice, base in pool.items()
+                if base is None and land.plan_hash(choice) not in tried and (cost := land.cost(choice)) is not None
+            }
+        if over:
             nearest = min(over, key=lambda choice: over[choice])
             self.why = self._words(nearest, "comes nearest to the limits, which no plan at hand keeps")
             return nearest

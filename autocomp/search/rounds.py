@@ -146,13 +146,14 @@ class Rounds:
                 continue
             drop = self.setup.bench.task.metric.drop(base.metric or 0.0, trial.metric)
             measured = cast("Mapping[str, float | None]", found["measured"])
-            if measured["latency_ms"] is not None and measured["settled"]:
-                shares.append(measured["latency_ms"] / trial.cost.latency_ms)
+            share = None if measured["latency_ms"] is None else measured["latency_ms"] / trial.cost.latency_ms
+            if share is not None and measured["settled"]:
+                shares.append(share)
             if broken(trial, limits, drop, None) or not broken(trial, limits, drop, found):
                 continue
             size = max(size, cast("float", measured["size_bytes"]) / trial.cost.size_bytes)
-            if measured["latency_ms"] is not None:
-                latency = max(latency, measured["latency_ms"] / trial.cost.latency_ms)
+            if share is not None:
+                latency = max(latency, share)
             missed.append(trial.number)
         if missed:
             numbers = ", ".join(str(number) for number in sorted(missed))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import onnx
 import pytest
@@ -13,18 +15,20 @@ from autocomp.hardware.timing import Timing, TimingSettings
 
 
 def small_file() -> bytes:
-    sides = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Neg", ["x"], ["y"])], "small", sides[:1], sides[1:])
-    opset = [helper.make_opsetid("", 21)]
-    return bytes(helper.make_model(graph, opset_imports=opset, ir_version=10).SerializeToString())
+    """y = x + x."""
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "small", [x], [y])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    content: bytes = model.SerializeToString()
+    return content
 
 
 def test_what_a_slow_machine_takes_is_not_settled(monkeypatch: pytest.MonkeyPatch) -> None:
     """However evenly slow it is: here by any pace that it could have had."""
     monkeypatch.setattr(timed_files, "SETTINGS", TimingSettings(least_rounds=2, tolerance=1e3, patience_s=0.0))
-    given = "onnxruntime", 1, [np.ones((1, 4), np.float32)], {7: small_file()}
-    assert time_files(*given)[7].settled  # type: ignore[arg-type]
-    found = time_files(*given, pace_us=0.001)  # type: ignore[arg-type]
+    timed = partial(time_files, "onnxruntime", 1, [np.ones((1, 4), np.float32)], {7: small_file()})
+    assert timed()[7].settled
+    found = timed(pace_us=0.001)
     assert not found[7].settled
     assert found[7].latency_ms > 0
     words = slower_words(found, 0.001)

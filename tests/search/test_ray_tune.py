@@ -14,9 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
-import onnx
 import pytest
-from onnx import helper
 
 ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'autocomp[ray]'")
 
@@ -38,6 +36,7 @@ from autocomp.search.workers import LABEL, Workers  # noqa: E402
 from autocomp.task import Score  # noqa: E402
 from autocomp.trial import Trial  # noqa: E402
 from autocomp.watch import SILENT  # noqa: E402
+from tests.hardware.test_timed_files import small_file  # noqa: E402
 from tests.search.synthetic import (  # noqa: E402
     BASELINE,
     PaperBench,
@@ -338,15 +337,6 @@ def _sleeping(seconds: float, begun: Path) -> float:
 
 def _where() -> tuple[str, float, int]:
     return ray.get_runtime_context().get_node_id(), time.time(), os.nice(0)
-
-
-def small_file() -> bytes:
-    """y = x + x."""
-    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in ("x", "y"))
-    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "small", [x], [y])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-    content: bytes = model.SerializeToString()
-    return content
 
 
 def test_an_address_where_nothing_answers_is_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
