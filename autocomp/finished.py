@@ -93,7 +93,8 @@ class Run:
             if max_latency_ms is not None:
                 raise RequestError(f"a latency limit picks the point itself; got --pick {which} as well; leave one out")
             if which in goals:
-                return goal_trial(points, cast("Goal", which), metric, verifications(self.folder))
+                asked = self.folder.request().max_drop
+                return goal_trial(points, cast("Goal", which), metric, verifications(self.folder), asked)
             if not str(which).isdigit():
                 raise RequestError(
                     f"--pick takes knee, most-accurate, fastest, smallest or a trial number; got {which!r}"
@@ -324,8 +325,9 @@ def report_together(runs: Sequence[Run], page: Path) -> Path:
 
 
 def _latency_ms(point: Trial, verified: dict[str, Json]) -> float:
+    """Measured where it was, also where the timings never settled: no file is handed out that was never seen to be so fast."""
     measured = verified.get(point.key, {}).get("measured")
-    found = measured.get("latency_ms") if isinstance(measured, dict) and measured.get("settled") else None
+    found = measured.get("latency_ms") if isinstance(measured, dict) else None
     if isinstance(found, (int, float)):
         return float(found)
     return point.cost.latency_ms if point.cost is not None else float("inf")

@@ -52,6 +52,8 @@ def hypervolume(points: npt.ArrayLike) -> float:
 
 #: A network that lost more than this share of its metric is ruined: small and fast as well, and no knee.
 RUINED_SHARE = 0.1
+#: The fastest and the smallest are sought among those that lost at most this share of it, where nothing else was asked for.
+NEAR_SHARE = 0.05
 
 
 def knee(

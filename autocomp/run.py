@@ -1,7 +1,7 @@
 """A run folder on disk.
 
-``run.json``, ``study.log`` (Optuna's journal) and ``events.jsonl`` are the truth; everything else in the folder can be
-deleted and rebuilt. Only one process works in a folder at a time.
+``run.json``, ``study.log`` (Optuna's journal), ``events.jsonl`` and the recovered ``weights/`` are the truth; everything else
+in the folder can be deleted and rebuilt. Only one process works in a folder at a time.
 """
 
 from __future__ import annotations

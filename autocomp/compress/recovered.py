@@ -110,6 +110,11 @@ def read_weights(path: Path) -> Weights:
     """Raises:
     CompressionError: there is no such file, or it holds no weights.
     """
+    if not path.is_file():
+        raise CompressionError(
+            f"the weights of a recovered point are a file that nothing but its training can make again; {path} is gone; bring "
+            "it back, or recover anew in another run: autocomp search --from this run, with --recover"
+        )
     try:
         found: Weights = torch.load(path, weights_only=True)
     except (OSError, RuntimeError, ValueError, EOFError) as error:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from autocomp.pareto import NEAR_SHARE
 from autocomp.report import words
 from autocomp.report.data import Point, ReportData
-from autocomp.report.views import CARD_SHARE, WINDOW_SHARE, FrontRow, front_view, near, picks
+from autocomp.report.views import WINDOW_SHARE, FrontRow, front_view, near, picks
 
 #: At most so many points are listed, the uncompressed model among them.
 MOST = 8
@@ -82,8 +83,8 @@ def _why(data: ReportData, names: tuple[str, ...], point: Point, knee_point: Poi
     if "knee" in names:
         return "nearest to the best of drop, latency and size at once"
     limit = (
-        f"at most {words.percent(CARD_SHARE)} worse on the search split; "
-        if any(name.endswith(f" within {100 * CARD_SHARE:g} %") for name in names)
+        f"at most {words.percent(NEAR_SHARE)} worse on the search split; "
+        if any(name.endswith(f" within {100 * NEAR_SHARE:g} %") for name in names)
         else ""
     )
     return limit + beside(data, point, knee_point)

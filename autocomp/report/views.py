@@ -22,8 +22,6 @@ Basis = Literal["exported file, test split", "simulated model, test split", "sim
 
 #: A prediction is said to agree within these: relative for latency and size, points for a metric that is a share.
 LATENCY_BAND, SIZE_BAND, METRIC_BAND = 0.20, 0.01, 0.005
-#: "Smallest" and "fastest" are sought among the points at most this much worse than the uncompressed model (relative).
-CARD_SHARE = 0.05
 #: The front's pictures start zoomed to the points at most this much worse than the uncompressed model (relative).
 WINDOW_SHARE = 0.20
 #: Errors of the output from here on are drawn as strongly as they can be, below the other as weakly.
@@ -234,16 +232,16 @@ class Pick:
 def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
     """The uncompressed model, the knee, the smallest, fastest and most accurate point; one card a point.
 
-    The smallest and the fastest are sought within CARD_SHARE of the uncompressed metric, on the search split: a ruined
-    network is small and fast as well. Where no point is that near, the names say so.
+    The smallest and the fastest are sought within :data:`autocomp.pareto.NEAR_SHARE` of the uncompressed metric, on the
+    search split: a ruined network is small and fast as well. Where no point is that near, the names say so.
     """
     chosen: list[tuple[str, Point]] = [("uncompressed", data.baseline)]
     if data.front:
         view = {row.point.trial: row for row in front_view(data).rows}
         metric, base = data.task.metric, data.baseline.metric_search
         sign = -1.0 if metric.direction == "maximize" else 1.0
-        good = [point for point in data.front if near(metric, base, point.metric_search, CARD_SHARE)]
-        share = f"within {100 * CARD_SHARE:g} %"
+        good = [point for point in data.front if near(metric, base, point.metric_search, pareto.NEAR_SHARE)]
+        share = f"within {100 * pareto.NEAR_SHARE:g} %"
         limit = share if good else f"(no point {share})"
         chosen += [
             ("knee", knee_point),

@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+from autocomp.pareto import NEAR_SHARE
 from autocomp.report.data import Point, ReportData
 from autocomp.report.views import (
-    CARD_SHARE,
     WINDOW_SHARE,
     Comparison,
     Drop,
@@ -190,7 +190,7 @@ def metric_label(data: ReportData, view: FrontView) -> str:
 
 def near_meaning(data: ReportData) -> str:
     """What the cards' names mean."""
-    share, name = percent(CARD_SHARE), data.task.metric.name
+    share, name = percent(NEAR_SHARE), data.task.metric.name
     return f"Within {share}: {name} on the search split is at most {share} (relative) worse than uncompressed."
 
 

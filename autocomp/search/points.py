@@ -8,7 +8,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
 
-from autocomp.pareto import RUINED_SHARE, front, knee
+from autocomp.errors import RunError
+from autocomp.pareto import NEAR_SHARE, RUINED_SHARE, front, knee
 from autocomp.run import Json, RunFolder
 from autocomp.search.limits import Goal, Limits
 from autocomp.task import Metric
@@ -76,14 +77,28 @@ def front_in(folder: RunFolder, trials: Sequence[Trial], metric: Metric) -> list
     return front_trials(trials, metric, limits, verifications(folder))
 
 
-def goal_trial(points: Sequence[Trial], goal: Goal, metric: Metric, verified: Mapping[str, Json]) -> Trial:
+def goal_trial(
+    points: Sequence[Trial], goal: Goal, metric: Metric, verified: Mapping[str, Json], max_drop: float | None
+) -> Trial:
     """The end of a front that is wanted, by what was measured of files where it was; the baseline only where there is nothing
     else. Accuracy is that of the search split: no point is chosen by the test split.
 
     Args:
         points: baseline first, as :func:`front_trials` gives them.
+        max_drop: that the front was kept to. Where it was not, a ruined network is its fastest and smallest point, and what
+            lost more than :data:`NEAR_SHARE` of the metric is not looked at.
+
+    Raises:
+        RunError: nothing is near enough.
     """
     others = [point for point in points if point.number != BASELINE] or list(points)
+    if goal in {"fastest", "smallest"} and max_drop is None:
+        others = _near(others, points[0], metric)
+        if not others:
+            raise RunError(
+                f"the {goal} point is sought among those within {NEAR_SHARE:.0%} of the uncompressed model; no other is that "
+                f"near; pick a trial by its number, or search with --goal {goal} and --max-drop"
+            )
 
     def costs(point: Trial) -> tuple[float, float, float]:
         assert point.cost is not None
@@ -96,6 +111,16 @@ def goal_trial(points: Sequence[Trial], goal: Goal, metric: Metric, verified: Ma
         return (size_bytes, drop, latency_ms) if goal == "smallest" else (drop, latency_ms, size_bytes)
 
     return min(others, key=costs)
+
+
+def _near(points: Sequence[Trial], baseline: Trial, metric: Metric) -> list[Trial]:
+    """Those that lost little of the metric."""
+    untouched = cast("float", baseline.metric)
+    return [
+        point
+        for point in points
+        if metric.drop(untouched, cast("float", point.metric)) <= NEAR_SHARE * abs(untouched) * (1 + 1e-9)
+    ]
 
 
 def knee_trial(points: Sequence[Trial], metric: Metric) -> Trial:

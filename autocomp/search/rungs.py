@@ -8,6 +8,7 @@ predicted, and so known from the start.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ def parts_of(task: Task, whole: Score) -> tuple[tuple[float, Score], ...]:
     if whole.outcomes is None:
         return ()
     found = []
-    predict = Remembering(task.model)
+    predict = Remembering(copy.deepcopy(task.model).eval())  # as it is scored whole; it may be in training mode
     for share in PARTS:
         if share * len(whole.outcomes) < FEWEST:
             continue
@@ -88,16 +89,21 @@ def climb(
         drop, low, _ = drop_interval(task.metric, untouched, score)
         if hurdle is not None and not hurdle.cleared(low, cost):
             return Climb(tuple(rungs), None, drop, (drop - low) / CONFIDENCE_Z)
+    remembering.last_look = True
     score = task.evaluate(remembering if rungs else predict, "search")
     return Climb((*rungs, Rung(1.0, score.value)) if rungs else (), score)
 
 
 @dataclass
 class Remembering:
-    """Predicts no batch twice: parts of a split lie within one another."""
+    """Predicts no batch twice: parts of a split lie within one another.
+
+    ``last_look``: nothing is asked for again, and so nothing more is kept: all outputs of a whole split may be gigabytes.
+    """
 
     predict: Predict
     known: dict[bytes, object] = field(default_factory=dict)
+    last_look: bool = False
 
     def __call__(self, *inputs: torch.Tensor) -> object:
         digest = hashlib.blake2b(digest_size=16)
@@ -105,6 +111,8 @@ class Remembering:
             digest.update(repr((tensor.shape, tensor.dtype)).encode())
             digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.dim() else b"")
         key = digest.digest()
+        if self.last_look:
+            return self.known.pop(key) if key in self.known else self.predict(*inputs)
         if key not in self.known:
             self.known[key] = self.predict(*inputs)
-        return self.known[key]
+        return copy.deepcopy(self.known[key])  # an evaluation may write into what it is given

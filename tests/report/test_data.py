@@ -15,11 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from autocomp.errors import RunError
+from autocomp.pareto import NEAR_SHARE
 from autocomp.report import words
 from autocomp.report.data import LayerFacts, Point, ReportData, StoredFormat
 from autocomp.report.load import load
 from autocomp.report.views import (
-    CARD_SHARE,
     WINDOW_SHARE,
     Latency,
     best_latency,
@@ -257,7 +257,7 @@ def named(data: ReportData, start: str) -> tuple[str, Point]:
 def test_a_ruined_point_is_neither_the_smallest_nor_the_fastest(tmp_path: Path, metric: str) -> None:
     data = load(write_run(tmp_path / "run", Kind(metric=metric, ruined=3)))
     base = data.baseline.metric_search
-    good = [p for p in data.front if data.task.metric.drop(base, p.metric_search) <= CARD_SHARE * base]
+    good = [p for p in data.front if data.task.metric.drop(base, p.metric_search) <= NEAR_SHARE * base]
     assert 0 < len(good) <= len(data.front) - 3
     name, smallest = named(data, "smallest")
     assert (name, smallest) == ("smallest within 5 %", min(good, key=lambda p: p.measured_size_bytes or 0))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from autocomp.errors import RequestError
+from autocomp.errors import RequestError, RunError
 from autocomp.plan import Plan
 from autocomp.run import Json
-from autocomp.search.limits import CORRECTED, Limits
+from autocomp.search.limits import CORRECTED, Goal, Limits
 from autocomp.search.points import broken, goal_trial
 from autocomp.search.possible import check_possible
 from autocomp.task import Metric
@@ -53,15 +53,18 @@ def test_the_end_of_the_front_that_is_wanted() -> None:
     def point(number: int, metric: float, latency_ms: float, size_bytes: int) -> Trial:
         return Trial(number, Plan(), "complete", metric, Cost(latency_ms, 0.1, size_bytes, 1, 1, "fitted"), 1.0, 0)
 
-    points = [point(0, 90.0, 9.0, 9000), point(1, 89.0, 2.0, 2000), point(2, 80.0, 3.0, 500), point(3, 85.0, 1.9, 3000)]
-    assert [goal_trial(points, goal, METRIC, {}).number for goal in ("most-accurate", "fastest", "smallest")] == [
-        1,
-        3,
-        2,
-    ]
+    def wanted(max_drop: float | None) -> list[int]:
+        goals: tuple[Goal, ...] = ("most-accurate", "fastest", "smallest")
+        return [goal_trial(points, goal, METRIC, {}, max_drop).number for goal in goals]
+
+    points = [point(0, 90.0, 9.0, 9000), point(1, 89.0, 2.0, 2000), point(2, 80.0, 3.0, 500), point(3, 86.0, 1.9, 3000)]
+    assert wanted(max_drop=20.0) == [1, 3, 2]
+    assert wanted(max_drop=None) == [1, 3, 1]  # who asked for no drop wants no ruined network
     # All are of one plan here, which was measured: then the more accurate one is taken.
-    assert goal_trial(points, "fastest", METRIC, {Plan().hash: verified(1.8)}).number == 1
-    assert goal_trial(points[:1], "fastest", METRIC, {}).number == 0
+    assert goal_trial(points, "fastest", METRIC, {Plan().hash: verified(1.8)}, None).number == 1
+    assert goal_trial(points[:1], "fastest", METRIC, {}, None).number == 0
+    with pytest.raises(RunError, match="within 5% of the uncompressed model; no other is that near"):
+        goal_trial([points[0], points[2]], "smallest", METRIC, {}, None)
 
 
 @pytest.mark.parametrize(

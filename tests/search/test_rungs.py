@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from autocomp.plan import Plan
@@ -29,15 +32,16 @@ class Echo(torch.nn.Module):
 def task_of(outcomes: torch.Tensor, whole_only: bool = False) -> Task:
     def evaluate(predict: Predict, split: Split, fraction: float = 1.0) -> Score:
         count = EXAMPLES if whole_only else round(fraction * EXAMPLES)
-        right = np.concatenate(
-            [predict(part).numpy() for part in torch.chunk(outcomes[:count], max(1, count // 100))]
-        ).astype(np.float64)
+        right = np.concatenate([predict(part).numpy() for part in torch.split(outcomes[:count], 100)]).astype(
+            np.float64
+        )
         return Score(100 * float(right.mean()), right)
 
     return Task("echo", Echo(), (outcomes[:1],), [(outcomes[:1],)], evaluate, Metric("accuracy"))
 
 
-UNTOUCHED = (torch.arange(EXAMPLES) % 10 != 0).float()
+# No two batches of it are alike.
+UNTOUCHED = (torch.rand(EXAMPLES, generator=torch.Generator().manual_seed(0)) > 0.1).float()
 
 
 class Wrong:
@@ -91,6 +95,37 @@ def test_a_task_that_takes_no_parts_has_none() -> None:
     whole = task_of(UNTOUCHED, whole_only=True)
     assert parts_of(whole, whole.evaluate(whole.model, "search")) == ()
     assert parts_of(whole, Score(90.0)) == ()
+
+
+def test_parts_are_scored_by_a_copy_in_evaluation_mode() -> None:
+    class Trained(Echo):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(1, affine=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x + 0.0 * self.norm(x[:, None])[:, 0] if self.training else super().forward(x)
+
+    task = replace(task_of(UNTOUCHED), model=Trained().train())
+    before = copy.deepcopy(task.model.state_dict())
+    parts = parts_of(task, Score(90.0, np.ones(EXAMPLES)))
+    wanted = [100 * float(UNTOUCHED[: round(share * EXAMPLES)].mean()) for share in PARTS]
+    assert [score.value for _, score in parts] == pytest.approx(wanted)
+    assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
+    assert task.model.training
+
+
+def test_what_an_evaluation_writes_into_outputs_is_not_kept() -> None:
+    predict = Remembering(Wrong(every=2))
+    one = torch.ones(4)
+    first = predict(one)
+    assert isinstance(first, torch.Tensor)
+    kept = first.clone()
+    first.zero_()
+    assert torch.equal(predict(one), kept)  # type: ignore[arg-type]
+    predict.last_look = True
+    assert torch.equal(predict(one), kept)  # type: ignore[arg-type]
+    assert not predict.known
 
 
 def test_batches_are_told_apart_by_what_is_in_them() -> None:
