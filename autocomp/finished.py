@@ -178,7 +178,7 @@ class Run:
         """Export points again and measure their three numbers on the files.
 
         Args:
-            pick: ``front``, ``knee`` or a trial number.
+            pick: ``front`` (and what timings that never settled keep from it), ``knee`` or a trial number.
             task, target: where they were not ones that have a name.
             host: the run's target, as ssh reaches it (``user@board``): files are timed there. Their metric is that of this
                 machine.
@@ -195,7 +195,7 @@ class Run:
         from autocomp.search import flow
         from autocomp.search.points import verifications
 
-        points = flow.front_of(self.folder) if pick == "front" else [self.pick(pick)]
+        points = [*flow.front_of(self.folder), *flow.doubted_of(self.folder)] if pick == "front" else [self.pick(pick)]
         with ExitStack() as connected:
             board = None
             if host is not None:
@@ -207,7 +207,7 @@ class Run:
                 flow.verify(setup, self.folder, points, watcher, again=True, board=board)
                 write_explanation(setup, self.folder, flow.rebuild(self.folder))
         verified = verifications(self.folder)
-        return [verified[point.key] for point in points]
+        return [verified[point.key] for point in points if point.key in verified]
 
     def export(
         self,

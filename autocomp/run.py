@@ -140,13 +140,14 @@ class RunFolder:
     def write_json(self, name: str, document: object) -> None:
         self.write(name, json.dumps(document, indent=2) + "\n")
 
-    def append_event(self, event: Mapping[str, JsonValue]) -> None:
-        """Add a line to ``events.jsonl``, on disk when this returns."""
+    def append_event(self, *events: Mapping[str, JsonValue]) -> None:
+        """Add a line each to ``events.jsonl``, on disk when this returns."""
         with (self.path / "events.jsonl").open("ab+") as file:
             end = file.seek(0, os.SEEK_END)
             file.seek(max(0, end - 1))
             cut_short = file.read() not in (b"", b"\n")  # by a crash: the line must not swallow this one
-            file.write(("\n" * cut_short + json.dumps(dict(event)) + "\n").encode())
+            lines = "".join(json.dumps(dict(event)) + "\n" for event in events)
+            file.write(("\n" * cut_short + lines).encode())
             file.flush()
             os.fsync(file.fileno())
 

@@ -87,6 +87,18 @@ def _check_same(setup: Setup, folder: RunFolder) -> None:
         )
 
 
+def task_document(setup: Setup) -> dict[str, object]:
+    """What ``run.json`` says of the task."""
+    task, outcomes = setup.bench.task, setup.baseline.outcomes
+    return {
+        "name": task.name,
+        "metric": task.metric.name,
+        "direction": task.metric.direction,
+        "unit": task.metric.unit,
+        "search_examples": None if outcomes is None else len(outcomes),
+    }
+
+
 def _document(setup: Setup, folder: RunFolder) -> dict[str, object]:
     """``run.json``. On resume, when the run was begun stays."""
     bench, target = setup.bench, setup.bench.target
@@ -94,16 +106,9 @@ def _document(setup: Setup, folder: RunFolder) -> dict[str, object]:
     created = (
         folder.read()["created"] if folder.exists() else datetime.datetime.now(datetime.UTC).isoformat("T", "seconds")
     )
-    outcomes = setup.baseline.outcomes
     return {
         "request": asdict(setup.request),
-        "task": {
-            "name": bench.task.name,
-            "metric": bench.task.metric.name,
-            "direction": bench.task.metric.direction,
-            "unit": bench.task.metric.unit,
-            "search_examples": None if outcomes is None else len(outcomes),
-        },
+        "task": task_document(setup),
         "target": {
             "name": target.name,
             "device": target.device,

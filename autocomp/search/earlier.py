@@ -10,7 +10,7 @@ from typing import cast
 from autocomp.errors import RunError
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
-from autocomp.search.begin import Setup, weights_hash
+from autocomp.search.begin import Setup, task_document, weights_hash
 from autocomp.search.sensitivity import MEASURED, told
 from autocomp.search.stored_plan import plan_of, plan_text
 from autocomp.search.study import read_study, read_trials
@@ -24,38 +24,43 @@ def take_over(setup: Setup, folder: RunFolder, earlier: RunFolder) -> None:
 
     Sensitivities hold wherever the same option is offered for the same decision: on another target they differ by the
     arithmetic of its integers, no more. A plan's metric holds where that arithmetic and the search split are the same;
-    elsewhere it is a hint, to the sampler only.
-
-    Raises:
-        RunError: ``earlier`` is of another network or task.
+    elsewhere it is a hint, to the sampler only. All of it is one piece: a kill leaves none of it or, torn, some that the next
+    sitting reads once.
     """
     if any(event.get("event") == TAKEN_OVER for event in folder.events()):
         return
-    before, here = earlier.read(), folder.read()
-    if before["weights_hash"] != weights_hash(setup.bench.prepared) or before["task"] != here["task"]:
+    same = _numerics(earlier.read()) == asdict(setup.bench.target.numerics)
+    scored: list[Json] = [
+        {"event": SCORED, "plan": plan_text(trial.plan), "metric": trial.metric, "holds_here": same}
+        for trial in read_trials(read_study(earlier.journal), 0)
+        if trial.metric is not None and trial.plan != Plan()
+    ]
+    taken: Json = {"event": TAKEN_OVER, "from": str(earlier.path)}
+    folder.append_event(*_sensitivities(setup, earlier), *scored, taken)
+
+
+def check_same_network(setup: Setup, earlier: RunFolder) -> None:
+    """Raises:
+    RunError: ``earlier`` is of another network or task, or is no run.
+    """
+    before = earlier.read()
+    if before["weights_hash"] != weights_hash(setup.bench.prepared) or before["task"] != task_document(setup):
         raise RunError(
             f"--from must name a run of the same network and task; {earlier.path} is of another; leave --from out"
         )
-    _take_sensitivities(setup, folder, earlier)
-    same = _numerics(before) == asdict(setup.bench.target.numerics)
-    for trial in read_trials(read_study(earlier.journal), 0):
-        if trial.metric is not None and trial.plan != Plan():
-            folder.append_event(
-                {"event": SCORED, "plan": plan_text(trial.plan), "metric": trial.metric, "holds_here": same}
-            )
-    folder.append_event({"event": TAKEN_OVER, "from": str(earlier.path)})
 
 
-def _take_sensitivities(setup: Setup, folder: RunFolder, earlier: RunFolder) -> None:
+def _sensitivities(setup: Setup, earlier: RunFolder) -> list[Json]:
     known: dict[str, dict[str, float]] = {}
     for event in earlier.events():
         if event.get("event") == MEASURED and "options" in event:
             options, errors = cast("Sequence[str]", event["options"]), cast("Sequence[float]", event["errors"])
             known[str(event["decision"])] = dict(zip(options, errors, strict=True))
-    for decision in setup.space.decisions:
-        of_options, offered = known.get(decision.name, {}), decision.option_names
-        if all(name in of_options for name in offered):
-            folder.append_event(told(decision, [of_options[name] for name in offered]))
+    return [
+        told(decision, [known[decision.name][name] for name in decision.option_names])
+        for decision in setup.space.decisions
+        if all(name in known.get(decision.name, {}) for name in decision.option_names)
+    ]
 
 
 def _numerics(run: Json) -> Mapping[str, object]:
@@ -69,9 +74,7 @@ def earlier_findings(
     hash, of the plans whose metric holds here."""
     metric, baseline = setup.bench.task.metric, setup.baseline.value
     hints, metrics = [], {}
-    for event in folder.events():
-        if event.get("event") != SCORED:
-            continue
+    for event in {str(event["plan"]): event for event in folder.events() if event.get("event") == SCORED}.values():
         plan, value = plan_of(str(event["plan"])), float(cast("float", event["metric"]))
         if event["holds_here"]:
             metrics[plan.hash] = value

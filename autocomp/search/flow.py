@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -21,12 +21,12 @@ from autocomp.hardware.timed_files import THIS_MACHINE, Place, slower_words
 from autocomp.hardware.timing import timing_words
 from autocomp.hardware.trtexec import SCRIPT, trtexec_script
 from autocomp.plan import Plan
-from autocomp.run import Request, RunFolder, write_whole
+from autocomp.run import Json, Request, RunFolder, write_whole
 from autocomp.search.begin import Setup, begin
-from autocomp.search.earlier import take_over
+from autocomp.search.earlier import check_same_network, take_over
 from autocomp.search.evaluate import Workbench
 from autocomp.search.limits import Goal, Limits
-from autocomp.search.points import BASELINE, VERIFIED, front_in, goal_trial, verifications
+from autocomp.search.points import BASELINE, UNSHIPPABLE, VERIFIED, doubted, front_in, goal_trial, verifications
 from autocomp.search.possible import check_possible
 from autocomp.search.recovery import recover_points, recovered_trials, weights_path, worth_recovering
 from autocomp.search.rounds import Rounds, with_parts
@@ -40,6 +40,9 @@ from autocomp.task import Direction, Metric, Task
 from autocomp.tasks.load import check_task
 from autocomp.trial import Trial
 from autocomp.watch import Watcher
+
+#: Files that are exported and timed before what was found of them is written down.
+SIDE_BY_SIDE = 12
 
 
 def set_up(
@@ -100,11 +103,14 @@ def search(
     folder.check_free(resume)
     if not resume:
         check_possible(Limits.of(setup.request), setup.space, setup.bench.cost)
+    request = setup.request
+    earlier = None if request.begun_from is None else RunFolder(Path(request.begun_from))
+    if earlier is not None:
+        check_same_network(setup, earlier)
     with folder.working():
         begin(setup, folder)
-        request = setup.request
-        if request.begun_from is not None:
-            take_over(setup, folder, RunFolder(Path(request.begun_from)))
+        if earlier is not None:
+            take_over(setup, folder, earlier)
         bench = warmed_up(
             setup.bench,
             setup.space,
@@ -120,7 +126,8 @@ def search(
         if not points:
             errors = [trial.error for trial in trials if trial.error]
             raise WorkError(
-                f"the untouched model could not be evaluated: {errors[0] if errors else 'no trial was run'}"
+                f"the untouched model could not be evaluated: {errors[0] if errors else 'no trial was run'}; mend that and "
+                f"begin anew with another --out; --from {folder.path} keeps what was measured of its layers"
             )
         if request.recover_epochs:
             # The same ones at every sitting: what was recovered has no say.
@@ -138,14 +145,28 @@ def search(
 
 
 def _verify_all(setup: Setup, folder: RunFolder, watcher: Watcher) -> list[Trial]:
-    """Verify the front; again and again, where a file breaks a limit and others take its place. Returns the front."""
-    metric = setup.bench.task.metric
+    """Verify the front; again and again, where a file breaks a limit and others take its place, and once more what broke one
+    in timings that never settled. Returns the front."""
+    metric, looked_twice = setup.bench.task.metric, False
     while True:
-        points = front_in(folder, load_trials(folder), metric)
+        trials = load_trials(folder)
+        points = front_in(folder, trials, metric)
         verified = verifications(folder)
-        if all(point.key in verified for point in points):
+        if not all(point.key in verified for point in points):
+            verify(setup, folder, points, watcher, again=False)
+            continue
+        again = doubted(folder, trials, metric)
+        if not again:
             return points
-        verify(setup, folder, points, watcher, again=False)
+        if looked_twice:
+            numbers = ", ".join(str(trial.number) for trial in again)
+            watcher.say(
+                f"trials {numbers} are left out: over --max-latency-ms in timings that never settled; "
+                f"autocomp verify {folder.path} times them again"
+            )
+            return points
+        looked_twice = True
+        verify(setup, folder, again, watcher, again=True)
 
 
 def _tell_of_the_unsettled(folder: RunFolder, points: Sequence[Trial], watcher: Watcher) -> None:
@@ -170,7 +191,8 @@ def verify(
 
     Args:
         points: trials to verify; the untouched one is measured with them, drops are counted from its file.
-        again: also those that were verified before.
+        again: also those that were verified before. A file that cannot be made takes its point off the front; where one point
+            alone is asked for again, what went wrong is raised.
         board: what files are timed on, where that is not this machine.
     """
     done = set() if again else set(verifications(folder))
@@ -178,15 +200,44 @@ def verify(
     if not wanted:
         return
     baseline = next(trial for trial in load_trials(folder) if trial.number == BASELINE)
-    everything = [baseline, *(point for point in wanted if point.number != BASELINE)]
+    others = [point for point in wanted if point.number != BASELINE]
     exported: dict[int, Exported] = {}
-    for place, point in enumerate(everything):
-        watcher.step("exporting and scoring", place, len(everything))
-        weights = None if point.weights is None else weights_path(folder, point.weights)
-        exported[point.number] = export_and_score(setup.bench, point.plan, weights)
-        file = exported[point.number].model
-        write_file(folder, folder.exports / str(point.number), point.plan, file, setup.bench.target.artifact)
-    watcher.step("exporting and scoring", len(everything), len(everything))
+    for first in range(0, max(len(others), 1), SIDE_BY_SIDE):
+        some = [baseline, *others[first : first + SIDE_BY_SIDE]]
+        for place, point in enumerate(some[bool(first) :], first + bool(first)):
+            watcher.step("exporting and scoring", place, len(others) + 1)
+            try:
+                exported[point.number] = _shipped(setup, folder, point)
+            except Exception as error:
+                if point.number == BASELINE or (again and len(points) == 1):
+                    raise
+                # As that of a trial: what else was found is not lost for it.
+                said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                watcher.say(f"trial {point.number} leaves the front, its file cannot be made and scored: {said}")
+                folder.append_event({"event": UNSHIPPABLE, "key": point.key, "error": said})
+        together = [point for point in some if point.number in exported]
+        _measure(setup, folder, together, exported, watcher, board)
+    watcher.step("exporting and scoring", len(others) + 1, len(others) + 1)
+
+
+def _shipped(setup: Setup, folder: RunFolder, point: Trial) -> Exported:
+    """The file of a point, written and scored."""
+    weights = None if point.weights is None else weights_path(folder, point.weights)
+    found = export_and_score(setup.bench, point.plan, weights)
+    write_file(folder, folder.exports / str(point.number), point.plan, found.model, setup.bench.target.artifact)
+    return found
+
+
+def _measure(
+    setup: Setup,
+    folder: RunFolder,
+    points: Sequence[Trial],
+    of_all: Mapping[int, Exported],
+    watcher: Watcher,
+    board: ConnectedBoard | None,
+) -> None:
+    """Time files side by side, the untouched one among them, and record it."""
+    exported = {point.number: of_all[point.number] for point in points}
     timings = time_files(
         setup.bench,
         {number: one.model for number, one in exported.items()},
@@ -197,8 +248,8 @@ def verify(
         watcher.say(slower_words(timings, setup.bench.target.pace_us) or timing_words(timings))
     asks_for_memory = setup.request.max_memory_kb is not None and setup.bench.target.reachable and board is None
     memory = footprints(setup.bench, {number: one.model for number, one in exported.items()}) if asks_for_memory else {}
-    reference = exported[BASELINE].measured
-    for point in everything:
+    reference, before = exported[BASELINE].measured, verifications(folder)
+    for point in points:
         if point.cost is not None:
             found = verification(
                 setup.bench,
@@ -210,7 +261,15 @@ def verify(
                 memory.get(point.number),
                 None if board is None else board.about,
             )
-            folder.append_event({"event": VERIFIED, "verification": found})
+            # What all speed-ups are counted from is not made less sure by a later sitting.
+            less_sure = board is None and _settled(before.get(point.key)) and not _settled(found)
+            if point.number != BASELINE or not less_sure:
+                folder.append_event({"event": VERIFIED, "verification": found})
+
+
+def _settled(document: Json | None) -> bool:
+    measured = {} if document is None else cast("Json", document["measured"])
+    return bool(measured.get("settled", False))
 
 
 def write_file(run: RunFolder, folder: Path, plan: Plan, model: bytes, artifact: Artifact) -> Path:
@@ -250,6 +309,11 @@ def metric_of(folder: RunFolder) -> Metric:
 def front_of(folder: RunFolder) -> list[Trial]:
     """The front of a run, baseline first, from its truth."""
     return front_in(folder, load_trials(folder), metric_of(folder))
+
+
+def doubted_of(folder: RunFolder) -> list[Trial]:
+    """What nothing but timings that never settled keeps from the front."""
+    return doubted(folder, load_trials(folder), metric_of(folder))
 
 
 def rebuild(folder: RunFolder) -> list[Trial]:

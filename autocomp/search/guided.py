@@ -239,8 +239,7 @@ class GuidedSampler(BaseSampler):
         seen = [Seen(number, choice, sign * (base - metric) / scale) for number, choice, metric in finished]
         stopped = [Seen(number, *found) for number, found in sorted(books.stopped.items())]
         touched = [one for one in (*seen, *self._earlier) if one.choice != untouched]
-        latest = sorted([*touched, *stopped], key=lambda one: -one.number)
-        self._surrogate.learn([*dict.fromkeys([*_best(touched, land), *latest])], number)
+        self._surrogate.learn([*touched, *stopped], number, self._foremost_seen)
         if books.waiting:  # taken to be as they are foreseen
             medians, _ = self._surrogate.drops(list(books.waiting.values()))
             seen += [
@@ -251,13 +250,18 @@ class GuidedSampler(BaseSampler):
         points = sorted((max(one.drop, 0.0) / unit[0], *(np.array(land.shares(one.choice)) / unit[1:])) for one in best)
         return _Known(tuple(best), tried, unit, tuple(points))
 
+    def _foremost_seen(self, seen: Sequence[Seen]) -> list[Seen]:
+        """Those that no other one dominates first, then the latest."""
+        whole = [one for one in seen if one.drop_std == 0.0]
+        return [*dict.fromkeys([*_best(whole, self._landscape), *sorted(seen, key=lambda one: -one.number)])]
+
     def _unit(self, scale: float) -> Point:
         """The reference point: a drop, as a share of the metric, and shares of the untouched network's latency and size."""
         untouched, limits = self._landscape.untouched, self._wish.limits
         return (
             WORST_DROP if limits.max_drop is None else max(limits.max_drop / scale, RESOLUTION),
-            min(1.0, (limits.latency_ms or math.inf) / untouched.latency_ms),
-            min(1.0, (limits.size_bytes or math.inf) / untouched.size_bytes),
+            min(1.0, limits.foreseen_latency_ms / untouched.latency_ms),
+            min(1.0, limits.foreseen_size_bytes / untouched.size_bytes),
         )
 
     def _gains(self, choices: Sequence[Choice], shares: Vector, known: _Known) -> Vector:
@@ -273,10 +277,7 @@ class GuidedSampler(BaseSampler):
         """Whether costs are foreseen and, nearly, within the limits."""
         untouched, limits = self._landscape.untouched, self._wish.limits
         most = np.array(
-            [
-                (limits.latency_ms or math.inf) / untouched.latency_ms,
-                (limits.size_bytes or math.inf) / untouched.size_bytes,
-            ]
+            [limits.foreseen_latency_ms / untouched.latency_ms, limits.foreseen_size_bytes / untouched.size_bytes]
         )
         return np.array([bool((one <= NEARLY * most).all() and np.isfinite(one).all()) for one in shares])
 

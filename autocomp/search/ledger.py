@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 import optuna
 from optuna.trial import TrialState as State
 
+from autocomp.errors import AutocompError
 from autocomp.plan import Plan
 from autocomp.run import Request
 from autocomp.search.evaluate import Outcome, Workbench, evaluate
@@ -20,7 +21,7 @@ from autocomp.search.guided import CHOICE, PLAN_HASH, STOPPED, GuidedSampler, Wi
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.rungs import Hurdle
-from autocomp.search.sampler import SamplerName, make_sampler
+from autocomp.search.sampler import SamplerName, UniformSampler, make_sampler
 from autocomp.search.stored_plan import plan_text
 from autocomp.search.study import PLAN, RUNGS, WHY, RunStudy, read_trials
 from autocomp.space import SearchSpace
@@ -95,7 +96,7 @@ class Ledger:
         for trial in read_trials(self._study, request.seed):
             self._note(trial, stopped.get(trial.number))
         self._asked = len(self._study.get_trials(deepcopy=False))  # counted on: to list ten thousand takes its time
-        self._guided: GuidedSampler | None = None
+        self._kept: GuidedSampler | UniformSampler | None = None
 
     @property
     def trials(self) -> tuple[Trial, ...]:
@@ -118,8 +119,10 @@ class Ledger:
             yield self._proposal(trial, trial.params)
 
     def propose(self) -> Proposal | None:
-        """The next one; None where all that were asked for have been proposed."""
-        if self._asked >= self._asked_for:
+        """The next one; None where all that were asked for have been proposed, or the untouched network has no score that
+        others could be compared with."""
+        untouched = self._trials.get(0)
+        if self._asked >= self._asked_for or (untouched is not None and untouched.state == "failed"):
             return None
         self._study.sampler = sampler = self._sampler(self._asked)
         with self._together():
@@ -139,7 +142,10 @@ class Ledger:
         landscape, metric = self._knowledge.landscape, self._knowledge.metrics.get(plan.hash)
         if plan.hash in self._known or metric is None or landscape is None:
             return self._known.get(plan.hash)
-        return Outcome(metric, landscape.predicted(plan), 0.0)
+        try:
+            return Outcome(metric, landscape.predicted(plan), 0.0)
+        except AutocompError:  # what it scored holds here, what it costs is not foreseen: its evaluation says why
+            return None
 
     def tell(self, proposal: Proposal, outcome: Outcome) -> Trial:
         """Write down what came of a proposal."""
@@ -183,7 +189,9 @@ class Ledger:
         if trial.metric is not None:
             drop = self._metric.drop(self._baseline_metric, trial.metric)
             point = (drop, trial.cost.latency_ms, float(trial.cost.size_bytes))
-            if Hurdle(tuple(self._front)).cleared(drop, trial.cost):
+            # What breaks a limit stops nothing that keeps it.
+            kept = all(excess <= 0.0 for excess in self._limits.broken_by_cost(trial.cost))
+            if kept and Hurdle(tuple(self._front)).cleared(drop, trial.cost):
                 worse = [other for other in self._front if all(a <= b for a, b in zip(point, other, strict=True))]
                 self._front = [other for other in self._front if other not in worse] + [point]
 
@@ -200,8 +208,10 @@ class Ledger:
         plan = self._space.plan(indices)
         trial.set_user_attr(PLAN, plan_text(plan))
         trial.set_user_attr(PLAN_HASH, plan.hash)
-        why = self._study.sampler.why if isinstance(self._study.sampler, GuidedSampler) else None
-        if why is not None:
+        # One that a process which died had proposed keeps its reason.
+        why = trial.user_attrs.get(WHY)
+        if why is None and isinstance(self._study.sampler, GuidedSampler):
+            why = self._study.sampler.why
             trial.set_user_attr(WHY, why)
         self._trials[trial.number] = Trial(trial.number, plan, "running", None, None, None, self._request.seed, why=why)
         stops = self._request.sampler in STOPPING and trial.number > 0
@@ -213,14 +223,14 @@ class Ledger:
         return self._request.sampler == "auto" and len(self._space.decisions) > MOST_PARAMETERS
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        if self._guided is not None:
-            return self._guided
+        if self._kept is not None:
+            return self._kept
         name: SamplerName = self._request.sampler  # type: ignore[assignment]
         goal: Goal = self._request.goal  # type: ignore[assignment]
         wish = Wish(self._limits, goal, self._knowledge.earlier)
         sampler = make_sampler(name, self._space, self._request.seed, number, self._knowledge.landscape, wish)
-        if isinstance(sampler, GuidedSampler):
-            self._guided = sampler  # what it has read of the study it need not read again
+        if isinstance(sampler, GuidedSampler | UniformSampler):
+            self._kept = sampler  # what it has read of the study, or made of the space, it need not again
         return sampler
 
 

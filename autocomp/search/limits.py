@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -20,8 +21,8 @@ CORRECTED = "corrected"
 class Limits:
     """What a result must stay within; None where nothing was asked for. ``max_drop`` is in the metric's units.
 
-    ``latency_factor`` and ``size_factor``: what files were found to take, as multiples of what was predicted, once one of them
-    broke a limit that its prediction kept, or all were much faster than that.
+    ``latency_factor``, ``size_factor`` and ``memory_factor``: what files were found to take, as multiples of what was
+    predicted, once one of them broke that limit though its prediction kept it, or all were much faster than that.
     """
 
     latency_ms: float | None = None
@@ -30,6 +31,7 @@ class Limits:
     max_drop: float | None = None
     latency_factor: float = 1.0
     size_factor: float = 1.0
+    memory_factor: float = 1.0
 
     def __bool__(self) -> bool:
         return self.of_costs or self.max_drop is not None
@@ -38,6 +40,16 @@ class Limits:
     def of_costs(self) -> bool:
         """Whether any is of what is predicted."""
         return any(one is not None for one in (self.latency_ms, self.size_bytes, self.memory_bytes))
+
+    @property
+    def foreseen_latency_ms(self) -> float:
+        """What may be predicted of a plan; infinite without a limit."""
+        return math.inf if self.latency_ms is None else self.latency_ms / self.latency_factor
+
+    @property
+    def foreseen_size_bytes(self) -> float:
+        """What may be predicted of a plan; infinite without a limit."""
+        return math.inf if self.size_bytes is None else self.size_bytes / self.size_factor
 
     def broken_by_cost(self, cost: Cost) -> list[float]:
         """By how much each limit of what is predicted is broken, as a share of it; zero or less where it is kept. A latency
@@ -48,7 +60,7 @@ class Limits:
         if self.size_bytes is not None:
             found.append(self.size_factor * cost.size_bytes / self.size_bytes - 1)
         if self.memory_bytes is not None:
-            found.append(cost.peak_memory_bytes / self.memory_bytes - 1)
+            found.append(self.memory_factor * cost.peak_memory_bytes / self.memory_bytes - 1)
         return found
 
     def broken(self, drop: float, cost: Cost) -> list[float]:
@@ -72,15 +84,15 @@ class Limits:
     @staticmethod
     def of(request: Request, events: Iterable[Json] = ()) -> Limits:
         """Those of a request, with what the run's events say was corrected last."""
-        latency_factor = size_factor = 1.0
+        factors = (1.0, 1.0, 1.0)
         for event in events:
-            if event.get("event") == CORRECTED:
-                latency_factor, size_factor = float(str(event["latency"])), float(str(event["size"]))
+            if event.get("event") == CORRECTED:  # which said nothing of memory once
+                latency, size, memory = (float(str(event.get(name, 1.0))) for name in ("latency", "size", "memory"))
+                factors = latency, size, memory
         return Limits(
             request.max_latency_ms,
             None if request.max_size_kb is None else request.max_size_kb * 1000,
             None if request.max_memory_kb is None else request.max_memory_kb * 1000,
             request.max_drop,
-            latency_factor,
-            size_factor,
+            *factors,
         )

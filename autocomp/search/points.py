@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
@@ -15,8 +15,10 @@ from autocomp.search.limits import Goal, Limits
 from autocomp.task import Metric
 from autocomp.trial import Trial
 
-#: The event that says what was measured of a file, and the number of the untouched plan's trial.
-VERIFIED, BASELINE = "verified", 0
+#: Events: what was measured of a file; that none could be made, or not be scored.
+VERIFIED, UNSHIPPABLE = "verified", "no file"
+#: The number of the untouched plan's trial.
+BASELINE = 0
 
 
 def broken(trial: Trial, limits: Limits, drop: float, verified: Json | None) -> bool:
@@ -72,9 +74,36 @@ def front_trials(
 
 
 def front_in(folder: RunFolder, trials: Sequence[Trial], metric: Metric) -> list[Trial]:
-    """The front of some trials of a run, within the limits that it was asked for, as far as these are corrected by now."""
-    limits = Limits.of(folder.request(), folder.events())
-    return front_trials(trials, metric, limits, verifications(folder))
+    """The front of some trials of a run that have a file, within the limits that it was asked for, as far as these are
+    corrected by now."""
+    events = [*folder.events()]
+    without = {event["key"] for event in events if event.get("event") == UNSHIPPABLE}
+    limits = Limits.of(folder.request(), events)
+    return front_trials([one for one in trials if one.key not in without], metric, limits, _verified(events))
+
+
+def doubted(folder: RunFolder, trials: Sequence[Trial], metric: Metric) -> list[Trial]:
+    """Trials that nothing but timings which never settled keeps from the limits, and so from the front: worth timing again when
+    the machine is quieter."""
+    events = [*folder.events()]
+    limits, verified = Limits.of(folder.request(), events), _verified(events)
+    base = next((trial.metric for trial in trials if trial.number == BASELINE), None)
+    if limits.latency_ms is None or base is None:
+        return []
+    found = {}
+    for trial in trials:
+        document = verified.get(trial.key)
+        if document is None or trial.metric is None or trial.cost is None:
+            continue
+        measured, drop = cast("Json", document["measured"]), metric.drop(base, trial.metric)
+        untimed: Json = {**document, "measured": {**measured, "latency_ms": None}}
+        if (
+            not measured.get("settled", True)
+            and broken(trial, limits, drop, document)
+            and not broken(trial, limits, drop, untimed)
+        ):
+            found[trial.key] = trial
+    return [*found.values()]
 
 
 def goal_trial(
@@ -136,8 +165,12 @@ def knee_trial(points: Sequence[Trial], metric: Metric) -> Trial:
 
 def verifications(folder: RunFolder) -> dict[str, Json]:
     """What was verified (:attr:`autocomp.trial.Trial.key`) → its latest verification."""
+    return _verified(folder.events())
+
+
+def _verified(events: Iterable[Json]) -> dict[str, Json]:
     found: dict[str, Json] = {}
-    for event in folder.events():
+    for event in events:
         if event.get("event") == VERIFIED:
             document = cast("Json", event["verification"])
             found[cast("str", document.get("key", document["plan_hash"]))] = document

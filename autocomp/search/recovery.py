@@ -184,6 +184,7 @@ def recovered_trials(folder: RunFolder, trials: Sequence[Trial]) -> tuple[Trial,
         trial = replace(
             parent,
             number=RECOVERED + count,
+            state="complete",  # also where its parent was stopped on a part of the split: this one was scored on all of it
             metric=one.metric,
             seconds=one.seconds,
             parent=parent.number,

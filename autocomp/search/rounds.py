@@ -135,10 +135,10 @@ class Rounds:
 
     def _correct(self, limits: Limits, trials: Sequence[Trial]) -> bool:
         """Write down by how much files broke limits that their predictions kept, the worst of them, or how much less than
-        foreseen even the slowest of them takes; False where neither is so."""
+        foreseen even the slowest of them takes; False where neither is so. Timings that never settled say nothing."""
         verified = verifications(self.folder)
         base = next(trial for trial in trials if trial.number == BASELINE)
-        latency, size = limits.latency_factor, limits.size_factor
+        factors = {"latency": limits.latency_factor, "size": limits.size_factor, "memory": limits.memory_factor}
         missed, shares = [], list[float]()
         for trial in trials:
             found = verified.get(trial.key)
@@ -146,28 +146,33 @@ class Rounds:
                 continue
             drop = self.setup.bench.task.metric.drop(base.metric or 0.0, trial.metric)
             measured = cast("Mapping[str, float | None]", found["measured"])
-            share = None if measured["latency_ms"] is None else measured["latency_ms"] / trial.cost.latency_ms
-            if share is not None and measured["settled"]:
-                shares.append(share)
-            if broken(trial, limits, drop, None) or not broken(trial, limits, drop, found):
+            latency_ms = measured["latency_ms"] if measured.get("settled", True) else None
+            if latency_ms is not None:
+                shares.append(latency_ms / trial.cost.latency_ms)
+            if broken(trial, limits, drop, None):
                 continue
-            size = max(size, cast("float", measured["size_bytes"]) / trial.cost.size_bytes)
-            if share is not None:
-                latency = max(latency, share)
-            missed.append(trial.number)
+            of_file = {
+                "latency": (limits.latency_ms, latency_ms, trial.cost.latency_ms),
+                "size": (limits.size_bytes, measured["size_bytes"], trial.cost.size_bytes),
+                "memory": (limits.memory_bytes, measured.get("peak_memory_bytes"), trial.cost.peak_memory_bytes),
+            }
+            for name, (limit, took, foreseen) in of_file.items():
+                if limit is not None and took is not None and took > limit:
+                    factors[name] = max(factors[name], took / foreseen)
+                    missed.append(trial.number)
         if missed:
-            numbers = ", ".join(str(number) for number in sorted(missed))
+            numbers = ", ".join(str(number) for number in sorted({*missed}))
             words = f"the files of trials {numbers} break a limit that their predictions kept"
         elif limits.latency_ms is not None and max(shares, default=1.0) < ROOM * limits.latency_factor:
-            latency = max(shares)
+            factors["latency"] = max(shares)
             words = "all files are faster than foreseen, and more of --max-latency-ms can be used"
         else:
             return False
         self.watcher.say(
-            f"{words}; what is predicted is corrected ({latency:.3f} times the milliseconds, {size:.4f} times the bytes), "
-            "and the search goes on"
+            f"{words}; what is predicted is corrected ({factors['latency']:.3f} times the milliseconds, "
+            f"{factors['size']:.4f} times the bytes, {factors['memory']:.3f} times the memory), and the search goes on"
         )
-        event: Json = {"event": CORRECTED, "latency": latency, "size": size, "missed": [*sorted(missed)]}
+        event: Json = {"event": CORRECTED, **factors, "missed": [*sorted({*missed})]}
         self.folder.append_event(event)
         return True
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,16 +52,21 @@ class Surrogate:
         self._scales: dict[int, Kernel] = {}
         self._process: GaussianProcessRegressor | None = None
 
-    def learn(self, seen: Sequence[Seen], number: int) -> None:
-        """From what is known when trial ``number`` is proposed, the most important first. How smooth the process is, which
-        takes longest to learn, is learned from the trials before a milestone, so that it is a function of these."""
+    def learn(self, seen: Sequence[Seen], number: int, foremost: Callable[[Sequence[Seen]], Sequence[Seen]]) -> None:
+        """From what is known when trial ``number`` is proposed. How smooth the process is, which takes longest to learn, is
+        learned from the trials before a milestone, so that it is a function of these.
+
+        Args:
+            foremost: the most important of some first.
+        """
         if not seen:
             self._process = None
             return
         milestone = _milestone(number)
         if milestone not in self._scales:
-            self._scales[milestone] = self._smoothness([one for one in seen if one.number < milestone][:MOST_LEARNT])
-        self._process = self._fitted(self._scales[milestone], seen[:MOST_LEARNT], None)
+            before = [one for one in seen if one.number < milestone]
+            self._scales[milestone] = self._smoothness(foremost(before)[:MOST_LEARNT])
+        self._process = self._fitted(self._scales[milestone], foremost(seen)[:MOST_LEARNT], None)
 
     def drops(self, choices: Sequence[Choice]) -> tuple[Vector, Vector]:
         """Drops, as shares of the metric and with :data:`RESOLUTION` added: their medians, and the standard deviations of their

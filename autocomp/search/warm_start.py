@@ -24,8 +24,8 @@ from autocomp.search.sampler import uniform_indices
 from autocomp.search.verify import compiled_kernels, footprints, time_files
 from autocomp.space import SearchSpace
 
-#: The event of one timing, and that of how many there are to be.
-WARMED, COUNTED = "warm-start", "warm-start-files"
+#: Events: of one timing, of how many there are to be, and of a plan that has no file.
+WARMED, COUNTED, LEFT_OUT = "warm-start", "warm-start-files", "warm-start-without"
 #: At most so many files are measured, and at most one for so many trials: warming up must not outweigh the search.
 MOST_FILES, TRIALS_PER_FILE = 30, 3
 #: Files whose memory is measured: the untouched network and its formats, each in a process of its own. More of them, pruned
@@ -90,11 +90,12 @@ def warmed_up(
         count = file_count(trials)
         folder.append_event({"event": COUNTED, "files": count})
     plans = warm_plans(space, count, seed)
-    missing = [plan for plan in plans if plan.hash not in known]
-    for one in _measure(bench, missing, plans[:MEMORY_FILES], progress):
+    done = {*known, *(event["plan_hash"] for event in events if event["event"] == LEFT_OUT)}
+    missing = [plan for plan in plans if plan.hash not in done]
+    for one in _measure(bench, missing, plans[:MEMORY_FILES], folder, progress):
         folder.append_event({"event": WARMED, **asdict(one)})
         known[one.plan_hash] = one
-    return replace(bench, target=_corrected(bench, [(plan, known[plan.hash]) for plan in plans]))
+    return replace(bench, target=_corrected(bench, [(plan, known[plan.hash]) for plan in plans if plan.hash in known]))
 
 
 def _corrected(bench: Workbench, measured: Sequence[tuple[Plan, _Warmed]]) -> Target:
@@ -109,7 +110,8 @@ def _corrected(bench: Workbench, measured: Sequence[tuple[Plan, _Warmed]]) -> Ta
     lower = followed(target.lower, compiled, target.model.covers)
     files, held = [], []
     for kernels, structure, (_, one) in zip(map(lower.put_right, foreseen), structures, measured, strict=True):
-        if one.settled:
+        # A kernel that the model does not know would leave it without any prediction.
+        if one.settled and all(map(target.model.covers, kernels)):
             files.append(MeasuredFile(kernels, one.latency_ms))
         if one.memory_bytes is not None:
             held.append(MeasuredMemory(kernels, table_bytes(structure), one.memory_bytes))
@@ -120,15 +122,23 @@ def _corrected(bench: Workbench, measured: Sequence[tuple[Plan, _Warmed]]) -> Ta
 
 
 def _measure(
-    bench: Workbench, plans: Sequence[Plan], of_memory: Sequence[Plan], progress: Progress
+    bench: Workbench, plans: Sequence[Plan], of_memory: Sequence[Plan], folder: RunFolder, progress: Progress
 ) -> Iterator[_Warmed]:
     """Some files at a time, side by side. Where a warm start is interrupted, the plans not yet timed are timed by the run
-    that resumes it."""
+    that resumes it. A plan that has no file is left out, and an event says so: as a trial it fails by itself."""
     for first in range(0, len(plans), SIDE_BY_SIDE):
         models = {}
         for place in range(first, min(first + SIDE_BY_SIDE, len(plans))):
             progress(place, len(plans), "exporting files to time")
-            models[place] = export(bench.compress(plans[place]), bench.target.artifact)
+            try:
+                models[place] = export(bench.compress(plans[place]), bench.target.artifact)
+            except Exception as error:
+                if plans[place] == Plan():
+                    raise
+                said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                folder.append_event({"event": LEFT_OUT, "plan_hash": plans[place].hash, "error": said})
+        if not models:
+            continue
         compiled = compiled_kernels(bench, models)
         held = {}
         if bench.target.memory is not None:

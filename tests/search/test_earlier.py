@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from autocomp.errors import RunError
+from autocomp.errors import ExportError, RunError
 from autocomp.hardware.timing import Timing
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
@@ -19,7 +19,9 @@ from autocomp.search.begin import Setup, begin
 from autocomp.search.earlier import TAKEN_OVER, earlier_findings, take_over
 from autocomp.search.evaluate import Workbench
 from autocomp.search.limits import CORRECTED
+from autocomp.search.points import VERIFIED, verifications
 from autocomp.search.sensitivity import MEASURED
+from autocomp.search.verify import Exported
 from autocomp.watch import SILENT, Silent
 from tests.targets import REQUEST, small_setup
 
@@ -85,9 +87,21 @@ def test_other_arithmetic_makes_metrics_hints(finished_run: Path, tmp_path: Path
 def test_a_run_of_another_network_is_refused(finished_run: Path, tmp_path: Path) -> None:
     other = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "other")))
     other.write("run.json", json.dumps(other.read() | {"weights_hash": "0" * 16}))
-    run = begun(small_setup(), tmp_path / "run")
+    setup, run = small_setup(), RunFolder(tmp_path / "run")
+    setup = replace(setup, request=replace(setup.request, begun_from=str(other.path)))
     with pytest.raises(RunError, match="--from must name a run of the same network and task"):
-        take_over(small_setup(), run, other)
+        flow.search(setup, run, False, SILENT)
+    assert not run.exists()  # the same --out is free for the run that was meant
+
+
+def test_what_a_kill_tore_is_taken_over_once_all_the_same(finished_run: Path, tmp_path: Path) -> None:
+    setup, earlier = small_setup(), RunFolder(finished_run)
+    whole, torn = begun(setup, tmp_path / "whole"), begun(setup, tmp_path / "torn")
+    take_over(setup, whole, earlier)
+    written = (whole.path / "events.jsonl").read_bytes()
+    (torn.path / "events.jsonl").write_bytes(written[:-20])
+    take_over(setup, torn, earlier)
+    assert earlier_findings(setup, torn) == earlier_findings(setup, whole)
 
 
 class Heard(Silent):
@@ -131,3 +145,105 @@ def test_files_that_take_other_than_foreseen_correct_the_search(
     assert len(flow.load_trials(run)) > 4
     assert len(points) > 1
     assert all(took_ms[point.number] <= limit_ms for point in points[1:])
+
+
+def asks_for_latency(finished_run: Path, share: float) -> Setup:
+    """A search that measures files, and keeps a limit that is a share of the untouched network's latency."""
+    setup = small_setup()
+    bench = replace(setup.bench, target=replace(setup.bench.target, reachable=True))
+    limit_ms = share * bench.cost(Plan()).latency_ms
+    asked = replace(REQUEST, trials=4, max_latency_ms=limit_ms, goal="most-accurate", begun_from=str(finished_run))
+    return replace(setup, bench=bench, request=asked)
+
+
+@pytest.mark.parametrize("quiet_later", [True, pytest.param(False, marks=pytest.mark.exhaustive)])
+def test_a_slow_machine_corrects_nothing_and_is_looked_at_again(
+    quiet_later: bool, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Everything takes twice as long while the machine is busy, and no timing settles."""
+    setup = asks_for_latency(finished_run, 0.7)
+    run, heard, sittings = RunFolder(tmp_path / "run"), Heard(), list[int]()
+
+    def time_files(bench: Workbench, models: Mapping[int, bytes], *_: object) -> dict[int, Timing]:
+        costs = {trial.number: trial.cost for trial in flow.load_trials(run)}
+        sittings.append(len(models))
+        busy = not quiet_later or len(sittings) == 1
+        return {
+            number: Timing((2.0 if busy else 1.0) * cost.latency_ms, 0.01, 0.01, not busy, 9, 1.0)
+            for number in models
+            if (cost := costs[number]) is not None
+        }
+
+    monkeypatch.setattr(flow, "time_files", time_files)
+    monkeypatch.setattr(flow, "warmed_up", lambda bench, *_: bench)
+    points = flow.search(setup, run, False, heard)
+    assert not any(event.get("event") == CORRECTED for event in run.events())
+    assert len(flow.load_trials(run)) == 4
+    told = any("over --max-latency-ms in timings that never settled" in line for line in heard.lines)
+    if quiet_later:
+        assert len(sittings) == 2
+        assert len(points) > 1
+        assert not told
+    else:
+        assert len(points) == 1
+        assert told
+        assert flow.doubted_of(run)
+
+
+def test_a_file_that_cannot_be_made_takes_its_point_off_the_front(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "run")))
+    lines = (run.path / "events.jsonl").read_text().splitlines(keepends=True)
+    (run.path / "events.jsonl").write_text("".join(line for line in lines if f'"{VERIFIED}"' not in line))
+    bad = flow.front_of(run)[-1]
+    before = flow.export_and_score
+
+    def export_and_score(bench: Workbench, plan: Plan, weights: Path | None) -> Exported:
+        if plan == bad.plan:
+            raise ExportError("no runtime\nreads it")
+        return before(bench, plan, weights)
+
+    monkeypatch.setattr(flow, "export_and_score", export_and_score)
+    monkeypatch.setattr(flow, "SIDE_BY_SIDE", 2)  # several batches
+    heard = Heard()
+    points = flow.search(small_setup(), run, True, heard)
+    assert bad.number not in {point.number for point in points}
+    assert len(points) > 1
+    verified = verifications(run)
+    assert all(point.key in verified for point in points)
+    said = f"trial {bad.number} leaves the front, its file cannot be made and scored: ExportError: no runtime reads it"
+    assert said in heard.lines
+    again = flow.search(small_setup(), run, True, SILENT)
+    assert [point.number for point in again] == [point.number for point in points]
+    with pytest.raises(ExportError):
+        flow.verify(small_setup(), run, [bad], SILENT, again=True)
+
+
+def test_memory_that_was_missed_corrects_memory_alone(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = asks_for_latency(finished_run, 0.9)
+    memory_kb = 0.99 * setup.bench.cost(Plan()).peak_memory_bytes / 1000
+    setup = replace(setup, request=replace(setup.request, max_memory_kb=memory_kb))
+    run = RunFolder(tmp_path / "run")
+
+    def time_files(bench: Workbench, models: Mapping[int, bytes], *_: object) -> dict[int, Timing]:
+        costs = {trial.number: trial.cost for trial in flow.load_trials(run)}
+        return {
+            number: Timing(1.01 * cost.latency_ms, 0.01, 0.01, True, 9, 1.0)
+            for number in models
+            if (cost := costs[number]) is not None
+        }
+
+    def footprints(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, int]:
+        return {number: round(1.2 * 1000 * memory_kb) for number in models}
+
+    monkeypatch.setattr(flow, "time_files", time_files)
+    monkeypatch.setattr(flow, "footprints", footprints)
+    monkeypatch.setattr(flow, "warmed_up", lambda bench, *_: bench)
+    flow.search(setup, run, False, SILENT)
+    corrected = [event for event in run.events() if event.get("event") == CORRECTED]
+    assert corrected
+    assert (corrected[0]["latency"], corrected[0]["size"]) == (1.0, 1.0)
+    assert float(str(corrected[0]["memory"])) > 1.2

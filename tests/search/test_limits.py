@@ -32,7 +32,11 @@ def test_the_last_correction_holds() -> None:
     ]
     limits = Limits.of(request(max_latency_ms=3.0, max_memory_kb=7.0), events)
     assert (limits.latency_ms, limits.memory_bytes) == (3.0, 7000.0)
-    assert (limits.latency_factor, limits.size_factor) == (1.2, 1.01)
+    assert (limits.latency_factor, limits.size_factor, limits.memory_factor) == (1.2, 1.01, 1.0)  # a run of before
+    assert limits.foreseen_latency_ms == 3.0 / 1.2
+    assert limits.foreseen_size_bytes == float("inf")
+    limits = Limits.of(request(max_memory_kb=7.0), [{"event": CORRECTED, "latency": 1.0, "size": 1.0, "memory": 1.5}])
+    assert limits.broken_by_cost(COST)[0] == pytest.approx(1.5 * 5000 / 7000 - 1)
 
 
 def verified(latency_ms: float | None, size_bytes: int = 1000) -> Json:

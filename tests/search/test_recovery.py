@@ -101,6 +101,7 @@ class TestRecovered:
             for name in ("plan_hash", "size_bytes", "latency_ms"):
                 assert row[name] == parent[name]
             assert row["recovery_seed"] == str(REQUEST.seed)
+            assert row["state"] == "complete"
         assert len(table) - len(own) == REQUEST.trials
 
     def test_the_front_is_no_worse_for_it(self, recovered_run: RunFolder) -> None:

@@ -5,19 +5,31 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import cast
 
 import pytest
 
-from autocomp.errors import RunError
+from autocomp.errors import RunError, UncoveredKernelError
 from autocomp.plan import Format, LayerPlan, Plan
 from autocomp.run import Request
+from autocomp.search.evaluate import Workbench
+from autocomp.search.landscape import Landscape
+from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.limits import Limits
 from autocomp.search.points import front_trials
-from autocomp.search.sampler import SamplerName
+from autocomp.search.sampler import SamplerName, uniform_indices
 from autocomp.search.study import open_study, read_study, read_trials
 from autocomp.task import Metric
 from autocomp.trial import Cost, Trial
-from tests.search.synthetic import PaperBench, hashes, request, search_in
+from tests.search.synthetic import (
+    BASELINE,
+    PaperBench,
+    hashes,
+    landscape_of,
+    request,
+    search_in,
+    synthetic_space,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -121,6 +133,31 @@ def test_whatever_a_trial_raises_is_recorded_and_the_search_goes_on(tmp_path: Pa
         assert trial.error.startswith(f"{kind.__name__}: ")
         assert "\n" not in trial.error
     assert len([trial for trial in trials if trial.state == "complete"]) == 12 - len(failed)
+
+
+def test_without_the_untouched_network_there_is_nothing_to_go_on_with(tmp_path: Path) -> None:
+    bench = PaperBench(fails=lambda plan: plan == Plan())
+    for _ in range(2):  # nor is there on resume
+        assert [one.state for one in search_in(tmp_path / "study.log", request(trials=12), bench)] == ["failed"]
+
+
+def test_a_known_plan_whose_cost_is_not_foreseen_is_a_failed_trial(tmp_path: Path) -> None:
+    """On another target than that of the run that scored it."""
+
+    class Uncovered(PaperBench):
+        def cost(self, plan: Plan) -> Cost:
+            if plan.layers:
+                raise UncoveredKernelError("no such kernel", ())
+            return super().cost(plan)
+
+    space, bench = synthetic_space(), Uncovered()
+    landscape = Landscape(space, landscape_of(space).errors, bench.cost)
+    plans = [space.plan(indices) for indices in uniform_indices(space)]
+    knowledge = Knowledge(landscape, metrics={plan.hash: 80.0 for plan in plans})
+    opened = open_study(tmp_path / "study.log", "maximize")
+    ledger = Ledger(opened, space, request("uniform", trials=4), bench.task.metric, BASELINE, knowledge)
+    run_trials(ledger, cast("Workbench", bench), None, lambda trial, trials: None)
+    assert [one.state for one in ledger.trials] == ["complete", "failed", "failed", "failed"]
 
 
 def test_a_time_limit_stops_proposing_and_keeps_what_is_found(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from autocomp.run import RunFolder
 from autocomp.search import warm_start
 from autocomp.search.begin import Setup
 from autocomp.search.evaluate import Workbench
-from autocomp.search.warm_start import file_count, warm_plans, warmed_up
+from autocomp.search.warm_start import LEFT_OUT, file_count, warm_plans, warmed_up
 from tests.targets import made_target, small_setup
 
 pytestmark = pytest.mark.slow
@@ -110,6 +110,40 @@ def test_what_the_runtime_compiles_puts_the_rules_right_and_is_replayed(
     plan = warm_plans(setup.space, 9, 3)[-1]
     assert again.cost(plan) == first.cost(plan)
     assert model_of(again).measured == model_of(first).measured
+
+
+def test_a_plan_without_a_file_is_left_out_of_the_warm_start(
+    setup: Setup, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, before = warm_plans(setup.space, 5, 3)[2], Workbench.compress
+
+    def compress(bench: Workbench, plan: Plan) -> object:
+        if plan == bad:
+            raise ValueError("no such\nthing")
+        return before(bench, plan)
+
+    monkeypatch.setattr(Workbench, "compress", compress)
+    folder = RunFolder(tmp_path / "run")
+    model = model_of(warm(setup, folder, 15))
+    assert clock.sittings == [4]
+    left_out = [event for event in folder.events() if event["event"] == LEFT_OUT]
+    assert [(event["plan_hash"], event["error"]) for event in left_out] == [(bad.hash, "ValueError: no such thing")]
+    monkeypatch.undo()  # a later sitting keeps to what the first one did
+    assert model_of(warm(setup, folder, 15)).measured == model.measured
+
+
+def test_a_file_with_a_kernel_that_the_model_lacks_corrects_nothing(
+    setup: Setup, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = warm_plans(setup.space, 5, 3)
+    foreseen = [{kernel.op for kernel in setup.bench.target.lower(setup.bench.structure(plan))} for plan in plans]
+    lacking = next(iter(set[str]().union(*foreseen) - foreseen[0]))
+    settled = [place for place in range(5) if place != 3]
+    kept = [place for place in settled if lacking not in foreseen[place]]
+    assert 0 < len(kept) < len(settled)
+    monkeypatch.setattr(type(setup.bench.target.model), "covers", lambda model, kernel: kernel.op != lacking)
+    model = model_of(warm(setup, RunFolder(tmp_path / "run"), 15))
+    assert [one.latency_ms for one in model.measured] == [place + 1.0 for place in kept]
 
 
 @pytest.mark.exhaustive
