@@ -14,7 +14,7 @@ from autocomp.errors import ExportError, RunError
 from autocomp.hardware.timing import Timing
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
-from autocomp.search import flow, sensitivity
+from autocomp.search import flow, sensitivity, verify
 from autocomp.search.begin import Setup, begin
 from autocomp.search.earlier import TAKEN_OVER, earlier_findings, take_over
 from autocomp.search.evaluate import Workbench
@@ -197,7 +197,7 @@ def test_a_file_that_cannot_be_made_takes_its_point_off_the_front(
     lines = (run.path / "events.jsonl").read_text().splitlines(keepends=True)
     (run.path / "events.jsonl").write_text("".join(line for line in lines if f'"{VERIFIED}"' not in line))
     bad = flow.front_of(run)[-1]
-    before = flow.export_and_score
+    before = verify.export_and_score
 
     def export_and_score(bench: Workbench, plan: Plan, weights: Path | None) -> Exported:
         if plan == bad.plan:

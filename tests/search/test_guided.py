@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import optuna
 import pytest
 
 from autocomp.errors import RequestError
 from autocomp.pareto import hypervolume
 from autocomp.plan import Plan
+from autocomp.search import surrogate
 from autocomp.search.guided import WORST_DROP, GuidedSampler, Wish, distributions
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
@@ -45,6 +49,24 @@ def test_limits_are_kept_by_nearly_all_that_is_proposed() -> None:
     trials = search(new_study(), request("auto", trials=20, max_latency_ms=2.0, max_size_kb=60.0))
     kept = [one for one in trials if one.cost and one.cost.latency_ms <= 2.0 and one.cost.size_bytes <= 60_000]
     assert len(kept) >= 17
+
+
+def test_what_is_learned_late_is_what_was_learned_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a resumed search learns it: by then better plans are known than at the milestone that smoothness is learned at."""
+    monkeypatch.setattr(surrogate, "MOST_LEARNT", 12)
+    landscape, chance = landscape_of(synthetic_space()), random.Random(0)
+    choices = [tuple(chance.randrange(len(group.errors)) for group in landscape.groups) for _ in range(40)]
+    seen = [surrogate.Seen(place, choice, 1.0 / (1 + place)) for place, choice in enumerate(choices[:28])]
+
+    def best_first(seen: Sequence[surrogate.Seen]) -> list[surrogate.Seen]:
+        return sorted(seen, key=lambda one: one.drop)
+
+    in_time, late = surrogate.Surrogate(landscape), surrogate.Surrogate(landscape)
+    for number in (26, 28):  # of one milestone
+        in_time.learn(seen[:number], number, best_first)
+    late.learn(seen, 28, best_first)
+    for one, other in zip(in_time.drops(choices), late.drops(choices), strict=True):
+        np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("goal", ["front", "most-accurate"])
