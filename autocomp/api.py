@@ -123,6 +123,7 @@ def search(
     read_space(str(space))  # a typo should not wait for training or calibration
     if isinstance(target, str):
         asked = find_profile(target)
+        asked.check_artifact(artifact)
         if workers is None:
             check_measurable(asked)
     folder = RunFolder(Path(out))

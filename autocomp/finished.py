@@ -225,14 +225,22 @@ class Run:
             out: default ``exports/<trial>`` in the run folder, or a folder of its own in there for another format.
 
         Raises:
+            RequestError: the run's target cannot read a file that unpacks itself.
             RunError: no such point, or the task's model is not the one that the run was begun with.
         """
+        from autocomp.hardware.target import PLAIN_ONNX
         from autocomp.report.card import Shipped
         from autocomp.search import flow
 
         point = self.pick(pick, max_latency_ms)
         searched = self.folder.request().artifact
         wanted = artifact or _artifact(searched)
+        target = self.folder.read()["target"]
+        if wanted == "onnx-packed" and isinstance(target, dict) and target["runtime"] in PLAIN_ONNX:
+            raise RequestError(
+                f"a file that unpacks itself is for onnxruntime; {self.folder.path} is of a search for "
+                f"{target['runtime']}, which cannot read it; ask for --format onnx"
+            )
         own = self.folder.exports / str(point.number)
         # Beside the verified file, never over it.
         folder = Path(out) if out is not None else own if wanted == searched else own / wanted

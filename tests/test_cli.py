@@ -168,6 +168,16 @@ def test_export_picks_the_knee(run: Path, tmp_path: Path) -> None:
     assert "trtexec --onnx=model.onnx --fp16" in script
 
 
+def test_a_format_that_the_target_cannot_read_is_refused(run: Path, tmp_path: Path) -> None:
+    line = refused("export", str(run), "--format", "onnx-packed", "--out", str(tmp_path / "shipped"))
+    assert line == (
+        f"a file that unpacks itself is for onnxruntime; {run} is of a search for tensorrt, which cannot read it; ask for "
+        "--format onnx"
+    )
+    assert not (tmp_path / "shipped").exists()
+    assert line.partition(";")[0] in refused(*SEARCH, "--format", "onnx-packed", "--out", str(tmp_path / "packed"))
+
+
 def test_report_is_rebuilt(run: Path) -> None:
     for name in ("report.html", "front.csv", "layers.json"):
         (run / name).unlink()

@@ -30,7 +30,7 @@ from autocomp.hardware.gpu import has_gpu
 from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.memory import PARTS, MemoryModel
 from autocomp.hardware.roofline import RooflineModel
-from autocomp.hardware.target import Offer, RuntimeName, Target
+from autocomp.hardware.target import PLAIN_ONNX, Offer, RuntimeName, Target
 from autocomp.places import cache_folder, names_profile_folder, shipped_folder
 from autocomp.plan import UNIT_PATTERNS, Pattern
 
@@ -165,7 +165,7 @@ class Profile:
             document["files"],
         )
 
-    def target(self, threads: int, batch: int, artifact: Artifact | None, reachable: bool) -> Target:
+    def check_artifact(self, artifact: Artifact | None) -> None:
         """Raises:
         RequestError: the runtime takes no such files.
         """
@@ -175,6 +175,18 @@ class Profile:
                 f"--format of a search must be one that the target's runtime takes; {file.runtime} takes no {artifact}; "
                 f"leave it out, or write the points in another format by export RUN --format {artifact}"
             )
+        if artifact == "onnx-packed" and file.runtime in PLAIN_ONNX:
+            raise RequestError(
+                f"a file that unpacks itself is for onnxruntime; {file.name} runs {file.runtime}, which cannot read it; ask "
+                "for --format onnx"
+            )
+
+    def target(self, threads: int, batch: int, artifact: Artifact | None, reachable: bool) -> Target:
+        """Raises:
+        RequestError: the runtime takes no such files.
+        """
+        file = self.file
+        self.check_artifact(artifact)
         numerics = Numerics(**file.numerics.model_dump())
         if file.runtime == "tensorrt":
             lower = partial(tensorrt.lower, batch=batch)

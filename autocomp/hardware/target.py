@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 #: scored so where none is at hand, and what is written for both is tested so.
 RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16", "tensorrt", "torch-cuda", "torch-cpu"]
 
+#: They refuse a file with functions of its own, by which packed weights unpack themselves.
+PLAIN_ONNX = frozenset({"openvino", "openvino-bf16", "tensorrt"})
+
 
 @dataclass(frozen=True)
 class Offer:

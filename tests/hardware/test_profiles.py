@@ -331,6 +331,12 @@ def test_a_runtime_takes_its_own_files_only(no_gpu: None) -> None:
         resolve_target("jetson", artifact="torch")
 
 
+@pytest.mark.parametrize("name", ["jetson-nano", "jetson-orin-nano", "cpu-openvino", "cpu-openvino-bf16"])
+def test_files_that_unpack_themselves_are_for_onnxruntime(name: str) -> None:
+    with pytest.raises(RequestError, match=r"which cannot read it; ask for --format onnx$"):
+        find_profile(name).target(1, 1, "onnx-packed", reachable=False)
+
+
 def test_two_gpus_are_told_apart_in_their_own_words(gpu: Fingerprint) -> None:
     other = replace(gpu, model="560.2", features=("power.limit 300 W",))
     assert mismatch(gpu, other) == [
