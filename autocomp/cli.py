@@ -55,12 +55,18 @@ FormatOption = Annotated[
 #: The exit code of what was stopped from the keyboard, as shells have it.
 INTERRUPTED = 130
 
+#: What an interrupted command leaves behind to go on with.
+KEPT = {
+    "search": "a search that had begun is kept, and the same command with --resume goes on with it",
+    "calibrate": "what was measured is kept, and the same command goes on with it",
+}
+
 
 def main() -> None:
     """The console script. Wrong requests end with exit code 2, failed work with 1, each in one line."""
-    arguments = sys.argv[1:]
-    debug = "--debug" in arguments
-    sys.argv[1:] = [argument for argument in arguments if argument != "--debug"]
+    debug = "--debug" in sys.argv[1:]
+    arguments = [argument for argument in sys.argv[1:] if argument != "--debug"]
+    sys.argv[1:] = arguments
     try:
         code = app(standalone_mode=False)  # typer gives back the code of an Exit, and makes one of an interrupt
     except (KeyboardInterrupt, typer.Abort):
@@ -75,9 +81,7 @@ def main() -> None:
         words = " ".join(str(error).split())
         _fail(f"unforeseen {type(error).__name__}: {words[:300]}; --debug shows where", 1)
     if code == INTERRUPTED:
-        _fail(
-            "stopped; a search that had begun is kept, and the same command with --resume goes on with it", INTERRUPTED
-        )
+        _fail("; ".join(["stopped", *(KEPT[word] for word in arguments[:1] if word in KEPT)]), INTERRUPTED)
     if code:
         raise SystemExit(code)
 
@@ -132,7 +136,11 @@ def search(
     ] = None,
     begin_from: Annotated[
         Path | None,
-        typer.Option("--from", metavar="RUN", help="Begin with what a run of the same network found; and its options."),
+        typer.Option(
+            "--from",
+            metavar="RUN",
+            help="Begin with what a run of the same network found. Its task, target, space and data are the default.",
+        ),
     ] = None,
     goal: Annotated[GoalChoice, typer.Option(help="All of the front, or the end of it that is wanted.")] = "front",
     max_latency_ms: Annotated[float | None, typer.Option(help="Limit of the latency.")] = None,
@@ -176,7 +184,7 @@ def search(
         run = search_run(
             task,
             target=target,
-            out=out or _out(task, target, begin_from),
+            out=out or _out(task, target, begin_from, resume),
             begin_from=begin_from,
             threads=threads,
             batch=batch,
@@ -206,8 +214,9 @@ def search(
     sys.stdout.write(f"{page}\n")
 
 
-def _out(task: str | None, target: str | None, begin_from: Path | None) -> Path:
-    """The run folder where none is named; of a search that begins from another a new one beside it, by its target."""
+def _out(task: str | None, target: str | None, begin_from: Path | None, resume: bool) -> Path:
+    """The run folder where none is named; of a search that begins from another a new one beside it, by its target, and where
+    that goes on the last one there."""
     from autocomp.run import RunFolder
     from autocomp.tasks.load import short_name
 
@@ -216,6 +225,8 @@ def _out(task: str | None, target: str | None, begin_from: Path | None) -> Path:
         taken = [
             begin_from.parent / f"{begin_from.name}-{name}{more}" for more in ("", *(f"-{n}" for n in range(2, 1000)))
         ]
+        if resume:
+            return next((path for path in reversed(taken) if path.exists()), taken[0])
         return next(path for path in taken if not path.exists())
     return Path("results") / f"{short_name(task)}-{Path(target or '').name}"
 
@@ -301,7 +312,7 @@ def _asked_for(arguments: Sequence[str], storage: str | None) -> Asked:
         raise RequestError(f"a job begins with nothing; got --from {said['begin_from']}; leave it out, or search here")
     if said["target"] is None:
         raise RequestError(NO_TARGET)
-    out = said["out"] or _out(said["task"], said["target"], None)
+    out = said["out"] or _out(said["task"], said["target"], None, said["resume"])
     places = said["task"], said["data"], said["space"] or "default", said["target"], out
     return asked_for(arguments, *places, said["resume"], storage, said["recipe"])
 

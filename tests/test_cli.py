@@ -448,15 +448,45 @@ def test_what_nobody_foresaw_is_one_line_too(monkeypatch: pytest.MonkeyPatch) ->
     assert done.err == "autocomp: unforeseen ZeroDivisionError: by zero; --debug shows where\n"
 
 
-def test_an_interrupt_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("function", "command", "said"),
+    [
+        ("autocomp.api.search", ("search", "--target", "jetson"), "with --resume goes on with it"),
+        ("autocomp.hardware.resolve.calibrate_profile", ("calibrate", "cpu"), "the same command goes on with it"),
+        ("autocomp.api.predict", ("predict", "--target", "jetson"), "autocomp: stopped\n"),
+    ],
+)
+def test_an_interrupt_says_how_to_go_on(
+    function: str, command: tuple[str, ...], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("autocomp.api.search", stop)
-    done = autocomp("search", "--target", "jetson")
+    monkeypatch.setattr(function, stop)
+    done = autocomp(*command)
     assert done.code == 130
-    assert "with --resume goes on with it" in done.err
+    assert said in done.err
+    assert ("--resume" in done.err) == (command[0] == "search")
     assert "Traceback" not in done.err
+
+
+def test_a_search_that_begins_from_another_goes_on_in_its_own_folder(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outs: list[object] = []
+
+    def stop(*_: object, out: Path, **__: object) -> None:
+        outs.append(out.name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("autocomp.api.search", stop)
+    resumed = ("search", "--from", str(run), "--resume")
+    autocomp(*resumed)
+    for _ in range(2):
+        autocomp(*resumed[:-1])
+        (run.parent / str(outs[-1])).mkdir()
+        autocomp(*resumed)
+    assert outs == ["run-jetson-orin-nano", *["run-jetson-orin-nano"] * 2, *["run-jetson-orin-nano-2"] * 2]
 
 
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch) -> None:
