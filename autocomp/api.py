@@ -124,7 +124,7 @@ def search(
     if isinstance(target, str):
         asked = find_profile(target)
         asked.check_artifact(artifact)
-        if workers is None:
+        if workers is None and not names_profile_folder(target):
             check_measurable(asked)
     folder = RunFolder(Path(out))
     folder.check_free(resume)

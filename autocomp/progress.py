@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, Tim
 from rich.progress import Progress as Bars
 from rich.table import Table
 
+from autocomp.errors import TargetError
 from autocomp.run import Json, JsonValue
 from autocomp.task import Metric
 from autocomp.trial import Trial
@@ -224,13 +225,18 @@ def prediction_table(forecast: Forecast) -> None:
 def targets_document() -> list[Json]:
     """What ``autocomp targets`` shows."""
     from autocomp.hardware.profiles import shipped_profiles, why_not_here
-    from autocomp.hardware.resolve import profile_here
+    from autocomp.hardware.resolve import check_measurable, profile_here
 
     found: list[Json] = []
     for shipped in shipped_profiles():
-        profile = profile_here(shipped, shipped.file.threads, shipped.file.batch)
+        profile, measurable = shipped, shipped.measurable
+        try:
+            check_measurable(shipped)
+            profile = profile_here(shipped, shipped.file.threads, shipped.file.batch)
+            reasons = why_not_here(profile, profile.file.threads, profile.file.batch)
+        except TargetError as error:
+            measurable, reasons = False, [str(error)]
         model = profile.model() if profile.calibrated else None
-        reasons = why_not_here(profile, profile.file.threads, profile.file.batch)
         held_out = None if model is None else model.held_out
         found.append(
             {
@@ -243,7 +249,7 @@ def targets_document() -> list[Json]:
                 "held_out_error": None if held_out is None else held_out.mean,
                 "held_out_median": None if held_out is None else held_out.median,
                 "held_out_networks": None if held_out is None else held_out.networks,
-                "holds_here": not reasons if profile.measurable else None,
+                "holds_here": not reasons if measurable else None,
                 "why_not": "; ".join(reasons),
                 "note": profile.file.note,
             }
@@ -265,7 +271,7 @@ def targets_list(document: Sequence[Json]) -> None:
         mean, median, networks = (entry[f"held_out_{name}"] for name in ("error", "median", "networks"))
         error = "not known" if mean is None else f"{mean:.1%}, median {median:.1%} of {networks} networks"
         here = {
-            None: "not measurable here",
+            None: ": ".join(["not measurable here", *filter(None, [str(entry["why_not"])])]),
             True: "its profile holds here",
             False: f"calibrates first: {entry['why_not']}",
         }

@@ -104,13 +104,13 @@ def _of_folder(profile: Profile, threads: int, batch: int, tell: Tell) -> Profil
 
 
 def check_measurable(profile: Profile) -> None:
-    """Before any work is begun: whether a target that has no latency model yet can be measured here.
+    """Before any work is begun: whether this machine has what a target that is measured here needs.
 
     Raises:
-        TargetError: it has none, and its device is not here.
+        TargetError: its runtime is not installed, there is no GPU for it, or this CPU does not compute in what it computes in.
     """
-    if not profile.calibrated:
-        this_machine(profile.file.runtime)
+    if profile.measurable:
+        _check_bfloat16(profile, this_machine(profile.file.runtime))
 
 
 def threads_and_batch(profile: Profile, threads: int | None, batch: int | None) -> tuple[int, int]:
@@ -135,7 +135,7 @@ def profile_here(profile: Profile, threads: int, batch: int) -> Profile:
 
 
 def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, progress: Progress | None) -> Profile:
-    _check_bfloat16(profile, this_machine(profile.file.runtime))  # refuses where there is no GPU for it
+    check_measurable(profile)
     kept = profile_here(profile, threads, batch)
     if kept is not profile:
         tell(f"target {profile.file.name}: using the calibration of this machine in {kept.folder}")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import replace
+from importlib import metadata
 from pathlib import Path
 from typing import get_args
 
 import pytest
 
+from autocomp import api
 from autocomp.errors import RequestError, TargetError
 from autocomp.hardware import gpu as gpu_module
 from autocomp.hardware import profiles, resolve
@@ -21,7 +24,7 @@ from autocomp.hardware.measurements import read_measurements
 from autocomp.hardware.profiles import find_profile, read_profile, shipped_profiles
 from autocomp.hardware.resolve import resolve_target
 from autocomp.plan import WEIGHT_BITS, Pattern
-from autocomp.progress import targets_document
+from autocomp.progress import targets_document, targets_list
 
 NAMES = [profile.file.name for profile in shipped_profiles() if profile.calibrated]
 
@@ -238,11 +241,34 @@ def test_the_memory_of_a_cpu_is_that_of_its_calibration() -> None:
     assert find_profile("jetson-orin-nano").memory() is None
 
 
-def test_a_cpu_without_bfloat16_is_sent_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_without_bfloat16_is_sent_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     here = replace(this_machine("openvino"), features=("avx2",))
     monkeypatch.setattr(resolve, "this_machine", lambda runtime: replace(here, runtime=runtime))
-    with pytest.raises(TargetError, match=r"computes in bfloat16 .* has avx2; choose --target cpu-openvino$"):
+    refused = r"computes in bfloat16 .* has avx2; choose --target cpu-openvino$"
+    with pytest.raises(TargetError, match=refused):
         resolve_target("cpu-openvino-bf16")
+    loaded: list[object] = []
+    monkeypatch.setattr(api, "_loaded", lambda *asked: loaded.append(asked))
+    with pytest.raises(TargetError, match=refused):
+        api.search(target="cpu-openvino-bf16", out=tmp_path / "run")
+    assert loaded == []
+    (told,) = [entry for entry in targets_document() if entry["name"] == "cpu-openvino-bf16"]
+    assert told["holds_here"] is None
+    assert re.search(refused, str(told["why_not"]))
+
+
+def test_a_runtime_that_is_not_installed_is_listed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def without_openvino(package: str) -> str:
+        if package == "openvino":
+            raise metadata.PackageNotFoundError
+        return "1.31.0"
+
+    monkeypatch.setattr("autocomp.hardware.fingerprint.metadata.version", without_openvino)
+    targets_list(targets_document())
+    said = " ".join(capsys.readouterr().out.split())
+    assert "not measurable here: the target's runtime must be installed; openvino is not" in said
 
 
 @pytest.fixture
@@ -276,8 +302,8 @@ def test_a_target_that_was_never_calibrated_says_so(name: str, no_gpu: None) -> 
     (told,) = [entry for entry in targets_document() if entry["name"] == name]
     assert told["latency_source"] == "not calibrated"
     assert told["held_out_error"] is None
-    assert told["holds_here"] is False
-    assert told["why_not"] == "it was never calibrated"
+    assert told["holds_here"] is None
+    assert "torch sees none here" in str(told["why_not"])
 
 
 def test_a_gpu_at_hand_is_calibrated_first_and_kept(
