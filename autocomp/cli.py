@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from collections.abc import Sequence
@@ -44,9 +45,6 @@ TaskOption = Annotated[
 ]
 DataOption = Annotated[
     Path | None, typer.Option("--data", help="The folder of the task's data. Default: AUTOCOMP_DATA names it.")
-]
-TargetOption = Annotated[
-    str, typer.Option("--target", help="A device; see `autocomp targets`. Or the folder of a calibrated profile.")
 ]
 FormatOption = Annotated[
     ArtifactChoice | None, typer.Option("--format", help="The file's format. Default: what the target takes.")
@@ -123,7 +121,9 @@ def _shape(text: str) -> tuple[int, ...]:
 def search(
     target: Annotated[
         str | None,
-        typer.Option("--target", help="A device; see `autocomp targets`. Or the folder of a calibrated profile."),
+        typer.Option(
+            "--target", help="A device; see `autocomp targets`. Or a calibrated profile's path, like ./my-board."
+        ),
     ] = None,
     task: TaskOption = None,
     data: DataOption = None,
@@ -412,7 +412,8 @@ def calibrate(
                 f"held-out error {held_out.mean:.1%} on {held_out.networks} networks; "
                 f"{held_out.within_10:.0%} within ±10 %, {held_out.within_20:.0%} within ±20 %"
             )
-    sys.stdout.write(f"{folder}\n")
+    path = str(folder)
+    sys.stdout.write(f"{path if os.sep in path else f'.{os.sep}{path}'}\n")  # as --target takes it
 
 
 @app.command()

@@ -24,5 +24,6 @@ def shipped_folder(name: str) -> Path:
 
 
 def names_profile_folder(target: str) -> bool:
-    """Whether a target is told by the folder of its profile: as a path is, or it is one."""
-    return os.sep in target or (Path(target) / "profile.yaml").is_file()
+    """Whether a target is told by the folder of its profile: only a path with a separator is one, so that a folder here
+    that is called like a target is not taken for it in one place and not in the next."""
+    return os.sep in target

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -278,7 +279,7 @@ def shipped_profiles() -> Iterator[Profile]:
 
 
 def find_profile(name: str) -> Profile:
-    """The shipped profile of that name or alias, or the one in a folder, as ``calibrate`` writes it.
+    """The shipped profile of that name or alias, or the one in a folder (a path with a separator), as ``calibrate`` writes it.
 
     Raises:
         TargetError: there is none; names the near ones.
@@ -289,6 +290,8 @@ def find_profile(name: str) -> Profile:
             return profile
     if names_profile_folder(name):
         return read_profile(Path(name).resolve())
+    if (Path(name) / "profile.yaml").is_file():
+        raise TargetError(f"the folder of a profile is told by a path; got {name!r}; write .{os.sep}{name}")
     known = [known for profile in profiles for known in profile.names]
     raise TargetError(f"a target must be a known one; got {name!r}; {did_you_mean(name, known)}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import os
 import platform
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -76,6 +77,8 @@ def resolve_target(
     profile = find_profile(name)
     if name in profile.file.aliases:
         tell(f"{name} stands for {profile.file.name}: {profile.file.device}")
+    if not names_profile_folder(name) and (Path(name) / "profile.yaml").is_file():
+        tell(f"{name} is the target of that name, not the profile in the folder {name} here; that is .{os.sep}{name}")
     threads, batch = threads_and_batch(profile, threads, batch)
     if profile.fingerprint is not None and names_profile_folder(name):
         return _of_folder(profile, threads, batch, tell).target(

@@ -352,6 +352,23 @@ def test_a_calibration_of_a_gpu_elsewhere_is_a_target_out_of_reach(
     assert "which is not this machine" in said[0]
 
 
+def test_a_folder_is_told_by_a_path(
+    elsewhere: Fingerprint,
+    calibrations: list[tuple[Path, float, int, int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("cpu", "mine"):
+        resolve.calibrate_profile(find_profile("cpu"), Path(name), 1.0, 3, 1)
+    assert resolve_target("./cpu").threads == 3
+    said: list[str] = []
+    assert resolve_target("cpu", tell=said.append).threads == 1  # not that of the folder: it is calibrated
+    assert said[0] == "cpu is the target of that name, not the profile in the folder cpu here; that is ./cpu"
+    with pytest.raises(TargetError, match=r"told by a path; got 'mine'; write \./mine$"):
+        resolve_target("mine")
+
+
 def test_a_runtime_takes_its_own_files_only(no_gpu: None) -> None:
     with pytest.raises(RequestError, match=r"tensorrt takes no torch; leave it out, or .* export RUN --format torch"):
         resolve_target("jetson", artifact="torch")
