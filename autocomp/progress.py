@@ -229,14 +229,15 @@ def targets_document() -> list[Json]:
 
     found: list[Json] = []
     for shipped in shipped_profiles():
-        profile, measurable = shipped, shipped.measurable
+        measurable = shipped.measurable
         try:
             check_measurable(shipped)
             profile = profile_here(shipped, shipped.file.threads, shipped.file.batch)
             reasons = why_not_here(profile, profile.file.threads, profile.file.batch)
+            model = profile.model() if profile.calibrated else None
         except TargetError as error:
-            measurable, reasons = False, [str(error)]
-        model = profile.model() if profile.calibrated else None
+            profile, measurable, reasons = shipped, False, [str(error)]
+            model = shipped.model() if shipped.calibrated else None
         held_out = None if model is None else model.held_out
         found.append(
             {

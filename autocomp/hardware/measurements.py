@@ -90,6 +90,12 @@ def whole(text: str) -> str:
     return "".join(line for line in lines if line.partition(",")[0] != torn)
 
 
+def of_another_version(path: Path) -> bool:
+    """Whether it is a file with other columns."""
+    text = whole(path.read_text(encoding="utf-8")) if path.exists() else ""
+    return text != "" and not text.startswith(",".join(COLUMNS) + "\n")
+
+
 def file_rows(name: str, timing: Timing, samples: Iterable[KernelSample]) -> Iterator[Row]:
     """Of a file that was timed, and of its kernels."""
     yield {

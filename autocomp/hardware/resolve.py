@@ -23,6 +23,7 @@ from autocomp.hardware.experiment import Packages
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.fit import undisturbed
 from autocomp.hardware.gpu import gpu_clock_words, has_gpu, multiplies_float8
+from autocomp.hardware.measurements import of_another_version
 from autocomp.hardware.memory import PARTS
 from autocomp.hardware.profiles import (
     MEMORY_MODEL,
@@ -36,6 +37,7 @@ from autocomp.hardware.remote.state import state_words
 from autocomp.hardware.runtimes.runtime import cpu_runtime
 from autocomp.hardware.target import Target
 from autocomp.places import names_profile_folder
+from autocomp.run import write_whole
 
 if TYPE_CHECKING:
     from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
@@ -47,6 +49,9 @@ FIRST_MINUTES = 5
 
 #: Says what an unfinished calibration folder is of.
 BEGUN = "begun.json"
+
+#: What a calibration measures, and goes on from.
+MEASURED = ("measurements.csv", "memory.csv", "gains.csv")
 
 #: Instruction sets for products of bfloat16.
 BFLOAT16 = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -130,11 +135,19 @@ def threads_and_batch(profile: Profile, threads: int | None, batch: int | None) 
 
 
 def profile_here(profile: Profile, threads: int, batch: int) -> Profile:
-    """The calibration of this machine that is kept, where there is one; else the given profile."""
+    """The calibration of this machine that is kept, where there is one that this version reads; else the given profile."""
     if not profile.measurable or (profile.file.runtime == "torch-cuda" and not has_gpu()):
         return profile
     folder = calibrated_folder(profile.file.name, this_machine(profile.file.runtime), threads, batch)
-    return read_profile(folder) if (folder / "profile.yaml").is_file() else profile
+    return _read_if_any(folder) or profile
+
+
+def _read_if_any(folder: Path) -> Profile | None:
+    """The profile in a folder of calibrations; None where it is unfinished, or of another version."""
+    try:
+        return read_profile(folder) if (folder / "profile.yaml").is_file() else None
+    except TargetError:
+        return None
 
 
 def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, progress: Progress | None) -> Profile:
@@ -183,7 +196,7 @@ def calibrate_profile(
 
     Raises:
         RequestError: the folder holds measurements of another machine, or with other threads or batch.
-        TargetError: the runtime computes in bfloat16, and this CPU does not.
+        TargetError: the runtime computes in bfloat16, and this CPU does not; or the folder cannot be written.
         MeasurementError: too few files settled.
     """
     here = this_machine(like.file.runtime) if board is None else board.fingerprint
@@ -210,32 +223,48 @@ def calibrate_profile(
     if here.runtime == "onnxruntime":
         document["nchwc_block"] = measured_block(cpu_runtime(here.runtime) if board is None else board)
     (folder / "README.md").write_text(_readme(like, result, here, machine, threads, batch), encoding="utf-8")
+    # After all others, because a folder with a profile.yaml is a finished profile.
+    text = yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False, width=110)
+    write_whole(folder / "profile.yaml", text.encode())
     (folder / BEGUN).unlink()
-    # Last, because a folder with a profile.yaml is a finished profile.
-    (folder / "profile.yaml").write_text(
-        yaml.safe_dump(json.loads(json.dumps(document)), sort_keys=False, width=110), encoding="utf-8"
-    )
     return read_profile(folder)
 
 
 def _begin(folder: Path, here: Fingerprint, threads: int, batch: int) -> None:
-    """Note what is measured in a folder, and that it is not finished; refuse to mix measurements."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Note what is measured in a folder, and that it is not finished; refuse to mix measurements. Those of another version
+    are set aside.
+
+    Raises:
+        RequestError: it holds measurements of something else.
+        TargetError: it cannot be written.
+    """
     begun, finished = folder / BEGUN, folder / "profile.yaml"
     wanted = {"threads": threads, "batch": batch, "fingerprint": json.loads(here.to_json())}
     before: dict[str, object] | None = None
+    profile = _read_if_any(folder)
     if begun.is_file():
         before = json.loads(begun.read_text(encoding="utf-8"))
-    elif finished.is_file():
-        file = read_profile(folder).file
+    elif profile is not None:
+        file = profile.file
         before = {"threads": file.threads, "batch": file.batch, "fingerprint": file.fingerprint}
     if before is not None and before != wanted:
         raise RequestError(
             f"a calibration folder holds one machine, runtime, threads and batch; {folder} was begun with others; "
             "name another --out, or delete it"
         )
-    begun.write_text(json.dumps(wanted), encoding="utf-8")
-    finished.unlink(missing_ok=True)
+    try:
+        unread = before is None and finished.is_file()
+        if unread or of_another_version(folder / "measurements.csv"):
+            for name in MEASURED:
+                if (folder / name).is_file():
+                    (folder / name).replace(folder / f"{name}.earlier")
+        write_whole(begun, json.dumps(wanted).encode())
+        finished.unlink(missing_ok=True)
+    except OSError as error:
+        raise TargetError(
+            f"the folder of a calibration must be writable; {folder} is not ({error.strerror}); name another by calibrate "
+            "--out, or for all in AUTOCOMP_CACHE"
+        ) from error
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,46 @@ def test_an_interrupted_calibration_is_not_taken_for_a_finished_one(
     assert len(calibrations) == 2
 
 
+@pytest.mark.parametrize("text", ["name: x", "name: cpu\nofer: {}"])
+def test_a_calibration_of_another_version_is_made_anew(
+    text: str, elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]]
+) -> None:
+    resolve_target("cpu")
+    ((folder, *_),) = calibrations
+    (folder / "profile.yaml").write_text(text)
+    (folder / "measurements.csv").write_text("of another machine, for all we know")
+    (told,) = [entry for entry in targets_document() if entry["name"] == "cpu"]
+    assert told["holds_here"] is False
+    assert resolve_target("cpu").device == "Motorola 68000"
+    assert len(calibrations) == 2
+    assert (folder / "measurements.csv.earlier").read_text() == "of another machine, for all we know"
+    assert not (folder / resolve.BEGUN).exists()
+
+
+def test_measurements_with_other_columns_are_set_aside(
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]]
+) -> None:
+    resolve_target("cpu")
+    ((folder, *_),) = calibrations
+    like = find_profile("cpu")
+    (folder / "memory.csv").write_text("kept")
+    resolve.calibrate_profile(like, folder, 1.0, 1, 1)
+    assert not list(folder.glob("*.earlier"))  # of this version: they are added to
+    (folder / "measurements.csv").write_text("network,row,op\na,file,b\n")
+    resolve.calibrate_profile(like, folder, 1.0, 1, 1)
+    assert (folder / "measurements.csv.earlier").read_text() == "network,row,op\na,file,b\n"
+    assert (folder / "memory.csv.earlier").read_text() == "kept"
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(
+    elsewhere: Fingerprint, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("AUTOCOMP_CACHE", str(tmp_path / "file"))
+    with pytest.raises(TargetError, match=r"must be writable; .* is not \(Not a directory\); .* AUTOCOMP_CACHE$"):
+        resolve_target("cpu")
+
+
 @pytest.mark.parametrize("text", [None, "name: x", "a: [", "name: cpu\ndevice: 3\nclock: odd"])
 def test_a_damaged_profile_is_one_line(tmp_path: Path, text: str | None) -> None:
     if text is not None:
