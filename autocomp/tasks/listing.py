@@ -56,7 +56,7 @@ def _places(data: Path | None) -> tuple[Path, ...]:
     """Where the tasks look: the folder itself, and the folders that data sets are usually kept in, in it or beside."""
     if data is None:
         return ()
-    own = ("mnist", "cifar10-jpeg", "cifar10", "weights", "stsb", "stsbenchmark")
+    own = ("mnist", "MNIST/raw", "cifar10-jpeg", "cifar10", "weights", "stsb", "stsbenchmark")
     return (data, *(folder / name for folder in (data, data.absolute().parent) for name in own))
 
 

@@ -81,7 +81,7 @@ def read_file(path: Path) -> Texts:
         TaskError: the file lacks a column, is empty, or is not in the format that its name says.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # a spreadsheet begins with the mark
             rows = list(_rows(file, path.suffix))
     except (ValueError, csv.Error) as error:
         raise TaskError(f"{path} must be {path.suffix[1:]} in UTF-8; it is not ({first_line(error)})") from error

@@ -46,9 +46,9 @@ _UNREADABLE = (
 class Training:
     """How a net is made, one epoch at a time, so that an interrupted training can go on.
 
-        ``fresh`` gives the net to start from; it may draw from torch's global generator, which is seeded for it and put
-        back. ``batches`` gives an epoch's (inputs, labels), already augmented; epochs count from 1, and every random choice
-    XX"""
+    ``fresh`` gives the net to start from; it may draw from torch's global generator, which is seeded for it and put back.
+    ``batches`` gives an epoch's (inputs, labels), already augmented; epochs count from 1, and every random choice is drawn
+    from the generator that it is given."""
 
     fresh: Callable[[], nn.Module]
     optimizer: Callable[[nn.Module], torch.optim.Optimizer]

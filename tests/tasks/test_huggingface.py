@@ -263,6 +263,10 @@ class TestRefused:
         assert words in str(caught.value)
         assert "\n" not in str(caught.value)
 
+    def test_a_file_of_a_spreadsheet_begins_with_a_mark(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("text,label\nwell,1\n", encoding="utf-8-sig")
+        assert read_file(tmp_path / "a.csv").texts == ("well",)
+
     def test_quotation_marks_in_tabbed_text_are_its_own(self, tmp_path: Path) -> None:
         (tmp_path / "a.tsv").write_text('text\tscore\n"well\t1\nso"\t2\n')
         assert read_file(tmp_path / "a.tsv").texts == ('"well', 'so"')

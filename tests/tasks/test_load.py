@@ -16,6 +16,7 @@ from autocomp.errors import RequestError, TaskError
 from autocomp.task import Metric, Predict, Score, Split, Task
 from autocomp.tasks.listing import listed_tasks
 from autocomp.tasks.load import builtin_tasks, check_task, load, load_task, model_tasks, short_name
+from autocomp.tasks.mnist import FOLDERS as MNIST_FOLDERS
 
 OWN = '''\
 """A line fitted to noise-free points, scored by its mean squared error."""
@@ -198,11 +199,12 @@ class TestListing:
         names = [task.name.partition(":")[0] for task in listed_tasks()]
         assert names == [*builtin_tasks(), *model_tasks()]
 
-    def test_whether_data_are_found(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("folder", MNIST_FOLDERS)
+    def test_whether_data_are_found(self, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("AUTOCOMP_DATA", raising=False)
-        (tmp_path / "data" / "mnist").mkdir(parents=True)
+        (tmp_path / "data" / folder).mkdir(parents=True)
         for name in ("train-images-idx3-ubyte.gz", "t10k-images-idx3-ubyte"):
-            (tmp_path / "data" / "mnist" / name).touch()
+            (tmp_path / "data" / folder / name).touch()
 
         def found(data: Path | None) -> dict[str, bool | None]:
             return {task.name: task.data_found for task in listed_tasks(data)}
