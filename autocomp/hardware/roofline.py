@@ -25,8 +25,7 @@ Vector = npt.NDArray[np.float64]
 
 BYTES = {"fp32": 4, "fp16": 2, "int8": 1}
 
-#: What an operation computes with: the tensor cores (where there are) or, channel by channel, the ordinary ones.
-TENSOR_FAMILIES = frozenset({"conv", "gemm", "matmul"})
+#: Computes channel by channel, with the ordinary cores; the others that compute have the tensor cores, where there are.
 DEPTHWISE_FAMILY = "depthwise"
 #: Moves data, computes nothing.
 COPIES = frozenset({"copy", "reformat", "softmax", "norm"})

@@ -45,7 +45,6 @@ class LoadedModel:
     input_names: tuple[str, ...]
     input_shapes: tuple[tuple[int | None, ...], ...]
     input_dtypes: tuple[str, ...]
-    output_names: tuple[str, ...]
 
     def run(self, *arrays: Array) -> list[Array]:
         """All outputs, for inputs in the file's order, of the shapes and dtypes that the file declares.
@@ -176,7 +175,6 @@ def _loaded(session: onnxruntime.InferenceSession) -> LoadedModel:
         input_names=tuple(one.name for one in inputs),
         input_shapes=tuple(tuple(size if isinstance(size, int) else None for size in one.shape) for one in inputs),
         input_dtypes=tuple(numpy_name(one.type) for one in inputs),
-        output_names=tuple(one.name for one in session.get_outputs()),
     )
 
 

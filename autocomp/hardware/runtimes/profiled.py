@@ -64,8 +64,6 @@ class NodeTime:
     weight_shape: Shape | None
     kernel: Shape
     strides: Shape
-    dilations: Shape
-    pads: Shape
     group: int
     activation: str | None
     fused_add: bool
@@ -238,8 +236,6 @@ def _node_time(
         weight_shape=weight_shape,
         kernel=kernel,
         strides=_attribute_ints(node, "strides") or (1,) * len(kernel),
-        dilations=_attribute_ints(node, "dilations") or (1,) * len(kernel),
-        pads=_attribute_ints(node, "pads") or (0,) * (2 * len(kernel)),
         group=_attribute_int(node, "group", 1),
         activation=_attribute_text(node, "activation"),
         fused_add=node.op_type in _ADDS_FOURTH_INPUT and len(node.input) > 3 and bool(node.input[3]),
