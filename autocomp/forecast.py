@@ -50,7 +50,7 @@ def forecast_file(path: Path, target: Target, input_shapes: Sequence[tuple[int, 
         in_part: where the latency model does not know all kernels, predict the others.
 
     Raises:
-        RequestError: the target is not this machine, or there is no such file.
+        RequestError: the target is not this machine, there is no such file, or its batch is fixed and not the target's.
         UncoveredKernelError: the latency model does not know a kernel, and ``in_part`` is False.
         MeasurementError: the runtime cannot load the file.
     """
@@ -67,7 +67,14 @@ def forecast_file(path: Path, target: Target, input_shapes: Sequence[tuple[int, 
     if not path.is_file():
         raise RequestError(f"an ONNX file must exist; got {path}")
     runtime = cpu_runtime(target.runtime)
-    inputs = example_arrays(runtime.load(path, target.threads), target.batch, shapes=input_shapes)
+    file = runtime.load(path, target.threads)
+    # The first input has the batch; others may be states, whose first dimension is something else.
+    fixed = file.input_shapes[0][0] if file.input_shapes and file.input_shapes[0] else None
+    if fixed not in (None, target.batch):
+        raise RequestError(
+            f"a file whose batch is fixed is predicted at that; {path} has {fixed}, got {target.batch}; say --batch {fixed}"
+        )
+    inputs = example_arrays(file, target.batch, shapes=input_shapes)
     kernels = [sample.kernel for sample in runtime.kernel_samples(path, inputs, target.threads, RUNS)]
     memory = footprint_bytes(target.runtime, path, inputs, target.threads)
     return _forecast(target, kernels, memory, "measured", in_part)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 import autocomp
@@ -288,6 +289,17 @@ def test_a_file_takes_no_plan_and_only_its_own_shapes(tmp_path: Path) -> None:
         autocomp.predict(path, target=target, input_shapes=[(1, 2)])
     with pytest.raises(RequestError, match="one for each"):
         autocomp.predict(path, target=target, input_shapes=[(1, 2), (3,)])
+
+
+def test_a_file_of_a_fixed_batch_is_predicted_at_no_other(tmp_path: Path) -> None:
+    target = replace(made_target(), reachable=True)
+    path = autocomp.export(small_task.task(), PLAN, tmp_path / "model.onnx", target=target)
+    model = onnx.load(path)
+    model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = 8
+    onnx.save(model, path)
+    with pytest.raises(RequestError, match=r"has 8, got 1; say --batch 8$"):
+        autocomp.predict(path, target=target)
+    assert autocomp.predict(path, target=replace(target, batch=8)).latency_ms > 0
 
 
 def test_a_kernel_that_the_target_does_not_know_names_the_layers() -> None:
