@@ -248,7 +248,7 @@ class Run:
         model = verified or self._built(point, wanted, task)
         write_whole(folder / "plan.json", (point.plan.to_json() + "\n").encode())
         path = flow.write_file(self.folder, folder, point.plan, model, wanted)
-        self._write_card(folder, point, Shipped(wanted, len(model), verified is not None), task)
+        self._write_card(folder, point, Shipped(path.name, wanted, len(model), verified is not None), task)
         return path
 
     def _write_card(self, folder: Path, point: Trial, shipped: Shipped, task: Task | None) -> None:

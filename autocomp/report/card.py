@@ -13,8 +13,9 @@ FILE = "MODEL_CARD.md"
 
 @dataclass(frozen=True)
 class Shipped:
-    """The file that a card lies beside: its format and bytes, and whether it is the very one that was verified."""
+    """The file that a card lies beside: its name, format and bytes, and whether it is the very one that was verified."""
 
+    file: str
     format: str
     size_bytes: int
     verified: bool
@@ -61,7 +62,7 @@ def _file(point: Point, shipped: Shipped | None) -> str:
     )
     if not shipped.verified and not point.verified:
         same = "never verified"
-    return f"`model.onnx`: {shipped.size_bytes:,} bytes, format {shipped.format}; {same}.\n"
+    return f"`{shipped.file}`: {shipped.size_bytes:,} bytes, format {shipped.format}; {same}.\n"
 
 
 def _numbers(data: ReportData, point: Point) -> str:
@@ -77,7 +78,13 @@ def _numbers(data: ReportData, point: Point) -> str:
             words.latency(predicted_latency(data, point)),
             "not measured" if measured is None else words.latency(measured),
         ),
-        ("memory to run it", words.memory(point.peak_memory_bytes), "not measured"),
+        (
+            "memory to run it",
+            words.memory(point.peak_memory_bytes, "predicted"),
+            "not measured"
+            if point.measured_memory_bytes is None
+            else words.memory(point.measured_memory_bytes, "measured"),
+        ),
     ]
     lines = [f"| {name} | {_plain(predicted)} | {_plain(found)} |" for name, predicted, found in rows]
     return "\n".join(["| | predicted or simulated | measured on the exported file |", "|---|---|---|", *lines, ""])
@@ -91,7 +98,7 @@ def _drop(data: ReportData, point: Point) -> str:
 def _limits(data: ReportData, point: Point) -> str:
     said = [
         "The interval of a drop is the paired 95 % interval against the uncompressed file on the same examples.",
-        f"It was chosen by the search split; the test split{_examples(data)} was read once, at the end.",
+        f"It was chosen by the search split; the test split{_examples(data)} was read at the end, on exported files.",
         "A packed file is small on disk and in transfer, not in memory: the runtime unpacks its weights when it loads it.",
         words.latency_promise(data),
         *(f"Its {note.about}: {note.text}." for note in words.notes(data, point)),

@@ -127,8 +127,8 @@ class Point:
     worse). ``measured_latency_spread`` is the spread of the repeats relative to ``measured_latency_ms``.
     None = not measured. ``settled`` is False where the timings never agreed. ``parent`` is the trial that it was recovered
     from, with which seed; None where it was not. ``formats`` are those of the file's layers; None where it was not
-    verified. ``peak_memory_bytes`` is predicted, of a process that runs it. ``timed_on`` is the board that it was timed on,
-    where that was not the machine of the search.
+    verified. ``peak_memory_bytes`` is predicted, of a process that runs it; ``measured_memory_bytes`` its file's.
+    ``timed_on`` is the board that it was timed on, where that was not the machine of the search.
     """
 
     trial: int
@@ -154,6 +154,7 @@ class Point:
     formats: Mapping[str, StoredFormat] | None
     peak_memory_bytes: int | None = None
     timed_on: str | None = None
+    measured_memory_bytes: int | None = None
 
     @property
     def label(self) -> str:

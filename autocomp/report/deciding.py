@@ -57,7 +57,7 @@ def ship(runs: Sequence[Shown]) -> str:
     return section(
         "ship",
         "Ship it",
-        "<p>This writes the chosen point's <code>model.onnx</code> with its plan and a model card beside it:</p>"
+        "<p>This writes the chosen point's file with its plan and a model card beside it:</p>"
         f"<div class='command'><pre id='command' tabindex='0'>{escape(example)}</pre>"
         "<button type='button' id='copy' class='needs-script'>copy</button></div>"
         "<p class='needs-script downloads'><button type='button' data-download='plan'>plan.json</button> "

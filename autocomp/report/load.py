@@ -185,6 +185,7 @@ def _point(row: Fields, run_dir: Path, known: frozenset[str]) -> Point:
         formats=_formats(checked) if same else None,
         peak_memory_bytes=row.maybe_integer("peak_memory_bytes"),
         timed_on=checked.text("timed_on", "") or None if same else None,
+        measured_memory_bytes=checked.inner("measured").maybe_integer("peak_memory_bytes") if same else None,
     )
 
 

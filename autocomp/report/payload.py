@@ -220,7 +220,11 @@ def _numbers(data: ReportData, point: Point) -> list[tuple[str, str, str]]:
             words.latency(predicted_latency(data, point)),
             words.NONE if measured is None else words.latency(measured),
         ),
-        ("memory to run it", words.memory(point.peak_memory_bytes), words.NONE),
+        (
+            "memory to run it",
+            words.memory(point.peak_memory_bytes, "predicted"),
+            words.memory(point.measured_memory_bytes, "measured"),
+        ),
     ]
 
 

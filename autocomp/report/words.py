@@ -62,9 +62,9 @@ def size(size_bytes: int) -> str:
     return f"{size_bytes} bytes"
 
 
-def memory(peak_memory_bytes: int | None) -> str:
-    """What a process holds for running a point: predicted, never measured by a search."""
-    return NONE if peak_memory_bytes is None else f"{size(peak_memory_bytes)} (predicted)"
+def memory(peak_memory_bytes: int | None, source: Literal["predicted", "measured"]) -> str:
+    """What a process holds for running a point."""
+    return NONE if peak_memory_bytes is None else f"{size(peak_memory_bytes)} ({source})"
 
 
 def bits_share(weight_bits: int) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -218,17 +219,32 @@ class TestExplanation:
 class TestCard:
     def test_it_tells_what_was_measured_of_which_file(self, cpu: ReportData) -> None:
         point = cpu.points[4]
-        text = card(cpu, point, Shipped("onnx-packed", 1234, True))
+        text = card(cpu, point, Shipped("model.onnx", "onnx-packed", 1234, True))
         assert text.startswith("# digits, compressed for cpu\n")
         assert "`model.onnx`: 1,234 bytes, format onnx-packed; the file that was verified." in text
         assert f"{point.measured_size_bytes:,} |" in text
         assert "| 1.25 ms (measured, ±2 %) |" in text
         assert "\n| block1.conv1 | channel 28%, w4a8 | w4a8 |\n" in text
-        assert "built anew" in card(cpu, point, Shipped("onnx", 99, False))
+        assert "built anew" in card(cpu, point, Shipped("model.onnx", "onnx", 99, False))
+        assert "`model.pt2`: 99 bytes, format torch;" in card(cpu, point, Shipped("model.pt2", "torch", 99, False))
+        assert "once" not in text  # `autocomp verify` may have read the test split again
+
+    def test_memory_is_shown_where_it_was_measured(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "run")
+        before = load(run).points[4]
+        path = run / "exports" / str(before.trial) / "verification.json"
+        document = json.loads(path.read_text())
+        document["measured"]["peak_memory_bytes"] = 4_560_000
+        path.write_text(json.dumps(document))
+        data = load(run)
+        assert re.search(
+            r"\| memory to run it \| .* \(predicted\) \| 4\.56 MB \(measured\) \|", card(data, data.points[4])
+        )
+        assert re.search(r"\| memory to run it \| .* \(predicted\) \| not measured \|", card(data, data.points[5]))
 
     def test_what_was_not_measured_is_said(self, tmp_path: Path) -> None:
         data = load(write_run(tmp_path / "jetson", Kind("jetson-orin-nano", verified=False)))
-        text = card(data, data.points[4], Shipped("onnx", 99, False))
+        text = card(data, data.points[4], Shipped("model.onnx", "onnx", 99, False))
         assert "never verified" in text
         assert "| latency | 1.30 ms (datasheet, ±35 %) | not measured |" in text
         assert "No latency here was measured on the device" in text
