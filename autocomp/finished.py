@@ -47,7 +47,7 @@ class Run:
 
     @property
     def front(self) -> pd.DataFrame:
-        """``front.csv``: a row per front point, the untouched plan first; see DESIGN for the columns and their units."""
+        """``front.csv``: a row per front point, the untouched plan first; ``docs/tables.md`` tells the columns."""
         return self._table("front.csv")
 
     @property

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from autocomp.cli import main
+from autocomp.search.tables import FRONT_COLUMNS, TRIAL_COLUMNS
 
 README = Path(__file__).parents[1] / "README.md"
 SUBSTITUTIONS = (
@@ -77,6 +78,13 @@ def test_the_python_example(newcomers_folder: Path) -> None:
     )
     exec(compile(code, "README", "exec"), {})
     assert (newcomers_folder / "shipped-api" / "model.onnx").is_file()
+
+
+def test_every_column_of_the_tables_is_told() -> None:
+    text = (README.parent / "docs" / "tables.md").read_text(encoding="utf-8")
+    told = [name for cell in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)]
+    assert told == [*TRIAL_COLUMNS]
+    assert told[: len(FRONT_COLUMNS)] == [*FRONT_COLUMNS]
 
 
 def test_the_two_commands_are_in_the_makefile() -> None:
