@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from autocomp.errors import CompressionError
-from autocomp.graph import ADDITIONS, Graph, Node
+from autocomp.graph import ADDITIONS, Graph, Node, operator_name
 from autocomp.inventory import ResidualBlock
 
 if TYPE_CHECKING:
@@ -100,17 +100,34 @@ def drop_blocks(module: GraphModule, blocks: Iterable[ResidualBlock]) -> None:
         addition.replace_all_uses_with(cast("FxNode", addition.args[block.position]))
         module.graph.erase_node(addition)
     # torch keeps what draws random numbers, as an attention does that might drop some; in evaluation none are drawn.
-    module.graph.eliminate_dead_code(is_impure_node=_has_effects)
+    while module.graph.eliminate_dead_code(is_impure_node=_has_effects):
+        pass  # what changes a tensor in place goes once nobody else reads that
     module.delete_all_unused_submodules()
     module.recompile()
 
 
 def _has_effects(node: FxNode) -> bool:
+    """Whether a node has to stay though nobody reads its result."""
     from torch._ops import OpOverload
 
-    return node.op in {"placeholder", "output"} or (
-        isinstance(node.target, OpOverload) and node.target._schema.is_mutable
-    )
+    if node.op in {"placeholder", "output"}:
+        return True
+    return isinstance(node.target, OpOverload) and node.target._schema.is_mutable and not _alone_sees(node)
+
+
+def _alone_sees(node: FxNode) -> bool:
+    """Whether the memory of a result was made within the graph, and by nodes that only one another read."""
+    from torch._ops import OpOverload
+    from torch.fx import Node as FxNode
+
+    if not isinstance(node.target, OpOverload) or operator_name(node).endswith("dropout"):
+        return False  # in evaluation a dropout gives what it reads, which torch does not say of it
+    shared = [
+        node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
+        for place, argument in enumerate(node.target._schema.arguments)
+        if argument.alias_info is not None
+    ]
+    return all(isinstance(one, FxNode) and len(one.users) == 1 and _alone_sees(one) for one in shared)
 
 
 def without_blocks(graph: Graph, blocks: Iterable[ResidualBlock]) -> Graph:

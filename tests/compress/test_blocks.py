@@ -144,6 +144,33 @@ def test_what_else_a_plan_says_of_a_dropped_layer_does_no_harm() -> None:
     assert not [name for name in result.weights if name.startswith("1.")]
 
 
+class InPlace(nn.Module):
+    """As torchvision's ResNets have it; or the first activation is one before the branch, which the shortcut sees too."""
+
+    def __init__(self, first: bool) -> None:
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.first = first
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.conv2(self.relu(self.conv1(self.relu(x) if self.first else x)))
+        y += x
+        return y if self.first else y.relu_()
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_nothing_stays_of_a_block_that_changes_its_tensors_in_place(first: bool) -> None:
+    stem, head = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 2, 1)
+    net = prepare(ready(nn.Sequential(stem, InPlace(first), head), seed=0), (torch.zeros(1, 3, 6, 6),))
+    built = apply(net, Plan(dropped_blocks=("1",)), [])
+    assert {name.rpartition(".")[0] for name, _ in built.model.named_parameters()} == {"0", "2"}
+    x = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = net.model.get_submodule("2")(net.model.get_submodule("0")(x).relu())
+        torch.testing.assert_close(built.model(x), expected)
+
+
 def test_a_graph_without_the_addition_is_an_error() -> None:
     module = graph_module(export_program(prepared("residual").model, prepared("residual").example))
     with pytest.raises(CompressionError, match="must have the addition 'nowhere'"):
