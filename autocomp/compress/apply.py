@@ -3,6 +3,7 @@ adjustments after."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -88,7 +89,7 @@ def apply(
     formats = _formats(graph, plan, numerics)
     weights, masks = _solve(module, graph, plan, cuts, formats, numerics, solver)
     if {"bias", "norms"} & {*plan.adjustments}:
-        _correct(module, graph, plan, cuts, formats, weights, prepared.model, calibration)
+        _correct(module, graph, plan, cuts, formats, weights, prepared, calibration)
     biases = _quantize(module, graph, formats, weights, calibration, numerics)
     return Compressed(plan, module, graph, prepared.example, formats, weights, masks, biases, numerics)
 
@@ -189,18 +190,21 @@ def _correct(
     cuts: Cuts,
     formats: Mapping[str, Format],
     weights: dict[str, QuantizedWeight],
-    uncompressed: nn.Module,
+    prepared: Prepared,
     calibration: Batches,
 ) -> None:
-    """Bring the channels of layers back to the means and spreads that they had, in place."""
-    batch = one_batch(calibration)
+    """Bring the channels of layers back to the means and spreads that they had, in place; not of those that are used more
+    than once, which have others at each use."""
+    batch, uncompressed = one_batch(calibration), prepared.model
+    uses = Counter(node.layer for node in prepared.inventory.graph.layers)
     last = {
         (layer, stage): name
         for name in dict.fromkeys(node.layer for node in graph.layers if node.layer is not None and node.has_bias)
         for layer, stage in [origin(plan, name)]
     }
     stages = {layer: max(stage for one, stage in last if one == layer) for layer, _ in last}
-    called = [layer for layer in stages if type(uncompressed.get_submodule(layer)) in {nn.Conv2d, nn.Linear}]
+    kinds = {layer: type(uncompressed.get_submodule(layer)) for layer in stages if uses[layer] == 1}
+    called = [layer for layer, kind in kinds.items() if kind in {nn.Conv2d, nn.Linear}]
     moments = output_moments(uncompressed, called, batch)
     wanted = {
         last[layer, stages[layer]]: found[:, left(found.shape[1], cuts.gone.get(layer, Gone()).outputs)]

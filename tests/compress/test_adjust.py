@@ -15,7 +15,7 @@ from autocomp.compress.prepare import prepare
 from autocomp.errors import PlanError
 from autocomp.graph import Graph
 from autocomp.plan import Adjustment, Format, LayerPlan, Plan, Rank, Sparsity
-from tests.networks import NETWORKS, inputs, prepared, random_plan, run_module, seeds
+from tests.networks import NETWORKS, inputs, prepared, random_plan, ready, run_module, seeds
 
 
 def error(plan: Plan, network: str) -> float:
@@ -129,6 +129,29 @@ def spread_of_channels(model: nn.Module, norm: str, given: tuple[torch.Tensor, .
     handle.remove()
     largest = seen[0].abs().flatten(0, -2).amax(dim=0)
     return float(largest.amax() / largest.median())
+
+
+class Twins(nn.Module):
+    """One layer for two inputs of different means, and for what it makes of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shared, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.head(self.shared(x) - self.shared(x.abs() + 3))
+        return result
+
+
+@pytest.mark.parametrize("adjustment", ["bias", "norms"])
+def test_a_layer_that_is_used_twice_keeps_its_bias(adjustment: Adjustment) -> None:
+    generator = torch.Generator().manual_seed(0)
+    given = torch.randn(64, 8, generator=generator)
+    net = prepare(ready(Twins(), seed=0), (given[:1],))
+    reference = run_module(net.model, (given,))
+    plan = Plan({"head": LayerPlan(format=Format(8, 32))}, adjustments=(adjustment,))
+    result = apply(net, plan, [(given,)])
+    assert float((run_module(result.model, (given,)) - reference).norm() / reference.norm()) < 0.02
 
 
 def test_means_and_spreads_are_put_back() -> None:
