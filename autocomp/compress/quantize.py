@@ -29,8 +29,9 @@ GRID_KEEPING = frozenset({"max_pool2d"}) | RESHAPES
 #: The share of an activation's values that the percentile leaves out at either end.
 OUTSIDE = 0.0005
 
-#: Values of an activation that are kept for choosing its range.
+#: Values of an activation that are kept of a batch for choosing its range, and of all batches.
 SAMPLE = 16_384
+SAMPLES = 16 * SAMPLE
 
 
 #: What floats are computed in.
@@ -141,12 +142,16 @@ class RangeObserver(nn.Module):
         self.low = 0.0
         self.high = 0.0
         self.samples: list[torch.Tensor] = []
+        self.share = SAMPLE
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.detach().flatten()
         self.low = min(self.low, float(flat.min()))
         self.high = max(self.high, float(flat.max()))
-        self.samples.append(flat[spread_places(flat.numel(), SAMPLE)])
+        self.samples.append(flat[spread_places(flat.numel(), self.share)])
+        while sum(map(len, self.samples)) > SAMPLES and self.share > 1:
+            self.share //= 2  # of batches that were seen and of those to come
+            self.samples = [one[spread_places(len(one), self.share)] for one in self.samples]
         return x
 
     def quantizer(self, symmetric: bool, clip: Clip = "mse") -> ActivationQuantizer:

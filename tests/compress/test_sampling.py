@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from autocomp.compress.quantize import SAMPLE, RangeObserver
+from autocomp.compress.quantize import SAMPLE, SAMPLES, RangeObserver
 from autocomp.compress.sampling import spread_places
 
 
@@ -33,3 +35,22 @@ def test_every_column_of_an_image_and_every_channel_of_a_sequence_is_seen() -> N
         assert len(sample) == SAMPLE
         assert len(torch.unique(sample)) == kinds
         assert abs(float(sample.mean()) / float(whole.mean()) - 1) < 0.01
+
+
+def test_of_many_batches_each_has_a_share_in_the_sample() -> None:
+    observer = RangeObserver()
+    for number in range(16):
+        observer(torch.full((SAMPLE + 1,), float(number)))
+    assert [len(one) for one in observer.samples] == [SAMPLE] * 16  # of few, all that were always kept
+    for number in range(16, 100):
+        observer(torch.full((SAMPLE + 1,), float(number)))
+        assert sum(map(len, observer.samples)) <= SAMPLES
+    shares = Counter(torch.cat(observer.samples).tolist())
+    assert shares == dict.fromkeys(range(100), SAMPLE // 8)
+
+
+def test_of_batches_of_few_values_all_are_kept() -> None:
+    observer = RangeObserver()
+    for _ in range(100):
+        observer(torch.zeros(10))
+    assert [len(one) for one in observer.samples] == [10] * 100
