@@ -16,6 +16,7 @@ from autocomp.errors import BoardError, RequestError, TargetError
 from autocomp.finished import Run
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.profiles import find_profile
+from autocomp.hardware.remote.connection import Board
 from autocomp.hardware.remote.target import board_of
 from autocomp.hardware.remote.tensorrt import TensorrtOnBoard
 from autocomp.hardware.resolve import resolve_target
@@ -141,6 +142,25 @@ class TestVerify:
                     board_of(target, 1, 1, board)
             with pytest.raises(RequestError, match="timed by onnxruntime or TensorRT, not by openvino"):
                 board_of("cpu-openvino", 1, 1, board)
+
+    @pytest.mark.parametrize(
+        ("target", "called", "same"),
+        [
+            ("jetson-agx-xavier", "Jetson-AGX", True),
+            ("jetson-agx-xavier", "NVIDIA Jetson AGX Xavier Developer Kit", True),
+            ("jetson-agx-xavier", "NVIDIA Jetson AGX Orin Developer Kit", False),
+            ("jetson-agx-orin", "NVIDIA Jetson AGX Orin Developer Kit", True),
+            ("jetson-agx-orin", "Jetson-AGX", False),
+            ("jetson-xavier-nx", "NVIDIA Jetson Xavier NX Developer Kit", True),
+            ("jetson-nano", "NVIDIA Jetson Orin Nano Developer Kit", False),
+            ("jetson-tx2", "quill", True),
+        ],
+    )
+    def test_boards_are_told_apart_by_what_they_call_themselves(self, target: str, called: str, same: bool) -> None:
+        board = Board("unconnected")
+        board.facts = {"board": called, "trtexec": "", "providers": []}
+        with pytest.raises(BoardError, match="must have trtexec" if same else "verified on its target"):
+            board_of(target, 1, 1, board)
 
     def test_a_jetson_is_measured_by_trtexec(self, jetson: Loopback) -> None:
         with jetson.board() as board:

@@ -70,7 +70,8 @@ def _check_same(profile: Profile, threads: int, board: Board) -> None:
             )
         return
     called = str(board.facts["board"])
-    if not any(word.lower() in called.lower().replace("-", " ") for word in profile.file.boards):
+    name, words = called.lower(), [word.lower() for word in profile.file.boards]
+    if not any(word in name.replace("-", " ") or word == name for word in words):
         raise BoardError(
             f"a run is verified on its target, {profile.file.device}; {board.host} calls itself {called or 'nothing'!r}; "
             "name another host"
