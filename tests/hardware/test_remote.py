@@ -98,6 +98,23 @@ class TestBoard:
             with pytest.raises(BoardError, match=r"board was lost.*goes on where it stopped"):
                 board.put(b"a file")
 
+    @pytest.mark.parametrize("message", ["Welcome", "Welcome\n", "Welcome\nto a board"])
+    def test_a_login_message_is_no_answer(self, message: str) -> None:
+        """Here a shell is what ssh comes out at."""
+        with Board("board", ("sh", "-c", f'printf "{message}"; eval "$2"')) as board:
+            assert board.facts["python"]
+            assert board.put(b"a file")
+
+    def test_a_session_that_cannot_begin_is_named(self) -> None:
+        board = Board("board", ("sh", "-c", 'eval "$2"'))
+        taken = Path(tempfile.gettempdir(), agent.PREFIX + board._session)
+        taken.write_text("a file, not a folder")
+        try:
+            with pytest.raises(BoardError, match=r"board must be able to begin a session; it says: .*somebody else"), board:
+                pass
+        finally:
+            taken.unlink()
+
     def test_another_host_key_is_refused(self, host: Loopback) -> None:
         true = host.known_hosts.read_text()
         other = (host.folder / "user_key.pub").read_text().split()

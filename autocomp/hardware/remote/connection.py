@@ -99,9 +99,9 @@ class _Line:
             self.to_board.write(json.dumps({**request, "bytes": len(payload)}).encode() + b"\n" + payload)
             self.to_board.flush()
             line = self.from_board.readline()
-            while line and not line.startswith(agent.MARK):  # a login message
+            while line and agent.MARK not in line:  # a login message, whose last line may be without an end
                 line = self.from_board.readline()
-            answer: Answer = json.loads(line.removeprefix(agent.MARK)) if line.endswith(b"\n") else {}
+            answer: Answer = json.loads(line.partition(agent.MARK)[2]) if line.endswith(b"\n") else {}
             wanted = int(cast("int", answer.get("bytes", 0)))
             data = self.from_board.read(wanted)
         except (OSError, ValueError) as error:
@@ -227,6 +227,7 @@ class Board:
     def _connect(self) -> Answer:
         """Raises:
         _LostError: ssh did not get through; says why.
+        BoardError: the agent cannot begin.
         """
         source = Path(agent.__file__).read_bytes()
         boot = f'import sys;exec(compile(sys.stdin.buffer.read({len(source)}),"agent","exec"))'
@@ -244,6 +245,10 @@ class Board:
             facts, _ = line.send({"do": "hello", "session": self._session}, b"")
         except _LostError:
             raise _LostError(line.end()) from None
+        for said in (facts.get("refused"), facts.get("failed")):
+            if said is not None:
+                line.end()
+                raise BoardError(f"{self.host} must be able to begin a session; it says: {said}; try it by hand: ssh {self.host}")
         self._line = line
         return facts
 
