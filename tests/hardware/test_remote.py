@@ -6,6 +6,7 @@ import ast
 import gc
 import hashlib
 import itertools
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -90,6 +91,46 @@ class TestBoard:
             assert len(said) == 3
             assert all("connecting again" in line for line in said)
 
+    def test_a_board_that_was_started_anew_is_not_measured_on(self, host: Loopback) -> None:
+        with host.board() as board:
+            run = OnnxruntimeOnBoard(board).load(linear_file(), 1).bound(weights(1, 6))
+            folder = Path(tempfile.gettempdir(), agent.PREFIX + board._session)
+            cut(board)
+            shutil.rmtree(folder)
+            for _ in range(2):
+                with pytest.raises(
+                    BoardError, match=r"board has lost them, as by a restart; run the same command again"
+                ):
+                    run.block(1, 2, 3)
+        assert not folder.exists()
+
+    def test_what_is_not_taken_again_is_named(self, host: Loopback) -> None:
+        with host.board() as board:
+            file = OnnxruntimeOnBoard(board).load(linear_file(), 1)
+            request, payload = board._held[file.name][0]
+            board._held[file.name] = [({**request, "provider": "NoneExecutionProvider"}, payload)]
+            cut(board)
+            with pytest.raises(BoardError, match=r"board: .* has no NoneExecutionProvider"):
+                file.run(weights(1, 6))
+
+    def test_nobody_waits_for_a_board_that_was_given_up(self, host: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("autocomp.hardware.remote.connection.WAITS_S", (0.01,))
+        said: list[str] = []
+        with Board("board", host.ssh, said.append) as board:
+            board._ssh = ("false",)
+            cut(board)
+            with pytest.raises(BoardError, match="could not be had again"):
+                board.put(b"a file")
+            tries = len(said)
+        assert len(said) == tries
+
+    def test_a_board_whose_line_is_cut_at_the_end_keeps_nothing(self, host: Loopback) -> None:
+        before = left_behind()
+        with host.board() as board:
+            board.put(b"a file")
+            cut(board)
+        assert left_behind() == before
+
     def test_a_board_that_does_not_come_back_is_named(self, host: Loopback, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("autocomp.hardware.remote.connection.WAITS_S", (0.01,))
         with host.board() as board:
@@ -110,7 +151,10 @@ class TestBoard:
         taken = Path(tempfile.gettempdir(), agent.PREFIX + board._session)
         taken.write_text("a file, not a folder")
         try:
-            with pytest.raises(BoardError, match=r"board must be able to begin a session; it says: .*somebody else"), board:
+            with (
+                pytest.raises(BoardError, match=r"board must be able to begin a session; it says: .*somebody else"),
+                board,
+            ):
                 pass
         finally:
             taken.unlink()

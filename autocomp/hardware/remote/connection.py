@@ -164,12 +164,7 @@ class Board:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """The board keeps nothing. Where it is out of reach by now, its agent removes it another day."""
-        with contextlib.suppress(BoardError, KeyboardInterrupt):
-            self.ask({"do": "bye"})
-        if self._line is not None:
-            self._line.end()
-            self._line = None
+        self._part()
 
     def ask(self, request: Request, payload: bytes = b"") -> tuple[Answer, bytes]:
         """The answer to a request, and the bytes behind it, however often the line is cut meanwhile.
@@ -194,11 +189,17 @@ class Board:
                     ) from error
                 self._tell(f"the connection to {self.host} was lost ({said}); connecting again")
                 time.sleep(wait_s)
+        self._check(request, answer)
+        return answer, data
+
+    def _check(self, request: Request, answer: Answer) -> None:
+        """Raises:
+        BoardError: the board could not do what it was asked for.
+        """
         if "refused" in answer:
             raise BoardError(f"{self.host}: {answer['refused']}")
         if "failed" in answer:
             raise BoardError(f"{self.host} must be able to {request['do']} the file; it says: {answer['failed']}")
-        return answer, data
 
     def put(self, data: bytes) -> str:
         """Bring a file there, unless it is; its hash, which is its name there."""
@@ -248,19 +249,52 @@ class Board:
         for said in (facts.get("refused"), facts.get("failed")):
             if said is not None:
                 line.end()
-                raise BoardError(f"{self.host} must be able to begin a session; it says: {said}; try it by hand: ssh {self.host}")
+                raise BoardError(
+                    f"{self.host} must be able to begin a session; it says: {said}; try it by hand: ssh {self.host}"
+                )
         self._line = line
         return facts
 
     def _reconnect(self) -> None:
         """Raises:
         _LostError: ssh did not get through, or the line was cut once more.
+        BoardError: what was there is not there any more, or not taken again.
         """
         self._connect()
+        try:
+            self._have_again()
+        except BoardError:
+            self._part()
+            raise
+
+    def _have_again(self) -> None:
+        """What was there, on a new line. After a restart its clocks may be others as well: it is not gone on with."""
         assert self._line is not None
+        names = sorted(self._there)
+        has, _ = self._line.send({"do": "has", "hashes": names}, b"")
+        if has.get("has") != names:
+            raise BoardError(
+                f"a board must keep its files while it is measured; {self.host} has lost them, as by a restart; run the same "
+                "command again: it goes on where it stopped"
+            )
         for requests in [*self._held.values()]:  # what is held may be dropped meanwhile, when garbage is collected
             for request, payload in requests:
-                self._line.send(request, payload)
+                self._check(request, self._line.send(request, payload)[0])
+
+    def _part(self) -> None:
+        """The board keeps nothing. Where the line is cut, one further is tried; where that was given up, or is in vain, its
+        agent removes it another day."""
+        if self._line is None:
+            return
+        with contextlib.suppress(_LostError, BoardError, KeyboardInterrupt):
+            try:
+                self._line.send({"do": "bye"}, b"")
+            except _LostError:
+                self._line.end()
+                self._connect()
+                self._line.send({"do": "bye"}, b"")
+        self._line.end()
+        self._line = None
 
     def _words(self, said: str) -> str:
         remedy = next((what for word, what in REMEDIES.items() if word in said), "try it by hand")
