@@ -65,13 +65,25 @@ def gpu_clock_words() -> str:
     return f"GPU at {now} of at most {most} MHz, drawing {drawn} of {limit} W at the time"
 
 
+def _cards() -> list[str]:
+    """What ``nvidia-smi`` may know the first GPU by that torch sees: its own numbers are in another order, and go to cards that
+    ``CUDA_VISIBLE_DEVICES`` hides as well. The last is for a torch that does not tell, and for a part of a card."""
+    import torch
+
+    uuid = getattr(torch.cuda.get_device_properties(0), "uuid", None) if has_gpu() else None
+    return ["0"] if uuid is None else [f"GPU-{uuid}", "0"]
+
+
 def _asked(*fields: str) -> list[str]:
     """What ``nvidia-smi`` tells of the first card, a word a field; empty ones where it does not."""
-    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", "--id=0"]
-    try:
-        ran = subprocess.run(command, capture_output=True, text=True, timeout=SMI_SECONDS, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return [""] * len(fields)
-    words = [word.strip() for word in ran.stdout.strip().split(",")]
-    known = ["" if word.startswith("[") else word for word in words]  # [N/A], [Not Supported]
-    return known if len(known) == len(fields) else [""] * len(fields)
+    for card in _cards():
+        command = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader,nounits", f"--id={card}"]
+        try:
+            ran = subprocess.run(command, capture_output=True, text=True, timeout=SMI_SECONDS, check=True)
+        except (OSError, subprocess.SubprocessError):
+            continue
+        words = [word.strip() for word in ran.stdout.strip().split(",")]
+        known = ["" if word.startswith("[") else word for word in words]  # [N/A], [Not Supported]
+        if len(known) == len(fields):
+            return known
+    return [""] * len(fields)

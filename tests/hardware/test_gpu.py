@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from autocomp.hardware.fingerprint import this_machine
 
 def smi(folder: Path, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
     script = folder / "nvidia-smi"
-    script.write_text(f"#!/bin/sh\necho '{says}'\n")
+    script.write_text(f'#!/bin/sh\n[ $3 = --id=GPU-unknown ] && exit 6\necho "{says}"\n')
     script.chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=":")
 
@@ -24,6 +25,17 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA Test")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(uuid="aa-bb"))
+
+
+@pytest.mark.parametrize(("told", "card"), [({"uuid": "aa-bb"}, "GPU-aa-bb"), ({"uuid": "unknown"}, "0"), ({}, "0")])
+def test_the_card_that_is_asked_about_is_the_one_that_torch_sees(
+    told: dict[str, str], card: str, seen: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older torch does not tell which it is, and nvidia-smi does not know parts of cards."""
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(**told))
+    smi(tmp_path, monkeypatch, "550.54, 1980, $3")
+    assert this_machine("torch-cuda").features == ("clocks.max.sm 1980 MHz", f"power.limit --id={card} W")
 
 
 def test_a_gpu_is_known_by_name_capability_driver_and_limits(
