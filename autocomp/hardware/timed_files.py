@@ -78,12 +78,13 @@ def compiled_kernels(
 def footprints(
     runtime: RuntimeName, threads: int, inputs: Sequence[npt.NDArray[np.generic]], models: Mapping[int, bytes]
 ) -> dict[int, int]:
-    """The bytes that a process holds more for running files, by their numbers; none of any where the system does not tell.
+    """The bytes that a process holds more for running files, by their numbers; none of any where the system does not tell, or
+    the runtime runs them in a process of its own, as torch packages are.
 
     Raises:
         MeasurementError: the runtime refuses a file.
     """
-    if not tells_memory():
+    if not tells_memory() or cpu_runtime(runtime).files == "torch":
         return {}
     return {number: footprint_bytes(runtime, model, inputs, threads) for number, model in models.items()}
 

@@ -10,7 +10,9 @@ import pytest
 from onnx import helper
 
 from autocomp.hardware import timed_files
-from autocomp.hardware.timed_files import slower_words, time_files
+from autocomp.hardware.footprint import tells_memory
+from autocomp.hardware.target import RuntimeName
+from autocomp.hardware.timed_files import footprints, slower_words, time_files
 from autocomp.hardware.timing import Timing, TimingSettings
 
 
@@ -34,6 +36,17 @@ def test_what_a_slow_machine_takes_is_not_settled(monkeypatch: pytest.MonkeyPatc
     words = slower_words(found, 0.001)
     assert words is not None
     assert "times slower than when it was calibrated" in words
+
+
+@pytest.mark.parametrize("runtime", ["torch-cpu", "torch-cuda"])
+def test_memory_of_packages_is_not_measured(runtime: RuntimeName) -> None:
+    """They run in a process of their own, beside the one that is looked at: what that holds is next to nothing."""
+    assert footprints(runtime, 1, [np.ones((1, 4), np.float32)], {7: b"a package"}) == {}
+
+
+def test_memory_of_files_is_measured() -> None:
+    found = footprints("onnxruntime", 1, [np.ones((1, 4), np.float32)], {7: small_file()})
+    assert not tells_memory() or found[7] > 0
 
 
 def test_at_the_pace_of_the_calibration_there_is_nothing_to_tell() -> None:
