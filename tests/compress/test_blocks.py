@@ -171,6 +171,25 @@ def test_nothing_stays_of_a_block_that_changes_its_tensors_in_place(first: bool)
         torch.testing.assert_close(built.model(x), expected)
 
 
+def test_what_changed_the_sum_in_place_leaves_the_shortcut_alone() -> None:
+    class Later(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (nn.Linear(6, 6) for _ in range(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.a(x)
+            z: torch.Tensor = self.c((y + self.b(y)).relu_())
+            return z * y
+
+    net = prepare(ready(Later(), seed=0), (torch.zeros(1, 6),))
+    x = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+    built = apply(net, Plan(dropped_blocks=("b",)), [])
+    with torch.no_grad():
+        y = net.model.get_submodule("a")(x)
+        torch.testing.assert_close(built.model(x), net.model.get_submodule("c")(y.relu()) * y)
+
+
 def test_a_graph_without_the_addition_is_an_error() -> None:
     module = graph_module(export_program(prepared("residual").model, prepared("residual").example))
     with pytest.raises(CompressionError, match="must have the addition 'nowhere'"):
