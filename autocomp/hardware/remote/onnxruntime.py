@@ -23,7 +23,7 @@ from autocomp.hardware.runtimes.runtime import Files, check_inputs, check_runs, 
 
 Array = npt.NDArray[Any]
 
-CPU, TENSORRT = "CPUExecutionProvider", "TensorrtExecutionProvider"
+CPU = "CPUExecutionProvider"
 
 
 @dataclass(frozen=True, eq=False)

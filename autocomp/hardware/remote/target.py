@@ -8,7 +8,7 @@ from autocomp.errors import BoardError, RequestError
 from autocomp.hardware.fingerprint import mismatch
 from autocomp.hardware.profiles import Profile, find_profile
 from autocomp.hardware.remote.connection import Board
-from autocomp.hardware.remote.onnxruntime import TENSORRT, OnnxruntimeOnBoard
+from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
 from autocomp.hardware.remote.state import state_words
 from autocomp.hardware.remote.tensorrt import TensorrtOnBoard
 from autocomp.hardware.resolve import profile_here
@@ -41,11 +41,6 @@ def board_of(target: str, threads: int, batch: int, board: Board) -> ConnectedBo
     _check_same(profile, threads, board)
     if profile.file.runtime == "onnxruntime":
         return _connected(board, OnnxruntimeOnBoard(board), f"onnxruntime {board.facts['onnxruntime']}")
-    providers = board.facts["providers"]
-    if not board.facts["trtexec"] and isinstance(providers, list) and TENSORRT in providers:
-        return _connected(
-            board, OnnxruntimeOnBoard(board, TENSORRT), f"onnxruntime {board.facts['onnxruntime']}, {TENSORRT}"
-        )
     tensorrt = TensorrtOnBoard(board)
     return _connected(board, tensorrt, f"TensorRT {tensorrt.version} (trtexec, the time of the GPU)")
 
