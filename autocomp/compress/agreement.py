@@ -47,6 +47,18 @@ def failing(items: Sequence[Item], why_not: Callable[[Sequence[Item]], str | Non
     return found
 
 
+def agree(output: object, other: object) -> bool:
+    """Whether two outputs of a model hold the same tensors, but for what floats lose in another order of sums."""
+    import torch
+
+    before, after = output_tensors(output), output_tensors(other)
+    return [one.shape for one in before] == [one.shape for one in after] and all(
+        torch.allclose(x, y, rtol=1e-3, atol=1e-4 * float(x.nan_to_num(posinf=0, neginf=0).abs().max()), equal_nan=True)
+        for x, y in ((one.float(), two.float()) for one, two in zip(before, after, strict=True))
+        if x.numel()
+    )
+
+
 def flat_output(output: object) -> torch.Tensor:
     """All tensors of a model's output in one vector per example."""
     import torch

@@ -6,20 +6,22 @@ autocomp compresses the folded network, so that every solver sees the weights th
 from __future__ import annotations
 
 import copy
-from collections import Counter
+from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
+from autocomp.compress.agreement import agree
 from autocomp.graph import Example, export_program, read_graph
 
 if TYPE_CHECKING:
-    import torch
+    from torch import nn
 
 
-def fold_batch_norm(model: torch.nn.Module, example: Example) -> torch.nn.Module:
+def fold_batch_norm(model: nn.Module, example: Example) -> nn.Module:
     """A copy of ``model``, in eval mode, with every batch norm that follows a conv or linear alone folded into it.
 
     Batch norms that do not (before the layer, behind a fork, shared, or without statistics of their own) stay; so do those
-    behind a linear that are over another dimension than its outputs or have no weights.
+    behind a linear that are over another dimension than its outputs, those that do more than torch's do and their children
+    in a row after it, and all of them where the copy does not compute what the model computes on the example.
 
     Args:
         model: left as it is.
@@ -27,12 +29,23 @@ def fold_batch_norm(model: torch.nn.Module, example: Example) -> torch.nn.Module
     Raises:
         TraceError: the model cannot be traced.
     """
+    import torch
+
+    still = copy.deepcopy(model).eval().requires_grad_(False)
+    folded = _folded(copy.deepcopy(still), example)
+    try:
+        with torch.no_grad():
+            same = agree(still(*example.inputs), folded(*example.inputs))
+    except (RuntimeError, AttributeError, TypeError):
+        return still  # the model reaches into its norms
+    return folded if same else still
+
+
+def _folded(folded: nn.Module, example: Example) -> nn.Module:
+    """A model, in place."""
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-    folded = copy.deepcopy(model).eval()
-    for parameter in folded.parameters():
-        parameter.requires_grad_(False)
     program = export_program(folded, example)
     graph = read_graph(program)
     owner = {
@@ -52,6 +65,9 @@ def fold_batch_norm(model: torch.nn.Module, example: Example) -> torch.nn.Module
         layer, norm = folded.get_submodule(node.layer), folded.get_submodule(path)
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
             continue
+        behind = _behind(norm, node.shape[1:])
+        if behind is None:
+            continue
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             transposed = isinstance(layer, nn.ConvTranspose2d)
             if transposed and layer.groups > 1:
@@ -61,10 +77,35 @@ def fold_batch_norm(model: torch.nn.Module, example: Example) -> torch.nn.Module
             _replace(folded, node.layer, fuse_linear_bn_eval(layer, norm))
         else:
             continue
-        _replace(folded, path, nn.Identity())
+        _replace(folded, path, behind)
     return folded
 
 
-def _replace(model: torch.nn.Module, path: str, module: torch.nn.Module) -> None:
+def _behind(norm: nn.modules.batchnorm._BatchNorm, shape: tuple[int, ...]) -> nn.Module | None:
+    """What is left of a batch norm when it is folded: nothing of torch's own, of a class that inherits it its children in a
+    row (timm's have their activation there); None where it computes something else.
+
+    Args:
+        shape: of an example that it reads.
+    """
+    import torch
+    from torch import nn
+    from torch.nn import functional
+
+    if type(norm).forward is nn.BatchNorm2d.forward:
+        return nn.Identity()
+    children = nn.Sequential(OrderedDict(norm.named_children()))
+    x = 3 * torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            normalized = functional.batch_norm(
+                x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
+            )
+            return children if agree(norm(x), children(normalized)) else None
+    except (RuntimeError, AttributeError, TypeError):
+        return None
+
+
+def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
     parent, _, name = path.rpartition(".")
     setattr(model.get_submodule(parent), name, module)

@@ -253,3 +253,41 @@ def test_a_norm_behind_a_linear_is_folded_only_where_it_is_over_its_outputs(
 def test_what_is_used_twice_is_not_folded(shared: str) -> None:
     model, batch = ready(Twice(shared), seed=0), inputs("residual", 4)
     torch.testing.assert_close(prepare(model, inputs("residual", 1)).model(*batch), model(*batch), rtol=1e-4, atol=1e-5)
+
+
+class Activated(nn.BatchNorm2d):
+    """timm's: a batch norm by inheritance, with an activation in it."""
+
+    def __init__(self, channels: int, shifts: bool) -> None:
+        super().__init__(channels)
+        self.drop, self.act = nn.Identity(), nn.ReLU(inplace=True)
+        self.shifts = shifts
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = self.act(self.drop(super().forward(x)))
+        return result + 1 if self.shifts else result
+
+
+@pytest.mark.parametrize("odd", [False, True])
+def test_what_a_norm_computes_besides_is_kept(odd: bool) -> None:
+    model = ready(nn.Sequential(nn.Conv2d(3, 4, 3), Activated(4, odd), nn.Conv2d(4, 2, 3)), seed=0)
+    batch = inputs("residual", 4)
+    prepared = prepare(model, (batch[0][:1],))
+    torch.testing.assert_close(prepared.model(*batch), model(*batch), rtol=1e-4, atol=1e-5)
+    ops = [node.op for node in prepared.inventory.graph.nodes]
+    assert ("batch_norm" in ops) == odd
+    assert "relu_" in ops
+
+
+def test_a_model_that_reaches_into_its_norm_is_not_folded() -> None:
+    class Reaching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.norm(self.conv(x)) * self.norm.weight.mean()
+            return result
+
+    model, batch = ready(Reaching(), seed=0), inputs("residual", 4)
+    torch.testing.assert_close(prepare(model, (batch[0][:1],)).model(*batch), model(*batch), rtol=1e-4, atol=1e-5)
