@@ -73,8 +73,8 @@ def _folded(folded: nn.Module, example: Example) -> nn.Module:
             if transposed and layer.groups > 1:
                 continue  # torch folds along the wrong dimension
             _replace(folded, node.layer, fuse_conv_bn_eval(layer, norm, transpose=transposed))
-        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and norm.affine and len(node.shape) == 2:
-            _replace(folded, node.layer, fuse_linear_bn_eval(layer, norm))
+        elif isinstance(layer, nn.Linear) and isinstance(norm, nn.BatchNorm1d) and len(node.shape) == 2:
+            _replace(folded, node.layer, fuse_linear_bn_eval(layer, _with_weights(norm)))
         else:
             continue
         _replace(folded, path, behind)
@@ -104,6 +104,19 @@ def _behind(norm: nn.modules.batchnorm._BatchNorm, shape: tuple[int, ...]) -> nn
             return children if agree(norm(x), children(normalized)) else None
     except (RuntimeError, AttributeError, TypeError):
         return None
+
+
+def _with_weights(norm: nn.modules.batchnorm._BatchNorm) -> nn.modules.batchnorm._BatchNorm:
+    """A norm with weights, which torch folds into a linear; those of one that has none are ones and zeros."""
+    import torch
+    from torch import nn
+
+    if norm.affine:
+        return norm
+    found = copy.deepcopy(norm)
+    found.weight = nn.Parameter(torch.ones(norm.num_features), requires_grad=False)
+    found.bias = nn.Parameter(torch.zeros(norm.num_features), requires_grad=False)
+    return found
 
 
 def _replace(model: nn.Module, path: str, module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
+from unittest import mock
 
 import numpy as np
 import numpy.typing as npt
@@ -144,7 +145,7 @@ def _float_graph(compressed: Compressed, attention: bool) -> ModelProto:
     if attention:
         _widen_masks(marked, compressed.graph)
     try:
-        with _quiet(), torch.no_grad():
+        with _quiet(), _norms_apart(compressed), torch.no_grad():
             program = torch.onnx.export(
                 marked,
                 example.doubled(),
@@ -158,6 +159,26 @@ def _float_graph(compressed: Compressed, attention: bool) -> ModelProto:
     if program is None:
         raise ExportError("torch.onnx gave no model for the compressed network")
     return program.model_proto
+
+
+@contextmanager
+def _norms_apart(compressed: Compressed) -> Iterator[None]:
+    """onnxscript would fold a batch norm that autocomp has left into the layer before it, which has only marks for weights
+    here."""
+    from onnxscript import rewriter
+    from onnxscript.rewriter.rules import common
+
+    if not _stored_names(compressed) or all(node.op != "batch_norm" for node in compressed.graph.nodes):
+        yield
+        return
+    folding = (
+        common.fuse_batchnorm_into_conv_rule,
+        common.fuse_batchnorm_into_conv_transpose_rule,
+        common.fuse_batchnorm_into_gemm_rule,
+    )
+    others = tuple(rule for rule in rewriter._DEFAULT_REWRITE_RULES if rule not in folding)
+    with mock.patch.object(rewriter, "_DEFAULT_REWRITE_RULES", others):
+        yield
 
 
 def _widen_masks(module: GraphModule, graph: Graph) -> None:

@@ -244,3 +244,23 @@ def test_a_convolution_used_twice_between_integer_ones_is_left_as_it_is(packed: 
     given = (torch.randn(8, 3, 10, 10, generator=torch.Generator().manual_seed(1)),)
     simulated, actual = run_module(result.model, given), run_file(export_onnx(result, packed), given)
     assert float((simulated - actual).norm()) < 0.02 * float(simulated.norm())
+
+
+class Shifted(nn.BatchNorm1d):
+    """A batch norm that computes something besides, and so is not folded."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x) + 1
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm1d(8, affine=False), Shifted(8)], ids=["without weights", "of its own"])
+@pytest.mark.parametrize(
+    "chosen", [LayerPlan(format=Format(8)), LayerPlan(Sparsity("unstructured", 0.5))], ids=["int8", "sparse"]
+)
+def test_a_norm_behind_a_stored_layer_is_written(norm: nn.BatchNorm1d, chosen: LayerPlan) -> None:
+    model = ready(nn.Sequential(nn.Linear(20, 8), norm, nn.ReLU(), nn.Linear(8, 3)), seed=0)
+    batch = inputs("mlp", 32, seed=1)
+    net = prepare(model, inputs("mlp", 1))
+    result = apply(net, Plan({layer.name: chosen for layer in net.inventory.layers}), [batch], numerics_here())
+    actual, simulated = run_file(export_onnx(result, packed=True), batch), run_module(result.model, batch)
+    assert (actual - simulated).abs().max() <= STEPS * (simulated.max() - simulated.min()) / 255
