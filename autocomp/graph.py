@@ -60,6 +60,7 @@ class Node:
     a layer's weight; ``kernel``, ``stride`` and ``groups`` where it is a convolution. ``numbers`` are the whole numbers
     among the arguments, in order, lists flattened: the order of a permutation, the sizes of a view (-1: what is left),
     the dimension of a concatenation. ``parameters`` counts the elements of other parameters that it reads.
+    ``computed_bias`` tells a bias that is not the layer's own parameter but made of others as the model runs.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Node:
     groups: int = 1
     numbers: tuple[int, ...] = ()
     parameters: int = 0
+    computed_bias: bool = False
 
     @property
     def elements(self) -> int:
@@ -343,8 +345,14 @@ def _read_node(node: FxNode, weights: Mapping[str, str], sizes: _Sizes) -> Node:
     if parameter != "weight":
         return fact
     bias = None if op == "embedding" else node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
+    own = weights[weight.name].removesuffix("weight") + "bias"
     fact = replace(
-        fact, layer=layer, weight_shape=tuple(weight.meta["val"].shape), has_bias=bias is not None, parameters=0
+        fact,
+        layer=layer,
+        weight_shape=tuple(weight.meta["val"].shape),
+        has_bias=bias is not None,
+        parameters=0,
+        computed_bias=bias is not None and weights.get(getattr(bias, "name", "")) != own,
     )
     if op not in CONVOLUTIONS:
         return fact

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from typing import get_args
 
@@ -11,9 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from autocomp.compress.apply import apply
 from autocomp.compress.factorize import factorize
 from autocomp.compress.prepare import prepare
+from autocomp.compress.quantize import Numerics
 from autocomp.errors import PlanError
+from autocomp.export.to_torch import export_torch
 from autocomp.inventory import ChannelGroup, LayerInfo
 from autocomp.plan import Format, LayerPlan, Plan, Rank, RankMethod, Sparsity
 from tests.compress.test_prune import moment
@@ -134,6 +138,41 @@ def test_a_weight_that_is_used_twice_is_left_alone() -> None:
     assert "twice" not in inventory.by_name
     coupled = next(group for group in inventory.groups if "twice" in group.producers)
     assert coupled.reason == "its weight is used more than once"
+
+
+class ComputedBias(nn.Module):
+    """A linear whose bias is made of other parameters at every run, between two others."""
+
+    def __init__(self, joined: bool) -> None:
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(20, 8), nn.Linear(8, 8), nn.Linear(8, 4)
+        self.part = nn.Parameter(torch.ones(4)) if joined else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        bias = self.middle.bias * 0.5 if self.part is None else torch.cat([self.part, torch.zeros_like(self.part)])
+        y = nn.functional.linear(self.first(x).relu(), self.middle.weight, bias)
+        result: torch.Tensor = self.last(y.relu())
+        return result
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize(
+    "numerics", [Numerics(), Numerics(integer_bias=False, rounded_outputs=False)], ids=["onnx", "torch"]
+)
+def test_a_layer_whose_bias_is_computed_is_left_alone(joined: bool, numerics: Numerics) -> None:
+    model, batch = ready(ComputedBias(joined), seed=0), inputs("mlp", 16, seed=1)
+    net = prepare(model, inputs("mlp", 1))
+    assert dict(net.inventory.skipped)["middle"] == "its bias is computed anew at every run"
+    assert all("middle" not in group.producers or not group.prunable for group in net.inventory.groups)
+    result = apply(
+        net, Plan({layer.name: LayerPlan(format=Format(8)) for layer in net.inventory.layers}), [batch], numerics
+    )
+    assert "middle" not in result.formats
+    with torch.no_grad():
+        expected, simulated = model(*batch), result.model(*batch)
+    assert float((simulated - expected).norm()) < 0.05 * float(expected.norm())
+    loaded = torch.export.load(io.BytesIO(export_torch(result))).module()
+    torch.testing.assert_close(loaded(*batch), simulated, rtol=1e-3, atol=1e-3)
 
 
 @given(st.integers(2, 2000), st.integers(2, 2000))

@@ -63,6 +63,8 @@ def _folded(folded: nn.Module, example: Example) -> nn.Module:
         if used[node.layer] > 1 or used_norms[path] > 1:
             continue
         layer, norm = folded.get_submodule(node.layer), folded.get_submodule(path)
+        if node.computed_bias:
+            continue
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
             continue
         behind = _behind(norm, node.shape[1:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -53,15 +53,23 @@ def prepare(
     program = export_program(folded, example)
     graph = read_graph(program)
     used = Counter(node.layer for node in graph.layers if node.layer is not None)
-    reasons = _why_left(folded, used) | dict.fromkeys(
-        _of_constants(graph), "it computes with constants alone, and is folded when the file is written"
+    computed = [node.layer for node in graph.layers if node.layer is not None and node.computed_bias]
+    reasons = (
+        _why_left(folded, used)
+        | dict.fromkeys(computed, "its bias is computed anew at every run")
+        | dict.fromkeys(
+            _of_constants(graph), "it computes with constants alone, and is folded when the file is written"
+        )
     )
     order = [name for name in used if name not in reasons]
-    heads = find_heads(graph_module(program), graph, example.doubled())
+    heads = tuple(
+        replace(one, group=replace(one.group, reason=one.group.reason or _first(reasons, one.group.producers)))
+        for one in find_heads(graph_module(program), graph, example.doubled())
+    )
     in_heads = {name for one in heads for name in one.group.producers}
     couplings = tuple(
-        _forbid(one, next(reasons[name] for name in one.group.producers if name in reasons))
-        if reasons.keys() & {*one.group.producers}
+        _forbid(one, reason)
+        if (reason := _first(reasons, one.group.producers)) is not None
         else _forbid(one, "they make attention heads, which go as a whole")
         if in_heads & {*one.group.producers}
         else one
@@ -146,6 +154,10 @@ def _with_sound_shapes(prepared: Prepared) -> Prepared:
 
 def _facts(node: Node) -> tuple[object, ...]:
     return node.op, node.layer, node.shape, node.weight_shape, node.groups
+
+
+def _first(reasons: Mapping[str, str], names: Iterable[str]) -> str | None:
+    return next((reasons[name] for name in names if name in reasons), None)
 
 
 def _forbid(coupling: Coupling, reason: str) -> Coupling:
