@@ -60,10 +60,13 @@ def agree(output: object, other: object) -> bool:
 
 
 def flat_output(output: object) -> torch.Tensor:
-    """All tensors of a model's output in one vector per example."""
+    """All tensors of a model's output in one vector per example; in a single one where some have no row per example."""
     import torch
 
-    return torch.cat([leaf.flatten(1).float() for leaf in output_tensors(output)], dim=1)
+    leaves = [leaf.float() for leaf in output_tensors(output)]
+    if all(leaf.dim() and len(leaf) == leaves[0].shape[0] for leaf in leaves):
+        return torch.cat([(leaf if leaf.dim() > 1 else leaf[:, None]).flatten(1) for leaf in leaves], dim=1)
+    return torch.cat([leaf.flatten() for leaf in leaves])[None]
 
 
 def output_tensors(output: object) -> list[torch.Tensor]:

@@ -135,7 +135,7 @@ class Statistics:
                     output = flat_output(self._model(*batch))
                     if not seen:
                         raise CompressionError(f"the model must call {layer!r} as a module to see its inputs")
-                    (x, marked), examples = seen[0], examples + len(output)
+                    (x, marked), examples = seen[0], examples + len(batch[0])
                     result = x
                     for one in stages:
                         result = one(result)
@@ -163,7 +163,7 @@ class Statistics:
         with torch.enable_grad():
             for batch in self._calibration:
                 output = flat_output(model(*batch))
-                examples += len(output)
+                examples += len(batch[0])
                 for _ in range(DIRECTIONS):
                     direction = torch.randn(output.shape, generator=generator)
                     found = torch.autograd.grad(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 from autocomp.compress.apply import apply, compress
+from autocomp.compress.distill import distillation
 from autocomp.compress.prepare import prepare
 from autocomp.compress.prune import kept_count
 from autocomp.compress.quantize import Numerics
@@ -201,6 +203,37 @@ def test_gradients_need_not_be_on() -> None:
         result = apply(ready_net, plan, CALIBRATION)
     assert ready_net.inventory.groups == prepared("residual").inventory.groups
     assert same_state(state(result.model), state(apply(ready_net, plan, CALIBRATION).model))
+
+
+class Score(nn.Module):
+    """One number an example, alone or beside one for the whole batch."""
+
+    def __init__(self, both: bool) -> None:
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(20, 8), nn.Linear(8, 8), nn.Linear(8, 1)
+        self.both = both
+
+    def forward(self, x: torch.Tensor) -> Any:
+        score = self.last(self.second(self.first(x).relu()).relu()).squeeze(-1)
+        return (score, score.square().mean()) if self.both else score
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_an_output_need_have_no_second_dimension(both: bool) -> None:
+    net, batch = prepare(ready(Score(both), seed=0), inputs("mlp", 1)), inputs("mlp", 16, seed=1)
+    assert {group.name for group in net.inventory.groups if group.prunable} == {"first", "second"}
+    plan = Plan(
+        {
+            "first": LayerPlan(Sparsity("channel", 0.25, "taylor")),
+            "second": LayerPlan(rank=Rank("svd", 2)),
+            "last": LayerPlan(Sparsity("unstructured", 0.5, "taylor")),
+        },
+        adjustments=("equalize",),
+    )
+    result = apply(net, plan, [batch])
+    assert run_module(result.model, batch).shape == ((1, 17) if both else (16, 1))
+    given, wanted = result.model(*batch), net.model(*batch)
+    assert 0 < float(distillation(given, wanted, None, 0.0)) < 1
 
 
 class Twice(nn.Module):
