@@ -239,13 +239,10 @@ def complete_formats(
     uses = Counter(node.layer for node in graph.layers)
     for node in graph.layers:
         # One that is used again is no layer of the plan's: its weight is stored once and read at several places. Nor is
-        # one whose bias no step can be given.
-        if (
-            node.layer is None
-            or uses[node.layer] > 1
-            or node.computed_bias
-            or not (node.op == "conv2d" or node.is_gemm)
-        ):
+        # one whose bias no step can be given, or one that reads nothing but parameters.
+        if node.layer is None or uses[node.layer] > 1 or node.computed_bias or not node.inputs:
+            continue
+        if not (node.op == "conv2d" or node.is_gemm):
             continue
         chosen = complete.get(node.layer)
         inside = node.inputs[0] in rounded and graph.tail(node).name in rounded

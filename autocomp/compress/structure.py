@@ -246,7 +246,7 @@ def _follow(node: Node, before: Graph, nodes: Mapping[str, Node], renamed: Mappi
 
     old = [before.by_name[name] for name in node.inputs]
     new = [now(name) for name in node.inputs]
-    if node.op == "getitem" and old[0].op in SPLITS:
+    if node.op == "getitem" and old[0].op in SPLITS and old[0].inputs:  # without, it is one of a parameter
         split = old[0]
         shape = part(node, split, before.by_name[split.inputs[0]].shape, now(split.inputs[0]).shape)
     elif all(was.shape == is_now.shape for was, is_now in zip(old, new, strict=True)):

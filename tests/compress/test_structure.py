@@ -122,3 +122,29 @@ def test_joined_tensors_are_followed(join: str) -> None:
     plan = Plan({name: LayerPlan(Sparsity("channel", 0.4)) for group in groups for name in group.producers})
     for one in (Plan(), plan):
         assert facts(restructure(net.inventory, one).graph) == facts(apply(net, one, []).graph)
+
+
+class OfParameters(nn.Module):
+    """Parts of a buffer, and a linear that reads a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last, self.project = nn.Linear(20, 8), nn.Linear(8, 6), nn.Linear(5, 6)
+        self.prototypes = nn.Parameter(torch.ones(4, 5))
+        self.rope = nn.Buffer(torch.linspace(0, 1, 12))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        shift, scale = self.rope.chunk(2, -1)
+        y = self.last(self.first(x).relu()) * scale + shift
+        result: torch.Tensor = y @ self.project(self.prototypes).T
+        return result
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan(), Plan({"first": LayerPlan(Sparsity("channel", 0.5), format=Format(8))})], ids=["whole", "cut"]
+)
+def test_what_reads_parameters_alone_is_followed(plan: Plan) -> None:
+    net, batch = prepare(ready(OfParameters(), seed=0), inputs("mlp", 1)), inputs("mlp", 16)
+    result = apply(net, plan, [batch])
+    assert facts(result.graph) == facts(restructure(net.inventory, plan).graph)
+    assert result.model(*batch).shape == (16, 4)
