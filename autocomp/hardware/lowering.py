@@ -99,7 +99,8 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
             if fused[node.name] in state.conv_at:
                 state.conv_at[node.name] = state.conv_at[fused[node.name]]
             continue
-        if node.op in FREE or changes_nothing(graph, node):
+        of_parameters = node.layer is not None and not node.inputs  # folded when the file is loaded
+        if node.op in FREE or of_parameters or changes_nothing(graph, node):
             if node.inputs:
                 state.forms[node.name] = state.forms[node.inputs[0]]
             else:

@@ -164,7 +164,7 @@ def _layer(state: _Lowering, node: Node) -> None:
             f"{family_of(node.op, node.groups, inputs_per_group)}_{state.floats}",
             (name,),
             macs=node.macs * state.times(node),
-            in_elements=state.elements(node.inputs[0]),
+            in_elements=state.elements(node.inputs[0]) if node.inputs else written,
             out_elements=written,
             weight_elements=weights,
             kernel_area=math.prod(node.kernel),

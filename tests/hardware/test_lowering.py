@@ -9,7 +9,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 
+from autocomp.compress.prepare import prepare
 from autocomp.compress.structure import restructure
+from autocomp.hardware import lowering_torch
 from autocomp.hardware.calibrate import measured_block, nchwc_block
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.kernels import Kernel
@@ -17,7 +19,8 @@ from autocomp.hardware.lowering import lower
 from autocomp.hardware.runtimes import onnxruntime as runtime
 from autocomp.hardware.runtimes.onnxruntime import kernel_samples
 from autocomp.plan import Format, LayerPlan, Plan
-from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, thorough, uniform_plan
+from tests.compress.test_structure import OfParameters
+from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, ready, thorough, uniform_plan
 
 pytestmark = pytest.mark.slow
 
@@ -169,3 +172,10 @@ def test_every_network_can_be_lowered_for_either_block(width: int) -> None:
         for seed in range(10):
             kernels = lower(restructure(inventory, random_plan(inventory, seed)), 1, width)
             assert all(kernel.out_elements > 0 for kernel in kernels)
+
+
+def test_a_linear_over_parameters_is_folded_by_onnxruntime_and_computed_by_torch() -> None:
+    structure = restructure(prepare(ready(OfParameters(), seed=0), inputs("mlp", 1)).inventory, Plan())
+    assert sum(kernel.op == "gemm" for kernel in lower(structure, 1, 8)) == 2
+    in_torch = lowering_torch.lower(structure, 1, "fp32", symmetric_activations=True)
+    assert sum(kernel.op == "gemm_fp32" for kernel in in_torch) == 3
