@@ -59,7 +59,8 @@ class Node:
     several results, whose parts are nodes of their own. ``layer`` and ``weight_shape`` are set where the operation uses
     a layer's weight; ``kernel``, ``stride`` and ``groups`` where it is a convolution. ``numbers`` are the whole numbers
     among the arguments, in order, lists flattened: the order of a permutation, the sizes of a view (-1: what is left),
-    the dimension of a concatenation. ``parameters`` counts the elements of other parameters that it reads.
+    the dimension of a concatenation. ``parameters`` counts the elements of other parameters, buffers and
+    constants that it reads.
     ``computed_bias`` tells a bias that is not the layer's own parameter but made of others as the model runs.
     """
 
@@ -257,14 +258,17 @@ def read_graph(program: ExportedProgram) -> Graph:
     from torch.export.graph_signature import TensorArgument
 
     signature = program.graph_signature
-    weights = {**signature.inputs_to_parameters, **signature.inputs_to_buffers}
-    constants = set(signature.inputs_to_lifted_tensor_constants)
+    weights = {
+        **signature.inputs_to_lifted_tensor_constants,
+        **signature.inputs_to_buffers,
+        **signature.inputs_to_parameters,
+    }
     sizes = _Sizes.of(program)
     nodes: list[Node] = []
     outputs: tuple[str, ...] = ()
     for node in program.graph.nodes:
         if node.op == "placeholder":
-            if node.name not in weights and node.name not in constants:
+            if node.name not in weights:
                 nodes.append(Node(node.name, "input", (), sizes.shape(node)))
         elif node.op == "call_function":
             if _is_tensor(node):

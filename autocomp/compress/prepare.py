@@ -21,16 +21,21 @@ from autocomp.compress.rebuild import Prepared, cuts_of, rebuilt
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
 from autocomp.compress.unpack import unpack_attention
-from autocomp.errors import AutocompError
+from autocomp.errors import first_line
 from autocomp.graph import Example, Graph, OutputForm, export_program, graph_module, read_graph
 from autocomp.inventory import ChannelGroup, Inventory, layers_of
 from autocomp.plan import LayerPlan, Plan, Sparsity
 
 if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
     from autocomp.graph import Node
 
 #: The layers that methods know, told by what they compute: a class of a user's own that inherits this is one of them.
 FORWARDS = {kind.forward for kind in (nn.Conv2d, nn.ConvTranspose2d, nn.Linear, nn.Embedding)}
+
+#: Of tables with more weights torch.onnx leaves the rows to be looked up at run time.
+FOLDED = 8192
 
 
 def prepare(
@@ -58,7 +63,7 @@ def prepare(
         _why_left(folded, used)
         | dict.fromkeys(computed, "its bias is computed anew at every run")
         | dict.fromkeys(
-            _of_constants(graph), "it computes with constants alone, and is folded when the file is written"
+            _of_constants(graph, program), "it computes with constants alone, and is folded when the file is written"
         )
     )
     order = [name for name in used if name not in reasons]
@@ -133,8 +138,8 @@ def _with_sound_shapes(prepared: Prepared) -> Prepared:
         try:
             _, built = rebuilt(prepared, plan, cuts_of(prepared, plan, solver), {}, solver)
             said = restructure(prepared.inventory, plan).graph
-        except AutocompError as error:
-            return f"the network without them cannot be built ({error})"
+        except Exception as error:  # noqa: BLE001  torch raises whatever the narrower network makes it stumble over
+            return f"the network without them cannot be built ({first_line(error)})"
         if [_facts(node) for node in built.nodes] != [_facts(node) for node in said.nodes]:
             return "the shapes of the network without them could not be followed"
         return None
@@ -164,13 +169,25 @@ def _forbid(coupling: Coupling, reason: str) -> Coupling:
     return replace(coupling, group=replace(coupling.group, reason=reason))
 
 
-def _of_constants(graph: Graph) -> set[str]:
-    """The layers, but for tables, that nothing given to the model reaches."""
+def _of_constants(graph: Graph, program: ExportedProgram) -> set[str]:
+    """The layers that nothing given to the model reaches, but for tables that are looked up at run time all the same: large
+    ones, and those read by as many words as there are."""
+    fixed = {
+        node.name
+        for node in program.graph.nodes
+        if all(isinstance(size, int) for size in getattr(node.meta.get("val"), "shape", ()))
+    }
     reached: set[str] = set()
     for node in graph.nodes:
         if node.op == "input" or not reached.isdisjoint(node.inputs):
             reached.add(node.name)
-    return {node.layer for node in graph.layers if node.layer and node.op != "embedding" and node.name not in reached}
+    return {
+        node.layer
+        for node in graph.layers
+        if node.layer
+        and node.name not in reached
+        and (node.op != "embedding" or (node.name in fixed and node.weights <= FOLDED))
+    }
 
 
 def _why_left(model: nn.Module, used: Counter[str]) -> dict[str, str]:

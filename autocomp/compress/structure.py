@@ -257,7 +257,8 @@ def _follow(node: Node, before: Graph, nodes: Mapping[str, Node], renamed: Mappi
         shape = follow(node, old, new)
     if shape == node.shape:
         return node
-    parameters = node.parameters * _count(shape) // _count(node.shape)
+    single = node.parameters == 1  # a number, whatever it is multiplied with
+    parameters = 1 if single else node.parameters * _count(shape) // _count(node.shape)
     return changed(node, shape=shape, parameters=parameters)
 
 

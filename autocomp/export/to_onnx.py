@@ -70,7 +70,10 @@ def export_onnx(compressed: Compressed, packed: bool) -> bytes:
     attention = compressed.numerics.attention_operator and not in_two_bits
     model = _float_graph(compressed, attention)
     graph = model.graph
-    places = {name: _take(graph, number, name) for number, name in enumerate(_stored_names(compressed), start=1)}
+    places = {
+        name: _take(graph, number, name, tuple(compressed.model.get_parameter(name).shape))
+        for number, name in enumerate(_stored_names(compressed), start=1)
+    }
     sums_before_norms(graph)
     stored: dict[str, StoredWeight] = {}
     rounded: dict[str, str] = {}
@@ -240,7 +243,7 @@ def _rewrite(graph: GraphProto, compressed: Compressed, name: str, place: _Place
     replace_node(graph, place.reader, nodes)
 
 
-def _take(graph: GraphProto, number: int, name: str) -> _Place:
+def _take(graph: GraphProto, number: int, name: str, shape: tuple[int, ...]) -> _Place:
     """Remove the initializer of a marked parameter, whatever torch.onnx has called it."""
     mark = np.float32(MARK * number)
     for position, tensor in enumerate(graph.initializer):
@@ -249,11 +252,13 @@ def _take(graph: GraphProto, number: int, name: str) -> _Place:
         first = np.frombuffer(tensor.raw_data[:4], np.float32) if tensor.raw_data else np.empty(0)
         if first.size and first[0] == mark:
             readers = consumers(graph.node, tensor.name)
-            if len(readers) != 1:
+            turned = len(readers) == 1 and readers[0].op_type == "MatMul"
+            # What was worked out of it when the file was written (rows of a table) is marked as it is.
+            if len(readers) != 1 or tuple(tensor.dims) != (shape[::-1] if turned else shape):
                 break
             tensor_name = tensor.name
             del graph.initializer[position]
-            return _Place(tensor_name, readers[0], readers[0].op_type == "MatMul")
+            return _Place(tensor_name, readers[0], turned)
     raise ExportError(
         f"torch.onnx rewrote {name!r}, so that it cannot be stored in the plan's format; leave it at fp32"
     )

@@ -113,7 +113,7 @@ def _whole_numbers(graph: Graph, name: str) -> bool:
 
 def _is_view(state: _Lowering, node: Node) -> bool:
     if not node.inputs:  # of a parameter
-        return node.op in VIEWS
+        return node.op in VIEWS | UNCHANGED - {"clone"} - MAY_COPY
     source = node.inputs[0]
     if source in state.turned and node.op == "transpose":
         return True

@@ -13,9 +13,21 @@ from autocomp.compress.prepare import prepare
 from autocomp.compress.rebuild import Prepared
 from autocomp.compress.structure import restructure
 from autocomp.errors import PlanError
+from autocomp.export.to_onnx import export_onnx
 from autocomp.graph import Graph
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
-from tests.networks import NETWORKS, compressed, inputs, prepared, random_plan, ready, seeds
+from tests.networks import (
+    NETWORKS,
+    compressed,
+    inputs,
+    numerics_here,
+    prepared,
+    random_plan,
+    ready,
+    run_file,
+    run_module,
+    seeds,
+)
 
 
 def facts(graph: Graph) -> list[tuple[object, ...]]:
@@ -148,3 +160,31 @@ def test_what_reads_parameters_alone_is_followed(plan: Plan) -> None:
     result = apply(net, plan, [batch])
     assert facts(result.graph) == facts(restructure(net.inventory, plan).graph)
     assert result.model(*batch).shape == (16, 4)
+
+
+class OfConstants(nn.Module):
+    """Tensors that are neither parameters nor buffers, read by an operation and as the rows of a table."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 6, 3)
+        self.table = nn.Embedding(rows, 6)
+        self.gain, self.ids = torch.tensor([0.5]), torch.arange(3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.last((self.first(x) * self.gain).relu()) + torch.tensor(0.25)
+        result: torch.Tensor = y.mean(dim=(2, 3)) @ self.table(self.ids).T
+        return result
+
+
+@pytest.mark.parametrize("rows", [4, 2000])
+def test_what_reads_constants_is_followed(rows: int) -> None:
+    net, batch = prepare(ready(OfConstants(rows), seed=0), inputs("plain", 1)), inputs("plain", 16)
+    assert [layer.name for layer in net.inventory.layers] == ["first", "last", *(["table"] if rows > 1000 else [])]
+    assert next(node for node in net.inventory.graph.nodes if node.op == "mul").parameters == 1
+    table = {"table": LayerPlan(format=Format(8, 32))} if rows > 1000 else {}
+    plan = Plan({"first": LayerPlan(Sparsity("channel", 0.5)), **table})
+    result = apply(net, plan, [batch], numerics_here())
+    assert facts(result.graph) == facts(restructure(net.inventory, plan).graph)
+    for file in (export_onnx(result, packed=False), export_onnx(result, packed=True)):
+        torch.testing.assert_close(run_file(file, batch), run_module(result.model, batch), rtol=1e-3, atol=1e-3)
