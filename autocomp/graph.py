@@ -56,12 +56,12 @@ class Node:
     """One operation and its result.
 
     ``shape`` is that of the result for inputs of the example's size: negative numbers count batches, () stands for
-    several results, whose parts are nodes of their own. ``layer`` and ``weight_shape`` are set where the operation uses
-    a layer's weight; ``kernel``, ``stride`` and ``groups`` where it is a convolution. ``numbers`` are the whole numbers
-    among the arguments, in order, lists flattened: the order of a permutation, the sizes of a view (-1: what is left),
-    the dimension of a concatenation. ``parameters`` counts the elements of other parameters, buffers and
-    constants that it reads.
-    ``computed_bias`` tells a bias that is not the layer's own parameter but made of others as the model runs.
+    several results, whose parts are nodes of their own. ``layer`` is set where the operation uses a layer's weight,
+    ``weight_shape`` where it has a weight, whosever; ``kernel``, ``stride`` and ``groups`` where it is a convolution.
+    ``numbers`` are the whole numbers among the arguments, in order, lists flattened: the order of a permutation, the sizes of
+    a view (-1: what is left), the dimension of a concatenation. ``parameters`` counts the elements of other parameters,
+    buffers and constants that it reads. ``computed_bias`` tells a bias that is not the layer's own parameter but made of
+    others as the model runs.
     """
 
     name: str
@@ -272,7 +272,7 @@ def read_graph(program: ExportedProgram) -> Graph:
                 nodes.append(Node(node.name, "input", (), sizes.shape(node)))
         elif node.op == "call_function":
             if _is_tensor(node):
-                nodes.append(_read_node(node, weights, sizes))
+                nodes.append(_read_node(node, weights, signature.inputs_to_parameters, sizes))
         elif node.op == "output":
             outputs = tuple(spec.arg.name for spec in signature.output_specs if isinstance(spec.arg, TensorArgument))
     return Graph(_read_by_someone(nodes, outputs), outputs)
@@ -329,7 +329,7 @@ class _Sizes:
                     yield self.size(value)
 
 
-def _read_node(node: FxNode, weights: Mapping[str, str], sizes: _Sizes) -> Node:
+def _read_node(node: FxNode, weights: Mapping[str, str], parameters: Mapping[str, str], sizes: _Sizes) -> Node:
     op = operator_name(node)
     inputs = tuple(source.name for source in node.all_input_nodes if source.name not in weights and _is_tensor(source))
     read = [source for source in node.all_input_nodes if source.name in weights and _is_tensor(source)]
@@ -345,27 +345,26 @@ def _read_node(node: FxNode, weights: Mapping[str, str], sizes: _Sizes) -> Node:
     if place is None or len(node.args) <= place:
         return fact
     weight = cast("FxNode", node.args[place])
-    layer, _, parameter = weights.get(getattr(weight, "name", ""), "").rpartition(".")
-    if parameter != "weight":
+    fact = replace(fact, weight_shape=sizes.shape(weight))
+    if op in CONVOLUTIONS:
+        fact = replace(
+            fact,
+            kernel=(fact.weight_shape[2], fact.weight_shape[3]),
+            stride=_pair(node, 3, 1),
+            padding=_pair(node, 4, 0),
+            groups=cast("int", node.args[6]) if len(node.args) > 6 else 1,
+        )
+    layer, _, parameter = parameters.get(getattr(weight, "name", ""), "").rpartition(".")
+    if parameter != "weight":  # computed, or fixed in a buffer
         return fact
     bias = None if op == "embedding" else node.args[2] if len(node.args) > 2 else node.kwargs.get("bias")
-    own = weights[weight.name].removesuffix("weight") + "bias"
-    fact = replace(
-        fact,
-        layer=layer,
-        weight_shape=tuple(weight.meta["val"].shape),
-        has_bias=bias is not None,
-        parameters=0,
-        computed_bias=bias is not None and weights.get(getattr(bias, "name", "")) != own,
-    )
-    if op not in CONVOLUTIONS:
-        return fact
+    own = parameters[weight.name].removesuffix("weight") + "bias"
     return replace(
         fact,
-        kernel=(fact.weight_shape[2], fact.weight_shape[3]),
-        stride=_pair(node, 3, 1),
-        padding=_pair(node, 4, 0),
-        groups=cast("int", node.args[6]) if len(node.args) > 6 else 1,
+        layer=layer,
+        has_bias=bias is not None,
+        parameters=0,
+        computed_bias=bias is not None and parameters.get(getattr(bias, "name", "")) != own,
     )
 
 

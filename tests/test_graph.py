@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from autocomp.compress.apply import apply
+from autocomp.compress.prepare import prepare
 from autocomp.errors import TraceError
 from autocomp.graph import BATCH, Example, Graph, Node, OutputForm, export_program, graph_module, read_graph
-from tests.networks import CLASSES, NETWORKS, SIZE, TOKENS, inputs, prepared, run_module
+from autocomp.plan import Format, LayerPlan, Plan
+from tests.networks import CLASSES, NETWORKS, SIZE, TOKENS, inputs, prepared, ready, run_module
 
 
 def traced(model: nn.Module, network: str = "plain") -> Graph:
@@ -184,3 +187,27 @@ def test_a_fixed_batch_is_refused() -> None:
 
     with pytest.raises(TraceError):
         traced(Fixed())
+
+
+class Blurred(nn.Module):
+    """A fixed filter, in a buffer of the name that layers have for their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3)
+        self.register_buffer("weight", torch.full((4, 1, 2, 2), 0.25))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = nn.functional.conv2d(self.first(x).relu(), self.get_buffer("weight"), stride=2, groups=4)
+        result: torch.Tensor = self.last(y)
+        return result
+
+
+def test_a_buffer_is_no_layers_weight() -> None:
+    net, batch = prepare(ready(Blurred(), seed=0), inputs("plain", 1)), inputs("plain", 4)
+    assert [layer.name for layer in net.inventory.layers] == ["first", "last"]
+    fixed = next(node for node in net.inventory.graph.nodes if node.op == "conv2d" and node.layer is None)
+    assert (fixed.weight_shape, fixed.parameters, fixed.groups, fixed.stride) == ((4, 1, 2, 2), 16, 4, (2, 2))
+    result = apply(net, Plan({name: LayerPlan(format=Format(8)) for name in ("first", "last")}), [batch])
+    expected, actual = run_module(net.model, batch), run_module(result.model, batch)
+    assert float((expected - actual).norm()) < 0.1 * float(expected.norm())
