@@ -12,7 +12,8 @@ import copy
 import torch
 from torch import nn
 from torch.nn import functional
-from torch.utils._pytree import tree_leaves
+
+from autocomp.compress.agreement import agree
 
 
 class UnpackedAttention(nn.Module):
@@ -126,8 +127,7 @@ def unpack_attention(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.M
         setattr(changed.get_submodule(parent), child, UnpackedAttention(module).eval())  # type: ignore[arg-type]
     try:
         with torch.no_grad():
-            before, after = tree_leaves(model(*inputs)), tree_leaves(changed(*inputs))
+            same = agree(model(*inputs), changed(*inputs))
     except (RuntimeError, AttributeError, TypeError):
         return model  # the model reaches into its attentions
-    same = all(torch.allclose(x, y, rtol=1e-3, atol=1e-4 * float(x.abs().max())) for x, y in zip(before, after))
     return changed if same else model

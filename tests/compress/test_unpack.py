@@ -163,3 +163,18 @@ def test_what_was_packed_is_four_layers_of_the_inventory() -> None:
     ]
     batch = inputs("packed", 3, seed=1)
     assert prepared("packed").model(*batch).shape == (3, 5)
+
+
+@pytest.mark.parametrize("also", [None, 3, 0.5, "mask", "nothing"])
+def test_what_a_model_gives_besides_floats_is_no_hindrance(also: object) -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(WIDTH, HEADS, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, object]:
+            result: torch.Tensor = self.attention(x, x, x)[0]
+            return result, {"mask": result > 0, "nothing": result[:, :0]}.get(str(also), also)
+
+    unpacked = unpack_attention(ready(Net(), seed=0), (torch.ones(1, KEYS, WIDTH),))
+    assert isinstance(unpacked.get_submodule("attention"), UnpackedAttention)
