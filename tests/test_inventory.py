@@ -16,7 +16,7 @@ from autocomp.compress.apply import apply
 from autocomp.compress.factorize import factorize
 from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import Numerics
-from autocomp.errors import PlanError
+from autocomp.errors import PlanError, RequestError
 from autocomp.export.to_torch import export_torch
 from autocomp.inventory import ChannelGroup, LayerInfo
 from autocomp.plan import Format, LayerPlan, Plan, Rank, RankMethod, Sparsity
@@ -118,6 +118,24 @@ def test_a_layer_that_is_not_used_says_so() -> None:
 
     skipped = prepare(Spare(), inputs("mlp", 1)).inventory.skipped
     assert skipped == (("spare", "the model does not use it in evaluation"),)
+
+
+@pytest.mark.parametrize("wrong", [torch.bfloat16, torch.float16, torch.float64, torch.device("meta")], ids=str)
+def test_a_model_must_be_of_32_bit_floats_on_the_cpu(wrong: torch.dtype | torch.device) -> None:
+    with pytest.raises(
+        RequestError, match=rf"float32 on the CPU; '0.weight' is .*{wrong}.*; give it .float\(\).cpu\(\)"
+    ):
+        prepare(nn.Sequential(nn.Linear(20, 4)).to(wrong), inputs("mlp", 1))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_model_that_cannot_be_copied_is_told_the_way_out() -> None:
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(20, 4)))
+    with pytest.raises(RequestError, match="call remove_weight_norm on its layers") as raised:
+        prepare(model, inputs("mlp", 1))
+    assert "\n" not in str(raised.value)
+    nn.utils.remove_weight_norm(model[0])
+    assert prepare(model, inputs("mlp", 1)).inventory.layers
 
 
 def test_a_weight_that_is_used_twice_is_left_alone() -> None:

@@ -21,7 +21,7 @@ from autocomp.compress.rebuild import Prepared, cuts_of, rebuilt
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
 from autocomp.compress.unpack import unpack_attention
-from autocomp.errors import first_line
+from autocomp.errors import RequestError, first_line
 from autocomp.graph import Example, Graph, OutputForm, export_program, graph_module, read_graph
 from autocomp.inventory import ChannelGroup, Inventory, layers_of
 from autocomp.plan import LayerPlan, Plan, Sparsity
@@ -50,10 +50,12 @@ def prepare(
         dynamic_dims: see :class:`autocomp.task.Task`.
 
     Raises:
+        RequestError: the model is not of 32-bit floats on the CPU, or cannot be copied.
         TraceError: torch.export cannot follow the model.
     """
+    _check_floats(model, example_inputs)
     example = Example(example_inputs, dynamic_dims)
-    still = copy.deepcopy(model).eval().requires_grad_(False)
+    still = _copied(model).eval().requires_grad_(False)
     folded = fold_batch_norm(unpack_attention(still, example_inputs), example)
     program = export_program(folded, example)
     graph = read_graph(program)
@@ -86,6 +88,27 @@ def prepare(
     called = _called(folded, example_inputs)
     grouped = _with_groups(taken, order, reasons, called)
     return _with_groups(_with_sound_shapes(grouped), order, reasons, called)
+
+
+def _check_floats(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) -> None:
+    numbered = ((f"input {number}", one) for number, one in enumerate(example_inputs))
+    for name, one in (*model.named_parameters(), *model.named_buffers(), *numbered):
+        odd = isinstance(one, nn.Parameter) and one.is_floating_point() and one.dtype != torch.float32
+        if odd or one.device.type != "cpu":
+            raise RequestError(
+                f"a model and its inputs must be float32 on the CPU; {name!r} is {one.dtype} on {one.device}; "
+                "give it .float().cpu()"
+            )
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except RuntimeError as error:  # a weight that is not a leaf of the autograd graph
+        raise RequestError(
+            f"a model must be one that copy.deepcopy can copy; it stopped at: {first_line(error)}; where it has "
+            "torch.nn.utils.weight_norm, call remove_weight_norm on its layers"
+        ) from error
 
 
 def _with_groups(
