@@ -60,7 +60,8 @@ class Node:
     ``weight_shape`` where it has a weight, whosever; ``kernel``, ``stride`` and ``groups`` where it is a convolution.
     ``numbers`` are the whole numbers among the arguments, in order, lists flattened: the order of a permutation, the sizes of
     a view (-1: what is left), the dimension of a concatenation. ``parameters`` counts the elements of other parameters,
-    buffers and constants that it reads. ``computed_bias`` tells a bias that is not the layer's own parameter but made of
+    buffers and constants that it reads. ``free`` are the dimensions, batches apart, whose length is not fixed.
+    ``computed_bias`` tells a bias that is not the layer's own parameter but made of
     others as the model runs.
     """
 
@@ -77,6 +78,7 @@ class Node:
     groups: int = 1
     numbers: tuple[int, ...] = ()
     parameters: int = 0
+    free: tuple[int, ...] = ()
     computed_bias: bool = False
 
     @property
@@ -316,6 +318,17 @@ class _Sizes:
         value = node.meta["val"]
         return () if isinstance(value, (list, tuple)) else tuple(self.size(size) for size in value.shape)
 
+    def free(self, node: FxNode) -> tuple[int, ...]:
+        """The dimensions of a length that is neither fixed nor that of a batch."""
+        value = node.meta["val"]
+        if isinstance(value, (list, tuple)):
+            return ()
+        return tuple(
+            place
+            for place, size in enumerate(value.shape)
+            if not isinstance(size, int) and not size.node.expr.free_symbols & self.batches
+        )
+
     def numbers(self, arguments: Iterable[object]) -> Iterator[int]:
         """The whole numbers among some arguments; sizes that were computed count as what they are for the example."""
         for argument in arguments:
@@ -340,6 +353,7 @@ def _read_node(node: FxNode, weights: Mapping[str, str], parameters: Mapping[str
         sizes.shape(node),
         numbers=tuple(sizes.numbers([*node.args, *node.kwargs.values()])),
         parameters=sum(math.prod(sizes.shape(source)) for source in read),
+        free=sizes.free(node),
     )
     place = WEIGHT_ARGUMENT.get(op)
     if place is None or len(node.args) <= place:

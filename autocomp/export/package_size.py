@@ -168,4 +168,8 @@ class PackageSizes:
 
 def least_rows(place: Node) -> int:
     """Of the product that a linear is, for a batch of one; 1 where a length is not fixed."""
-    return math.prod(max(1, size) for size in place.shape[1:-1])
+    return math.prod(
+        1 if dim in place.free else max(1, size)
+        for dim, size in enumerate(place.shape)
+        if 0 < dim < len(place.shape) - 1
+    )

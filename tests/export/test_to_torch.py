@@ -255,6 +255,21 @@ def test_a_packages_size_is_foreseen(network: str, floats: Floats) -> None:
         assert abs(predicted(network, plan, floats) - size) < max(500, 0.01 * size)
 
 
+def test_a_length_that_is_not_fixed_may_be_a_single_row() -> None:
+    """A sentence of one word at batch one: CUDA's product takes no fewer than seventeen rows, and gets them."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
+    net = prepare(model, (torch.randn(1, 40, 64),), ((1,),))
+    plan = Plan({layer.name: LayerPlan(format=Format(8)) for layer in net.inventory.layers})
+    compressed, untouched = (apply(net, one, [(torch.randn(8, 40, 64),)], numerics()) for one in (plan, Plan()))
+    package = export_torch(compressed)
+    assert len([one for one in operations(package) if one.startswith("pad")]) == 2
+    for length in (1, 40, 57):
+        assert error(compressed, package, (torch.randn(1, length, 64),)) < 0.02
+    sizes = sizes_of(restructure(net.inventory, Plan(), numerics()), len(export_torch(untouched)), "torch", numerics())
+    assert abs(sizes.predict(restructure(net.inventory, plan, numerics())) - len(package)) < 500
+
+
 def test_eight_bits_of_a_larger_network_are_foreseen_within_a_hundredth() -> None:
     model = nn.Sequential(*(nn.Sequential(nn.Linear(256, 256), nn.ReLU()) for _ in range(6))).eval()
     example, calibration = (torch.zeros(1, 256),), [(torch.randn(8, 256),)]
