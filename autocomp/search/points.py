@@ -22,7 +22,8 @@ BASELINE = 0
 
 
 def broken(trial: Trial, limits: Limits, drop: float, verified: Json | None) -> bool:
-    """Whether a trial breaks a limit: by its file where that was measured, otherwise by what is predicted of it."""
+    """Whether a trial breaks a limit: by its file where that was measured, otherwise by what is predicted of it. A file keeps a
+    latency with one standard error of its timings to spare: it is to keep it when it is timed again."""
     assert trial.cost is not None
     excesses = limits.broken(drop, trial.cost)
     if verified is not None:
@@ -36,10 +37,16 @@ def broken(trial: Trial, limits: Limits, drop: float, verified: Json | None) -> 
         excesses = [
             *unmeasured.broken(drop, trial.cost),
             *limits.broken_by_file(
-                cast("float", measured["size_bytes"]), measured["latency_ms"], measured.get("peak_memory_bytes")
+                cast("float", measured["size_bytes"]), with_error(measured), measured.get("peak_memory_bytes")
             ),
         ]
     return any(excess > 0 for excess in excesses)
+
+
+def with_error(measured: Mapping[str, float | None]) -> float | None:
+    """The milliseconds that a file may take: those measured and one standard error more; None where it was not timed."""
+    latency_ms = measured["latency_ms"]
+    return None if latency_ms is None else latency_ms * (1 + (measured.get("latency_spread") or 0.0))
 
 
 def front_trials(

@@ -17,7 +17,7 @@ from autocomp.search.landscape import Landscape, without_errors
 from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.limits import CORRECTED, Limits
 from autocomp.search.local_sensitivity import on_this_machine
-from autocomp.search.points import BASELINE, broken, front_in, verifications
+from autocomp.search.points import BASELINE, broken, front_in, verifications, with_error
 from autocomp.search.rungs import parts_of
 from autocomp.search.sensitivity import Measures, sensitivities
 from autocomp.search.study import RunStudy, open_study
@@ -146,7 +146,7 @@ class Rounds:
                 continue
             drop = self.setup.bench.task.metric.drop(base.metric or 0.0, trial.metric)
             measured = cast("Mapping[str, float | None]", found["measured"])
-            latency_ms = measured["latency_ms"] if measured.get("settled", True) else None
+            latency_ms = with_error(measured) if measured.get("settled", True) else None
             if latency_ms is not None:
                 shares.append(latency_ms / trial.cost.latency_ms)
             if broken(trial, limits, drop, None):

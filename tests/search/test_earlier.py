@@ -131,7 +131,7 @@ def test_files_that_take_other_than_foreseen_correct_the_search(
             cost = trials[number].cost
             assert cost is not None
             took_ms[number] = times * cost.latency_ms
-            found[number] = Timing(took_ms[number], 0.01, 0.01, True, 9, 1.0)
+            found[number] = Timing(took_ms[number], 0.01, 0.0, True, 9, 1.0)
         return found
 
     monkeypatch.setattr(flow, "time_files", time_files)
@@ -231,7 +231,7 @@ def test_memory_that_was_missed_corrects_memory_alone(
     def time_files(bench: Workbench, models: Mapping[int, bytes], *_: object) -> dict[int, Timing]:
         costs = {trial.number: trial.cost for trial in flow.load_trials(run)}
         return {
-            number: Timing(1.01 * cost.latency_ms, 0.01, 0.01, True, 9, 1.0)
+            number: Timing(1.01 * cost.latency_ms, 0.01, 0.0, True, 9, 1.0)
             for number in models
             if (cost := costs[number]) is not None
         }

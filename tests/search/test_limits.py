@@ -48,6 +48,8 @@ def test_a_file_that_was_measured_is_judged_by_that() -> None:
     assert broken(trial, limits, 0.0, None)  # it may take 2.1 ms
     assert not broken(trial, limits, 0.0, verified(2.04))
     assert broken(trial, limits, 0.0, verified(2.06))
+    noisy: Json = {"measured": {"latency_ms": 2.04, "latency_spread": 0.01, "size_bytes": 1000}}
+    assert broken(trial, limits, 0.0, noisy)  # timed again it may take 2.06
     assert broken(trial, limits, 0.0, verified(None))  # its latency is out of reach: as predicted
     assert broken(trial, limits, 0.0, verified(2.04, size_bytes=1001))
     assert broken(trial, Limits(max_drop=1.0), 2.0, verified(1.0))
