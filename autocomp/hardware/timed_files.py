@@ -41,6 +41,11 @@ class Place(Protocol):
         """What it is called; None where it is this process, which can tell how far it is."""
         ...
 
+    @property
+    def another_machine(self) -> bool:
+        """Whether that is not the machine that this process is on, and files are scored on."""
+        ...
+
     def there(self, work: Callable[[], ResultT]) -> ResultT:
         """Do something there."""
         ...
@@ -51,6 +56,7 @@ class ThisMachine:
     """Measures here."""
 
     elsewhere: None = None
+    another_machine: bool = False
 
     def there(self, work: Callable[[], ResultT]) -> ResultT:
         """Do it now."""

@@ -70,6 +70,11 @@ def node_resources() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in _alive()]
 
 
+def _own_node() -> str:
+    found: str = ray.get_runtime_context().get_node_id()
+    return found
+
+
 def _alive() -> list[Any]:
     return [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
 
@@ -95,6 +100,11 @@ class TargetNode:
         return self.name
 
     @property
+    def another_machine(self) -> bool:
+        """Whether the search itself runs on another node."""
+        return str(self._chosen()["NodeID"]) != _own_node()
+
+    @property
     def name(self) -> str:
         return f"the node with {self._label}" if self.is_labelled() else "the search's own node"
 
@@ -102,13 +112,16 @@ class TargetNode:
     def _label(self) -> str:
         return f"{LABEL}{self.target}"
 
+    def _chosen(self) -> Any:
+        """The node with the label, or the search's own."""
+        nodes, own = _alive(), _own_node()
+        has = next((node for node in nodes if self._label in node["Resources"]), None)
+        return has or next(node for node in nodes if node["NodeID"] == own)
+
     def there(self, work: Callable[[], ResultT]) -> ResultT:
         """Do something on that node, alone."""
-        own = ray.get_runtime_context().get_node_id()
-        nodes = _alive()
-        has = next((node for node in nodes if self._label in node["Resources"]), None)
-        chosen = has or next(node for node in nodes if node["NodeID"] == own)
-        held = {self._label: 1.0} if has else {}
+        chosen = self._chosen()
+        held = {self._label: 1.0} if self._label in chosen["Resources"] else {}
         remote: Any = ray.remote(_done).options(
             num_cpus=chosen["Resources"].get("CPU", 0.0),
             resources=held,

@@ -57,7 +57,7 @@ def export_and_score(bench: Workbench, plan: Plan, weights: Path | None = None) 
     """
     compressed = bench.compress(plan, weights)
     model = export(compressed, bench.target.artifact)
-    file = _loaded(bench.target, model)
+    file = _loaded(bench, model)
     with torch.no_grad():
         simulated = bench.task.evaluate(compressed.model, "test")
     measured = bench.task.evaluate(predictor(file, bench.prepared.outputs), "test")
@@ -70,10 +70,16 @@ def export_and_score(bench: Workbench, plan: Plan, weights: Path | None = None) 
     return Exported(plan, model, formats, simulated, measured)
 
 
-def _loaded(target: Target, model: bytes) -> LoadedFile:
-    """The file, ready to be scored. One for a device that is out of reach is scored by what it means, not by this machine's
+def _scored_here(bench: Workbench) -> bool:
+    """Whether files are scored by the target itself: it is in reach, and of this machine."""
+    return bench.target.reachable and not bench.place.another_machine
+
+
+def _loaded(bench: Workbench, model: bytes) -> LoadedFile:
+    """The file, ready to be scored. One for a device that is not at hand is scored by what it means, not by this machine's
     integer kernels."""
-    if target.reachable:
+    target = bench.target
+    if _scored_here(bench):
         return cpu_runtime(target.runtime).load(model, target.threads)
     if target.artifact == "torch":
         return cpu_runtime("torch-cpu").load(model, target.threads)
@@ -179,6 +185,6 @@ def verification(
             "settled": None if timing is None else timing.settled,
             "peak_memory_bytes": peak_memory_bytes,
         },
-        "runtime": bench.target.runtime if bench.target.reachable else f"{_scored_by(bench.target)} (metric only)",
+        "runtime": bench.target.runtime if _scored_here(bench) else f"{_scored_by(bench.target)} (metric only)",
         "timed_on": timed_on,
     }

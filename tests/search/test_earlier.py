@@ -220,6 +220,7 @@ def test_a_file_that_cannot_be_made_takes_its_point_off_the_front(
         flow.verify(small_setup(), run, [bad], SILENT, again=True)
 
 
+@pytest.mark.exhaustive
 def test_memory_that_was_missed_corrects_memory_alone(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

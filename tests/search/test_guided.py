@@ -69,7 +69,7 @@ def test_what_is_learned_late_is_what_was_learned_in_time(monkeypatch: pytest.Mo
         np.testing.assert_array_equal(one, other)
 
 
-@pytest.mark.parametrize("goal", ["front", "most-accurate"])
+@pytest.mark.parametrize("goal", [pytest.param("front", marks=pytest.mark.exhaustive), "most-accurate"])
 def test_room_that_a_correction_made_is_used(goal: Goal) -> None:
     """Files take three quarters of what is foreseen: 2 ms allow a prediction of 2.66."""
     landscape, limits = landscape_of(synthetic_space()), Limits(latency_ms=2.0, latency_factor=0.75)

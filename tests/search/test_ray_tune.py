@@ -297,6 +297,7 @@ def test_latency_is_measured_alone_on_the_node_that_has_the_label(cluster: Clust
     node = TargetNode("cpu")
     try:
         assert node.is_labelled()
+        assert node.another_machine
         begun = tmp_path / "begun"
         busy = ray.remote(_sleeping).options(num_cpus=1, resources={f"{LABEL}cpu": 0.01}).remote(2.0, begun)
         until = time.monotonic() + 60
@@ -327,6 +328,7 @@ def test_latency_is_measured_alone_on_the_node_that_has_the_label(cluster: Clust
         assert time.monotonic() < until
         time.sleep(0.1)
     assert node.there(_where)[0] == ray.get_runtime_context().get_node_id()
+    assert not node.another_machine
 
 
 def _sleeping(seconds: float, begun: Path) -> float:

@@ -17,13 +17,15 @@ from autocomp.formats import WORKS
 from autocomp.hardware import lowering_torch
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.target import Offer, Target
+from autocomp.hardware.timed_files import THIS_MACHINE
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
 from autocomp.search import flow
 from autocomp.search.points import verifications
+from autocomp.search.verify import export_and_score
 from autocomp.watch import SILENT
 from tests import small_task
-from tests.targets import REQUEST, ArithmeticLatency, made_target
+from tests.targets import REQUEST, ArithmeticLatency, made_target, small_setup
 
 NUMERICS = Numerics(symmetric_activations=True, integer_bias=False, rounded_outputs=False, floats="bf16")
 
@@ -68,6 +70,14 @@ def test_every_point_is_a_package_that_stock_torch_runs(run: Run) -> None:
         with torch.no_grad():
             output = loaded(*small_task.task().example_inputs)
         assert output.dtype == torch.float32
+
+
+def test_files_of_another_machines_gpu_are_scored_without_one() -> None:
+    """As with the search's own node of a cluster whose GPU is elsewhere: this machine's torch has no CUDA."""
+    target = replace(torch_target(reachable=True), runtime="torch-cuda")
+    bench = replace(small_setup().bench, target=target, place=replace(THIS_MACHINE, another_machine=True))
+    found = export_and_score(bench, Plan())
+    assert found.measured.value == pytest.approx(found.simulated.value, abs=2.0)
 
 
 def test_its_numbers_are_those_of_the_file(run: Run) -> None:
