@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -16,8 +17,9 @@ import pytest
 import autocomp
 from autocomp import Format, LayerPlan, Plan, Run
 from autocomp.errors import PlanError, RequestError, RunError, TargetError, TaskError, UncoveredKernelError
-from autocomp.run import RunFolder
+from autocomp.run import Json, RunFolder
 from autocomp.search import flow
+from autocomp.search.points import VERIFIED, verifications
 from autocomp.watch import SILENT
 from tests import small_task
 from tests.targets import OPS, REQUEST, made_target, small_setup
@@ -92,6 +94,15 @@ class TestPick:
         limit_ms = float(run.front["latency_ms"].median())
         fast = run.front[run.front["latency_ms"] <= limit_ms]
         assert run.pick(max_latency_ms=limit_ms).metric == fast["metric_search"].max()
+
+    def test_what_was_timed_counts_also_where_that_never_settled(self, run: Run) -> None:
+        limit_ms = float(run.front["latency_ms"].max())
+        best = run.pick(max_latency_ms=limit_ms)
+        document = verifications(run.folder)[best.key]
+        slow: Json = {"latency_ms": 1.01 * limit_ms, "latency_spread": 0.1, "settled": False}
+        measured: Json = {**cast("Json", document["measured"]), **slow}
+        run.folder.append_event({"event": VERIFIED, "verification": {**document, "measured": measured}})
+        assert run.pick(max_latency_ms=limit_ms).number != best.number
 
     def test_a_limit_that_no_point_keeps_says_what_is_possible(self, finished_run: Path) -> None:
         run = Run.open(finished_run)
