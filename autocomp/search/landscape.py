@@ -39,6 +39,9 @@ DIRECTIONS, PRICES = 7, tuple(np.logspace(-3.5, 1.5, 14))
 #: Halvings of a price until the plan that is best at it just keeps a limit.
 HALVINGS = 14
 
+#: Plans that were looked at whose hash is kept: a plan of 500 layers is 4 KB.
+MOST_HASHES = 10_000
+
 #: A change whose cost is not foreseen.
 UNFORESEEN = 1e9
 
@@ -70,6 +73,8 @@ class Landscape:
         self.space, self.errors = space, errors
         self._cost = cost
         self._known: dict[str, Cost | None] = {}
+        #: Of plans that were tried; and of those that were only looked at, of which a long search looks at many.
+        self._remembered: dict[Choice, str] = {}
         self._hashes: dict[Choice, str] = {}
         together = tuple(_grouped(space))
         combinations = sum(math.prod(len(one.options) for one in group) for group in together)
@@ -108,13 +113,17 @@ class Landscape:
 
     def plan_hash(self, choice: Choice) -> str:
         """Different choices may be one plan."""
+        if choice in self._remembered:
+            return self._remembered[choice]
         if choice not in self._hashes:
+            if len(self._hashes) >= MOST_HASHES:
+                self._hashes.clear()
             self._hashes[choice] = self.plan(choice).hash
         return self._hashes[choice]
 
     def remember(self, choice: Choice, plan_hash: str) -> None:
-        """What :meth:`plan_hash` would work out."""
-        self._hashes[choice] = plan_hash
+        """What :meth:`plan_hash` would work out, of a plan that was tried."""
+        self._remembered[choice] = plan_hash
 
     def error(self, choice: Choice) -> float:
         """The output error foreseen: the sum of the options' own."""
