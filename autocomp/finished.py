@@ -228,7 +228,7 @@ class Run:
             RequestError: the run's target cannot read a file that unpacks itself.
             RunError: no such point, or the task's model is not the one that the run was begun with.
         """
-        from autocomp.hardware.target import PLAIN_ONNX
+        from autocomp.hardware.target import check_unpacks
         from autocomp.report.card import Shipped
         from autocomp.search import flow
 
@@ -236,11 +236,8 @@ class Run:
         searched = self.folder.request().artifact
         wanted = artifact or _artifact(searched)
         target = self.folder.read()["target"]
-        if wanted == "onnx-packed" and isinstance(target, dict) and target["runtime"] in PLAIN_ONNX:
-            raise RequestError(
-                f"a file that unpacks itself is for onnxruntime; {self.folder.path} is of a search for "
-                f"{target['runtime']}, which cannot read it; ask for --format onnx"
-            )
+        if isinstance(target, dict):
+            check_unpacks(wanted, str(target["runtime"]), f"{self.folder.path} is of a search for")
         own = self.folder.exports / str(point.number)
         # Beside the verified file, never over it.
         folder = Path(out) if out is not None else own if wanted == searched else own / wanted

@@ -55,6 +55,10 @@ class Metric:
         """How much worse ``value`` is than ``baseline``; negative where it is better."""
         return baseline - value if self.direction == "maximize" else value - baseline
 
+    def near(self, baseline: float, value: float, share: float) -> bool:
+        """Whether ``value`` is at most ``share`` of ``|baseline|`` worse than ``baseline``; a better one always is."""
+        return self.drop(baseline, value) <= share * abs(baseline) * (1 + 1e-9)
+
 
 class Evaluate(Protocol):
     """Scores ``predict`` on one split. ``fraction`` takes a nested, seeded part of the split; a task may ignore it."""

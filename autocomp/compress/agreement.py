@@ -59,6 +59,17 @@ def agree(output: object, other: object) -> bool:
     )
 
 
+def computes_the_same(model: Callable[..., object], other: Callable[..., object], inputs: Sequence[object]) -> bool:
+    """Whether a changed model gives what it gave before; not where it fails, as one that reaches into what was changed."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            return agree(model(*inputs), other(*inputs))
+    except (RuntimeError, AttributeError, TypeError):
+        return False
+
+
 def flat_output(output: object) -> torch.Tensor:
     """All tensors of a model's output in one vector per example; in a single one where some have no row per example."""
     import torch

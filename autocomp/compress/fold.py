@@ -9,7 +9,7 @@ import copy
 from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
-from autocomp.compress.agreement import agree
+from autocomp.compress.agreement import computes_the_same
 from autocomp.graph import Example, export_program, read_graph
 
 if TYPE_CHECKING:
@@ -29,16 +29,9 @@ def fold_batch_norm(model: nn.Module, example: Example) -> nn.Module:
     Raises:
         TraceError: the model cannot be traced.
     """
-    import torch
-
     still = copy.deepcopy(model).eval().requires_grad_(False)
     folded = _folded(copy.deepcopy(still), example)
-    try:
-        with torch.no_grad():
-            same = agree(still(*example.inputs), folded(*example.inputs))
-    except (RuntimeError, AttributeError, TypeError):
-        return still  # the model reaches into its norms
-    return folded if same else still
+    return folded if computes_the_same(still, folded, example.inputs) else still
 
 
 def _folded(folded: nn.Module, example: Example) -> nn.Module:
@@ -98,14 +91,12 @@ def _behind(norm: nn.modules.batchnorm._BatchNorm, shape: tuple[int, ...]) -> nn
         return nn.Identity()
     children = nn.Sequential(OrderedDict(norm.named_children()))
     x = 3 * torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
-    try:
-        with torch.no_grad():
-            normalized = functional.batch_norm(
-                x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps
-            )
-            return children if agree(norm(x), children(normalized)) else None
-    except (RuntimeError, AttributeError, TypeError):
-        return None
+
+    def normalized(x: torch.Tensor) -> object:
+        found = functional.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        return children(found)
+
+    return children if computes_the_same(norm, normalized, (x,)) else None
 
 
 def _with_weights(norm: nn.modules.batchnorm._BatchNorm) -> nn.modules.batchnorm._BatchNorm:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from autocomp.compress.agreement import agree
+from autocomp.compress.agreement import computes_the_same
 
 
 class UnpackedAttention(nn.Module):
@@ -125,9 +125,4 @@ def unpack_attention(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> nn.M
         parent, _, child = name.rpartition(".")
         module = changed.get_submodule(name)
         setattr(changed.get_submodule(parent), child, UnpackedAttention(module).eval())  # type: ignore[arg-type]
-    try:
-        with torch.no_grad():
-            same = agree(model(*inputs), changed(*inputs))
-    except (RuntimeError, AttributeError, TypeError):
-        return model  # the model reaches into its attentions
-    return changed if same else model
+    return changed if computes_the_same(model, changed, inputs) else model

@@ -31,7 +31,7 @@ from autocomp.hardware.gpu import has_gpu
 from autocomp.hardware.latency import LatencyModel
 from autocomp.hardware.memory import PARTS, MemoryModel
 from autocomp.hardware.roofline import RooflineModel
-from autocomp.hardware.target import PLAIN_ONNX, Offer, RuntimeName, Target
+from autocomp.hardware.target import Offer, RuntimeName, Target, check_unpacks
 from autocomp.places import cache_folder, names_profile_folder, shipped_folder
 from autocomp.plan import UNIT_PATTERNS, Pattern
 
@@ -177,11 +177,7 @@ class Profile:
                 f"--format of a search must be one that the target's runtime takes; {file.runtime} takes no {artifact}; "
                 f"leave it out, or write the points in another format by export RUN --format {artifact}"
             )
-        if artifact == "onnx-packed" and file.runtime in PLAIN_ONNX:
-            raise RequestError(
-                f"a file that unpacks itself is for onnxruntime; {file.name} runs {file.runtime}, which cannot read it; ask "
-                "for --format onnx"
-            )
+        check_unpacks(artifact, file.runtime, f"{file.name} runs")
 
     def target(self, threads: int, batch: int, artifact: Artifact | None, reachable: bool) -> Target:
         """Raises:

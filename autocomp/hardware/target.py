@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from autocomp.errors import UncoveredKernelError
+from autocomp.errors import RequestError, UncoveredKernelError
 from autocomp.formats import Activations, Work
 from autocomp.hardware.latency import LatencyModel, Prediction
 from autocomp.plan import Pattern
@@ -25,6 +25,18 @@ RuntimeName = Literal["onnxruntime", "openvino", "openvino-bf16", "tensorrt", "t
 
 #: They refuse a file with functions of its own, by which packed weights unpack themselves.
 PLAIN_ONNX = frozenset({"openvino", "openvino-bf16", "tensorrt"})
+
+
+def check_unpacks(artifact: Artifact | None, runtime: str, asked: str) -> None:
+    """Raises:
+    RequestError: the file would unpack itself, and the runtime cannot read it. ``asked`` says what it is for, up to the
+        runtime's name.
+    """
+    if artifact == "onnx-packed" and runtime in PLAIN_ONNX:
+        raise RequestError(
+            f"a file that unpacks itself is for onnxruntime; {asked} {runtime}, which cannot read it; ask for "
+            "--format onnx"
+        )
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autocomp.pareto import NEAR_SHARE
 from autocomp.report import words
 from autocomp.report.data import Point, ReportData
-from autocomp.report.views import WINDOW_SHARE, FrontRow, front_view, near, picks
+from autocomp.report.views import WINDOW_SHARE, FrontRow, front_view, picks
 
 #: At most so many points are listed, the uncompressed model among them.
 MOST = 8
@@ -65,7 +65,7 @@ def _places(data: ReportData) -> dict[int, tuple[float, float, float]]:
             (metric.drop(base, row.point.metric_search), math.log(row.latency.ms), math.log(row.size_bytes)),
         )
         for row in front_view(data).rows
-        if near(metric, base, row.point.metric_search, WINDOW_SHARE)
+        if metric.near(base, row.point.metric_search, WINDOW_SHARE)
     ]
     ends = [(min(column), max(column)) for column in zip(*(values for _, values in rows))]
     found = {}

@@ -14,7 +14,6 @@ from typing import Literal
 from autocomp import pareto
 from autocomp.errors import RunError
 from autocomp.report.data import Point, ReportData
-from autocomp.task import Metric
 from autocomp.trial import Source
 
 Quantity = Literal["latency", "size", "metric"]
@@ -162,11 +161,6 @@ def front_view(data: ReportData) -> FrontView:
     return FrontView(basis, timed, rows)
 
 
-def near(metric: Metric, baseline: float, value: float, share: float) -> bool:
-    """Whether ``value`` is at most ``share`` of ``|baseline|`` worse than ``baseline``; a better one always is."""
-    return metric.drop(baseline, value) <= share * abs(baseline) * (1 + 1e-9)
-
-
 @dataclass(frozen=True)
 class Window:
     """The part of the metric's axis to show first, margins included, and the trials outside it, all on one side."""
@@ -183,7 +177,7 @@ def metric_window(data: ReportData, view: FrontView) -> Window | None:
     A ruined network would else squeeze all others into a corner. All are shown where every point is near or none is.
     """
     task_metric, base = data.task.metric, view.rows[0].metric
-    inside = [row.metric for row in view.rows if near(task_metric, base, row.metric, WINDOW_SHARE)]
+    inside = [row.metric for row in view.rows if task_metric.near(base, row.metric, WINDOW_SHARE)]
     if len(inside) in (1, len(view.rows)):
         return None
     low, high = min(inside), max(inside)
@@ -240,7 +234,7 @@ def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
         view = {row.point.trial: row for row in front_view(data).rows}
         metric, base = data.task.metric, data.baseline.metric_search
         sign = -1.0 if metric.direction == "maximize" else 1.0
-        good = [point for point in data.front if near(metric, base, point.metric_search, pareto.NEAR_SHARE)]
+        good = [point for point in data.front if metric.near(base, point.metric_search, pareto.NEAR_SHARE)]
         share = f"within {100 * pareto.NEAR_SHARE:g} %"
         limit = share if good else f"(no point {share})"
         chosen += [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -38,6 +38,7 @@ from autocomp.search.workers import Workers
 from autocomp.space import build_space, read_space
 from autocomp.task import Direction, Metric, Task
 from autocomp.tasks.load import check_task
+from autocomp.tasks.user_file import one_line
 from autocomp.trial import Trial
 from autocomp.watch import Watcher
 
@@ -201,22 +202,22 @@ def verify(
         return
     baseline = next(trial for trial in load_trials(folder) if trial.number == BASELINE)
     others = [point for point in wanted if point.number != BASELINE]
-    exported: dict[int, Exported] = {}
+    watcher.step("exporting and scoring", 0, len(others) + 1)
+    untouched = _shipped(setup, folder, baseline)
     for first in range(0, max(len(others), 1), SIDE_BY_SIDE):
-        some = [baseline, *others[first : first + SIDE_BY_SIDE]]
-        for place, point in enumerate(some[bool(first) :], first + bool(first)):
+        together = [(baseline, untouched)]
+        for place, point in enumerate(others[first : first + SIDE_BY_SIDE], first + 1):
             watcher.step("exporting and scoring", place, len(others) + 1)
             try:
-                exported[point.number] = _shipped(setup, folder, point)
+                together.append((point, _shipped(setup, folder, point)))
             except Exception as error:
-                if point.number == BASELINE or (again and len(points) == 1):
+                if again and len(points) == 1:
                     raise
                 # As that of a trial: what else was found is not lost for it.
-                said = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                said = one_line(error)
                 watcher.say(f"trial {point.number} leaves the front, its file cannot be made and scored: {said}")
                 folder.append_event({"event": UNSHIPPABLE, "key": point.key, "error": said})
-        together = [point for point in some if point.number in exported]
-        _measure(setup, folder, together, exported, watcher, board)
+        _measure(setup, folder, together, watcher, board)
     watcher.step("exporting and scoring", len(others) + 1, len(others) + 1)
 
 
@@ -231,31 +232,30 @@ def _shipped(setup: Setup, folder: RunFolder, point: Trial) -> Exported:
 def _measure(
     setup: Setup,
     folder: RunFolder,
-    points: Sequence[Trial],
-    of_all: Mapping[int, Exported],
+    shipped: Sequence[tuple[Trial, Exported]],
     watcher: Watcher,
     board: ConnectedBoard | None,
 ) -> None:
-    """Time files side by side, the untouched one among them, and record it."""
-    exported = {point.number: of_all[point.number] for point in points}
+    """Time files side by side, the untouched one first, and record it."""
+    models = {point.number: exported.model for point, exported in shipped}
     timings = time_files(
         setup.bench,
-        {number: one.model for number, one in exported.items()},
+        models,
         lambda done, of, what: watcher.step(what, done, of),
         None if board is None else board.runtime,
     )
     if timings:
         watcher.say(slower_words(timings, setup.bench.target.pace_us) or timing_words(timings))
     asks_for_memory = setup.request.max_memory_kb is not None and setup.bench.target.reachable and board is None
-    memory = footprints(setup.bench, {number: one.model for number, one in exported.items()}) if asks_for_memory else {}
-    reference, before = exported[BASELINE].measured, verifications(folder)
-    for point in points:
+    memory = footprints(setup.bench, models) if asks_for_memory else {}
+    reference, before = shipped[0][1].measured, verifications(folder)
+    for point, exported in shipped:
         if point.cost is not None:
             found = verification(
                 setup.bench,
                 point,
                 point.cost,
-                exported[point.number],
+                exported,
                 reference,
                 timings.get(point.number),
                 memory.get(point.number),

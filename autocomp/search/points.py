@@ -129,7 +129,8 @@ def goal_trial(
     """
     others = [point for point in points if point.number != BASELINE] or list(points)
     if goal in {"fastest", "smallest"} and max_drop is None:
-        others = _near(others, points[0], metric)
+        untouched = cast("float", points[0].metric)
+        others = [one for one in others if metric.near(untouched, cast("float", one.metric), NEAR_SHARE)]
         if not others:
             raise RunError(
                 f"the {goal} point is sought among those within {NEAR_SHARE:.0%} of the uncompressed model; no other is that "
@@ -147,16 +148,6 @@ def goal_trial(
         return (size_bytes, drop, latency_ms) if goal == "smallest" else (drop, latency_ms, size_bytes)
 
     return min(others, key=costs)
-
-
-def _near(points: Sequence[Trial], baseline: Trial, metric: Metric) -> list[Trial]:
-    """Those that lost little of the metric."""
-    untouched = cast("float", baseline.metric)
-    return [
-        point
-        for point in points
-        if metric.drop(untouched, cast("float", point.metric)) <= NEAR_SHARE * abs(untouched) * (1 + 1e-9)
-    ]
 
 
 def knee_trial(points: Sequence[Trial], metric: Metric) -> Trial:

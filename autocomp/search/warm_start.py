@@ -23,6 +23,7 @@ from autocomp.search.evaluate import Workbench
 from autocomp.search.sampler import uniform_indices
 from autocomp.search.verify import compiled_kernels, footprints, time_files
 from autocomp.space import SearchSpace
+from autocomp.tasks.user_file import one_line
 
 #: Events: of one timing, of how many there are to be, and of a plan that has no file.
 WARMED, COUNTED, LEFT_OUT = "warm-start", "warm-start-files", "warm-start-without"
@@ -135,8 +136,7 @@ def _measure(
             except Exception as error:
                 if plans[place] == Plan():
                     raise
-                said = f"{type(error).__name__}: {' '.join(str(error).split())}"
-                folder.append_event({"event": LEFT_OUT, "plan_hash": plans[place].hash, "error": said})
+                folder.append_event({"event": LEFT_OUT, "plan_hash": plans[place].hash, "error": one_line(error)})
         if not models:
             continue
         compiled = compiled_kernels(bench, models)

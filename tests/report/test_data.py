@@ -30,7 +30,6 @@ from autocomp.report.views import (
     knee,
     measured_no_faster,
     metric_window,
-    near,
     picks,
     within_model_error,
 )
@@ -277,10 +276,10 @@ _VALUES = st.floats(-1e6, 1e6)
 @given(_VALUES, _VALUES, st.floats(0.001, 1.0))
 def test_near_is_relative_and_mirrored_for_a_metric_to_minimize(base: float, value: float, share: float) -> None:
     up, down = Metric("m", "maximize"), Metric("m", "minimize")
-    assert near(up, base, value, share) == near(down, -base, -value, share)
-    assert near(up, base, max(base, value), share)  # as good or better is always near
-    assert near(up, base, base - share * abs(base), share)
-    assert not near(up, base, base - 1.01 * share * abs(base) - 1e-6, share)
+    assert up.near(base, value, share) == down.near(-base, -value, share)
+    assert up.near(base, max(base, value), share)  # as good or better is always near
+    assert up.near(base, base - share * abs(base), share)
+    assert not up.near(base, base - 1.01 * share * abs(base) - 1e-6, share)
 
 
 @pytest.mark.parametrize(("metric", "side"), [("accuracy", "below"), ("perplexity", "above")])
@@ -295,7 +294,7 @@ def test_the_picture_starts_at_the_points_near_the_uncompressed_model(tmp_path: 
     assert len(view.rows) == len(TRIALS) + 1  # the points themselves all stay
     for row in view.rows:
         assert (window.low < row.metric < window.high) == (row.point.trial not in window.hidden)
-        if near(data.task.metric, view.rows[0].metric, row.metric, WINDOW_SHARE):
+        if data.task.metric.near(view.rows[0].metric, row.metric, WINDOW_SHARE):
             assert row.point.trial not in window.hidden
 
 

@@ -24,7 +24,7 @@ from autocomp.report.load import load
 from autocomp.report.payload import payload
 from autocomp.report.shown import shown
 from autocomp.report.tried import climbed, growth, searched
-from autocomp.report.views import WINDOW_SHARE, depth, intervals, knee, near, picks, predicted_slower
+from autocomp.report.views import WINDOW_SHARE, depth, intervals, knee, picks, predicted_slower
 from autocomp.report.words import bits_share, notes, worse
 from autocomp.search.hypervolume import areas_left
 from autocomp.trial import RECOVERED
@@ -53,7 +53,7 @@ class TestHandful:
         between = [one for one in found if not one.names]
         assert between
         metric, base = data.task.metric, data.baseline.metric_search
-        assert all(near(metric, base, one.point.metric_search, WINDOW_SHARE) for one in between)
+        assert all(metric.near(base, one.point.metric_search, WINDOW_SHARE) for one in between)
         # Latency, size and drop, each scaled to its span over the front: nobody is a neighbour of one listed before.
         spans = [
             max(values) - min(values)
