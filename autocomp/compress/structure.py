@@ -215,6 +215,7 @@ def _stage(
         layer=f"{node.layer}.{number}",
         weight_shape=weight,
         kernel=(weight[2], weight[3]),
+        free=node.free,
     )
     return stage if of is None else changed(stage, stride=of.stride, padding=of.padding)
 
@@ -230,6 +231,7 @@ def _last_stage(node: Node, number: int, before: str, r: int) -> Node:
         layer=f"{node.layer}.{number}",
         weight_shape=(node.outputs, r, 1, 1) if convolution else (node.outputs, r),
         has_bias=node.has_bias,
+        free=node.free,
     )
 
 

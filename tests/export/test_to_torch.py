@@ -24,7 +24,7 @@ from autocomp.compress.structure import restructure
 from autocomp.errors import ExportError
 from autocomp.export.artifact import export, sizes_of
 from autocomp.export.to_torch import export_torch
-from autocomp.plan import Format, LayerPlan, Plan, Sparsity
+from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 from tests.networks import NETWORKS, eight_bits, inputs, prepared, random_plan, thorough, uniform_plan
 
 #: Rounding errors of floats of 11 and of 8 bits, summed up; one in a rounding may move a level.
@@ -260,10 +260,11 @@ def test_a_length_that_is_not_fixed_may_be_a_single_row() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64)).eval()
     net = prepare(model, (torch.randn(1, 40, 64),), ((1,),))
-    plan = Plan({layer.name: LayerPlan(format=Format(8)) for layer in net.inventory.layers})
+    plan = Plan({"0": LayerPlan(format=Format(8)), "2": LayerPlan(rank=Rank("svd", 16), format=Format(8))})
     compressed, untouched = (apply(net, one, [(torch.randn(8, 40, 64),)], numerics()) for one in (plan, Plan()))
     package = export_torch(compressed)
-    assert len([one for one in operations(package) if one.startswith("pad")]) == 2
+    assert len([one for one in operations(package) if one.startswith("pad")]) == 3
+    assert all(node.free == (1,) for node in restructure(net.inventory, plan, numerics()).graph.nodes if node.layer)
     for length in (1, 40, 57):
         assert error(compressed, package, (torch.randn(1, length, 64),)) < 0.02
     sizes = sizes_of(restructure(net.inventory, Plan(), numerics()), len(export_torch(untouched)), "torch", numerics())
