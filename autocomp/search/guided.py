@@ -31,8 +31,9 @@ from autocomp.space import SearchSpace
 
 Vector = npt.NDArray[np.float64]
 
-#: The drop that is as bad as no plan at all, as a share of the untouched network's metric, where no limit is asked for.
-WORST_DROP = 0.1
+#: The drop that is as bad as no plan at all, as a share of the untouched network's metric, where no limit is asked for: trials
+#: take turns, so that the front grows as far as anyone may want it to go, and closely where most will want it.
+WORST_DROPS = (0.2, 0.05)
 #: Plans looked at beside the predicted front: the best ones so far with a few choices changed.
 NEIGHBOURS, CHANGES = 150, (1, 2, 3, 5)
 #: Before it is predicted in full, a plan is thought to keep a limit up to this multiple of it.
@@ -233,7 +234,7 @@ class GuidedSampler(BaseSampler):
         tried |= {choice for choice, _, _ in books.stopped.values()}
         base = next((metric for _, choice, metric in finished if choice == untouched), None)
         if base is None:
-            return _Known((), tried, self._unit(1.0), ())
+            return _Known((), tried, self._unit(1.0, number), ())
         scale = abs(base) or 1.0
         sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
         seen = [Seen(number, choice, sign * (base - metric) / scale) for number, choice, metric in finished]
@@ -246,7 +247,7 @@ class GuidedSampler(BaseSampler):
                 Seen(number, choice, float(median) - RESOLUTION)
                 for (number, choice), median in zip(books.waiting.items(), medians, strict=True)
             ]
-        best, unit = _best(seen, land), self._unit(scale)
+        best, unit = _best(seen, land), self._unit(scale, number)
         points = sorted((max(one.drop, 0.0) / unit[0], *(np.array(land.shares(one.choice)) / unit[1:])) for one in best)
         return _Known(tuple(best), tried, unit, tuple(points))
 
@@ -255,11 +256,14 @@ class GuidedSampler(BaseSampler):
         whole = [one for one in seen if one.drop_std == 0.0]
         return [*dict.fromkeys([*_best(whole, self._landscape), *sorted(seen, key=lambda one: -one.number)])]
 
-    def _unit(self, scale: float) -> Point:
-        """The reference point: a drop, as a share of the metric, and shares of the untouched network's latency and size."""
+    def _unit(self, scale: float, number: int) -> Point:
+        """The reference point of a trial: a drop, as a share of the metric, and shares of the untouched network's latency and
+        size."""
         untouched, limits = self._landscape.untouched, self._wish.limits
         return (
-            WORST_DROP if limits.max_drop is None else max(limits.max_drop / scale, RESOLUTION),
+            WORST_DROPS[number % len(WORST_DROPS)]
+            if limits.max_drop is None
+            else max(limits.max_drop / scale, RESOLUTION),
             min(1.0, limits.foreseen_latency_ms / untouched.latency_ms),
             min(1.0, limits.foreseen_size_bytes / untouched.size_bytes),
         )

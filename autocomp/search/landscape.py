@@ -84,6 +84,7 @@ class Landscape:
         self._places = [{chosen: place for place, chosen in enumerate(group.indices)} for group in self.groups]
         sizes = [len(group.indices) for group in self.groups]
         self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
+        self._errors = np.concatenate([group.errors for group in self.groups])
         self._errors_by_kind = np.hstack([_errors_by_kind(group, space, errors) for group in self.groups])
 
     @cached_property
@@ -131,8 +132,17 @@ class Landscape:
 
     def errors_by_kind(self, choices: Sequence[Choice]) -> Vector:
         """The same, for each kind of decision: shape (choices, kinds)."""
-        places = np.asarray(choices, dtype=int).reshape(len(choices), -1) + self._starts
-        found: Vector = self._errors_by_kind[:, places].sum(axis=2).T
+        found: Vector = self._errors_by_kind[:, self._columns(choices)].sum(axis=2).T
+        return found
+
+    def errors_by_group(self, choices: Sequence[Choice]) -> Vector:
+        """The same, of each group: shape (choices, groups)."""
+        found: Vector = self._errors[self._columns(choices)]
+        return found
+
+    def _columns(self, choices: Sequence[Choice]) -> npt.NDArray[np.int_]:
+        """Where the combinations of choices stand among those of all groups: shape (choices, groups)."""
+        found: npt.NDArray[np.int_] = np.asarray(choices, dtype=int).reshape(len(choices), -1) + self._starts
         return found
 
     def cost(self, choice: Choice) -> Cost | None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 Vector = npt.NDArray[np.float64]
 
-#: Below this share of the metric, drops are not told apart.
+#: Drops are not told apart, nor foreseen, any better than by this share of the metric.
 RESOLUTION = 0.001
 #: Before anything is known, the logarithm of a drop is foreseen this well by the output error.
 PRIOR_STD = 0.7
@@ -44,8 +44,8 @@ class Seen:
 
 class Surrogate:
     """Drops from foreseen output errors: in the logarithm a straight line of slope 1, and what a Gaussian process learns of
-    the rest from how large the error is and which kinds of choices it comes from. So it knows that errors do not add up, and
-    that those of one kind weigh more than those of another."""
+    the rest from how large the error is, which kinds of choices and which layers it comes from. So it knows that errors do not
+    add up, and that those of one kind or layer weigh more than those of another."""
 
     def __init__(self, landscape: Landscape) -> None:
         self._landscape = landscape
@@ -74,13 +74,21 @@ class Surrogate:
         if self._process is None:
             return self._prior(choices), np.full(len(choices), PRIOR_STD)
         mean, std = self._process.predict(self._features(choices), return_std=True)
-        return self._prior(choices) * np.exp(mean), np.maximum(std, LEAST_STD)
+        medians = self._prior(choices) * np.exp(mean)
+        return medians, np.maximum(np.hypot(std, RESOLUTION / medians), LEAST_STD)
 
     def _smoothness(self, seen: Sequence[Seen]) -> Kernel:
-        from sklearn.gaussian_process.kernels import RBF, ConstantKernel, WhiteKernel
+        from sklearn.gaussian_process.kernels import ConstantKernel, WhiteKernel
+
+        from autocomp.search.kernel import PartialRBF
 
         scales = [1.0, *[0.5] * len(KINDS)]
-        kernel = ConstantKernel(PRIOR_STD**2, (0.01, 4.0)) * RBF(scales, (0.2, 10.0)) + WhiteKernel(0.05, (0.01, 0.3))
+        of_kinds, of_layers = len(scales), len(scales) + len(self._landscape.groups)
+        kernel = (
+            ConstantKernel(0.3, (0.001, 4.0)) * PartialRBF(scales, (0.2, 10.0), 0, of_kinds)
+            + ConstantKernel(0.1, (0.001, 4.0)) * PartialRBF(0.5, (0.1, 10.0), of_kinds, of_layers)
+            + WhiteKernel(0.02, (0.003, 0.3))
+        )
         return kernel if len(seen) <= len(scales) else self._fitted(kernel, seen, "fmin_l_bfgs_b").kernel_
 
     def _fitted(self, kernel: Kernel, seen: Sequence[Seen], optimizer: str | None) -> GaussianProcessRegressor:
@@ -89,8 +97,9 @@ class Surrogate:
 
         drops = np.maximum([one.drop for one in seen], 0.0) + RESOLUTION
         choices = [one.choice for one in seen]
-        # The error of a logarithm; a drop known from all examples has that of the kernel's noise alone.
-        variance = (np.array([one.drop_std for one in seen]) / drops) ** 2 + 1e-9
+        # The error of a logarithm. Which examples a plan gets wrong is luck: even a drop known from all of them tells no more
+        # than the resolution of the drop of plans like it.
+        variance = (np.hypot([one.drop_std for one in seen], RESOLUTION) / drops) ** 2
         learner = GaussianProcessRegressor(kernel, alpha=variance, optimizer=optimizer)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ConvergenceWarning)  # a scale at its bound is as good as any beyond it
@@ -101,9 +110,9 @@ class Surrogate:
         return errors
 
     def _features(self, choices: Sequence[Choice]) -> Vector:
-        by_kind = self._landscape.errors_by_kind(choices)
+        by_kind, by_group = self._landscape.errors_by_kind(choices), self._landscape.errors_by_group(choices)
         total = by_kind.sum(axis=1, keepdims=True) + RESOLUTION / 10
-        return np.hstack([np.log(total) / 2, by_kind / total])
+        return np.hstack([np.log(total) / 2, by_kind / total, by_group / total])
 
 
 def _milestone(number: int) -> int:

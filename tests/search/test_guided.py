@@ -14,7 +14,7 @@ from autocomp.errors import RequestError
 from autocomp.pareto import hypervolume
 from autocomp.plan import Plan
 from autocomp.search import surrogate
-from autocomp.search.guided import WORST_DROP, GuidedSampler, Wish, distributions
+from autocomp.search.guided import WORST_DROPS, GuidedSampler, Wish, distributions
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.sampler import SamplerName, make_sampler
@@ -29,7 +29,7 @@ def volume(trials: tuple[Trial, ...]) -> float:
     return hypervolume(
         [
             (
-                (BASELINE - trial.metric) / (WORST_DROP * BASELINE),
+                (BASELINE - trial.metric) / (WORST_DROPS[0] * BASELINE),
                 trial.cost.latency_ms / base.latency_ms,
                 trial.cost.size_bytes / base.size_bytes,
             )

@@ -1,0 +1,27 @@
+"""A kernel of some of the features alone, which none of scikit-learn's own is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.gaussian_process.kernels import RBF
+
+Vector = npt.NDArray[np.float64]
+
+
+class PartialRBF(RBF):  # type: ignore[misc]
+    """The RBF kernel of the columns from ``start`` up to ``stop``. Its arguments are its attributes, as scikit-learn's
+    ``get_params`` and ``clone`` want them."""
+
+    def __init__(
+        self, length_scale: float | Sequence[float], length_scale_bounds: tuple[float, float], start: int, stop: int
+    ) -> None:
+        super().__init__(length_scale, length_scale_bounds)
+        self.start, self.stop = start, stop
+
+    def __call__(self, x: Vector, y: Vector | None = None, /, eval_gradient: bool = False) -> Any:
+        part = slice(self.start, self.stop)
+        return super().__call__(x[:, part], None if y is None else y[:, part], eval_gradient)
