@@ -12,7 +12,7 @@ from sklearn.gaussian_process.kernels import RBF
 Vector = npt.NDArray[np.float64]
 
 
-class PartialRBF(RBF):  # type: ignore[misc]
+class PartialRBF(RBF):  # type: ignore[misc]  # scikit-learn has no types, so its classes are Any
     """The RBF kernel of the columns from ``start`` up to ``stop``. Its arguments are its attributes, as scikit-learn's
     ``get_params`` and ``clone`` want them."""
 

@@ -84,6 +84,8 @@ class Surrogate:
 
         scales = [1.0, *[0.5] * len(KINDS)]
         of_kinds, of_layers = len(scales), len(scales) + len(self._landscape.groups)
+        # What is begun with, and kept until there are a few trials: together not far from the prior's variance, most of it told
+        # by kinds. The features of layers share one scale: of hundreds none could be learned by itself.
         kernel = (
             ConstantKernel(0.3, (0.001, 4.0)) * PartialRBF(scales, (0.2, 10.0), 0, of_kinds)
             + ConstantKernel(0.1, (0.001, 4.0)) * PartialRBF(0.5, (0.1, 10.0), of_kinds, of_layers)
