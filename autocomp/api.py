@@ -102,7 +102,7 @@ def search(
     from autocomp.search.recovery import check_device, read_recipe
     from autocomp.search.sampler import SamplerName
     from autocomp.search.workers import check_ray
-    from autocomp.space import read_space
+    from autocomp.space_file import read_space
 
     if workers is not None:
         check_ray()

@@ -33,7 +33,8 @@ from autocomp.hardware.timed_files import compiled_kernels
 from autocomp.inventory import Inventory
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 from autocomp.search.warm_start import warm_plans
-from autocomp.space import build_space, read_space
+from autocomp.space_builder import build_space
+from autocomp.space_file import read_space
 from autocomp.tasks.cifar10 import ResNet
 from autocomp.tasks.zoo import import_torchvision
 

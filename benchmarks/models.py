@@ -41,7 +41,6 @@ from autocomp.compress.rebuild import Prepared
 from autocomp.compress.structure import restructure
 from autocomp.export.size import SizeModel
 from autocomp.export.to_onnx import export_onnx
-from autocomp.graph import copied, export_program, graph_module
 from autocomp.hardware.calibrate import narrow_products
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.runtimes import onnxruntime
@@ -54,6 +53,7 @@ from autocomp.search.verify import predictor
 from autocomp.task import Metric, Task
 from autocomp.tasks.load import builtin_tasks, load_task
 from autocomp.tasks.zoo import import_torchvision
+from autocomp.trace import copied, export_program, graph_module
 from autocomp.trial import Trial
 
 REFERENCE = Path(__file__).resolve().parents[1] / "results" / "reference"

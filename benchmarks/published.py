@@ -22,10 +22,11 @@ from torch import nn
 from autocomp.compress.fold import fold_batch_norm
 from autocomp.compress.quantize import Numerics, quantized_tensors
 from autocomp.compress.structure import LayerShape, Structure
-from autocomp.graph import Example, Graph, export_program, read_graph
+from autocomp.graph import Graph
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.tensorrt import lower
 from autocomp.plan import Format
+from autocomp.trace import Example, export_program, read_graph
 
 #: How files for TensorRT are rounded; see the profiles.
 NUMERICS = Numerics(symmetric_activations=True, integer_bias=False, rounded_outputs=False, attention_operator=False)

@@ -25,15 +25,9 @@ from autocomp.formats import WORKS, Activations, Work, format_for
 from autocomp.inventory import Inventory
 from autocomp.plan import Format, LayerPlan, Pattern, Plan, Rank, RankMethod, Sparsity
 from autocomp.search.sampler import uniform_indices
-from autocomp.space import (
-    RANK_STEP,
-    Decision,
-    SearchSpace,
-    SpaceFile,
-    build_space,
-    builtin_spaces,
-    read_space,
-)
+from autocomp.space import Decision, SearchSpace
+from autocomp.space_builder import RANK_STEP, build_space
+from autocomp.space_file import SpaceFile, builtin_spaces, read_space
 from tests.networks import NETWORKS, inputs, prepared
 
 ALL: tuple[Pattern, ...] = ("channel", "head", "unstructured")

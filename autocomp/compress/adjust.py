@@ -13,7 +13,8 @@ from torch import nn
 from autocomp.compress.agreement import flat_output
 from autocomp.compress.statistics import Batches
 from autocomp.errors import CompressionError
-from autocomp.graph import COPIES, Graph, copied, operator_name
+from autocomp.graph import COPIES, Graph
+from autocomp.trace import copied, operator_name
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, TypeVar
 
-from autocomp.graph import ModuleT, copied
+from autocomp.trace import ModuleT, copied
 
 if TYPE_CHECKING:
     import torch

@@ -31,8 +31,9 @@ from autocomp.compress.rebuild import Cuts, Prepared, cuts_of, rebuilt
 from autocomp.compress.simulate import simulate_activations
 from autocomp.compress.solve import Gone, Setting, Solver
 from autocomp.compress.statistics import Batches, left
-from autocomp.graph import Example, Graph
+from autocomp.graph import Graph
 from autocomp.plan import Format, LayerPlan, Plan
+from autocomp.trace import Example
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

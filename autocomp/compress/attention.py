@@ -18,8 +18,9 @@ import torch
 
 from autocomp.compress.agreement import failing, flat_output, shake
 from autocomp.errors import CompressionError, first_line
-from autocomp.graph import ATTENTION, Graph, copied, operator_name
+from autocomp.graph import ATTENTION, Graph
 from autocomp.inventory import ChannelGroup
+from autocomp.trace import copied, operator_name
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -57,7 +58,7 @@ def find_heads(module: GraphModule, graph: Graph, inputs: tuple[torch.Tensor, ..
     """Every attention that has linears around it, each checked; those whose heads cannot be cut carry the reason.
 
     Args:
-        module: of :func:`autocomp.graph.graph_module`, traced from the folded model; left as it is.
+        module: of :func:`autocomp.trace.graph_module`, traced from the folded model; left as it is.
         graph: its facts.
         inputs: a batch of two examples.
     """

@@ -12,8 +12,9 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
 from autocomp.errors import CompressionError
-from autocomp.graph import ADDITIONS, Graph, Node, operator_name
+from autocomp.graph import ADDITIONS, Graph, Node
 from autocomp.inventory import ResidualBlock
+from autocomp.trace import operator_name
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

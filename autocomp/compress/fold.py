@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
 from autocomp.compress.agreement import computes_the_same
-from autocomp.graph import Example, export_program, read_graph
+from autocomp.trace import Example, export_program, read_graph
 
 if TYPE_CHECKING:
     from torch import nn

@@ -22,9 +22,10 @@ from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
 from autocomp.compress.unpack import unpack_attention
 from autocomp.errors import RequestError, first_line
-from autocomp.graph import Example, Graph, OutputForm, export_program, graph_module, read_graph
+from autocomp.graph import Graph
 from autocomp.inventory import ChannelGroup, Inventory, layers_of
 from autocomp.plan import LayerPlan, Plan, Sparsity
+from autocomp.trace import Example, OutputForm, export_program, graph_module, read_graph
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram

@@ -12,9 +12,10 @@ from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines torch.ops.quantized_decomposed
 
 from autocomp.compress.sampling import spread_places
-from autocomp.graph import RESHAPES, Graph, operator_name
+from autocomp.graph import RESHAPES, Graph
 from autocomp.graph import Node as GraphNode
 from autocomp.plan import Clip, Format
+from autocomp.trace import operator_name
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node
@@ -350,7 +351,7 @@ def calibrate_activations(
     """Insert calibrated quantizers behind the named nodes of ``module``, in place.
 
     Args:
-        module: a graph module as :func:`autocomp.graph.graph_module` gives it.
+        module: a graph module as :func:`autocomp.trace.graph_module` gives it.
         sites: node names, as :func:`quantized_tensors` gives them.
         calibration: batches of the model's positional inputs.
         readers: for some of the nodes, the only ones that read the rounded result.

@@ -15,9 +15,10 @@ from autocomp.compress.attention import HeadCut, Heads, choose_heads, cut_heads
 from autocomp.compress.blocks import drop_blocks, without_blocks
 from autocomp.compress.channels import Coupling, Cut, choose_units, gone_channels, prune
 from autocomp.compress.solve import Gone, Solver
-from autocomp.graph import Example, Graph, OutputForm, copied_trace, export_program, graph_module, read_graph
+from autocomp.graph import Graph
 from autocomp.inventory import Inventory, ResidualBlock
 from autocomp.plan import Plan, Sparsity
+from autocomp.trace import Example, OutputForm, copied_trace, export_program, graph_module, read_graph
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

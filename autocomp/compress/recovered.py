@@ -15,7 +15,7 @@ from autocomp.compress.grids import QuantizedWeight
 from autocomp.compress.quantize import ActivationQuantizer
 from autocomp.compress.simulate import SimulatedQuantizer
 from autocomp.errors import CompressionError
-from autocomp.graph import copied
+from autocomp.trace import copied
 
 #: What a tensor is, in front of the name of its parameter or quantizer: floats, levels, their steps, the mask of what
 #: stays, the step of an activation.

@@ -19,8 +19,9 @@ from autocomp.compress.prune import Moment, cut_weights, weight_scores
 from autocomp.compress.rounding import quantize_weight
 from autocomp.compress.statistics import Batches, Statistics, left
 from autocomp.compress.surgeon import DAMPING
-from autocomp.graph import Example, Graph, export_program, graph_module, read_graph
+from autocomp.graph import Graph
 from autocomp.plan import SEEING, Format, Rank, Saliency, Sparsity
+from autocomp.trace import Example, export_program, graph_module, read_graph
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

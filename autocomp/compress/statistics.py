@@ -13,7 +13,7 @@ from autocomp.compress.agreement import flat_output
 from autocomp.compress.prune import Moment
 from autocomp.compress.sampling import spread_places
 from autocomp.errors import CompressionError
-from autocomp.graph import copied
+from autocomp.trace import copied
 
 Batches = Sequence[tuple[torch.Tensor, ...]]
 

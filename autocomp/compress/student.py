@@ -30,8 +30,9 @@ from autocomp.compress.rebuild import Prepared
 from autocomp.compress.recipe import Recovery
 from autocomp.compress.recovered import FLOAT, KEPT, LEVELS, SCALE, STEP
 from autocomp.compress.solve import Solver
-from autocomp.graph import ADDITIONS, ATTENTION, copied, export_program, graph_module, on_device
+from autocomp.graph import ADDITIONS, ATTENTION
 from autocomp.plan import LayerPlan, Plan, Sparsity
+from autocomp.trace import copied, export_program, graph_module, on_device
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

@@ -28,7 +28,8 @@ from autocomp.export.older import lower_opset
 from autocomp.export.opsets import leave_out_defaults, raise_opset
 from autocomp.export.packing import encode, encode_bias, install
 from autocomp.export.stored import StoredWeight, weight_spec
-from autocomp.graph import ATTENTION, Graph, copied, operator_name
+from autocomp.graph import ATTENTION, Graph
+from autocomp.trace import copied, operator_name
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

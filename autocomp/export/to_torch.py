@@ -32,8 +32,9 @@ from autocomp.export.torch_layers import (
     Levels,
     StoredWeight,
 )
-from autocomp.graph import WEIGHT_ARGUMENT, Example, copied, export_program
+from autocomp.graph import WEIGHT_ARGUMENT
 from autocomp.graph import Node as GraphNode
+from autocomp.trace import Example, copied, export_program
 
 if TYPE_CHECKING:
     from torch import nn

@@ -24,8 +24,8 @@ from autocomp.export.torch_layers import (
     Levels,
     StoredWeight,
 )
-from autocomp.graph import Example
 from autocomp.hardware.graph_writer import GRID_STEP, Value, Zeros
+from autocomp.trace import Example
 
 #: Says that a value is rounded: every grid of a calibration is the same.
 GRID = ("grid", "0")

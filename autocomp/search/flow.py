@@ -35,7 +35,8 @@ from autocomp.search.tables import write_tables
 from autocomp.search.verify import Exported, export_and_score, footprints, time_files, verification
 from autocomp.search.warm_start import warmed_up
 from autocomp.search.workers import Workers
-from autocomp.space import build_space, read_space
+from autocomp.space_builder import build_space
+from autocomp.space_file import read_space
 from autocomp.task import Direction, Metric, Task
 from autocomp.tasks.load import check_task
 from autocomp.tasks.user_file import one_line

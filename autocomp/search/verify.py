@@ -15,7 +15,6 @@ import torch
 from autocomp.compress.apply import origin
 from autocomp.errors import WorkError
 from autocomp.export.artifact import export
-from autocomp.graph import OutputForm
 from autocomp.hardware import timed_files
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.runtimes import onnxruntime
@@ -28,6 +27,7 @@ from autocomp.run import Json
 from autocomp.search.drop import drop_interval
 from autocomp.search.evaluate import Workbench
 from autocomp.task import Predict, Score
+from autocomp.trace import OutputForm
 from autocomp.trial import Cost, Trial
 
 FoundT = TypeVar("FoundT")

@@ -18,8 +18,8 @@ from autocomp.compress.prepare import prepare
 from autocomp.compress.rebuild import Prepared
 from autocomp.compress.solve import Solver
 from autocomp.errors import CompressionError
-from autocomp.graph import copied, export_program, graph_module
 from autocomp.plan import LayerPlan, Plan, Rank, Saliency, Sparsity
+from autocomp.trace import copied, export_program, graph_module
 from tests.compress.test_channels import magnitudes
 from tests.networks import (
     TOKENS,

@@ -13,9 +13,9 @@ from autocomp.compress.blocks import drop_blocks, find_blocks
 from autocomp.compress.prepare import prepare
 from autocomp.compress.structure import restructure
 from autocomp.errors import CompressionError
-from autocomp.graph import Example, export_program, graph_module, read_graph
 from autocomp.inventory import ResidualBlock
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
+from autocomp.trace import Example, export_program, graph_module, read_graph
 from tests.networks import NETWORKS, compressed, inputs, prepared, ready, run_module, thorough
 
 WITH_BLOCKS = ("residual", "option_a", "squeeze", "grouped", "encoder", "vit", "packed", "tied")

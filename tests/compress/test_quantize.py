@@ -22,8 +22,9 @@ from autocomp.compress.quantize import (
     quantized_tensors,
     rounded_for_products,
 )
-from autocomp.graph import BATCH, Graph, Node, export_program, graph_module
+from autocomp.graph import BATCH, Graph, Node
 from autocomp.plan import Clip, Format, LayerPlan, Plan
+from autocomp.trace import export_program, graph_module
 from tests.networks import compressed, inputs, prepared
 
 seeds = st.integers(0, 2**20)

@@ -27,9 +27,9 @@ from autocomp.compress.solve import Solver
 from autocomp.compress.student import Student
 from autocomp.errors import CompressionError
 from autocomp.export.to_onnx import export_onnx
-from autocomp.graph import copied, export_program, graph_module, on_device
 from autocomp.hardware.runtimes import onnxruntime
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
+from autocomp.trace import copied, export_program, graph_module, on_device
 from tests.networks import inputs, prepared, run_module, thorough
 
 CALIBRATION = [inputs("residual", 32, seed=100)]

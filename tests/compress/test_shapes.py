@@ -10,7 +10,8 @@ import torch.nn.functional as functional
 from torch import nn
 
 from autocomp.compress.shapes import SPLITS, follow, part
-from autocomp.graph import Example, Graph, Node, export_program, read_graph
+from autocomp.graph import Graph, Node
+from autocomp.trace import Example, export_program, read_graph
 
 Operation = Callable[..., torch.Tensor]
 

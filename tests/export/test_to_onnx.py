@@ -12,10 +12,11 @@ from autocomp.compress.prepare import prepare
 from autocomp.compress.quantize import DEFAULT_NUMERICS
 from autocomp.errors import ExportError
 from autocomp.export.to_onnx import export_onnx
-from autocomp.graph import ATTENTION, Example, export_program, graph_module
+from autocomp.graph import ATTENTION
 from autocomp.hardware.runtimes.onnxruntime import load, optimized_ops
 from autocomp.hardware.runtimes.runtime import batch_outputs
 from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
+from autocomp.trace import Example, export_program, graph_module
 from tests.networks import (
     NETWORKS,
     compressed,

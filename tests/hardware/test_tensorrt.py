@@ -11,11 +11,11 @@ from torch import nn
 
 from autocomp.compress.quantize import Numerics, quantized_tensors
 from autocomp.compress.structure import LayerShape, Structure, restructure
-from autocomp.graph import Example, export_program, read_graph
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.resolve import resolve_target
 from autocomp.hardware.tensorrt import lower
 from autocomp.plan import Format, LayerPlan, Plan
+from autocomp.trace import Example, export_program, read_graph
 from tests.networks import NETWORKS, prepared, random_plan, uniform_plan
 
 TENSORRT = Numerics(symmetric_activations=True, integer_bias=False, rounded_outputs=False)

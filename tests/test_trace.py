@@ -9,8 +9,9 @@ from torch import nn
 from autocomp.compress.apply import apply
 from autocomp.compress.prepare import prepare
 from autocomp.errors import TraceError
-from autocomp.graph import BATCH, Example, Graph, Node, OutputForm, export_program, graph_module, read_graph
+from autocomp.graph import BATCH, Graph, Node
 from autocomp.plan import Format, LayerPlan, Plan
+from autocomp.trace import Example, OutputForm, export_program, graph_module, read_graph
 from tests.networks import CLASSES, NETWORKS, SIZE, TOKENS, inputs, prepared, ready, run_module
 
 
