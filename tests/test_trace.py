@@ -176,7 +176,7 @@ def test_a_refusal_names_the_operator_and_the_line() -> None:
             return result
 
     for model, named in ((Counting(), "data-dependent"), (Solving(), r"aten\.linalg_lstsq")):
-        with pytest.raises(TraceError, match=rf"stopped at: .*{named}.*, line \d+ of test_graph\.py") as raised:
+        with pytest.raises(TraceError, match=rf"stopped at: .*{named}.*, line \d+ of test_trace\.py") as raised:
             traced(model)
         assert "\n" not in str(raised.value)
 
