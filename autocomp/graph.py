@@ -30,6 +30,8 @@ ADDITIONS = frozenset({"add", "add_"})
 #: Operators that give their input on unchanged (in evaluation).
 COPIES = frozenset({"dropout", "dropout_", "contiguous", "clone", "alias", "detach", "detach_", "lift_fresh_copy"})
 
+PADS = frozenset({"pad", "constant_pad_nd"})
+
 RESHAPES = frozenset({"view", "reshape", "_unsafe_view", "flatten", "unflatten", "squeeze", "unsqueeze"})
 
 

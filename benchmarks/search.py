@@ -8,7 +8,8 @@ images), as it is without recovery, and the costs that the shipped profile predi
 shows a drop of twice the reference point's, that is the metric: most plans of samplers that start from scratch are of that
 kind, and add nothing wherever they are (the first 1,100 of ResNet-20 were scored on all of them all the same). What a plan
 scored is kept by its hash (results/reference/search/, in a folder of the very weights: fine-tuning gives others on another
-kind of CPU) and never evaluated twice; what a run proposed is kept by its sampler and seed. So runs can be stopped, go on in
+kind of CPU; with ATEN_CPU_CAPABILITY=avx2 and ONEDNN_MAX_CPU_ISA=AVX2 it gives those of AVX2 on AVX-512 as well, and the same
+metrics) and never evaluated twice; what a run proposed is kept by its sampler and seed. So runs can be stopped, go on in
 another sitting (their sampler is led through what it proposed before), and stand side by side: ``run`` adds to them,
 ``volumes`` makes the table and the plot of them as far as they got, without evaluating anything.
 
@@ -24,7 +25,7 @@ import csv
 import fcntl
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -126,6 +127,8 @@ def contest(task: str, target: str, data: Path) -> Contest:
     # The shipped profile, wherever this runs: costs are predictions, and sittings are on different machines.
     profile = find_profile(target)
     found = profile.target(profile.file.threads, profile.file.batch, None, reachable=False)
+    # Files as they were written when the first plans were scored: predictions of others would not stand beside theirs.
+    found = replace(found, numerics=replace(found.numerics, convolved_shortcuts=False))
     request = Request(task, found.name, "default", "auto", found.artifact, found.threads, found.batch, 0, 1)
     setup = flow.set_up(request, load_task(task, data=data), found)
     name = f"{task}-{found.name}"

@@ -50,8 +50,9 @@ class Numerics:
     attention is one operator of the file (ONNX opset 23). ``narrow_products``: products of two
     pairs of 8-bit numbers are added up in 16 bits, which saturate (x86 without VNNI), so that 8-bit weights keep to half
     their levels. ``opset``: the latest that the runtime reads, where that is an early one; what it computes is the same.
-    ``floats``: what a torch package computes floats in; a search evaluates them as float32, and scores the files of the front
-    as they are computed.
+    ``convolved_shortcuts``: in integers, a shortcut without weights is a convolution of ones (onnxruntime), see
+    :mod:`autocomp.compress.shortcuts`. ``floats``: what a torch package computes floats in; a search evaluates them as
+    float32, and scores the files of the front as they are computed.
     """
 
     symmetric_activations: bool = False
@@ -60,6 +61,7 @@ class Numerics:
     attention_operator: bool = True
     narrow_products: bool = False
     opset: int | None = None
+    convolved_shortcuts: bool = False
     floats: Floats = "fp32"
 
 

@@ -20,6 +20,7 @@ from autocomp.compress.quantize import (
     rounded_for_products,
 )
 from autocomp.compress.shapes import SPLITS, follow, part, unflattened
+from autocomp.compress.shortcuts import Shortcut, find_shortcuts
 from autocomp.graph import CONVOLUTIONS, Graph, Node
 from autocomp.inventory import Inventory
 from autocomp.plan import Format, LayerPlan, Plan, Rank
@@ -38,12 +39,14 @@ class LayerShape:
 @dataclass(frozen=True)
 class Structure:
     """The data flow of the compressed network, how its layers are stored, and the nodes whose results are rounded on a
-    calibrated grid: for all that read them, or only for the products that do."""
+    calibrated grid: for all that read them, or only for the products that do. ``shortcuts`` are convolutions of ones in its
+    file."""
 
     graph: Graph
     layers: dict[str, LayerShape]
     rounded: frozenset[str] = frozenset()
     rounded_for_products: frozenset[str] = frozenset()
+    shortcuts: tuple[Shortcut, ...] = ()
 
     @property
     def quantized_layers(self) -> tuple[str, ...]:
@@ -122,6 +125,7 @@ def restructure(inventory: Inventory, plan: Plan, numerics: Numerics = DEFAULT_N
         {name: changed(layer, format=formats[name]) for name, layer in layers.items()},
         frozenset(rounded),
         frozenset(rounded_for_products(graph, formats, rounded)),
+        find_shortcuts(graph, rounded) if numerics.convolved_shortcuts else (),
     )
 
 

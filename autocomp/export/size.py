@@ -70,6 +70,7 @@ class SizeModel:
             if self.packed and self._integer_bias(node, layer):
                 readers.add(BIAS)
         total += len(rounded_at_run_time) * _node("DynamicQuantizeLinear", 1, 3)
+        total += sum(_shortcut_bytes(len(one.slices), one.stride) for one in structure.shortcuts)
         rounded = len(structure.rounded) + len(structure.rounded_for_products)
         most_weights = max((math.prod(layer.weight_shape) for layer in structure.layers.values()), default=0)
         return total + function_bytes(readers, most_weights) + rounded * _rounding_bytes()
@@ -137,6 +138,21 @@ def _bias_bytes(channels: int, integer: bool, packed: bool, one_step: bool) -> i
     steps = _tensor_bytes(NAME + ".s", TensorProto.FLOAT, () if one_step else (channels,))
     node = helper.make_node("DequantizeLinear", [NAME + ".v", NAME + ".s"], [NAME], axis=0)
     return _tensor_bytes(NAME + ".v", TensorProto.FLOAT, (channels,)) + steps + field_bytes(node.ByteSize())
+
+
+@lru_cache(maxsize=64)
+def _shortcut_bytes(slices: int, stride: tuple[int, int]) -> int:
+    """What a convolution of ones takes more than the slices and the pad that it stands for. The slices' constants are those
+    of others as well; a slice along all of an axis is not written."""
+    written = min(slices, sum(step > 1 for step in stride))
+    before = written * _node("Slice", 5) + _node("Pad", 2) + _tensor_bytes(NAME, TensorProto.INT64, (16,))
+    weight = _node("ConstantOfShape", 1) + _node("EyeLike", 1, dtype=TensorProto.INT32, k=-1)
+    weight += _node("Cast", 1, to=TensorProto.INT8) + _node("Unsqueeze", 2) + _node("DequantizeLinear", 2)
+    constants = 2 * _tensor_bytes(NAME, TensorProto.INT64, (1,)) + _tensor_bytes(NAME, TensorProto.FLOAT, ())
+    convolution = (
+        _layer_bytes("conv2d", False, stride, (0, 0), 1) + _node("QuantizeLinear", 3) + _node("DequantizeLinear", 3)
+    )
+    return weight + constants + convolution - before
 
 
 @lru_cache(maxsize=1)

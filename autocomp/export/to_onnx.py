@@ -27,6 +27,7 @@ from autocomp.export.integers import (
 from autocomp.export.older import lower_opset
 from autocomp.export.opsets import leave_out_defaults, raise_opset
 from autocomp.export.packing import encode, encode_bias, install
+from autocomp.export.shortcuts import convolve_shortcuts
 from autocomp.export.stored import StoredWeight, weight_spec
 from autocomp.graph import ATTENTION, Graph
 from autocomp.trace import copied, operator_name
@@ -75,6 +76,8 @@ def export_onnx(compressed: Compressed, packed: bool) -> bytes:
         for number, name in enumerate(_stored_names(compressed), start=1)
     }
     sums_before_norms(graph)
+    if compressed.numerics.convolved_shortcuts:
+        convolve_shortcuts(graph)
     stored: dict[str, StoredWeight] = {}
     rounded: dict[str, str] = {}
     for name in _weight_names(compressed):

@@ -5,9 +5,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from autocomp.graph import ADDITIONS, COPIES, RESHAPES, Graph, Node
+from autocomp.graph import ADDITIONS, COPIES, PADS, RESHAPES, Graph, Node
 from autocomp.hardware.kernels import Kernel
-from autocomp.hardware.lowering import PADS
 
 #: Gives rounded values on as they are.
 _CARRIERS = RESHAPES | COPIES | PADS | {"max_pool2d", "slice", "cat", "concat", "transpose", "permute"}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from autocomp.changed import changed
 from autocomp.compress.structure import Structure
-from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, RESHAPES, Graph, Node
+from autocomp.graph import ACTIVATIONS, ADDITIONS, COPIES, PADS, RESHAPES, Graph, Node
 from autocomp.hardware.kernels import CURVED, MOVES, ROW_BY_ROW, Kernel, convolution, in_company, spread
 from autocomp.hardware.layouts import BLOCKED, FLOAT, FLOAT_LAST, INTEGER, INTEGER_LAST, Form, Lowering
 from autocomp.hardware.weighted import (
@@ -22,6 +22,7 @@ from autocomp.hardware.weighted import (
     lower_linear,
     lower_lookup,
     lower_product,
+    lower_shortcut,
     lower_transposed_conv,
 )
 
@@ -68,8 +69,6 @@ KINDS = {
     "silu": "quick_gelu",
 }
 
-PADS = {"pad", "constant_pad_nd"}
-
 
 def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
     """The kernel calls of one inference with onnxruntime on a CPU, in order.
@@ -82,13 +81,15 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
             blocked convolution's numbers count.
     """
     graph = structure.graph
+    shortcuts = {one.pad: one for one in structure.shortcuts}
+    sliced = {name for one in structure.shortcuts for name in one.slices}
     formats = {name: layer.format for name, layer in structure.layers.items() if layer.format is not None}
     state = Lowering(
         graph,
         frozenset(structure.integer_layers),
         structure.dynamic_layers,
         structure.integer_tables,
-        structure.rounded,
+        structure.rounded | shortcuts.keys(),
         not any(chosen.needs_two_bit_type for chosen in formats.values()),
         block,
     )
@@ -105,6 +106,11 @@ def lower(structure: Structure, batch: int, block: int) -> tuple[Kernel, ...]:
                 state.forms[node.name] = state.forms[node.inputs[0]]
             else:
                 state.write(node, FLOAT)
+            continue
+        if node.name in sliced:
+            continue  # by the convolution that pads
+        if node.name in shortcuts:
+            lower_shortcut(state, node, shortcuts[node.name])
             continue
         tail = graph.tail(node)
         if _one(state, node, tail) and tail is not node:

@@ -61,6 +61,7 @@ class _NumericsFile(_Strict):
     integer_bias: bool
     rounded_outputs: bool
     attention_operator: bool
+    convolved_shortcuts: bool = False
     opset: int | None = None
     floats: Floats = "fp32"
 

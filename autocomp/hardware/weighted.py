@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from autocomp.changed import changed
+from autocomp.compress.shortcuts import Shortcut
 from autocomp.graph import Node
 from autocomp.hardware.kernels import Kernel, convolution, spread
 from autocomp.hardware.layouts import BLOCKED, FLOAT, INTEGER, INTEGER_LAST, Lowering
@@ -56,6 +57,16 @@ def lower_conv(state: Lowering, node: Node, tail: Node) -> bool:
     if state.graph.sole_user(node.name) is not None and tail is node:
         state.conv_at[node.name] = len(state.kernels) - 1
     return True
+
+
+def lower_shortcut(state: Lowering, pad: Node, shortcut: Shortcut) -> None:
+    """A shortcut without weights, as a convolution of ones."""
+    source = state.graph.by_name[shortcut.source]
+    weight = (pad.shape[1], source.shape[1], 1, 1)
+    ones = changed(pad, op="conv2d", weight_shape=weight, kernel=(1, 1), stride=shortcut.stride)
+    state.read(source.name, INTEGER_LAST)
+    state.kernels.append(weighted_kernel(ones, convolution("qlinear_conv", 1, source.shape[1]), source.elements))
+    state.write(pad, INTEGER_LAST)
 
 
 def _padded(kernel: Kernel, node: Node, block: int, reads_blocks: bool) -> Kernel:
