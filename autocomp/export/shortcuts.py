@@ -24,6 +24,7 @@ def convolve_shortcuts(graph: GraphProto) -> None:
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     writers = {name: node for node in graph.node for name in node.output}
     channels = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
+    returned = {value.name for value in graph.output}
     for pad in [node for node in graph.node if node.op_type == "Pad"]:
         ends = constants.get(pad.input[1])
         filled = constants.get(pad.input[2], 0.0) if len(pad.input) > 2 and pad.input[2] else 0.0
@@ -31,7 +32,7 @@ def convolve_shortcuts(graph: GraphProto) -> None:
             continue
         stride, chain, source = {ROWS: 1, COLUMNS: 1}, [pad], pad.input[0]
         while (node := writers.get(source)) is not None and (step := _step(node, constants)) is not None:
-            if len(consumers(graph.node, source)) > 1:
+            if source in returned or len(consumers(graph.node, source)) > 1:
                 break
             stride[step[0]] *= step[1]
             chain.append(node)
