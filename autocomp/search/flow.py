@@ -28,7 +28,14 @@ from autocomp.search.evaluate import Workbench
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.points import BASELINE, UNSHIPPABLE, VERIFIED, doubted, front_in, goal_trial, verifications
 from autocomp.search.possible import check_possible
-from autocomp.search.recovery import recover_points, recovered_trials, weights_path, worth_recovering
+from autocomp.search.recovery import (
+    recover_points,
+    recovered_trials,
+    sought,
+    wanted_first,
+    weights_path,
+    worth_recovering,
+)
 from autocomp.search.rounds import Rounds, with_parts
 from autocomp.search.study import read_study, read_trials
 from autocomp.search.tables import write_tables
@@ -132,10 +139,9 @@ def search(
                 f"begin anew with another --out; --from {folder.path} keeps what was measured of its layers"
             )
         if request.recover_epochs:
-            # The same ones at every sitting: what was recovered has no say.
+            # The same ones at every sitting: what was recovered is no candidate.
             searched = [trial for trial in trials if trial.parent is None]
-            worth = worth_recovering(searched, front_in(folder, searched, bench.task.metric))
-            recover_points(bench, folder, worth, request, watcher)
+            _recover(setup, folder, searched, watcher)
         points = _verify_all(setup, folder, watcher)
         if len(points) == 1:
             watcher.say("no trial kept the limits asked for; the front holds the uncompressed model only")
@@ -144,6 +150,19 @@ def search(
             watcher.say(f"the {goal} within the limits is trial {wanted.number}; export it with --pick {goal}")
         _tell_of_the_unsettled(folder, points, watcher)
         return write_tables(folder, bench.task.metric, load_trials(folder))
+
+
+def _recover(setup: Setup, folder: RunFolder, trials: Sequence[Trial], watcher: Watcher) -> None:
+    """Recover what is worth it; where an end of the front within a drop is wanted, what that takes to be found."""
+    request, metric, goal = setup.request, setup.bench.task.metric, cast("Goal", setup.request.goal)
+    points = front_in(folder, trials, metric, Limits.of_trials)
+    if goal in {"fastest", "smallest"} and request.max_drop is not None:
+        line = wanted_first(points, metric, goal)
+        worth = sought(line, folder, setup.baseline.value, metric, request)
+        recover_points(setup.bench, folder, worth, len(line).bit_length(), request, watcher)
+    else:
+        several = worth_recovering(trials, points)
+        recover_points(setup.bench, folder, several, len(several), request, watcher)
 
 
 def _verify_all(setup: Setup, folder: RunFolder, watcher: Watcher) -> list[Trial]:

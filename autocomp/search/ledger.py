@@ -84,7 +84,7 @@ class Ledger:
         self._study, self._together = opened.study, opened.together
         self._space, self._request = space, request
         self._metric, self._baseline_metric, self._scale = metric, baseline_metric, abs(baseline_metric) or 1.0
-        self._limits = Limits.of(request) if limits is None else limits
+        self._limits = Limits.of_trials(request) if limits is None else limits
         self._knowledge, self._asked_for = knowledge, request.trials + more
         self._trials: dict[int, Trial] = {}
         self._known: dict[str, Outcome] = {}

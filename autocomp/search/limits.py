@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from autocomp.run import Json, Request
@@ -96,3 +96,10 @@ class Limits:
             request.max_drop,
             *factors,
         )
+
+    @staticmethod
+    def of_trials(request: Request, events: Iterable[Json] = ()) -> Limits:
+        """What trials are to stay within. Where recovery follows, the drop is asked of what it gives: training brings back
+        much of what compression takes, so that what is within the drop already is far from the fastest that ends there."""
+        limits = Limits.of(request, events)
+        return replace(limits, max_drop=None) if request.recover_epochs else limits

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import cast
 
 from autocomp.errors import RunError
 from autocomp.pareto import NEAR_SHARE, RUINED_SHARE, front, knee
-from autocomp.run import Json, RunFolder
+from autocomp.run import Json, Request, RunFolder
 from autocomp.search.limits import Goal, Limits
 from autocomp.task import Metric
 from autocomp.trial import Trial
@@ -80,12 +80,17 @@ def front_trials(
     return [baseline, *(t for t in sorted(best, key=lambda t: t.number) if t.number != BASELINE)]
 
 
-def front_in(folder: RunFolder, trials: Sequence[Trial], metric: Metric) -> list[Trial]:
+def front_in(
+    folder: RunFolder,
+    trials: Sequence[Trial],
+    metric: Metric,
+    limits_of: Callable[[Request, Iterable[Json]], Limits] = Limits.of,
+) -> list[Trial]:
     """The front of some trials of a run that have a file, within the limits that it was asked for, as far as these are
     corrected by now."""
     events = [*folder.events()]
     without = {event["key"] for event in events if event.get("event") == UNSHIPPABLE}
-    limits = Limits.of(folder.request(), events)
+    limits = limits_of(folder.request(), events)
     return front_trials([one for one in trials if one.key not in without], metric, limits, _verified(events))
 
 

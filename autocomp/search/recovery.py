@@ -3,11 +3,10 @@ the point it came from as its parent. Every one is an event of the run, and its 
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +28,8 @@ from autocomp.watch import Watcher
 
 if TYPE_CHECKING:
     from autocomp.search.evaluate import Workbench
+    from autocomp.search.limits import Goal
+    from autocomp.task import Metric
 
 #: The event of one recovered point.
 EVENT = "recovered"
@@ -113,6 +114,47 @@ def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[T
     return [ordered[place] for place in _spread(len(ordered))]
 
 
+def wanted_first(points: Sequence[Trial], metric: Metric, goal: Goal) -> list[Trial]:
+    """Of a front before any recovery, the untouched plan first, the points that lose least for what they take: the fastest
+    first where that is wanted, else the smallest."""
+    untouched = points[0].metric or 0.0
+    others = [t for t in points[1:] if t.metric is not None and t.cost is not None]
+    rows = [(metric.drop(untouched, t.metric or 0.0), _taken(t, goal)) for t in others]
+    line = [others[place] for place in front(rows)] if rows else []
+    return sorted(line, key=lambda t: (_taken(t, goal), t.number))
+
+
+def _taken(point: Trial, goal: Goal) -> float:
+    assert point.cost is not None
+    return point.cost.latency_ms if goal == "fastest" else point.cost.size_bytes
+
+
+def sought(
+    line: Sequence[Trial], folder: RunFolder, untouched: float, metric: Metric, request: Request
+) -> Iterator[Trial]:
+    """The first of some points that ends within the drop that is allowed, sought by halving: the middle one is recovered,
+    then that before it if it ended within the drop, or behind it if it did not, and so on. So ``len(line).bit_length()``
+    trainings at most find what training all of them would.
+
+    Args:
+        line: as :func:`wanted_first` gives it; each is recovered before the next is asked for.
+        untouched: the untouched network's metric.
+    """
+    outside, within = -1, len(line)
+    while within - outside > 1:
+        middle = (outside + within) // 2
+        yield line[middle]
+        drops = [metric.drop(untouched, one.metric) for one in _done(folder) if _is_of(one, line[middle], request)]
+        if drops and sum(drops) / len(drops) <= (request.max_drop or 0.0):
+            within = middle
+        else:
+            outside = middle
+
+
+def _is_of(done: _Done, point: Trial, request: Request) -> bool:
+    return (done.plan_hash, done.epochs, done.recipe) == (point.plan.hash, request.recover_epochs, request.recipe)
+
+
 def _spread(count: int) -> list[int]:
     """The numbers below ``count``: the first, then ever the one that is furthest from those before."""
     found: list[int] = []
@@ -123,20 +165,23 @@ def _spread(count: int) -> list[int]:
 
 
 def recover_points(
-    bench: Workbench, folder: RunFolder, points: Sequence[Trial], request: Request, watcher: Watcher
+    bench: Workbench, folder: RunFolder, points: Iterable[Trial], most: int, request: Request, watcher: Watcher
 ) -> None:
-    """Recover points, those left out that were recovered before; each is on disk when the next begins. A task without
+    """Recover points, those left out that were recovered before; each is on disk when the next is asked for. A task without
     train batches is distilled on its calibration inputs. What cannot be recovered is told, and left as it is.
+
+    Args:
+        most: so many points at most.
     """
     labelled, epochs = bench.task.train is not None, request.recover_epochs
     recipe = recipe_of(request)
     seeds = range(request.seed, request.seed + request.recover_seeds)
     batches = bench.task.calibration if bench.task.train is None else bench.task.train
     known = {(one.plan_hash, one.seed, one.epochs, one.recipe) for one in _done(folder)}
-    for place, (point, seed) in enumerate(itertools.product(points, seeds)):
+    for place, (point, seed) in enumerate((point, seed) for point in points for seed in seeds):
         if (point.plan.hash, seed, epochs, request.recipe) in known:
             continue
-        what = f"recovering trial {point.number} ({place + 1} of {len(points) * len(seeds)})"
+        what = f"recovering trial {point.number} ({place + 1} of {most * len(seeds)})"
         watcher.step(what, 0, 1)
         began = time.monotonic()
         try:

@@ -55,12 +55,12 @@ class Rounds:
         knowledge = self._knowledge()
         opened = open_study(self.folder.journal, self.setup.bench.task.metric.direction)
         while True:
-            limits, corrections = Limits.of(request, self.folder.events()), self._corrections()
+            limits, corrections = Limits.of_trials(request, self.folder.events()), self._corrections()
             self._trials(opened, knowledge, limits, corrections, began)
             trials = self.load()
             if not limits.of_costs or not self._measurable(limits):
                 return trials
-            points = front_in(self.folder, trials, self.setup.bench.task.metric)
+            points = front_in(self.folder, trials, self.setup.bench.task.metric, Limits.of_trials)
             if points:
                 self.check(points)
             if corrections == CORRECTIONS or not self._correct(limits, trials):
@@ -94,7 +94,7 @@ class Rounds:
         self.watcher.step("foreseeing what each choice costs", 0, 1)
         landscape.foresee()
         self.watcher.step("foreseeing what each choice costs", 1, 1)
-        self._tell_of_doubts(Limits.of(request, self.folder.events()), landscape)
+        self._tell_of_doubts(Limits.of_trials(request, self.folder.events()), landscape)
         return Knowledge(landscape, hints, metrics)
 
     def _measures(self) -> Measures:

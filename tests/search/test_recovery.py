@@ -16,11 +16,22 @@ from autocomp.errors import RequestError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.finished import Run
 from autocomp.plan import Format, LayerPlan, Plan
-from autocomp.run import RunFolder
+from autocomp.run import Json, RunFolder
 from autocomp.search import flow
 from autocomp.search import recovery as stage
+from autocomp.search.limits import Limits
 from autocomp.search.points import verifications
-from autocomp.search.recovery import EVENT, MOST_POINTS, read_recipe, recipe_of, weights_path, worth_recovering
+from autocomp.search.recovery import (
+    EVENT,
+    MOST_POINTS,
+    read_recipe,
+    recipe_of,
+    sought,
+    wanted_first,
+    weights_path,
+    worth_recovering,
+)
+from autocomp.task import Metric
 from autocomp.trial import RECOVERED, Cost, Trial
 from autocomp.watch import SILENT, Silent
 from tests import small_task
@@ -78,6 +89,44 @@ def test_of_many_points_some_are_taken_from_the_slowest_to_the_fastest() -> None
     assert max(gaps) - min(gaps) <= 1
     assert chosen[:2] == [1, 49]  # what is interrupted has seen of the whole range
     assert 20 <= chosen[2] <= 30
+
+
+def test_an_end_of_the_front_is_sought_by_halving(tmp_path: Path) -> None:
+    """Whatever the first point is that ends within the drop, it is found, and few are trained for it."""
+    points = [trial(0, 99.0, 9900, 90.0), *(trial(n, float(n), 100 * n, 40.0 + n) for n in range(1, 22))]
+    request, metric = replace(REQUEST, recover_epochs=3, max_drop=1.0, goal="fastest"), Metric("accuracy", "maximize")
+    line = wanted_first(points, metric, "fastest")
+    assert [one.number for one in line] == [*range(1, 22)]
+    for first in (1, 2, 9, 20, 21, 22):  # the last: none
+        folder, trained = RunFolder(tmp_path / str(first)), []
+        folder.path.mkdir()
+        for point in sought(line, folder, 90.0, metric, request):
+            trained.append(point.number)
+            for seed, metric_value in enumerate((89.5, 88.9) if point.number >= first else (88.5, 89.4)):
+                folder.append_event(recovered_event(point, seed, metric_value))
+        assert len(trained) <= len(line).bit_length() == 5
+        assert {first, first - 1} & {*range(1, 22)} <= {*trained}
+        # Gone through anew, as by a resumed run, it is the same.
+        assert [one.number for one in sought(line, folder, 90.0, metric, request)] == trained
+
+
+def recovered_event(point: Trial, seed: int, metric: float) -> Json:
+    done: Json = {"parent": point.number, "plan_hash": point.plan.hash, "seed": seed, "epochs": 3, "metric": metric}
+    return {"event": EVENT, **done, "seconds": 1.0, "weights": "", "recipe": REQUEST.recipe}
+
+
+def test_the_line_to_an_end_has_what_loses_least_for_what_it_takes() -> None:
+    points = [trial(0, 9.0, 900, 90.0), trial(1, 5.0, 100, 80.0), trial(2, 4.0, 300, 85.0), trial(3, 3.0, 200, 70.0)]
+    metric = Metric("accuracy", "maximize")
+    assert [one.number for one in wanted_first(points, metric, "fastest")] == [3, 2]
+    assert [one.number for one in wanted_first(points, metric, "smallest")] == [1, 2]
+
+
+def test_where_recovery_follows_no_trial_is_kept_to_the_drop() -> None:
+    request = replace(REQUEST, max_drop=0.5, max_latency_ms=2.0)
+    assert Limits.of_trials(request) == Limits.of(request)
+    recovering = replace(request, recover_epochs=1)
+    assert Limits.of_trials(recovering) == replace(Limits.of(recovering), max_drop=None)
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +187,21 @@ class TestRecovered:
         flow.search(small_setup(recover_epochs=2), recovered_run, resume=True, watcher=SILENT)
         assert (recovered_run.path / "events.jsonl").read_bytes() == before
         assert (recovered_run.path / "trials.csv").read_text() == tables
+
+
+@pytest.mark.slow
+def test_the_fastest_within_a_drop_is_one_that_training_brought_there(tmp_path: Path) -> None:
+    given = small_setup(recover_epochs=2, goal="fastest", max_drop=8.0)
+    folder = RunFolder(tmp_path / "run")
+    flow.search(given, folder, resume=False, watcher=SILENT)
+    trials = flow.load_trials(folder)
+    base = trials[0].metric or 0.0
+    dropped = {one.number: base - (one.metric or 0.0) for one in trials}
+    trained = [one for one in trials if one.parent is not None]
+    assert 0 < len(trained) <= len(trials).bit_length()
+    # Trials were not kept to the drop, and what is on the front is.
+    assert max(dropped.values()) > 8.0
+    assert all(dropped[point.number] <= 8.0 for point in flow.front_of(folder))
 
 
 @pytest.mark.exhaustive
