@@ -25,7 +25,7 @@ from autocomp.run import Json, Request, RunFolder, write_whole
 from autocomp.search.begin import Setup, begin
 from autocomp.search.earlier import check_same_network, take_over
 from autocomp.search.evaluate import Workbench
-from autocomp.search.limits import Goal, Limits
+from autocomp.search.limits import ENDS, Goal, Limits
 from autocomp.search.points import BASELINE, UNSHIPPABLE, VERIFIED, doubted, front_in, goal_trial, verifications
 from autocomp.search.possible import check_possible
 from autocomp.search.recovery import (
@@ -156,7 +156,7 @@ def _recover(setup: Setup, folder: RunFolder, trials: Sequence[Trial], watcher: 
     """Recover what is worth it; where an end of the front within a drop is wanted, what that takes to be found."""
     request, metric, goal = setup.request, setup.bench.task.metric, cast("Goal", setup.request.goal)
     points = front_in(folder, trials, metric, Limits.of_trials)
-    if goal in {"fastest", "smallest"} and request.max_drop is not None:
+    if goal in ENDS and request.max_drop is not None:
         line = wanted_first(points, metric, goal)
         worth = sought(line, folder, setup.baseline.value, metric, request)
         recover_points(setup.bench, folder, worth, len(line).bit_length(), request, watcher)

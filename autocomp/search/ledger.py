@@ -19,7 +19,7 @@ from autocomp.run import Request
 from autocomp.search.evaluate import Outcome, Workbench, evaluate
 from autocomp.search.guided import CHOICE, PLAN_HASH, STOPPED, GuidedSampler, Wish, distributions, indices_of
 from autocomp.search.landscape import Landscape
-from autocomp.search.limits import Goal, Limits
+from autocomp.search.limits import ENDS, Goal, Limits
 from autocomp.search.rungs import Hurdle
 from autocomp.search.sampler import SamplerName, UniformSampler, make_sampler
 from autocomp.search.stored_plan import plan_text
@@ -227,6 +227,8 @@ class Ledger:
             return self._kept
         name: SamplerName = self._request.sampler  # type: ignore[assignment]
         goal: Goal = self._request.goal  # type: ignore[assignment]
+        if self._request.recover_epochs and goal in ENDS:
+            goal = "front"  # which of its points training brings within the drop is not known before
         wish = Wish(self._limits, goal, self._knowledge.earlier)
         sampler = make_sampler(name, self._space, self._request.seed, number, self._knowledge.landscape, wish)
         if isinstance(sampler, GuidedSampler | UniformSampler):

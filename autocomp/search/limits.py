@@ -12,6 +12,8 @@ from autocomp.trial import Cost
 
 #: The whole front, or one end of it.
 Goal = Literal["front", "most-accurate", "fastest", "smallest"]
+#: Those that a drop is allowed for.
+ENDS: frozenset[Goal] = frozenset({"fastest", "smallest"})
 
 #: The event that says by how much files broke a limit that their predictions kept.
 CORRECTED = "corrected"

@@ -11,7 +11,7 @@ from typing import cast
 from autocomp.errors import RunError
 from autocomp.pareto import NEAR_SHARE, RUINED_SHARE, front, knee
 from autocomp.run import Json, Request, RunFolder
-from autocomp.search.limits import Goal, Limits
+from autocomp.search.limits import ENDS, Goal, Limits
 from autocomp.task import Metric
 from autocomp.trial import Trial
 
@@ -133,7 +133,7 @@ def goal_trial(
         RunError: nothing is near enough.
     """
     others = [point for point in points if point.number != BASELINE] or list(points)
-    if goal in {"fastest", "smallest"} and max_drop is None:
+    if goal in ENDS and max_drop is None:
         untouched = cast("float", points[0].metric)
         others = [one for one in others if metric.near(untouched, cast("float", one.metric), NEAR_SHARE)]
         if not others:
