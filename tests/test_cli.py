@@ -187,6 +187,7 @@ def test_report_is_rebuilt(run: Path) -> None:
     assert (run / "front.csv").is_file()
 
 
+@pytest.mark.exhaustive
 def test_the_line_that_the_report_gives_to_copy_exports_the_point(run: Path, tmp_path: Path) -> None:
     page = autocomp("report", str(run)).out.strip()
     with chromium() as browser:

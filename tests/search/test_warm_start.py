@@ -85,6 +85,7 @@ def test_what_settled_corrects_the_model_and_every_timing_is_an_event(
     assert abs(model.predict(kernels).latency_ms - 1) < abs(base.predict(kernels).latency_ms - 1)
 
 
+@pytest.mark.exhaustive
 def test_what_the_runtime_compiles_puts_the_rules_right_and_is_replayed(
     setup: Setup, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,6 +133,7 @@ def test_a_plan_without_a_file_is_left_out_of_the_warm_start(
     assert model_of(warm(setup, folder, 15)).measured == model.measured
 
 
+@pytest.mark.exhaustive
 def test_a_file_with_a_kernel_that_the_model_lacks_corrects_nothing(
     setup: Setup, clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
