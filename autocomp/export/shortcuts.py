@@ -21,11 +21,14 @@ ROWS, COLUMNS = 2, 3
 
 def convolve_shortcuts(graph: GraphProto) -> None:
     """Write what :func:`autocomp.compress.shortcuts.find_shortcuts` finds as a convolution of ones on its source's grid."""
+    pads, replaced = [node for node in graph.node if node.op_type == "Pad"], list[NodeProto]()
+    if not pads:
+        return
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     writers = {name: node for node in graph.node for name in node.output}
     channels = {value.name: value.type.tensor_type.shape.dim for value in graph.value_info}
     returned = {value.name for value in graph.output}
-    for pad in [node for node in graph.node if node.op_type == "Pad"]:
+    for pad in pads:
         ends = constants.get(pad.input[1])
         filled = constants.get(pad.input[2], 0.0) if len(pad.input) > 2 and pad.input[2] else 0.0
         if ends is None or len(ends) != 8 or any(ends[[0, 2, 3, 4, 6, 7]]) or min(ends) < 0 or filled != 0.0:
@@ -44,8 +47,10 @@ def convolve_shortcuts(graph: GraphProto) -> None:
         _convolve(graph, pad, rounding, (stride[ROWS], stride[COLUMNS]), inputs, int(ends[1]), int(ends[5]))
         for node in chain[1:]:
             graph.node.remove(node)
+        replaced += chain
     read = {name for node in graph.node for name in node.input}
-    for tensor in [one for one in graph.initializer if one.name not in read and constants.get(one.name) is not None]:
+    unread = {name for node in replaced for name in node.input[1:]} - read
+    for tensor in [one for one in graph.initializer if one.name in unread]:
         graph.initializer.remove(tensor)
 
 

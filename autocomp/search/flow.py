@@ -156,7 +156,7 @@ def _recover(setup: Setup, folder: RunFolder, trials: Sequence[Trial], watcher: 
     """Recover what is worth it; where an end of the front within a drop is wanted, what that takes to be found."""
     request, metric, goal = setup.request, setup.bench.task.metric, cast("Goal", setup.request.goal)
     points = front_in(folder, trials, metric, Limits.of_trials)
-    if goal in ENDS and request.max_drop is not None:
+    if goal in ENDS:  # which are asked for with a drop
         line = wanted_first(points, metric, goal)
         worth = sought(line, folder, setup.baseline.value, metric, request)
         recover_points(setup.bench, folder, worth, len(line).bit_length(), request, watcher)

@@ -19,10 +19,10 @@ from autocomp.export.size import SizeModel
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.calibrate import nchwc_block
 from autocomp.hardware.fingerprint import this_machine
-from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.lowering import lower
 from autocomp.hardware.runtimes.onnxruntime import kernel_samples
 from autocomp.plan import Format, LayerPlan, Plan
+from tests.hardware.test_lowering import facts
 from tests.networks import inputs, numerics_here, prepared, random_plan, run_file, thorough, uniform_plan
 
 pytestmark = pytest.mark.slow
@@ -38,10 +38,6 @@ def compressed(plan: Plan, convolved: bool) -> Compressed:
 
 def operators(file: bytes) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load_from_string(file).graph.node)
-
-
-def facts(kernels: tuple[Kernel, ...]) -> Counter[Kernel]:
-    return Counter(replace(kernel, sources=()) for kernel in kernels)
 
 
 @pytest.mark.parametrize(
@@ -73,8 +69,6 @@ def test_in_floats_all_is_left_as_it_is() -> None:
 
 def test_the_kernels_are_foreseen() -> None:
     block = nchwc_block(this_machine())
-    if block is None:
-        pytest.skip("onnxruntime's blocked layout is foreseen for x86 with AVX2 or AVX-512; this machine has neither")
     plan = uniform_plan("option_a", format=INT8)
     samples = kernel_samples(
         export_onnx(compressed(plan, True), False), [inputs("option_a", 1)[0].numpy()], threads=1, runs=1
