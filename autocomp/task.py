@@ -21,6 +21,9 @@ Direction = Literal["maximize", "minimize"]
 #: dictionary or an output class. The same evaluation is given the torch model and the exported file in this form.
 Predict = Callable[..., Any]
 
+#: (what the model returns, the target of a train batch) → a scalar to be made small, of a mean over the batch.
+Loss = Callable[[Any, "torch.Tensor"], "torch.Tensor"]
+
 
 @dataclass(frozen=True)
 class Score:
@@ -73,7 +76,9 @@ class Task:
     ``example_inputs`` are the model's positional inputs at batch 1; latency is that of inputs of these sizes.
     ``calibration`` are batches in the same form, kept out of both splits. ``train``, where there is one, are
     (inputs…, target) batches for recovery, which asks for each anew in every epoch: a sequence may augment them, by
-    torch's own generator, which recovery seeds. ``dynamic_dims`` says for each input which dimensions besides the batch may
+    torch's own generator, which recovery seeds. ``loss`` is what recovery makes small of outputs and targets, beside the
+    distance from the uncompressed network's outputs; None for the cross entropy where targets are classes, and for that
+    distance alone where they are not. ``dynamic_dims`` says for each input which dimensions besides the batch may
     vary in size (a sequence's length is ``(1,)``); empty where only the batch does. A size that varies in several
     inputs is the same one in all of them.
     """
@@ -85,6 +90,7 @@ class Task:
     evaluate: Evaluate
     metric: Metric = Metric("accuracy")
     train: Sequence[tuple[torch.Tensor, ...]] | None = None
+    loss: Loss | None = None
     dynamic_dims: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:

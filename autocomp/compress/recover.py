@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +19,9 @@ from autocomp.compress.recovered import Recovered, weights_of, with_weights
 from autocomp.compress.solve import Solver
 from autocomp.compress.student import Student
 from autocomp.errors import CompressionError
+
+if TYPE_CHECKING:
+    from autocomp.task import Loss
 
 #: Is told (steps done, of so many, what the loss on the data kept apart last was; infinite before the first epoch's end).
 Progress = Callable[[int, int, float], None]
@@ -42,11 +46,12 @@ def recover(
     labelled: bool = True,
     progress: Progress | None = None,
     device: torch.device = CPU,
+    loss: Loss | None = None,
 ) -> Recovered:
     """Train a compressed network on; the best state by the data kept apart is what is returned, be it the network given.
 
     The loss is distillation from the uncompressed network: of softened logits beside the labels where the targets are
-    classes, else of all outputs.
+    classes, else of all outputs, beside the task's own loss where it has one.
 
     Args:
         prepared: the uncompressed network; left as it is.
@@ -54,6 +59,7 @@ def recover(
         batches: (inputs…, target), or inputs alone where not ``labelled``; each is asked for anew in every epoch.
         solver: that made ``compressed``.
         progress: called after every step.
+        loss: the task's own. Examples of a batch may belong together in it.
         device: where it is trained. On a GPU the same seed gives nearly the same: sums are in no fixed order there.
 
     Raises:
@@ -62,13 +68,13 @@ def recover(
     if not batches:
         raise CompressionError("recovery must have data to train on; the task has none; give it train batches")
     torch.manual_seed(recovery.seed)
-    student = Student(prepared, compressed, solver, batches[0], recovery, labelled, device)
+    student = Student(prepared, compressed, solver, batches[0], recovery, labelled, device, loss)
     chance = random.Random(recovery.seed)
     order = list(range(len(batches)))
     chance.shuffle(order)
     apart = max(1, round(KEPT_APART * len(order))) if len(order) > 1 else 0
-    # Of a single batch some examples are kept apart; of a single example nothing can be.
-    skipped = 0 if apart else round(max(1.0, KEPT_APART * len(batches[0][0]))) % len(batches[0][0])
+    # Of a single batch some examples are kept apart; of a single example, and of examples that belong together, none can be.
+    skipped = 0 if apart or loss is not None else round(max(1.0, KEPT_APART * len(batches[0][0]))) % len(batches[0][0])
     kept_apart = [_rows(batches[place], slice(skipped or None)) for place in order[:apart] or order]
     trained_on = order[apart:] or order
     steps = recovery.epochs * len(trained_on)
@@ -97,9 +103,9 @@ def recover(
             if step % looks == 0:
                 student.set_progress(step / steps)
             student.set_rate(0.5 * (1 + math.cos(math.pi * step / steps)))
-            loss = student.step(batch)
-            if step % looks == 0 and not math.isfinite(float(loss)):
-                raise CompressionError(f"the loss of recovery must be a number; got {float(loss)}; lower its rate")
+            now = student.step(batch)
+            if step % looks == 0 and not math.isfinite(float(now)):
+                raise CompressionError(f"the loss of recovery must be a number; got {float(now)}; lower its rate")
             step += 1
             told(held)
         held, state = student.better_state(kept_apart)

@@ -37,6 +37,8 @@ from autocomp.trace import copied, export_program, graph_module, on_device
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
+    from autocomp.task import Loss
+
 #: A step of the optimizer in shares of a weight's root mean square; networks with attention bear smaller ones. Trainings
 #: of more than so many epochs take smaller ones, in proportion: weights that go far between two levels end up worse (of
 #: ResNet-20 at 2 bits, 65 epochs at 0.0015, 0.004 and 0.01 ended with losses of 0.19, 0.21 and 0.28).
@@ -56,6 +58,7 @@ class Student:
         solver: that made ``compressed``.
         example: a batch, on any device.
         labelled: whether batches have a target behind the inputs that is to be learned.
+        loss: what is to be learned of it, where that is the task's own.
         device: where it is trained.
     """
 
@@ -68,9 +71,10 @@ class Student:
         recovery: Recovery,
         labelled: bool,
         device: torch.device,
+        loss: Loss | None = None,
     ) -> None:
         self._compressed, self._recovery = compressed, recovery
-        self._labelled, self._device = labelled, device
+        self._labelled, self._device, self._task_loss = labelled, device, loss
         names = _common_results(prepared, compressed) if recovery.features > 0 else ()
         teacher, _ = adjusted(prepared, compressed.plan, solver)
         # A copy: what is exported has the very parameters of the network that was given.
@@ -128,7 +132,8 @@ class Student:
             fused=True,
             capturable=device.type == "cuda",
         )
-        self._captured = CapturedStep(self._step) if device.type == "cuda" else None
+        # A task's loss may read numbers back, which no graph of kernels can.
+        self._captured = CapturedStep(self._step) if device.type == "cuda" and loss is None else None
         self._average = Average(device)
 
     def _groups(self) -> list[tuple[Sequence[torch.Tensor], float]]:
@@ -248,7 +253,7 @@ class Student:
     def _loss(self, batch: Batch, training: bool) -> torch.Tensor:
         with self._precision() if training else nullcontext():
             output, wanted = self._outputs(batch[: self._inputs])
-        total = distillation(output, wanted, self._target(batch), self._recovery.labels)
+            total = self._distance(output, wanted, batch)
         for tap, own in zip(self._teacher_taps, self._taps, strict=True):
             given, expected = own.value.float(), tap.value.float()
             error = functional.mse_loss(given, expected) / expected.var().clamp_min(1e-12)
@@ -291,7 +296,7 @@ class Student:
         def of_batch(batch: Batch) -> torch.Tensor:
             inputs = batch[: self._inputs]
             wanted = self._teacher(*inputs)
-            return distillation(moved(*inputs), wanted, self._target(batch), self._recovery.labels)
+            return self._distance(moved(*inputs), wanted, batch)
 
         return self._mean(batches, of_batch)
 
@@ -299,8 +304,9 @@ class Student:
         with torch.no_grad():
             return sum(float(loss(self._moved(batch))) for batch in batches) / len(batches)
 
-    def _target(self, batch: Batch) -> torch.Tensor | None:
-        return batch[self._inputs] if self._labelled and len(batch) > self._inputs else None
+    def _distance(self, output: object, wanted: object, batch: Batch) -> torch.Tensor:
+        target = batch[self._inputs] if self._labelled and len(batch) > self._inputs else None
+        return distillation(output, wanted, target, self._recovery.labels, self._task_loss)
 
     def state(self) -> list[torch.Tensor]:
         """What has been learned so far; masks, which it goes with, are the plan's once they are final."""

@@ -194,6 +194,7 @@ def recover_points(
                 labelled,
                 progress=partial(_tell, watcher, what),
                 device=torch.device(request.recover_on),
+                loss=bench.task.loss,
             )
             with torch.no_grad():
                 metric = bench.task.evaluate(found.compressed.model, "search").value

@@ -16,6 +16,7 @@ from typing import overload
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import cosine_similarity
 
 from autocomp.errors import TaskError
 from autocomp.task import Metric, Predict, Score, Split, Task
@@ -78,8 +79,7 @@ def similarity_task(
     """A task that scores sentence embeddings by Spearman's rank correlation, times 100.
 
     Calibration is on 256 sentences of ``train``. Recovery batches are (input_ids, attention_mask, scores): rows 2i and
-    2i+1 are a pair, and both hold its score, float32 (batch,). The scores are no target of the model's output; a
-    recovery that distils does not read them.
+    2i+1 are a pair, and both hold its score, float32 (batch,), which :func:`pair_loss` learns.
     """
     rng = np.random.default_rng(SEED)
     chosen = rng.choice(len(train), min(CALIBRATION_EXAMPLES, len(train)), replace=False)
@@ -92,7 +92,8 @@ def similarity_task(
         calibration=[
             tokens.pad([calibration[place] for place in part]) for part in _batches(calibration, CALIBRATION_BATCH)
         ],
-        train=PairBatches(tokens, train, tuple(rng.permutation(len(train)).tolist())),
+        train=PairBatches(TokenPairs(tokens, train)),
+        loss=pair_loss,
         evaluate=Similarity(TokenPairs(tokens, search), TokenPairs(tokens, test)),
         metric=Metric("Spearman", "maximize", "%"),
         dynamic_dims=((1,),) * len(tokens.names),
@@ -140,8 +141,21 @@ class Similarity:
                 for place, row in zip(places, output.cpu(), strict=True):
                     embeddings[place] = row
         rows = torch.stack([row for row in embeddings if row is not None])
-        alike = torch.nn.functional.cosine_similarity(rows[: len(part)], rows[len(part) :], dim=1)
+        alike = cosine_similarity(rows[: len(part)], rows[len(part) :], dim=1)
         return Score(100.0 * rank_correlation(alike.numpy(), np.array(source.pairs.scores)[part]))
+
+
+def pair_loss(embeddings: Tensor, scores: Tensor) -> Tensor:
+    """How badly the cosines of pairs go with their scores, on whatever scale these are: 1 less Pearson's correlation, a
+    smooth stand-in for Spearman's, in 0 to 2; 1 where all scores of a batch are the same.
+
+    Args:
+        embeddings: (batch, width); rows 2i and 2i+1 are a pair.
+        scores: (batch,); both rows of a pair hold its score.
+    """
+    cosines = cosine_similarity(embeddings[::2].float(), embeddings[1::2].float(), dim=1)
+    wanted = scores[::2]
+    return 1 - cosine_similarity(cosines - cosines.mean(), wanted - wanted.mean(), dim=0)
 
 
 def rank_correlation(values: np.ndarray, others: np.ndarray) -> float:
@@ -158,14 +172,18 @@ def rank_correlation(values: np.ndarray, others: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class PairBatches(Sequence[tuple[Tensor, ...]]):
-    """(inputs…, scores) batches of the pairs in ``order``, made when they are asked for; see :func:`similarity_task`."""
+    """(inputs…, scores) batches, made when they are asked for; see :func:`similarity_task`."""
 
-    tokens: Tokens
-    pairs: Pairs
-    order: tuple[int, ...]
+    source: TokenPairs
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """From the shortest pair to the longest, so that batches need little padding; recovery shuffles batches."""
+        encoded, count = self.source.encoded, len(self.source.pairs)
+        return sorted(range(count), key=lambda place: max(len(encoded[place + by][0]) for by in (0, count)))
 
     def __len__(self) -> int:
-        return -(-len(self.order) // TRAIN_PAIRS)
+        return -(-len(self.source.pairs) // TRAIN_PAIRS)
 
     @overload
     def __getitem__(self, index: int) -> tuple[Tensor, ...]: ...
@@ -175,10 +193,10 @@ class PairBatches(Sequence[tuple[Tensor, ...]]):
         if isinstance(index, slice):
             return [self[place] for place in range(len(self))[index]]
         start = range(len(self))[index] * TRAIN_PAIRS
-        places = self.order[start : start + TRAIN_PAIRS]
-        texts = [text for place in places for text in (self.pairs.first[place], self.pairs.second[place])]
-        scores = torch.tensor([self.pairs.scores[place] for place in places], dtype=torch.float32)
-        return (*self.tokens.pad(self.tokens.encode(texts)), scores.repeat_interleave(2))
+        pairs, places = self.source.pairs, self._order[start : start + TRAIN_PAIRS]
+        rows = [self.source.encoded[place + by] for place in places for by in (0, len(pairs))]
+        scores = torch.tensor([pairs.scores[place] for place in places], dtype=torch.float32)
+        return (*self.source.tokens.pad(rows), scores.repeat_interleave(2))
 
 
 def _batches(encoded: Sequence[tuple[Tensor, ...]], size: int) -> list[list[int]]:

@@ -135,6 +135,7 @@ def _as_task(made: Any, maker: str) -> Task:
         )
     metric = getattr(made, "metric", Metric("accuracy"))
     train = getattr(made, "train", None)
+    loss = getattr(made, "loss", None)
     dynamic_dims = getattr(made, "dynamic_dims", ())
     dims_hold = isinstance(dynamic_dims, tuple) and all(isinstance(dims, tuple) for dims in dynamic_dims)
     rules = (
@@ -146,6 +147,7 @@ def _as_task(made: Any, maker: str) -> Task:
         ("metric", "a Metric", metric, isinstance(metric, Metric)),
         ("dynamic_dims", "a tuple of tuples of numbers", dynamic_dims, dims_hold),
         ("train", "a list of tuples of tensors, or None", train, train is None or _are_batches(train)),
+        ("loss", "callable, or None", loss, loss is None or callable(loss)),
     )
     for field, rule, value, holds in rules:
         if not holds:
@@ -160,6 +162,7 @@ def _as_task(made: Any, maker: str) -> Task:
         evaluate=made.evaluate,
         metric=metric,
         train=train,
+        loss=loss,
         dynamic_dims=dynamic_dims,
     )
 

@@ -199,6 +199,44 @@ def test_labels_and_features_are_learned_from() -> None:
     assert error(after) < error(before)
 
 
+def test_a_task_has_its_own_loss_for_its_targets() -> None:
+    """Targets are what the uncompressed network gives, turned round: only the task's loss knows how to read them."""
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES["sparse"]), CALIBRATION, solver=solver)
+    data = [(*batch[:-1], batch[-1].flip(dims=(1,))) for batch in batches()]
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (output - target.flip(dims=(1,))).square().mean()
+
+    found = recover(
+        net, before, data, Recovery(4, labels=1.0, rate=0.02), solver, loss=loss
+    )  # and nothing else is learned
+    assert error(found.compressed) < 0.9 * error(before)
+
+
+def test_examples_that_belong_together_stay_together() -> None:
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES["sparse"]), CALIBRATION, solver=solver)
+    seen = set()
+
+    def loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        seen.add(len(target))
+        return (output - target).square().mean()
+
+    recover(net, before, batches(1), Recovery(2, rate=0.02), solver, loss=loss)
+    assert seen == {16}
+
+
+def test_a_loss_that_is_no_scalar_is_refused() -> None:
+    net = prepared("residual")
+    solver = Solver(net.model, CALIBRATION)
+    before = apply(net, plan(CHOICES["sparse"]), CALIBRATION, solver=solver)
+    with pytest.raises(CompressionError, match=r"a task's loss must be a scalar tensor; got torch.Size\(\[16\]\)"):
+        recover(net, before, batches(2), Recovery(1), solver, loss=lambda output, _: output.mean(dim=1))
+
+
 def test_features_bring_the_inner_results_nearer() -> None:
     net = prepared("residual")
     solver = Solver(net.model, CALIBRATION)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from autocomp.errors import TaskError
 from autocomp.task import Metric, Task
-from autocomp.tasks.huggingface import rank_correlation
+from autocomp.tasks.huggingface import pair_loss, rank_correlation
 from autocomp.tasks.load import check_task, load_task
 from autocomp.tasks.text_data import read_file
 from tests.tiny_bert import WORDS, needs_transformers, write_model
@@ -144,6 +144,11 @@ class TestEmbeddings:
         assert scores.dtype == torch.float32
         assert scores[::2].equal(scores[1::2])
         assert sum(len(batch[0]) for batch in embedder.train) == 2 * ROWS
+
+    def test_recovery_batches_hold_pairs_of_like_lengths(self, embedder: Task) -> None:
+        assert embedder.train is not None
+        lengths = [batch[0].shape[1] for batch in embedder.train]
+        assert lengths == sorted(lengths)
 
     def test_parts_are_nested(self, embedder: Task) -> None:
         def seen_at(fraction: float) -> set[bytes]:
@@ -281,6 +286,20 @@ def test_rank_correlation_is_spearmans() -> None:
     assert rank_correlation(values, others) == pytest.approx(spearmanr(values, others).statistic)
     assert rank_correlation(values, values) == pytest.approx(1.0)
     assert np.isnan(rank_correlation(np.array([1.0, np.nan]), others[:2]))
+
+
+def test_the_loss_of_pairs_is_a_correlation_on_any_scale() -> None:
+    from scipy.stats import pearsonr
+
+    embeddings = torch.nn.functional.normalize(torch.randn(40, 6, generator=torch.Generator().manual_seed(0)), dim=1)
+    cosines = (embeddings[::2] * embeddings[1::2]).sum(dim=1)
+    scores = torch.linspace(0, 5, 20)
+    expected = 1 - pearsonr(cosines.numpy(), scores.numpy()).statistic
+    assert float(pair_loss(embeddings, scores.repeat_interleave(2))) == pytest.approx(expected, abs=1e-5)
+    assert float(pair_loss(embeddings, (20 * cosines - 7).repeat_interleave(2))) == pytest.approx(0.0, abs=1e-5)
+    embeddings.requires_grad_()
+    (slope,) = torch.autograd.grad(pair_loss(embeddings, torch.ones(40)), embeddings)
+    assert not slope.any()
 
 
 def test_a_task_may_be_changed_field_by_field(tmp_path: Path) -> None:

@@ -317,6 +317,7 @@ def test_a_file_that_does_not_load_is_quoted_with_its_line(own: Writer, text: st
         ("made(metric='accuracy')", "whose metric is a Metric; got a str"),
         ("made(dynamic_dims=1)", "whose dynamic_dims is a tuple of tuples of numbers; got a int"),
         ("made(train=5)", "whose train is a list of tuples of tensors, or None; got a int"),
+        ("made(loss='mse')", "whose loss is callable, or None; got a str"),
     ],
 )
 def test_what_is_not_a_task_is_refused_by_the_field(own: Writer, returned: str, end: str) -> None:
