@@ -26,26 +26,29 @@ class Listed:
 
 
 def handful(data: ReportData, knee_point: Point) -> tuple[Listed, ...]:
-    """The uncompressed model and the points that have a name, then those farthest from all of these, as long as they differ.
+    """The uncompressed model and the points that have a name, then those farthest from all of these, as long as they differ:
+    first of the points within NEAR_SHARE of the uncompressed model, since few ship what loses more, then of the others.
 
     Whether a point is near enough to be listed without a name, and how far it is, goes by the search split.
     """
     named = picks(data, knee_point)
     listed = [Listed(pick.point, pick.names, _why(data, pick.names, pick.point, knee_point)) for pick in named]
-    at = _places(data)
+    at, metric, base = _places(data), data.task.metric, data.baseline.metric_search
     chosen = [one.point for one in listed]
     while len(chosen) < MOST:
         taken = {point.trial for point in chosen}
-        left = [point for point in data.front if point.trial in at and point.trial not in taken]
         apart = {
             point.trial: min(
                 (math.dist(at[point.trial], at[trial]) for trial in taken if trial in at), default=math.inf
             )
-            for point in left
+            for point in data.front
+            if point.trial in at and point.trial not in taken
         }
-        if not left or max(apart.values()) < DISTINCT:
+        left = [point for point in data.front if apart.get(point.trial, 0.0) >= DISTINCT]
+        if not left:
             break
-        farthest = max(left, key=lambda point: apart[point.trial])
+        near = [point for point in left if metric.near(base, point.metric_search, NEAR_SHARE)]
+        farthest = max(near or left, key=lambda point: apart[point.trial])
         closest = min(
             (point for point in chosen if point.trial in at),
             key=lambda point: math.dist(at[farthest.trial], at[point.trial]),

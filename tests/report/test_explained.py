@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from autocomp.errors import RequestError, RunError
 from autocomp.hardware.latency import HeldOutError
-from autocomp.pareto import hypervolume
+from autocomp.pareto import NEAR_SHARE, hypervolume
 from autocomp.plan import Plan
 from autocomp.report.card import Shipped, card
 from autocomp.report.data import ReportData
@@ -74,6 +74,14 @@ class TestHandful:
                         (one.point.metric_search - other.point.metric_search) / spans[2],
                     )
                     assert apart >= DISTINCT - 1e-9
+
+    def test_points_that_lose_little_come_before_those_that_lose_much(self, tmp_path: Path) -> None:
+        data = load(write_long_run(tmp_path / "run", trials=300, front=120, layers=4))
+        metric, base = data.task.metric, data.baseline.metric_search
+        between = [one.point for one in handful(data, knee(data)) if not one.names]
+        near = [metric.near(base, point.metric_search, NEAR_SHARE) for point in between]
+        assert near[0]
+        assert near == sorted(near, reverse=True)
 
     def test_no_point_is_said_to_be_near_that_is_not(self, tmp_path: Path) -> None:
         data = load(write_run(tmp_path / "run", Kind(ruined=len(TRIALS))))
