@@ -58,11 +58,16 @@ const fronts = (id) => {
   // Names stand above and below by turns, from left to right, so that those of neighbours do not cover each other.
   const fromLeft = points.map((_, i) => i).filter((i) => points[i].listed || own(keys[i])).sort((one, other) => x[one] - x[other]);
   const above = new Set(fromLeft.filter((_, turn) => turn % 2 === 0));
+  // At the sides they go inwards, where there is room for them.
+  const windowed = axes.y === 0 && !state.whole;
+  const shown = x.filter((_, i) => !windowed || (y[i] >= data.axes.range[0] && y[i] <= data.axes.range[1]));
+  const share = (value) => Math.log(value / Math.min(...shown)) / (Math.log(Math.max(...shown) / Math.min(...shown)) || 1);
+  const side = (value) => (share(value) < 0.3 ? "right" : share(value) > 0.7 ? "left" : "center");
   const bars = id === "front-ms" && !state.all && !data.axes.timed;
   const trace = {
     type: "scatter", mode: "markers+text", x, y, customdata: keys, hovertext: points.map((p) => p.hover), hoverinfo: "text",
     text: points.map((p, i) => (p.listed || own(keys[i]) ? [...new Set([p.label, p.mark])].join(" ") : "")),
-    textposition: points.map((p, i) => (p.baseline ? "bottom left" : above.has(i) ? "top center" : "bottom center")),
+    textposition: points.map((p, i) => `${above.has(i) && !p.baseline ? "top" : "bottom"} ${side(x[i])}`),
     textfont: { color: token("--quiet"), size: 10 }, cliponaxis: false,
     error_x: { type: "data", array: points.map((p) => p.error_ms), visible: bars, thickness: 1, width: 0, color: token("--quiet") },
     marker: {
@@ -78,11 +83,10 @@ const fronts = (id) => {
   const reach = (i, mine) => [...mine, ...behind.flatMap((t) => (i === axes.x ? t.x : t.y))];
   Object.assign(spec.xaxis, plainTicks(reach(axes.x, x)));
   if (axes.y !== 0) Object.assign(spec.yaxis, { type: "log" }, plainTicks(reach(axes.y, y)));
-  else if (!state.whole) {
-    const seen = x.filter((_, i) => y[i] >= data.axes.range[0] && y[i] <= data.axes.range[1]);
-    const [low, high] = [Math.min(...seen), Math.max(...seen)].map(Math.log10), room = 0.08 * (high - low) + 0.02;
+  else if (windowed) {
+    const [low, high] = [Math.min(...shown), Math.max(...shown)].map(Math.log10), room = 0.08 * (high - low) + 0.02;
     spec.yaxis.range = data.axes.range;
-    Object.assign(spec.xaxis, plainTicks(seen), { range: [low - room, high + room] });
+    Object.assign(spec.xaxis, plainTicks(shown), { range: [low - room, high + room] });
   }
   spec.shapes = limitLines(axes);
   // The pictures share one range: a double click is answered for all, not by plotly for one.
