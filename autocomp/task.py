@@ -21,7 +21,7 @@ Direction = Literal["maximize", "minimize"]
 #: dictionary or an output class. The same evaluation is given the torch model and the exported file in this form.
 Predict = Callable[..., Any]
 
-#: (what the model returns, the target of a train batch) → a scalar to be made small, of a mean over the batch.
+#: (what the model returns, the target of a train batch) → a scalar to be made small, a mean over the batch.
 Loss = Callable[[Any, "torch.Tensor"], "torch.Tensor"]
 
 
