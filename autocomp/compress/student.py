@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import torch
-from torch import nn
 from torch.func import functional_call
 from torch.nn import functional
 
@@ -25,12 +23,13 @@ from autocomp.compress.latent import (
     learned_quantizers,
 )
 from autocomp.compress.prune import cut_weights
-from autocomp.compress.quantize import DynamicQuantizer, insert_after
+from autocomp.compress.quantize import DynamicQuantizer
 from autocomp.compress.rebuild import Prepared
 from autocomp.compress.recipe import Recovery
 from autocomp.compress.recovered import FLOAT, KEPT, LEVELS, SCALE, STEP
 from autocomp.compress.solve import Solver
-from autocomp.graph import ADDITIONS, ATTENTION
+from autocomp.compress.taps import common_results, same_layers, tapped
+from autocomp.graph import ATTENTION
 from autocomp.plan import LayerPlan, Plan, Sparsity
 from autocomp.trace import copied, export_program, graph_module, on_device
 
@@ -75,14 +74,14 @@ class Student:
     ) -> None:
         self._compressed, self._recovery = compressed, recovery
         self._labelled, self._device, self._task_loss = labelled, device, loss
-        names = _common_results(prepared, compressed) if recovery.features > 0 else ()
+        names = common_results(prepared, compressed) if recovery.features > 0 else ()
         teacher, _ = adjusted(prepared, compressed.plan, solver)
         # A copy: what is exported has the very parameters of the network that was given.
         self._teacher = copied(graph_module(export_program(teacher.model, teacher.example)))
         self._module = copied(compressed.model)
-        self._taps, self._teacher_taps = _tapped(self._module, names), _tapped(self._teacher, names)
-        layers = _same_layers(prepared, compressed) if recovery.layerwise else {}
-        ends = _tapped(self._module, tuple(layers), "end"), _tapped(self._teacher, tuple(layers), "end")
+        self._taps, self._teacher_taps = tapped(self._module, names), tapped(self._teacher, names)
+        layers = same_layers(prepared, compressed) if recovery.layerwise else {}
+        ends = tapped(self._module, tuple(layers), "end"), tapped(self._teacher, tuple(layers), "end")
         #: Layer → what it gives here, and in the uncompressed network.
         self._ends = dict(zip(layers.values(), zip(*ends, strict=True), strict=True))
         plan = _without_formats(compressed.plan)
@@ -338,52 +337,6 @@ class Student:
                 else:
                     found |= {LEVELS + name: stored.levels, SCALE + name: stored.scale}
         return {name: tensor.cpu() for name, tensor in found.items()}
-
-
-def _common_results(prepared: Prepared, compressed: Compressed) -> tuple[str, ...]:
-    """The additions whose results have the same shape in both networks, or the layers where there are no additions; none
-    where blocks are left out, behind which the nodes of one are not those of the other."""
-    if compressed.plan.dropped_blocks:
-        return ()
-    before = prepared.inventory.graph.by_name
-    nodes = compressed.graph.nodes
-    same = [node for node in nodes if node.name in before and node.shape == before[node.name].shape]
-    additions = [node for node in same if node.op in ADDITIONS]
-    chosen = additions or [node for node in same if node.layer is not None and before[node.name].layer == node.layer]
-    return tuple(node.name for node in chosen)
-
-
-def _same_layers(prepared: Prepared, compressed: Compressed) -> dict[str, str]:
-    """Node → its layer, of the layers whose results have the same shape in both networks; in the order of execution."""
-    if compressed.plan.dropped_blocks:
-        return {}
-    before = prepared.inventory.graph.by_name
-    found: dict[str, str] = {}
-    for node in compressed.graph.nodes:
-        was = before.get(node.name)
-        if was is not None and node.layer is not None and (was.layer, was.shape) == (node.layer, node.shape):
-            found[node.name] = node.layer
-    uses = Counter(found.values())
-    return {node: layer for node, layer in found.items() if uses[layer] == 1}
-
-
-class _Tap(nn.Module):
-    """Passes a tensor on and keeps it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.value = torch.zeros(0)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self.value = x
-        return x
-
-
-def _tapped(module: GraphModule, names: Sequence[str], stem: str = "tap") -> list[_Tap]:
-    """Taps behind some nodes of ``module``, put there in place."""
-    taps = {name: _Tap() for name in names}
-    insert_after(module, taps, stem=stem)
-    return list(taps.values())
 
 
 def _without_formats(plan: Plan) -> Plan:

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from autocomp.compress import recover as recover_module
-from autocomp.compress import student
 from autocomp.compress.apply import Compressed, apply
 from autocomp.compress.captured import Batch
 from autocomp.compress.distill import distillation
@@ -25,6 +24,7 @@ from autocomp.compress.recovered import read_weights, weights_hash, with_weights
 from autocomp.compress.rounding import quantize_weight
 from autocomp.compress.solve import Solver
 from autocomp.compress.student import Student
+from autocomp.compress.taps import common_results, tapped
 from autocomp.errors import CompressionError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware.runtimes import onnxruntime
@@ -243,9 +243,9 @@ def test_features_bring_the_inner_results_nearer() -> None:
     before = apply(net, plan(CHOICES["sparse"]), CALIBRATION, solver=solver)
 
     def inner_error(compressed: Compressed) -> float:
-        names = student._common_results(net, compressed)
+        names = common_results(net, compressed)
         models = copied(compressed.model), copied(graph_module(export_program(net.model, net.example)))
-        taps = [student._tapped(model, names) for model in models]
+        taps = [tapped(model, names) for model in models]
         for model in models:
             run_module(model, inputs("residual", 32, seed=77))
         pairs = [(one.value, other.value) for one, other in zip(*taps, strict=True)]
