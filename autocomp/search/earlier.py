@@ -11,6 +11,7 @@ from autocomp.errors import RunError
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import Setup, task_document, weights_hash
+from autocomp.search.guided import Earlier
 from autocomp.search.sensitivity import MEASURED, told
 from autocomp.search.stored_plan import plan_of, plan_text
 from autocomp.search.study import read_study, read_trials
@@ -67,9 +68,7 @@ def _numerics(run: Json) -> Mapping[str, object]:
     return cast("Mapping[str, object]", cast("Json", run["target"])["numerics"])
 
 
-def earlier_findings(
-    setup: Setup, folder: RunFolder
-) -> tuple[tuple[tuple[dict[str, int], float], ...], dict[str, float]]:
+def earlier_findings(setup: Setup, folder: RunFolder) -> tuple[Earlier, dict[str, float]]:
     """What was taken over: indices of plans that this space has and their drops as shares of the metric; and the metrics, by
     hash, of the plans whose metric holds here."""
     metric, baseline = setup.bench.task.metric, setup.baseline.value

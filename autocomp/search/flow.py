@@ -29,6 +29,7 @@ from autocomp.search.limits import ENDS, Goal, Limits
 from autocomp.search.points import BASELINE, UNSHIPPABLE, VERIFIED, doubted, front_in, goal_trial, verifications
 from autocomp.search.possible import check_possible
 from autocomp.search.recovery import (
+    most_accurate,
     recover_points,
     recovered_trials,
     sought,
@@ -40,7 +41,6 @@ from autocomp.search.rounds import Rounds, with_parts
 from autocomp.search.study import read_study, read_trials
 from autocomp.search.tables import write_tables
 from autocomp.search.verify import Exported, export_and_score, footprints, time_files, verification
-from autocomp.search.warm_start import warmed_up
 from autocomp.search.workers import Workers
 from autocomp.space_builder import build_space
 from autocomp.space_file import read_space
@@ -120,18 +120,10 @@ def search(
         begin(setup, folder)
         if earlier is not None:
             take_over(setup, folder, earlier)
-        bench = warmed_up(
-            setup.bench,
-            setup.space,
-            request.trials,
-            request.seed,
-            folder,
-            lambda done, of, what: watcher.step(what, done, of),
-        )
         check = partial(verify, setup, folder, watcher=watcher, again=False)
-        Rounds(setup, with_parts(bench, setup), folder, watcher, workers, partial(load_trials, folder), check).run()
+        Rounds(setup, with_parts(setup), folder, watcher, workers, partial(load_trials, folder), check).run()
         trials = load_trials(folder)
-        points = write_tables(folder, bench.task.metric, trials)
+        points = write_tables(folder, setup.bench.task.metric, trials)
         if not points:
             errors = [trial.error for trial in trials if trial.error]
             raise WorkError(
@@ -146,14 +138,14 @@ def search(
         if len(points) == 1:
             watcher.say("no trial kept the limits asked for; the front holds the uncompressed model only")
         elif (goal := cast("Goal", request.goal)) != "front":
-            wanted = goal_trial(points, goal, bench.task.metric, verifications(folder), request.max_drop)
+            wanted = goal_trial(points, goal, setup.bench.task.metric, verifications(folder), request.max_drop)
             watcher.say(f"the {goal} within the limits is trial {wanted.number}; export it with --pick {goal}")
         _tell_of_the_unsettled(folder, points, watcher)
-        return write_tables(folder, bench.task.metric, load_trials(folder))
+        return write_tables(folder, setup.bench.task.metric, load_trials(folder))
 
 
 def _recover(setup: Setup, folder: RunFolder, trials: Sequence[Trial], watcher: Watcher) -> None:
-    """Recover what is worth it; where an end of the front within a drop is wanted, what that takes to be found."""
+    """Recover what is worth it; where an end of the front is wanted, what that takes to be found."""
     request, metric, goal = setup.request, setup.bench.task.metric, cast("Goal", setup.request.goal)
     points = front_in(folder, trials, metric, Limits.of_trials)
     if goal in ENDS:  # which are asked for with a drop
@@ -161,7 +153,7 @@ def _recover(setup: Setup, folder: RunFolder, trials: Sequence[Trial], watcher: 
         worth = sought(line, folder, setup.baseline.value, metric, request)
         recover_points(setup.bench, folder, worth, len(line).bit_length(), request, watcher)
     else:
-        several = worth_recovering(trials, points)
+        several = most_accurate(points, metric) if goal == "most-accurate" else worth_recovering(trials, points)
         recover_points(setup.bench, folder, several, len(several), request, watcher)
 
 

@@ -61,16 +61,17 @@ def indices_of(trial: FrozenTrial, space: SearchSpace) -> dict[str, int]:
 
 
 NONE = Limits()
+#: Indices of plans of earlier searches, and their drops as shares of the metric.
+Earlier = tuple[tuple[dict[str, int], float], ...]
 
 
 @dataclass(frozen=True)
 class Wish:
-    """What is searched for, and what is known before: indices of plans of earlier searches, and their drops as shares of the
-    metric."""
+    """What is searched for, and what is known before."""
 
     limits: Limits = NONE
     goal: Goal = "front"
-    earlier: tuple[tuple[dict[str, int], float], ...] = ()
+    earlier: Earlier = ()
 
 
 @dataclass

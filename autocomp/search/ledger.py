@@ -17,9 +17,9 @@ from autocomp.errors import AutocompError
 from autocomp.plan import Plan
 from autocomp.run import Request
 from autocomp.search.evaluate import Outcome, Workbench, evaluate
-from autocomp.search.guided import CHOICE, PLAN_HASH, STOPPED, GuidedSampler, Wish, distributions, indices_of
+from autocomp.search.guided import CHOICE, PLAN_HASH, STOPPED, Earlier, GuidedSampler, Wish, distributions, indices_of
 from autocomp.search.landscape import Landscape
-from autocomp.search.limits import ENDS, Goal, Limits
+from autocomp.search.limits import Limits, goal_of_trials
 from autocomp.search.rungs import Hurdle
 from autocomp.search.sampler import SamplerName, UniformSampler, make_sampler
 from autocomp.search.stored_plan import plan_text
@@ -57,7 +57,7 @@ class Knowledge:
     """
 
     landscape: Landscape | None = None
-    earlier: tuple[tuple[dict[str, int], float], ...] = ()
+    earlier: Earlier = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -226,10 +226,7 @@ class Ledger:
         if self._kept is not None:
             return self._kept
         name: SamplerName = self._request.sampler  # type: ignore[assignment]
-        goal: Goal = self._request.goal  # type: ignore[assignment]
-        if self._request.recover_epochs and goal in ENDS:
-            goal = "front"  # which of its points training brings within the drop is not known before
-        wish = Wish(self._limits, goal, self._knowledge.earlier)
+        wish = Wish(self._limits, goal_of_trials(self._request), self._knowledge.earlier)
         sampler = make_sampler(name, self._space, self._request.seed, number, self._knowledge.landscape, wish)
         if isinstance(sampler, GuidedSampler | UniformSampler):
             self._kept = sampler  # what it has read of the study, or made of the space, it need not again

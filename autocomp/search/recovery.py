@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 #: The event of one recovered point.
 EVENT = "recovered"
-#: At most so many points are recovered.
-MOST_POINTS = 8
+#: At most so many points are recovered; and so many where only the most accurate one is wanted.
+MOST_POINTS, MOST_ACCURATE = 8, 3
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,14 @@ def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[T
     if len(ordered) > MOST_POINTS:
         ordered = [ordered[round(step * (len(ordered) - 1) / (MOST_POINTS - 1))] for step in range(MOST_POINTS)]
     return [ordered[place] for place in _spread(len(ordered))]
+
+
+def most_accurate(points: Sequence[Trial], metric: Metric) -> list[Trial]:
+    """Of a front before any recovery, the untouched plan first, the few points that lose least, where nothing but the most
+    accurate one is wanted: the best first."""
+    untouched = points[0].metric or 0.0
+    scored = [t for t in points[1:] if t.metric is not None]
+    return sorted(scored, key=lambda t: (metric.drop(untouched, t.metric or 0.0), t.number))[:MOST_ACCURATE]
 
 
 def wanted_first(points: Sequence[Trial], metric: Metric, goal: Goal) -> list[Trial]:

@@ -9,19 +9,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
+from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import Setup
 from autocomp.search.earlier import earlier_findings
 from autocomp.search.evaluate import Workbench
+from autocomp.search.guided import Earlier, Wish
 from autocomp.search.landscape import Landscape, without_errors
 from autocomp.search.ledger import Knowledge, Ledger, run_trials
-from autocomp.search.limits import CORRECTED, Limits
+from autocomp.search.likely import likely_plans
+from autocomp.search.limits import CORRECTED, Limits, goal_of_trials
 from autocomp.search.local_sensitivity import on_this_machine
 from autocomp.search.points import BASELINE, broken, front_in, verifications, with_error
 from autocomp.search.rungs import parts_of
 from autocomp.search.sensitivity import Measures, sensitivities
 from autocomp.search.study import RunStudy, open_study
 from autocomp.search.surrogate import RESOLUTION, Surrogate
+from autocomp.search.warm_start import warmed_up
 from autocomp.search.workers import Workers
 from autocomp.trial import Trial
 from autocomp.watch import Watcher
@@ -51,8 +55,14 @@ class Rounds:
     def run(self) -> tuple[Trial, ...]:
         """All trials, after as many rounds as it takes until predictions are right about the limits, or enough."""
         began = time.monotonic()
+        errors, (hints, metrics) = self._errors(), earlier_findings(self.setup, self.folder)
+        spent_s = time.monotonic() - began
+        warm = replace(self, bench=self._warmed_up(errors, hints))
+        began = time.monotonic() - spent_s  # a warm start takes none of the time that was asked for
+        return warm._rounds(Knowledge(warm._landscape(errors), hints, metrics), began)
+
+    def _rounds(self, knowledge: Knowledge, began: float) -> tuple[Trial, ...]:
         request = self.setup.request
-        knowledge = self._knowledge()
         opened = open_study(self.folder.journal, self.setup.bench.task.metric.direction)
         while True:
             limits, corrections = Limits.of_trials(request, self.folder.events()), self._corrections()
@@ -82,20 +92,37 @@ class Rounds:
 
             ray_tune.run_trials(ledger, self.bench, self.workers, left_s, told)
 
-    def _knowledge(self) -> Knowledge:
-        setup, request = self.setup, self.setup.request
-        hints, metrics = earlier_findings(setup, self.folder)
+    def _errors(self) -> Mapping[str, Sequence[float]] | None:
+        """What each choice does to the outputs by itself; None for a sampler that does not ask."""
+        request = self.setup.request
         if request.sampler != "auto":
-            return Knowledge(Landscape(setup.space, without_errors(setup.space), self.bench.cost), hints, metrics)
+            return None
         # Half of the time that there is at most: the other half is for trials.
         half_s = None if request.timeout_s is None else request.timeout_s / 2
-        table = sensitivities(self.bench, setup.space, self.folder, half_s, self._step, self._measures())
-        landscape = Landscape(setup.space, table, self.bench.cost)
-        self.watcher.step("foreseeing what each choice costs", 0, 1)
+        return sensitivities(self.bench, self.setup.space, self.folder, half_s, self._step, self._measures())
+
+    def _warmed_up(self, errors: Mapping[str, Sequence[float]] | None, hints: Earlier) -> Workbench:
+        setup, request = self.setup, self.setup.request
+
+        def likely(count: int) -> Sequence[Plan]:
+            if errors is None:
+                return ()
+            landscape = Landscape(setup.space, errors, self.bench.cost)
+            wish = Wish(Limits.of_trials(request), goal_of_trials(request), hints)
+            direction = self.bench.task.metric.direction
+            return likely_plans(landscape, direction, setup.baseline.value, request.seed, wish, count)
+
+        return warmed_up(self.bench, setup.space, request.trials, request.seed, self.folder, self._step, likely)
+
+    def _landscape(self, errors: Mapping[str, Sequence[float]] | None) -> Landscape:
+        if errors is None:
+            return Landscape(self.setup.space, without_errors(self.setup.space), self.bench.cost)
+        landscape = Landscape(self.setup.space, errors, self.bench.cost)
+        self._step(0, 1, "foreseeing what each choice costs")
         landscape.foresee()
-        self.watcher.step("foreseeing what each choice costs", 1, 1)
-        self._tell_of_doubts(Limits.of_trials(request, self.folder.events()), landscape)
-        return Knowledge(landscape, hints, metrics)
+        self._step(1, 1, "foreseeing what each choice costs")
+        self._tell_of_doubts(Limits.of_trials(self.setup.request, self.folder.events()), landscape)
+        return landscape
 
     def _measures(self) -> Measures:
         if self.workers is None:
@@ -177,6 +204,6 @@ class Rounds:
         return True
 
 
-def with_parts(bench: Workbench, setup: Setup) -> Workbench:
+def with_parts(setup: Setup) -> Workbench:
     """With the parts of the search split that evaluations begin with."""
-    return replace(bench, parts=parts_of(bench.task, setup.baseline))
+    return replace(setup.bench, parts=parts_of(setup.bench.task, setup.baseline))

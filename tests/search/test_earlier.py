@@ -14,7 +14,7 @@ from autocomp.errors import ExportError, RunError
 from autocomp.hardware.timing import Timing
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
-from autocomp.search import flow, sensitivity, verify
+from autocomp.search import flow, rounds, sensitivity, verify
 from autocomp.search.begin import Setup, begin
 from autocomp.search.earlier import TAKEN_OVER, earlier_findings, take_over
 from autocomp.search.evaluate import Workbench
@@ -135,7 +135,7 @@ def test_files_that_take_other_than_foreseen_correct_the_search(
         return found
 
     monkeypatch.setattr(flow, "time_files", time_files)
-    monkeypatch.setattr(flow, "warmed_up", lambda bench, *_: bench)
+    monkeypatch.setattr(rounds, "warmed_up", lambda bench, *_: bench)
     run, heard = RunFolder(tmp_path / "run"), Heard()
     points = flow.search(setup, run, False, heard)
     corrected = [event for event in run.events() if event.get("event") == CORRECTED]
@@ -175,7 +175,7 @@ def test_a_slow_machine_corrects_nothing_and_is_looked_at_again(
         }
 
     monkeypatch.setattr(flow, "time_files", time_files)
-    monkeypatch.setattr(flow, "warmed_up", lambda bench, *_: bench)
+    monkeypatch.setattr(rounds, "warmed_up", lambda bench, *_: bench)
     points = flow.search(setup, run, False, heard)
     assert not any(event.get("event") == CORRECTED for event in run.events())
     assert len(flow.load_trials(run)) == 4
@@ -242,7 +242,7 @@ def test_memory_that_was_missed_corrects_memory_alone(
 
     monkeypatch.setattr(flow, "time_files", time_files)
     monkeypatch.setattr(flow, "footprints", footprints)
-    monkeypatch.setattr(flow, "warmed_up", lambda bench, *_: bench)
+    monkeypatch.setattr(rounds, "warmed_up", lambda bench, *_: bench)
     flow.search(setup, run, False, SILENT)
     corrected = [event for event in run.events() if event.get("event") == CORRECTED]
     assert corrected

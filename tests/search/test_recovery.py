@@ -24,6 +24,7 @@ from autocomp.search.points import verifications
 from autocomp.search.recovery import (
     EVENT,
     MOST_POINTS,
+    most_accurate,
     read_recipe,
     recipe_of,
     sought,
@@ -120,6 +121,12 @@ def test_the_line_to_an_end_has_what_loses_least_for_what_it_takes() -> None:
     metric = Metric("accuracy", "maximize")
     assert [one.number for one in wanted_first(points, metric, "fastest")] == [3, 2]
     assert [one.number for one in wanted_first(points, metric, "smallest")] == [1, 2]
+
+
+def test_where_the_most_accurate_is_wanted_the_few_best_are_trained_the_best_first() -> None:
+    points = [trial(0, 9.0, 900, 90.0), *(trial(n, float(n), 100 * n, 80.0 + (7 * n) % 10) for n in range(1, 9))]
+    assert [one.number for one in most_accurate(points, Metric("accuracy", "maximize"))] == [7, 4, 1]
+    assert [one.number for one in most_accurate(points, Metric("loss", "minimize"))] == [3, 6, 2]
 
 
 def test_where_recovery_follows_no_trial_is_kept_to_the_drop() -> None:

@@ -68,6 +68,45 @@ def test_plans_are_different_seeded_and_begin_with_the_untouched_one(setup: Setu
     assert len(warm_plans(setup.space, 0, 3)) == 0
 
 
+def test_likely_plans_take_the_place_of_others_behind_the_untouched_one(setup: Setup) -> None:
+    before = warm_plans(setup.space, 30, 3)
+    likely = before[-3:]
+    plans = warm_plans(setup.space, 8, 3, likely)
+    assert len({plan.hash for plan in plans}) == 8
+    assert plans[:3] == before[:3]
+    assert plans[3:6] == likely
+    assert warm_plans(setup.space, 8, 3, before[:3])[:3] == before[:3]  # what is no other plan takes no place
+
+
+def test_half_of_the_files_are_of_likely_plans_which_are_asked_for_once(
+    setup: Setup, clock: Clock, tmp_path: Path
+) -> None:
+    folder, asked = RunFolder(tmp_path / "run"), list[int]()
+    folder.path.mkdir()
+    plans = warm_plans(setup.space, 40, 9)
+
+    def likely(count: int) -> tuple[Plan, ...]:
+        asked.append(count)
+        return plans[-count:]
+
+    for _ in range(2):
+        warmed = warmed_up(setup.bench, setup.space, 18, 3, folder, lambda *_: None, likely)
+        kernels = [one.kernels for one in model_of(warmed).measured]
+        lowered = [warmed.target.lower(setup.bench.structure(plan)) for plan in plans[-3:]]
+        assert sum(each in kernels for each in lowered) >= 2  # the fourth file never settles
+    assert asked == [3]
+    assert clock.sittings == [6]
+
+
+def test_a_run_of_before_whose_plans_were_not_written_down_goes_on(setup: Setup, clock: Clock, tmp_path: Path) -> None:
+    new, old = RunFolder(tmp_path / "new"), RunFolder(tmp_path / "old")
+    measured = model_of(warm(setup, new, 15)).measured
+    old.path.mkdir()
+    old.append_event({"event": "warm-start-files", "files": 5}, *list(new.events())[1:])
+    assert model_of(warm(setup, old, 15)).measured == measured
+    assert clock.sittings == [5]
+
+
 def test_a_search_measures_a_file_for_three_trials_and_no_more_than_thirty() -> None:
     assert [file_count(trials) for trials in (1, 12, 90, 5000)] == [0, 4, 30, 30]
 
