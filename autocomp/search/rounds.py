@@ -21,6 +21,7 @@ from autocomp.search.likely import likely_plans
 from autocomp.search.limits import CORRECTED, Limits, goal_of_trials
 from autocomp.search.local_sensitivity import on_this_machine
 from autocomp.search.points import BASELINE, broken, front_in, verifications, with_error
+from autocomp.search.recovery import most_accurate
 from autocomp.search.rungs import parts_of
 from autocomp.search.sensitivity import Measures, sensitivities
 from autocomp.search.study import RunStudy, open_study
@@ -70,7 +71,12 @@ class Rounds:
             trials = self.load()
             if not limits.of_costs or not self._measurable(limits):
                 return trials
-            points = front_in(self.folder, trials, self.setup.bench.task.metric, Limits.of_trials)
+            metric = self.setup.bench.task.metric
+            points = front_in(self.folder, trials, metric, Limits.of_trials)
+            if request.recover_epochs and request.goal == "most-accurate":
+                points = most_accurate(
+                    points, metric
+                )  # what these become, trained, leaves few of the others on the front
             if points:
                 self.check(points)
             if corrections == CORRECTIONS or not self._correct(limits, trials):

@@ -20,6 +20,7 @@ from autocomp.search.earlier import TAKEN_OVER, earlier_findings, take_over
 from autocomp.search.evaluate import Workbench
 from autocomp.search.limits import CORRECTED
 from autocomp.search.points import VERIFIED, verifications
+from autocomp.search.recovery import MOST_ACCURATE
 from autocomp.search.sensitivity import MEASURED
 from autocomp.search.verify import Exported
 from autocomp.watch import SILENT, Silent
@@ -188,6 +189,29 @@ def test_a_slow_machine_corrects_nothing_and_is_looked_at_again(
         assert len(points) == 1
         assert told
         assert flow.doubted_of(run)
+
+
+def test_before_recovery_only_the_files_of_what_will_be_trained_are_measured(
+    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = asks_for_latency(finished_run, 0.9)
+    setup = replace(setup, request=replace(setup.request, trials=12, recover_epochs=1))
+    run, sittings = RunFolder(tmp_path / "run"), list[int]()
+
+    def time_files(bench: Workbench, models: Mapping[int, bytes], *_: object) -> dict[int, Timing]:
+        costs = {trial.number: trial.cost for trial in flow.load_trials(run)}
+        sittings.append(len(models))
+        return {
+            number: Timing(cost.latency_ms, 0.01, 0.0, True, 9, 1.0) for number in models if (cost := costs[number])
+        }
+
+    monkeypatch.setattr(flow, "time_files", time_files)
+    monkeypatch.setattr(rounds, "warmed_up", lambda bench, *_: bench)
+    monkeypatch.setattr(flow, "_recover", lambda setup, folder, trials, watcher: sittings.append(0))
+    points = flow.search(setup, run, False, SILENT)
+    assert sittings[:2] == [1 + MOST_ACCURATE, 0]
+    assert len(points) > 1 + MOST_ACCURATE  # untrained, they are on the front all the same
+    assert all(point.key in verifications(run) for point in points)
 
 
 def test_a_file_that_cannot_be_made_takes_its_point_off_the_front(
