@@ -26,6 +26,8 @@ if TYPE_CHECKING:  # matplotlib loads on use
 
 _MOST_NAMED_LAYERS = 60
 _MOST_NAMED_POINTS = 16
+#: The share of a picture's width at either side where names go inwards.
+_SIDE = 0.12
 
 
 def draw(run: Shown, folder: Path) -> tuple[Path, ...]:
@@ -82,10 +84,6 @@ def front_figure(data: ReportData, chosen: Point, listed: Sequence[int] = ()) ->
     ]
     _panel(left, (ms, metric, kilobytes), "size (kB)")
     _panel(right, (kilobytes, metric, ms), "latency (ms)")
-    for row in named:
-        value = scale * row.metric
-        _name(left, row, (row.latency.ms, value), chosen)
-        _name(right, row, (row.size_bytes / 1000, value), chosen)
     if not view.latency_measured:
         error = [row.latency.ms * (row.latency.error or 0.0) for row in view.rows]
         left.errorbar(ms, metric, xerr=error, fmt="none", ecolor=QUIET, elinewidth=0.9, alpha=0.6, zorder=1)
@@ -98,6 +96,10 @@ def front_figure(data: ReportData, chosen: Point, listed: Sequence[int] = ()) ->
         left.set_ylim(scale * window.low, scale * window.high)
         said = f"{words.hidden(len(window.hidden), window.side)} this picture ({words.hidden_meaning(data)})"
         figure.supxlabel(plain(said), fontsize=9, color=ACCENT, x=0.01, ha="left")
+    for row in named:
+        value = scale * row.metric
+        _name(left, row, (row.latency.ms, value), chosen)
+        _name(right, row, (row.size_bytes / 1000, value), chosen)
     left.set_xlabel(words.latency_label(data, view))
     left.set_ylabel(plain(words.metric_label(data, view)))
     right.set_xlabel("size of the file (kB)")
@@ -133,9 +135,17 @@ def _name(axes: Axes, row: FrontRow, at: tuple[float, float], chosen: Point) -> 
     if is_knee:
         axes.scatter(*at, s=170, facecolors="none", edgecolors=ACCENT, linewidths=1.8, zorder=4)
     label = f"{row.point.label} (knee)" if is_knee and not row.point.is_baseline else row.point.label
-    place = {"xytext": (8, -17), "ha": "right"} if row.point.is_baseline else {"xytext": (0, 10), "ha": "center"}
+    place = (
+        {"xytext": (8, -17), "ha": "right"} if row.point.is_baseline else {"xytext": (0, 10), "ha": _inwards(axes, at)}
+    )
     colour = ACCENT if is_knee else INK if row.point.is_baseline else QUIET
     axes.annotate(label, at, textcoords="offset points", fontsize=8, color=colour, **place)  # type: ignore[arg-type]
+
+
+def _inwards(axes: Axes, at: tuple[float, float]) -> str:
+    """How a name stands at a point, so that it stays off the sides of the picture. The limits of ``axes`` are final."""
+    across, _ = axes.transAxes.inverted().transform(axes.transData.transform(at))
+    return "left" if across < _SIDE else "right" if across > 1.0 - _SIDE else "center"
 
 
 def _plan_title(data: ReportData, point: Point) -> str:

@@ -60,7 +60,10 @@ class Rounds:
         spent_s = time.monotonic() - began
         warm = replace(self, bench=self._warmed_up(errors, hints))
         began = time.monotonic() - spent_s  # a warm start takes none of the time that was asked for
-        return warm._rounds(Knowledge(warm._landscape(errors), hints, metrics), began)
+        landscape = warm._foreseen(errors)
+        if errors is not None:
+            self._tell_of_doubts(landscape)
+        return warm._rounds(Knowledge(landscape, hints, metrics), began)
 
     def _rounds(self, knowledge: Knowledge, began: float) -> tuple[Trial, ...]:
         request = self.setup.request
@@ -113,21 +116,19 @@ class Rounds:
         def likely(count: int) -> Sequence[Plan]:
             if errors is None:
                 return ()
-            landscape = Landscape(setup.space, errors, self.bench.cost)
             wish = Wish(Limits.of_trials(request), goal_of_trials(request), hints)
             direction = self.bench.task.metric.direction
-            return likely_plans(landscape, direction, setup.baseline.value, request.seed, wish, count)
+            return likely_plans(self._foreseen(errors), direction, setup.baseline.value, request.seed, wish, count)
 
         return warmed_up(self.bench, setup.space, request.trials, request.seed, self.folder, self._step, likely)
 
-    def _landscape(self, errors: Mapping[str, Sequence[float]] | None) -> Landscape:
+    def _foreseen(self, errors: Mapping[str, Sequence[float]] | None) -> Landscape:
         if errors is None:
             return Landscape(self.setup.space, without_errors(self.setup.space), self.bench.cost)
-        landscape = Landscape(self.setup.space, errors, self.bench.cost)
-        self._step(0, 1, "foreseeing what each choice costs")
+        landscape, what = Landscape(self.setup.space, errors, self.bench.cost), "foreseeing what each choice costs"
+        self._step(0, 1, what)
         landscape.foresee()
-        self._step(1, 1, "foreseeing what each choice costs")
-        self._tell_of_doubts(Limits.of_trials(self.setup.request, self.folder.events()), landscape)
+        self._step(1, 1, what)
         return landscape
 
     def _measures(self) -> Measures:
@@ -140,8 +141,9 @@ class Rounds:
     def _step(self, done: int, of: int, what: str) -> None:
         self.watcher.step(what, done, of)
 
-    def _tell_of_doubts(self, limits: Limits, landscape: Landscape) -> None:
+    def _tell_of_doubts(self, landscape: Landscape) -> None:
         """Where the drop that is allowed seems out of reach, before the trials."""
+        limits = Limits.of_trials(self.setup.request, self.folder.events())
         if limits.max_drop is None:
             return
         scale = abs(self.setup.baseline.value) or 1.0

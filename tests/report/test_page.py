@@ -6,7 +6,7 @@ import functools
 import json
 import re
 import shutil
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -254,6 +254,20 @@ def test_the_drawn_front_is_zoomed_and_says_what_it_leaves_out(tmp_path: Path, m
         assert [trial for trial, value in values.items() if not low <= value <= high] == list(TRIALS[-2:])
     near = load(write_run(tmp_path / "near"))
     assert front_figure(near, knee(near)).get_supxlabel() == ""
+
+
+def test_names_stay_within_their_picture(pages: dict[str, Path]) -> None:
+    """Also a long one, of the fastest point, which stands at the side."""
+    data = load(pages["cpu"].parent)
+    trained = [replace(point, parent=point.trial) for point in data.points[1:]]
+    data = replace(data, points=(data.points[0], *trained))
+    figure = front_figure(data, min(trained, key=lambda point: point.size_bytes))
+    figure.draw_without_rendering()
+    for axes in figure.axes[:2]:
+        sides = axes.get_window_extent()
+        names = [text.get_window_extent() for text in axes.texts]
+        assert len(names) == len(data.points)
+        assert all(sides.x0 <= name.x0 and name.x1 <= sides.x1 for name in names)
 
 
 def test_a_broken_run_leaves_no_page(tmp_path: Path) -> None:
