@@ -19,15 +19,15 @@ class Average:
 
     def __init__(self, device: torch.device) -> None:
         self.values: list[torch.Tensor] = []
-        self._steps = 0
+        self.steps = 0
         self._share = torch.ones((), device=device)
 
     def begin_step(self, tensors: Sequence[torch.Tensor]) -> None:
         """Say how much the next step counts, which the step itself reads off a tensor: it may be recorded and replayed."""
         if not self.values:
             self.values = [tensor.detach().clone() for tensor in tensors]
-        self._steps += 1
-        self._share.fill_(max(2 / (self._steps + 1), 1 / STEPS))
+        self.steps += 1
+        self._share.fill_(max(2 / (self.steps + 1), 1 / STEPS))
 
     def add(self, tensors: Sequence[torch.Tensor]) -> None:
         """Count them, as they are after a step."""

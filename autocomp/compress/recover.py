@@ -7,6 +7,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,6 +19,7 @@ from autocomp.compress.recipe import Recovery
 from autocomp.compress.recovered import Recovered, weights_of, with_weights
 from autocomp.compress.solve import Solver
 from autocomp.compress.student import Student
+from autocomp.compress.unfinished import Unfinished, keep, kept
 from autocomp.errors import CompressionError
 
 if TYPE_CHECKING:
@@ -47,6 +49,7 @@ def recover(
     progress: Progress | None = None,
     device: torch.device = CPU,
     loss: Loss | None = None,
+    unfinished: Path | None = None,
 ) -> Recovered:
     """Train a compressed network on; the best state by the data kept apart is what is returned, be it the network given.
 
@@ -61,6 +64,9 @@ def recover(
         progress: called after every step.
         loss: the task's own. Examples of a batch may belong together in it.
         device: where it is trained. On a GPU the same seed gives nearly the same: sums are in no fixed order there.
+        unfinished: a file of this very training, which holds it after each of its epochs and is gone on from where it is
+            there; the caller removes it. On a CPU an interrupted training so comes to what an undisturbed one does, with
+            batches whose chance is torch's own generator.
 
     Raises:
         CompressionError: there is no data, or the loss is no number.
@@ -80,25 +86,35 @@ def recover(
     steps = recovery.epochs * len(trained_on)
     looks = max(1, min(STEPS_TO_LOOK, steps // 8))
     alone = student.layerwise_steps
-    waited, step, shown = 0, 0, itertools.count(1)
+    waited, step, shown = 0, 0, 0
 
     def told(held: float = math.inf) -> None:
+        nonlocal shown
+        shown += 1
         if progress is not None:
-            progress(next(shown), alone + steps, held)
+            progress(shown, alone + steps, held)
 
     def asked() -> Iterator[Batch]:
         """The batches of an epoch."""
         chance.shuffle(trained_on)
         yield from (_rows(batches[place], slice(skipped, None)) for place in trained_on)
 
-    if alone:
+    before = None if unfinished is None else kept(unfinished)
+    if alone and before is None:
         student.reconstruct(itertools.chain.from_iterable(asked() for _ in itertools.count()), told)
     best = student.state()
     given_loss = student.loss_of(compressed.model, kept_apart)
     if not math.isfinite(given_loss):
         raise CompressionError(f"the loss of recovery must be a number; it is {given_loss} before any training")
     best_loss = held = student.held_loss(kept_apart) if student.final else math.inf
-    for _ in range(recovery.epochs):
+    if before is not None:
+        student.resume(before.learned)
+        best, best_loss, held, waited = before.best, before.best_loss, before.held, before.waited
+        step, shown, trained_on = before.step, before.told, before.order
+        chance.setstate(before.chance)
+        torch.set_rng_state(before.torch_state)
+    patience = max(PATIENCE, PATIENT_SHARE * recovery.epochs)
+    while step < steps and waited < patience:
         for batch in asked():
             if step % looks == 0:
                 student.set_progress(step / steps)
@@ -113,8 +129,12 @@ def recover(
             waited += 1
             if held < best_loss:
                 best_loss, best, waited = held, state, 0
-        if waited >= max(PATIENCE, PATIENT_SHARE * recovery.epochs):
-            break
+        if unfinished is not None:
+            chances = chance.getstate(), torch.get_rng_state()
+            keep(
+                unfinished,
+                Unfinished(student.learned(), best, best_loss, held, waited, step, shown, trained_on, *chances),
+            )
     if student.final:
         student.load(best)
     else:

@@ -29,6 +29,7 @@ from autocomp.compress.recipe import Recovery
 from autocomp.compress.recovered import FLOAT, KEPT, LEVELS, SCALE, STEP
 from autocomp.compress.solve import Solver
 from autocomp.compress.taps import common_results, same_layers, tapped
+from autocomp.compress.unfinished import Learned
 from autocomp.graph import ATTENTION
 from autocomp.plan import LayerPlan, Plan, Sparsity
 from autocomp.trace import copied, export_program, graph_module, on_device
@@ -315,6 +316,39 @@ class Student:
         with torch.no_grad():
             for tensor, value in zip(self._learned, state, strict=True):
                 tensor.copy_(value)
+
+    def learned(self) -> Learned:
+        """All that the next step depends on, but for the data."""
+        latents = self._latents
+        return Learned(
+            self.state(),
+            {name: one.kept.clone() for name, one in latents.items() if one.kept is not None},
+            [name for name, one in latents.items() if one.rounds],
+            max((one.sharpness for one in latents.values()), default=0.0),
+            self._growing,
+            self._optimizer.state_dict()["state"],
+            [tensor.clone() for tensor in self._average.values],
+            self._average.steps,
+        )
+
+    def resume(self, found: Learned) -> None:
+        """Be as another student of the same training was.
+
+        Raises:
+            ValueError, RuntimeError: it was one of another training.
+        """
+        for tensor, value in zip(self._learned, found.tensors, strict=True):
+            tensor.data = value.to(self._device)  # a table may have come to other levels than it began with
+        for name, one in self._latents.items():
+            one.kept = found.kept[name].to(self._device) if name in found.kept else None
+            one.rounds, one.sharpness = name in found.rounding, found.sharpness
+        self._growing = found.growing
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": found.optimizer, "param_groups": groups})
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate  # which it read from a copy otherwise
+        self._average.steps = found.averaged
+        self._average.values = [tensor.to(self._device) for tensor in found.average]
 
     @property
     def _learned(self) -> list[torch.Tensor]:

@@ -3,6 +3,7 @@ the point it came from as its parent. Every one is an event of the run, and its 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -175,8 +176,9 @@ def _spread(count: int) -> list[int]:
 def recover_points(
     bench: Workbench, folder: RunFolder, points: Iterable[Trial], most: int, request: Request, watcher: Watcher
 ) -> None:
-    """Recover points, those left out that were recovered before; each is on disk when the next is asked for. A task without
-    train batches is distilled on its calibration inputs. What cannot be recovered is told, and left as it is.
+    """Recover points, those left out that were recovered before; each is on disk when the next is asked for, and one that was
+    interrupted goes on after its last whole epoch. A task without train batches is distilled on its calibration inputs. What
+    cannot be recovered is told, and left as it is.
 
     Args:
         most: so many points at most.
@@ -191,7 +193,7 @@ def recover_points(
             continue
         what = f"recovering trial {point.number} ({place + 1} of {most * len(seeds)})"
         watcher.step(what, 0, 1)
-        began = time.monotonic()
+        began, unfinished = time.monotonic(), _unfinished_path(folder, point, seed, request)
         try:
             found = recover(
                 bench.prepared,
@@ -203,6 +205,7 @@ def recover_points(
                 progress=partial(_tell, watcher, what),
                 device=torch.device(request.recover_on),
                 loss=bench.task.loss,
+                unfinished=unfinished,
             )
             with torch.no_grad():
                 metric = bench.task.evaluate(found.compressed.model, "search").value
@@ -211,6 +214,7 @@ def recover_points(
         except Exception as error:  # noqa: BLE001
             # As that of a trial: what else was found is not lost for it.
             watcher.say(f"{what} failed: {type(error).__name__}: {error}")
+            unfinished.unlink(missing_ok=True)
             continue
         name = weights_hash(found.weights)
         path = weights_path(folder, name)
@@ -220,7 +224,14 @@ def recover_points(
             point.number, point.plan.hash, seed, epochs, metric, time.monotonic() - began, name, request.recipe
         )
         folder.append_event({"event": EVENT, **asdict(done)})
+        unfinished.unlink(missing_ok=True)
         watcher.step(what, 1, 1)
+
+
+def _unfinished_path(folder: RunFolder, point: Trial, seed: int, request: Request) -> Path:
+    """Where a training that is interrupted is gone on from."""
+    recipe = hashlib.sha256(f"{request.recover_epochs}/{request.recover_on}/{request.recipe}".encode()).hexdigest()[:8]
+    return folder.path / "weights" / f"{point.plan.hash}-{seed}-{recipe}.unfinished"
 
 
 def _tell(watcher: Watcher, what: str, step: int, steps: int, held: float) -> None:

@@ -6,6 +6,7 @@ import copy
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -279,6 +280,62 @@ def test_nothing_given_is_changed_and_the_same_seed_gives_the_same() -> None:
 
 
 @pytest.mark.exhaustive
+@pytest.mark.parametrize(
+    ("choice", "recovery"),
+    [
+        ("sparse at 4 bits", Recovery(6, rate=0.02)),
+        ("a table", Recovery(6, rate=0.02, gradual=True)),
+        *thorough([("binary", Recovery(6)), ("8 bits", Recovery(6, layerwise=4))], ()),
+    ],
+)
+def test_a_training_that_is_interrupted_comes_to_what_an_undisturbed_one_does(
+    choice: str, recovery: Recovery, tmp_path: Path
+) -> None:
+    """With batches that chance has a hand in; and also one that was killed when it was through."""
+
+    class Noisy(list[Batch]):
+        def __getitem__(self, place: Any) -> Any:
+            given, *others = super().__getitem__(place)
+            return (given + 0.05 * torch.randn_like(given), *others)
+
+    net, given = prepared("residual"), Noisy(batches())
+    solver, file = Solver(net.model, CALIBRATION), tmp_path / "one.unfinished"
+    before = apply(net, plan(CHOICES[choice]), CALIBRATION, solver=solver)
+    told: list[int] = []
+
+    def tell(step: int, steps: int, held: float) -> None:
+        told.append(step)
+
+    def stop(step: int, steps: int, held: float) -> None:
+        if step > 0.7 * steps:
+            raise KeyboardInterrupt
+
+    undisturbed = recover(net, before, given, recovery, solver, progress=tell)
+    whole = [*told]
+    with pytest.raises(KeyboardInterrupt):
+        recover(net, before, given, recovery, solver, progress=stop, unfinished=file)
+    assert file.exists()
+    torch.manual_seed(99)
+    told.clear()
+    resumed = recover(net, before, given, recovery, solver, progress=tell, unfinished=file)
+    assert weights_hash(resumed.weights) == weights_hash(undisturbed.weights)
+    assert 0 < len(told) < len(whole)
+    assert told == whole[-len(told) :]
+    told.clear()
+    again = recover(net, before, given, recovery, solver, progress=tell, unfinished=file)
+    assert weights_hash(again.weights) == weights_hash(undisturbed.weights)
+    assert told == []  # nothing is left to train
+
+
+def test_a_state_that_is_damaged_is_trained_anew(tmp_path: Path) -> None:
+    net, solver, file = prepared("residual"), Solver(prepared("residual").model, CALIBRATION), tmp_path / "bad"
+    before = apply(net, plan(CHOICES["8 bits"]), CALIBRATION, solver=solver)
+    found = [weights_hash(recover(net, before, batches(), Recovery(2), solver, unfinished=file).weights)]
+    file.write_bytes(file.read_bytes()[:1000])
+    found.append(weights_hash(recover(net, before, batches(), Recovery(2), solver, unfinished=file).weights))
+    assert found[0] == found[1]
+
+
 def test_training_that_makes_it_worse_gives_back_what_was_given() -> None:
     chosen = LayerPlan(Sparsity("unstructured", 0.3), None, Format(8))
     before, after = both(chosen, Recovery(1, rate=30.0))

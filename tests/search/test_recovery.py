@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -233,6 +234,37 @@ def test_a_recovery_that_fails_is_told_and_costs_nothing_else(
     # The same points are worth it at every sitting: what is left is the one that failed.
     flow.search(small_setup(recover_epochs=1), folder, resume=True, watcher=SILENT)
     assert len([event for event in folder.events() if event["event"] == EVENT]) == done + 1
+
+
+@pytest.mark.slow
+def test_an_interrupted_training_goes_on_after_its_last_whole_epoch(finished_run: Path, tmp_path: Path) -> None:
+    class Impatient(Silent):
+        """Stops what trains once more than ``share`` of it is done; keeps the steps that it is told of."""
+
+        def __init__(self, share: float) -> None:
+            self.share, self.steps = share, list[int]()
+
+        def step(self, what: str, done: int, of: int, note: str = "") -> None:
+            if what.startswith("recovering") and of > 1:
+                self.steps.append(done)
+                if done > self.share * of:
+                    raise KeyboardInterrupt
+
+    def sitting(folder: RunFolder, share: float) -> list[int]:
+        watcher = Impatient(share)
+        with suppress(KeyboardInterrupt):
+            flow.search(small_setup(recover_epochs=3), folder, True, watcher)
+        return watcher.steps
+
+    whole, torn = (RunFolder(Path(shutil.copytree(finished_run, tmp_path / name))) for name in ("whole", "torn"))
+    sitting(whole, 1.0)
+    sitting(torn, 0.8)
+    assert [*(torn.path / "weights").glob("*.unfinished")]
+    steps = sitting(torn, 1.0)
+    assert steps[0] > 1
+    assert not [*(torn.path / "weights").glob("*.unfinished")]
+    ends = [[event["weights"] for event in run.events() if event["event"] == EVENT] for run in (whole, torn)]
+    assert ends[0] == ends[1]
 
 
 @pytest.mark.exhaustive
