@@ -236,6 +236,7 @@ def test_a_recovery_that_fails_is_told_and_costs_nothing_else(
     assert len([event for event in folder.events() if event["event"] == EVENT]) == done + 1
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_an_interrupted_training_goes_on_after_its_last_whole_epoch(finished_run: Path, tmp_path: Path) -> None:
     class Impatient(Silent):
