@@ -459,8 +459,12 @@ def _every_tenth(kernels: Sequence[Kernel], op: str) -> Iterator[Kernel]:
 
 
 def chosen(runs: Sequence[Path]) -> None:
-    """The compressed points of some runs' fronts."""
+    """The compressed points of some runs' fronts; rows of other runs are kept."""
+    table, names = REFERENCE / "latency_chosen.csv", {run.name for run in runs}
     rows: list[dict[str, object]] = []
+    if table.is_file():
+        with table.open(newline="", encoding="utf-8") as file:
+            rows = [{**row} for row in csv.DictReader(file) if row["run"] not in names]
     for run in runs:
         with (run / "front.csv").open(newline="", encoding="utf-8") as file:
             points = [row for row in csv.DictReader(file) if row["is_baseline"] == "false"]
@@ -479,7 +483,7 @@ def chosen(runs: Sequence[Path]) -> None:
                 }
             )
         print(f"{run.name}: {len(errors)} points, mean signed error {statistics.mean(errors):+.2%}", flush=True)
-    write_table(REFERENCE / "latency_chosen.csv", rows)
+    write_table(table, rows)
 
 
 def main() -> None:
