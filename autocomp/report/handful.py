@@ -12,7 +12,7 @@ from autocomp.report.views import WINDOW_SHARE, FrontRow, front_view, picks
 
 #: At most so many points are listed, the uncompressed model among them.
 MOST = 8
-#: A point nearer than this to one that is listed is too like it (drop, log latency and log size, each scaled to 0…1).
+#: A point nearer than this to one that is listed is too like it; drop, log latency and log size are each scaled to 0…1.
 DISTINCT = 0.2
 
 
@@ -27,56 +27,53 @@ class Listed:
 
 def handful(data: ReportData, knee_point: Point) -> tuple[Listed, ...]:
     """The uncompressed model and the points that have a name, then those farthest from all of these, as long as they differ:
-    first of the points within NEAR_SHARE of the uncompressed model, since few ship what loses more, then of the others.
+    first of the points within NEAR_SHARE of the uncompressed model, since few ship what loses more, then of those that the
+    pictures show.
 
     Whether a point is near enough to be listed without a name, and how far it is, goes by the search split.
     """
     named = picks(data, knee_point)
     listed = [Listed(pick.point, pick.names, _why(data, pick.names, pick.point, knee_point)) for pick in named]
-    at, metric, base = _places(data), data.task.metric, data.baseline.metric_search
-    chosen = [one.point for one in listed]
-    while len(chosen) < MOST:
-        taken = {point.trial for point in chosen}
-        apart = {
-            point.trial: min(
-                (math.dist(at[point.trial], at[trial]) for trial in taken if trial in at), default=math.inf
-            )
-            for point in data.front
-            if point.trial in at and point.trial not in taken
-        }
-        left = [point for point in data.front if apart.get(point.trial, 0.0) >= DISTINCT]
-        if not left:
-            break
-        near = [point for point in left if metric.near(base, point.metric_search, NEAR_SHARE)]
-        farthest = max(near or left, key=lambda point: apart[point.trial])
-        closest = min(
-            (point for point in chosen if point.trial in at),
-            key=lambda point: math.dist(at[farthest.trial], at[point.trial]),
-            default=knee_point,
-        )
-        chosen.append(farthest)
-        listed.append(Listed(farthest, (), beside(data, farthest, closest)))
+    for share in (NEAR_SHARE, WINDOW_SHARE):
+        at = _places(data, share)
+        while len(listed) < MOST:
+            there = [one.point for one in listed if one.point.trial in at]
+            taken = {one.point.trial for one in listed}
+            apart = {
+                point.trial: min((math.dist(at[point.trial], at[one.trial]) for one in there), default=math.inf)
+                for point in data.front
+                if point.trial in at and point.trial not in taken
+            }
+            left = [point for point in data.front if apart.get(point.trial, 0.0) >= DISTINCT]
+            if not left:
+                break
+            farthest = max(left, key=lambda point: apart[point.trial])
+            place = at[farthest.trial]
+            closest = min(there, key=lambda point: math.dist(place, at[point.trial]), default=knee_point)
+            listed.append(Listed(farthest, (), beside(data, farthest, closest)))
     return tuple(listed)
 
 
-def _places(data: ReportData) -> dict[int, tuple[float, float, float]]:
-    """Points that are near the uncompressed one, by trial: drop, log latency and log size, each scaled to 0…1."""
+def _places(data: ReportData, share: float) -> dict[int, tuple[float, float, float]]:
+    """Points within a share of the uncompressed one's metric, by trial: drop, log latency and log size, each scaled so that the
+    compressed ones of them go from 0 to 1."""
     metric, base = data.task.metric, data.baseline.metric_search
     rows = [
         (
-            row.point.trial,
+            row.point,
             (metric.drop(base, row.point.metric_search), math.log(row.latency.ms), math.log(row.size_bytes)),
         )
         for row in front_view(data).rows
-        if metric.near(base, row.point.metric_search, WINDOW_SHARE)
+        if metric.near(base, row.point.metric_search, share)
     ]
-    ends = [(min(column), max(column)) for column in zip(*(values for _, values in rows))]
+    compressed = [values for point, values in rows if not point.is_baseline]
+    ends = [(min(column), max(column)) for column in zip(*compressed)]
     found = {}
-    for trial, values in rows:
+    for point, values in rows if compressed else []:
         drop, latency, size = (
             (value - low) / (high - low or 1.0) for value, (low, high) in zip(values, ends, strict=True)
         )
-        found[trial] = (drop, latency, size)
+        found[point.trial] = (drop, latency, size)
     return found
 
 

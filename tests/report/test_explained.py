@@ -18,7 +18,7 @@ from autocomp.hardware.latency import HeldOutError
 from autocomp.pareto import NEAR_SHARE, hypervolume
 from autocomp.plan import Plan
 from autocomp.report.card import Shipped, card
-from autocomp.report.data import ReportData
+from autocomp.report.data import Point, ReportData
 from autocomp.report.handful import DISTINCT, MOST, beside, handful
 from autocomp.report.load import load
 from autocomp.report.payload import payload
@@ -35,6 +35,14 @@ from tests.report.synthetic_long import write_long_run
 @pytest.fixture(scope="module")
 def cpu(tmp_path_factory: pytest.TempPathFactory) -> ReportData:
     return load(write_run(tmp_path_factory.mktemp("explained") / "cpu"))
+
+
+def measures(point: Point) -> tuple[float, float, float]:
+    return (
+        math.log(point.measured_latency_ms or 1),
+        math.log(point.measured_size_bytes or 1),
+        point.metric_search,
+    )
 
 
 class TestHandful:
@@ -54,26 +62,17 @@ class TestHandful:
         assert between
         metric, base = data.task.metric, data.baseline.metric_search
         assert all(metric.near(base, one.point.metric_search, WINDOW_SHARE) for one in between)
-        # Latency, size and drop, each scaled to its span over the front: nobody is a neighbour of one listed before.
-        spans = [
-            max(values) - min(values)
-            for values in (
-                [math.log(p.measured_latency_ms or 1) for p in data.points],
-                [math.log(p.measured_size_bytes or 1) for p in data.points],
-                [p.metric_search for p in data.points],
-            )
-        ]
-        for one in between:
-            for other in found:
-                if other is not one:
-                    apart = math.hypot(
-                        math.log((one.point.measured_latency_ms or 1) / (other.point.measured_latency_ms or 1))
-                        / spans[0],
-                        math.log((one.point.measured_size_bytes or 1) / (other.point.measured_size_bytes or 1))
-                        / spans[1],
-                        (one.point.metric_search - other.point.metric_search) / spans[2],
-                    )
-                    assert apart >= DISTINCT - 1e-9
+        # Latency, size and drop, each scaled to its span: nobody is a neighbour of one listed before.
+        for place, one in enumerate(found):
+            if one.names:
+                continue
+            share = NEAR_SHARE if metric.near(base, one.point.metric_search, NEAR_SHARE) else WINDOW_SHARE
+            within = [p for p in data.points if metric.near(base, p.metric_search, share)]
+            spans = [max(values) - min(values) for values in zip(*(measures(p) for p in within if not p.is_baseline))]
+            for other in found[:place]:
+                if other.point in within:
+                    pairs = zip(measures(one.point), measures(other.point), spans, strict=True)
+                    assert math.hypot(*((a - b) / span for a, b, span in pairs)) >= DISTINCT - 1e-9
 
     def test_points_that_lose_little_come_before_those_that_lose_much(self, tmp_path: Path) -> None:
         data = load(write_long_run(tmp_path / "run", trials=300, front=120, layers=4))

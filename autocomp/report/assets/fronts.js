@@ -49,10 +49,12 @@ const fronts = (id) => {
   const own = (key) => key === state.chosen || key === state.beside;
   const shadeIsMetric = axes.shade === 0;
   const bar = plainTicks(z);
+  // The metric's name in two lines: beside a low picture it is cut off at both ends.
+  const barTitle = shadeIsMetric ? axes.names[2].replace(/ (\([^(]*)$/, "<br>$1") : axes.names[2];
   const colour = data.several ? { color: points.map((p) => COLOURS[p.run % COLOURS.length]) } : {
     color: shadeIsMetric ? z : z.map(Math.log10), colorscale: "Viridis", reversescale: !shadeIsMetric, showscale: !narrow(),
     ...(shadeIsMetric && data.axes.range !== null ? { cmin: data.axes.range[0], cmax: data.axes.range[1] } : {}),
-    colorbar: { title: { text: axes.names[2], side: "right" }, thickness: 10, outlinewidth: 0,
+    colorbar: { title: { text: barTitle, side: "right" }, thickness: 10, outlinewidth: 0,
       ...(shadeIsMetric ? {} : { tickmode: "array", tickvals: bar.tickvals.map(Math.log10), ticktext: bar.ticktext }) },
   };
   // Names stand above and below by turns, from left to right, so that those of neighbours do not cover each other.
