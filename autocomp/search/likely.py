@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import optuna
-
 from autocomp.plan import Plan
 from autocomp.search.guided import GuidedSampler, Wish, distributions
 from autocomp.search.landscape import Landscape
+from autocomp.search.study import study_in_memory
 from autocomp.task import Direction
 
 
@@ -22,10 +21,8 @@ def likely_plans(
     Raises:
         UncoveredKernelError: the untouched network has no prediction.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    study = optuna.create_study(
-        directions=[direction, "minimize", "minimize"], sampler=GuidedSampler(landscape, seed, wish)
-    )
+    study = study_in_memory(direction)
+    study.sampler = GuidedSampler(landscape, seed, wish)
     decided, untouched = distributions(landscape.space), landscape.untouched
     study.tell(study.ask(decided), [baseline, untouched.latency_ms, float(untouched.size_bytes)])
     return tuple(landscape.space.plan(study.ask(decided).params) for _ in range(count))

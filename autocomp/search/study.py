@@ -51,6 +51,12 @@ def open_study(path: Path, direction: Direction) -> RunStudy:
     return RunStudy(study, journal.together)
 
 
+def study_in_memory(direction: Direction) -> optuna.Study:
+    """A study of what no run keeps."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna.create_study(directions=[direction, "minimize", "minimize"])
+
+
 def read_study(journal: Path) -> optuna.Study:
     """The study in ``journal``, for reading: writes nothing, so that a run at work may be looked at.
 
