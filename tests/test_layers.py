@@ -23,7 +23,7 @@ LAYERS = (
     ("formats",),
     ("places",),
     ("space", "space_file", "pareto", "run", "watch"),
-    ("space_builder",),
+    ("space_builder", "saved"),
     ("tasks", "compress"),
     ("export",),
     ("hardware",),

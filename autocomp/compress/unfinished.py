@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import torch
 
-from autocomp.run import write_whole
-
-#: What torch raises on a file that is cut short or not its own.
-UNREADABLE = (RuntimeError, pickle.UnpicklingError, EOFError, OSError, LookupError, ValueError, TypeError)
+from autocomp.saved import load, save
 
 
 @dataclass(frozen=True)
@@ -55,18 +50,15 @@ class Unfinished:
 
 def keep(path: Path, state: Unfinished) -> None:
     """Put a state in the place of what is at ``path``."""
-    document = {**_fields(state), "learned": _fields(state.learned)}
-    written = io.BytesIO()
-    torch.save(document, written)
-    write_whole(path, written.getvalue())
+    save({**_fields(state), "learned": _fields(state.learned)}, path)
 
 
 def kept(path: Path) -> Unfinished | None:
     """What :func:`keep` put there; None where there is nothing, or something else."""
+    document = load(path)
     try:
-        document = torch.load(path, map_location="cpu", weights_only=True)
-        return Unfinished(**{**document, "learned": Learned(**document["learned"])})
-    except UNREADABLE:
+        return None if document is None else Unfinished(**{**document, "learned": Learned(**document["learned"])})
+    except (TypeError, KeyError):
         return None
 
 

@@ -3,7 +3,6 @@ the point it came from as its parent. Every one is an event of the run, and its 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import time
@@ -23,6 +22,7 @@ from autocomp.errors import CompressionError, RequestError, did_you_mean
 from autocomp.pareto import front
 from autocomp.run import Request, RunFolder
 from autocomp.search.points import BASELINE
+from autocomp.tasks.trained import facts_hash
 from autocomp.tasks.user_file import one_line
 from autocomp.trial import RECOVERED, Trial
 from autocomp.watch import Watcher
@@ -230,7 +230,7 @@ def recover_points(
 
 def _unfinished_path(folder: RunFolder, point: Trial, seed: int, request: Request) -> Path:
     """Where a training that is interrupted is gone on from."""
-    recipe = hashlib.sha256(f"{request.recover_epochs}/{request.recover_on}/{request.recipe}".encode()).hexdigest()[:8]
+    recipe = facts_hash((request.recover_epochs, request.recover_on, request.recipe))
     return folder.path / "weights" / f"{point.plan.hash}-{seed}-{recipe}.unfinished"
 
 

@@ -77,9 +77,8 @@ class Rounds:
             metric = self.setup.bench.task.metric
             points = front_in(self.folder, trials, metric, Limits.of_trials)
             if request.recover_epochs and request.goal == "most-accurate":
-                points = most_accurate(
-                    points, metric
-                )  # what these become, trained, leaves few of the others on the front
+                # What these become, trained, leaves few of the others on the front.
+                points = most_accurate(points, metric)
             if points:
                 self.check(points)
             if corrections == CORRECTIONS or not self._correct(limits, trials):

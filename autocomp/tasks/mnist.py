@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from autocomp.errors import TaskError
 from autocomp.places import cache_folder
+from autocomp.saved import tensors_hash
 from autocomp.task import Task
 from autocomp.tasks.data import data_folder, find, read_idx
 from autocomp.tasks.images import Labelled, Norm, Recipe, held_out, image_task, training
-from autocomp.tasks.trained import structure, tensors_hash, trained_net
+from autocomp.tasks.trained import structure, trained_net
 
 Progress = Callable[[str], None]
 

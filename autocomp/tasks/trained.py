@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import io
 import json
 import os
-import pickle
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,24 +18,12 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LRScheduler
 
 from autocomp.errors import TaskError
-from autocomp.run import write_whole
+from autocomp.saved import UNREADABLE, load, save
 
 Progress = Callable[[str], None]
 
 #: After so many seconds in which nothing was told, the batch is.
 SILENCE_S = 20.0
-
-#: What torch raises on a file that is cut short, overwritten or not its own.
-_UNREADABLE = (
-    RuntimeError,
-    pickle.UnpicklingError,
-    EOFError,
-    OSError,
-    LookupError,
-    ValueError,
-    TypeError,
-    AttributeError,
-)
 
 
 @dataclass(frozen=True)
@@ -91,7 +75,7 @@ def trained_net(name: str, training: Training, facts: tuple[object, ...], folder
     checkpoint = path.with_suffix(".unfinished")
     weights = _train(name, training, checkpoint, tell)
     with _writable(folder):
-        _save({"weights": weights}, path)
+        save({"weights": weights}, path)
         checkpoint.unlink(missing_ok=True)
     # Read back, so that the first run uses exactly what every later one will.
     if not _restore(net, path):
@@ -108,23 +92,6 @@ def structure(make: Callable[[], nn.Module]) -> str:
 def facts_hash(facts: tuple[object, ...]) -> str:
     """Twelve hexadecimal digits over the facts' JSON."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def tensors_hash(tensors: Mapping[Any, Any]) -> str:
-    """SHA-256 over names, shapes and values of the tensors, also of those in mappings within; the rest is left out."""
-    digest = hashlib.sha256()
-    for name, tensor in _tensors(tensors):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(tensor.detach().contiguous().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _tensors(state: Mapping[Any, Any]) -> Iterator[tuple[Any, Tensor]]:
-    for name, value in state.items():
-        if isinstance(value, Tensor):
-            yield name, value
-        elif isinstance(value, Mapping):
-            yield from _tensors(value)
 
 
 @contextmanager
@@ -154,7 +121,7 @@ def _train(name: str, training: Training, checkpoint: Path, tell: Progress) -> d
     generator = torch.Generator().manual_seed(training.seed)
     done = 0
     if checkpoint.exists():
-        if (state := _load(checkpoint)) is None:
+        if (state := load(checkpoint)) is None:
             tell(f"{name}: the unfinished training {checkpoint} is damaged; starting anew")
         else:
             net.load_state_dict(state["weights"])
@@ -181,7 +148,7 @@ def _train(name: str, training: Training, checkpoint: Path, tell: Progress) -> d
                 "epoch": epoch,
             }
             with _writable(checkpoint.parent):
-                _save(state, checkpoint)
+                save(state, checkpoint)
         tell(f"{where}, loss {sum(losses) / len(losses):.3f}")
     return _weights(net)
 
@@ -207,30 +174,12 @@ def _weights(net: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.detach().contiguous() for name, tensor in net.state_dict().items()}
 
 
-def _save(state: dict[str, Any], path: Path) -> None:
-    """With the tensors goes their digest: torch does not check the sums in its own files."""
-    saved = io.BytesIO()
-    torch.save(state | {"sha256": tensors_hash(state)}, saved)
-    write_whole(path, saved.getvalue())
-
-
-def _load(path: Path) -> dict[str, Any] | None:
-    """What :func:`_save` wrote; None where the file is something else."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a damaged file is told of once, by the caller
-            state: dict[str, Any] = torch.load(path, weights_only=True)
-        return state if tensors_hash(state) == state["sha256"] else None
-    except _UNREADABLE:
-        return None
-
-
 def _restore(net: nn.Module, path: Path) -> bool:
-    state = _load(path)
+    state = load(path)
     if state is None:
         return False
     try:
         net.load_state_dict(state["weights"])
-    except _UNREADABLE:
+    except UNREADABLE:
         return False
     return True
