@@ -47,7 +47,7 @@ from latency_files import (
     warm_files,
     write,
 )
-from tables import write_table
+from tables import rows_there, write_table
 
 from autocomp.compress.prepare import prepare
 from autocomp.compress.structure import Structure, restructure
@@ -272,11 +272,9 @@ def score(names: Sequence[str], configs: Sequence[str]) -> None:
 def merge_table(path: Path, lines: Sequence[Line]) -> None:
     """Put lines in the place of those of the same configurations."""
     rows = [asdict(each) for each in lines]
-    if path.exists():
-        with path.open(encoding="utf-8") as file:
-            known = [row for row in csv.DictReader(file) if set(row) == set(rows[0])]
-        rows = [*(row for row in known if row["config"] not in {each.config for each in lines}), *rows]
-    write_table(path, sorted(rows, key=lambda row: str(row["config"])))
+    renewed = {each.config for each in lines}
+    known = [row for row in rows_there(path) if set(row) == set(rows[0]) and row["config"] not in renewed]
+    write_table(path, sorted([*known, *rows], key=lambda row: str(row["config"])))
 
 
 def foreseen_by(written: Sequence[Written], target: Target) -> dict[str, dict[str, float]]:
@@ -461,10 +459,7 @@ def _every_tenth(kernels: Sequence[Kernel], op: str) -> Iterator[Kernel]:
 def chosen(runs: Sequence[Path]) -> None:
     """The compressed points of some runs' fronts; rows of other runs are kept."""
     table, names = REFERENCE / "latency_chosen.csv", {run.name for run in runs}
-    rows: list[dict[str, object]] = []
-    if table.is_file():
-        with table.open(newline="", encoding="utf-8") as file:
-            rows = [{**row} for row in csv.DictReader(file) if row["run"] not in names]
+    rows = [row for row in rows_there(table) if row["run"] not in names]
     for run in runs:
         with (run / "front.csv").open(newline="", encoding="utf-8") as file:
             points = [row for row in csv.DictReader(file) if row["is_baseline"] == "false"]

@@ -12,12 +12,11 @@ it are kept.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from typing import cast
 
 import pandas as pd
-from tables import write_table
+from tables import rows_there, write_table
 
 from autocomp.finished import Run
 from autocomp.search import flow
@@ -67,11 +66,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     found = [row for path in parser.parse_args().runs for row in rows_of(Run.open(path))]
     renewed = {(row["task"], row["target"]) for row in found}
-    if TABLE.is_file():
-        with TABLE.open(encoding="utf-8", newline="") as file:
-            others: list[dict[str, object]] = [dict(row) for row in csv.DictReader(file)]
-        found = [row for row in others if (row["task"], row["target"]) not in renewed] + found
-    write_table(TABLE, found)
+    others = [row for row in rows_there(TABLE) if (row["task"], row["target"]) not in renewed]
+    write_table(TABLE, [*others, *found])
 
 
 if __name__ == "__main__":

@@ -14,3 +14,11 @@ def write_table(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
         writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
+
+
+def rows_there(path: Path) -> list[dict[str, object]]:
+    """The rows of a table; none where there is none yet."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8") as file:
+        return [{**row} for row in csv.DictReader(file)]
