@@ -25,7 +25,7 @@ from scipy.special import ndtr
 from autocomp.pareto import front
 from autocomp.search.hypervolume import Point, expected_improvements, mean_below
 from autocomp.search.landscape import Choice, Landscape
-from autocomp.search.limits import Goal, Limits
+from autocomp.search.limits import ENDS, Goal, Limits
 from autocomp.search.surrogate import RESOLUTION, Seen, Surrogate
 from autocomp.space import SearchSpace
 
@@ -73,6 +73,16 @@ class Wish:
     goal: Goal = "front"
     earlier: Earlier = ()
 
+    @property
+    def of_all_drops(self) -> bool:
+        """Whether a whole front is wanted: of an end that no drop is allowed for, what is best at every drop."""
+        return self.goal == "front" or (self.goal in ENDS and self.limits.max_drop is None)
+
+    @property
+    def idle(self) -> int | None:
+        """Which cost, latency (0) or size (1), matters no more than that it is within the limits, to a front of an end."""
+        return {"fastest": 1, "smallest": 0}.get(self.goal) if self.of_all_drops else None
+
 
 @dataclass
 class _Books:
@@ -109,11 +119,11 @@ class _Books:
 @dataclass(frozen=True)
 class _Known:
     """What a proposal goes by: of all plans of known drop those that no other one dominates; all that need not be proposed
-    again; and the reference point, with the best plans as shares of it, sorted."""
+    again; and the reference point's drop, with the best plans as shares of that point, sorted."""
 
     best: tuple[Seen, ...]
     tried: frozenset[Choice]
-    unit: Point
+    worst_drop: float
     points: tuple[Point, ...]
 
 
@@ -214,7 +224,7 @@ class GuidedSampler(BaseSampler):
 
     @property
     def _wanted(self) -> str:
-        return "of hypervolume" if self._wish.goal == "front" else f"towards the {self._wish.goal}"
+        return "of hypervolume" if self._wish.of_all_drops else f"towards the {self._wish.goal}"
 
     def _words(self, choice: Choice, reason: str) -> str:
         cost, (medians, spreads) = self._landscape.cost(choice), self._surrogate.drops([choice])
@@ -235,7 +245,7 @@ class GuidedSampler(BaseSampler):
         tried |= {choice for choice, _, _ in books.stopped.values()}
         base = next((metric for _, choice, metric in finished if choice == untouched), None)
         if base is None:
-            return _Known((), tried, self._unit(1.0, number), ())
+            return _Known((), tried, self._worst_drop(1.0, number), ())
         scale = abs(base) or 1.0
         sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
         seen = [Seen(number, choice, sign * (base - metric) / scale) for number, choice, metric in finished]
@@ -248,33 +258,45 @@ class GuidedSampler(BaseSampler):
                 Seen(number, choice, float(median) - RESOLUTION)
                 for (number, choice), median in zip(books.waiting.items(), medians, strict=True)
             ]
-        best, unit = _best(seen, land), self._unit(scale, number)
-        points = sorted((max(one.drop, 0.0) / unit[0], *(np.array(land.shares(one.choice)) / unit[1:])) for one in best)
-        return _Known(tuple(best), tried, unit, tuple(points))
+        best, worst_drop = self._best(seen), self._worst_drop(scale, number)
+        costs = self._costs([land.shares(one.choice) for one in best])
+        points = sorted((max(one.drop, 0.0) / worst_drop, *of_one) for one, of_one in zip(best, costs, strict=True))
+        return _Known(tuple(best), tried, worst_drop, tuple(points))
 
     def _foremost_seen(self, seen: Sequence[Seen]) -> list[Seen]:
         """Those that no other one dominates first, then the latest."""
         whole = [one for one in seen if one.drop_std == 0.0]
-        return [*dict.fromkeys([*_best(whole, self._landscape), *sorted(seen, key=lambda one: -one.number)])]
+        return [*dict.fromkeys([*self._best(whole), *sorted(seen, key=lambda one: -one.number)])]
 
-    def _unit(self, scale: float, number: int) -> Point:
-        """The reference point of a trial: a drop, as a share of the metric, and shares of the untouched network's latency and
-        size."""
+    def _best(self, seen: Sequence[Seen]) -> list[Seen]:
+        """Those that no other one dominates."""
+        costs = self._costs([self._landscape.shares(one.choice) for one in seen])
+        rows = [(one.drop, *of_one) for one, of_one in zip(seen, costs, strict=True)]
+        return [seen[place] for place in front(rows)]
+
+    def _worst_drop(self, scale: float, number: int) -> float:
+        """The reference point's drop for a trial, as a share of the metric."""
+        if self._wish.limits.max_drop is None:
+            return WORST_DROPS[number % len(WORST_DROPS)]
+        return max(self._wish.limits.max_drop / scale, RESOLUTION)
+
+    def _costs(self, shares: Sequence[tuple[float, float]] | Vector) -> Vector:
+        """Latency and size, given as shares of the untouched network's, as shares of the reference point's, which is the limit
+        where there is one; shape (plans, 2). One that matters no more than that it is within is nothing where it is."""
         untouched, limits = self._landscape.untouched, self._wish.limits
-        return (
-            WORST_DROPS[number % len(WORST_DROPS)]
-            if limits.max_drop is None
-            else max(limits.max_drop / scale, RESOLUTION),
-            min(1.0, limits.foreseen_latency_ms / untouched.latency_ms),
-            min(1.0, limits.foreseen_size_bytes / untouched.size_bytes),
-        )
+        latency = min(1.0, limits.foreseen_latency_ms / untouched.latency_ms)
+        size = min(1.0, limits.foreseen_size_bytes / untouched.size_bytes)
+        found: Vector = np.reshape(shares, (-1, 2)) / np.array([latency, size])
+        idle = self._wish.idle
+        if idle is not None:
+            found[:, idle] = np.where(found[:, idle] <= 1.0, 0.0, found[:, idle])
+        return found
 
     def _gains(self, choices: Sequence[Choice], shares: Vector, known: _Known) -> Vector:
         """What is expected of plans."""
-        unit = known.unit
         medians, spreads = self._surrogate.drops(choices)
-        medians, offset, costs = medians / unit[0], RESOLUTION / unit[0], shares / np.array(unit[1:])
-        if self._wish.goal == "front":
+        medians, offset, costs = medians / known.worst_drop, RESOLUTION / known.worst_drop, self._costs(shares)
+        if self._wish.of_all_drops:
             return expected_improvements(medians, spreads, offset, costs, known.points)
         return _improvements(self._wish.goal, medians, spreads, offset, costs, known.points)
 
@@ -332,9 +354,3 @@ def _improvements(
     best = min((point[1 + place] for point in keeping), default=1.0)
     kept: Vector = ndtr((math.log(1.0 + offset) - np.log(medians)) / spreads)
     return np.maximum(best - costs[:, place], 0.0) * kept
-
-
-def _best(seen: Sequence[Seen], landscape: Landscape) -> list[Seen]:
-    """Those that no other one dominates."""
-    rows = [(one.drop, *landscape.shares(one.choice)) for one in seen]
-    return [seen[place] for place in front(rows)]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from typing import cast
 
 import optuna
 from optuna.trial import TrialState as State
@@ -19,7 +20,7 @@ from autocomp.run import Request
 from autocomp.search.evaluate import Outcome, Workbench, evaluate
 from autocomp.search.guided import CHOICE, PLAN_HASH, STOPPED, Earlier, GuidedSampler, Wish, distributions, indices_of
 from autocomp.search.landscape import Landscape
-from autocomp.search.limits import Limits, goal_of_trials
+from autocomp.search.limits import Goal, Limits
 from autocomp.search.rungs import Hurdle
 from autocomp.search.sampler import SamplerName, UniformSampler, make_sampler
 from autocomp.search.stored_plan import plan_text
@@ -226,7 +227,7 @@ class Ledger:
         if self._kept is not None:
             return self._kept
         name: SamplerName = self._request.sampler  # type: ignore[assignment]
-        wish = Wish(self._limits, goal_of_trials(self._request), self._knowledge.earlier)
+        wish = Wish(self._limits, cast("Goal", self._request.goal), self._knowledge.earlier)
         sampler = make_sampler(name, self._space, self._request.seed, number, self._knowledge.landscape, wish)
         if isinstance(sampler, GuidedSampler | UniformSampler):
             self._kept = sampler  # what it has read of the study, or made of the space, it need not again

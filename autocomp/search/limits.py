@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal, cast
+from typing import Literal
 
 from autocomp.run import Json, Request
 from autocomp.trial import Cost
@@ -102,13 +102,7 @@ class Limits:
     @staticmethod
     def of_trials(request: Request, events: Iterable[Json] = ()) -> Limits:
         """What trials are to stay within. Where recovery follows, the drop is asked of what it gives: training brings back
-        much of what compression takes, so that what is within the drop already is far from the fastest that ends there."""
+        much of what compression takes, so that what is within the drop already is far from the fastest that ends there. An
+        end without a drop is sought at every drop: which of these training brings within it is not known before."""
         limits = Limits.of(request, events)
         return replace(limits, max_drop=None) if request.recover_epochs else limits
-
-
-def goal_of_trials(request: Request) -> Goal:
-    """What trials are to find. Where recovery follows, it is all of the front: which of its points training brings within the
-    drop is not known before."""
-    goal = cast("Goal", request.goal)
-    return "front" if request.recover_epochs and goal in ENDS else goal

@@ -18,7 +18,7 @@ from autocomp.search.guided import Earlier, Wish
 from autocomp.search.landscape import Landscape, without_errors
 from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.likely import likely_plans
-from autocomp.search.limits import CORRECTED, Limits, goal_of_trials
+from autocomp.search.limits import CORRECTED, Goal, Limits
 from autocomp.search.local_sensitivity import on_this_machine
 from autocomp.search.points import BASELINE, broken, front_in, verifications, with_error
 from autocomp.search.recovery import most_accurate
@@ -115,7 +115,7 @@ class Rounds:
         def likely(count: int) -> Sequence[Plan]:
             if errors is None:
                 return ()
-            wish = Wish(Limits.of_trials(request), goal_of_trials(request), hints)
+            wish = Wish(Limits.of_trials(request), cast("Goal", request.goal), hints)
             direction = self.bench.task.metric.direction
             return likely_plans(self._foreseen(errors), direction, setup.baseline.value, request.seed, wish, count)
 

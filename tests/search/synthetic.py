@@ -49,7 +49,7 @@ def one_option_space() -> SearchSpace:
     return SearchSpace((Decision("format:a", "format", ("a",), (None, Format(8))),), space.inventory)
 
 
-def request(sampler: SamplerName = "auto", trials: int = 40, seed: int = 0, **limits: float) -> Request:
+def request(sampler: SamplerName = "auto", trials: int = 40, seed: int = 0, **limits: float | str) -> Request:
     return Request("paper", "paper", "paper", sampler, "onnx-packed", 1, 1, seed, trials, **limits)  # type: ignore[arg-type]
 
 

@@ -23,15 +23,16 @@ from tests.search.synthetic import BASELINE, PaperBench, landscape_of, request, 
 from tests.search.test_sampler import new_study
 
 
-def volume(trials: tuple[Trial, ...]) -> float:
+def volume(trials: tuple[Trial, ...], of_costs: tuple[float, float] = (1.0, 1.0)) -> float:
+    """What trials dominate; by one cost alone where the other weighs nothing."""
     base = trials[0].cost
     assert base is not None
     return hypervolume(
         [
             (
                 (BASELINE - trial.metric) / (WORST_DROPS[0] * BASELINE),
-                trial.cost.latency_ms / base.latency_ms,
-                trial.cost.size_bytes / base.size_bytes,
+                of_costs[0] * trial.cost.latency_ms / base.latency_ms,
+                of_costs[1] * trial.cost.size_bytes / base.size_bytes,
             )
             for trial in trials
             if trial.metric is not None and trial.cost is not None
@@ -83,6 +84,23 @@ def test_room_that_a_correction_made_is_used(goal: Goal) -> None:
         study.tell(trial, [bench.score(plan).value, cost.latency_ms, float(cost.size_bytes)])
     assert max(asked[1:]) > 2.2
     assert all(0.75 * latency_ms <= 2.0 for latency_ms in asked[1:])
+
+
+@pytest.mark.parametrize(("goal", "of_latency"), [("fastest", 1.0), ("smallest", 0.0)])
+def test_where_training_follows_an_end_is_sought_at_every_drop_and_the_other_cost_is_no_matter(
+    goal: Goal, of_latency: float
+) -> None:
+    asked = request("auto", trials=16, goal=goal, max_drop=0.5, recover_epochs=1)
+    of_costs = of_latency, 1.0 - of_latency
+    sought, whole = (search(new_study(), one) for one in (asked, replace(asked, goal="front")))
+    assert volume(sought, of_costs) > volume(whole, of_costs)
+    assert volume(sought) < volume(whole)
+
+
+def test_a_limit_on_the_other_cost_is_kept_while_an_end_is_sought_at_every_drop() -> None:
+    asked = request("auto", trials=16, goal="fastest", max_drop=0.5, recover_epochs=1, max_size_kb=40.0)
+    kept = [one.cost.size_bytes <= 40_000 for one in search(new_study(), asked)[1:] if one.cost is not None]
+    assert sum(kept) >= 14
 
 
 def test_plans_just_over_a_limit_do_not_crowd_out_those_that_keep_it() -> None:
