@@ -1,10 +1,11 @@
 """What an earlier run found, for a search of the same network within other limits or for another target: what each choice does
-to its outputs, and what its plans scored."""
+to its outputs, what its plans scored, what training made of them, and how long its files took."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import cast
 
 from autocomp.errors import RunError
@@ -12,32 +13,49 @@ from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import Setup, task_document, weights_hash
 from autocomp.search.guided import Earlier
+from autocomp.search.recovery import EVENT, weights_path
 from autocomp.search.sensitivity import MEASURED, told
 from autocomp.search.stored_plan import plan_of, plan_text
 from autocomp.search.study import read_study, read_trials
+from autocomp.search.warm_start import timed_in
+from autocomp.trial import Trial
 
-#: Events of a run that began from another: a plan that was scored there, and that all of that was taken over.
-SCORED, TAKEN_OVER = "scored earlier", "taken over"
+#: Events of a run that began from another: a plan that was scored there, one that was trained, and that all of that was taken
+#: over.
+SCORED, TRAINED, TAKEN_OVER = "scored earlier", "trained earlier", "taken over"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was taken over: indices of plans that this space has and their drops as shares of the metric; the metrics, by hash,
+    of the plans whose metric holds here; and indices of plans that were trained."""
+
+    scored: Earlier
+    metrics: Mapping[str, float]
+    trained: tuple[dict[str, int], ...]
 
 
 def take_over(setup: Setup, folder: RunFolder, earlier: RunFolder) -> None:
     """Write what ``earlier`` found that holds here as well into the events of a run; nothing where that was done before.
 
     Sensitivities hold wherever the same option is offered for the same decision: on another target they differ by the
-    arithmetic of its integers, no more. A plan's metric holds where that arithmetic and the search split are the same;
-    elsewhere it is a hint, to the sampler only. All of it is one piece: a kill leaves none of it or, torn, some that the next
-    sitting reads once.
+    arithmetic of its integers, no more. A plan's metric holds where that arithmetic and the search split are the same, and so
+    does what it was trained to; elsewhere it is a hint, to the sampler only. Timings hold for the same target on the same
+    machine. All of it is one piece: a kill leaves none of it or, torn, some that the next sitting reads once.
     """
     if any(event.get("event") == TAKEN_OVER for event in folder.events()):
         return
     same = _numerics(earlier.read()) == asdict(setup.bench.target.numerics)
+    trials = read_trials(read_study(earlier.journal), 0)
     scored: list[Json] = [
         {"event": SCORED, "plan": plan_text(trial.plan), "metric": trial.metric, "holds_here": same}
-        for trial in read_trials(read_study(earlier.journal), 0)
+        for trial in trials
         if trial.metric is not None and trial.plan != Plan()
     ]
+    trained = _trained(setup, folder, earlier, trials) if same else []
+    timed = timed_in(earlier, setup.space) if _measuring(earlier.read()) == _measuring(folder.read()) else []
     taken: Json = {"event": TAKEN_OVER, "from": str(earlier.path)}
-    folder.append_event(*_sensitivities(setup, earlier), *scored, taken)
+    folder.append_event(*_sensitivities(setup, earlier), *scored, *trained, *timed, taken)
 
 
 def check_same_network(setup: Setup, earlier: RunFolder) -> None:
@@ -64,20 +82,55 @@ def _sensitivities(setup: Setup, earlier: RunFolder) -> list[Json]:
     ]
 
 
+def _trained(setup: Setup, folder: RunFolder, earlier: RunFolder, trials: Sequence[Trial]) -> list[Json]:
+    """The recoveries of a run, or of one that it began from, whose plans this space has and whose weights are there, which are
+    copied; each with its plan."""
+    plans, found = {trial.number: trial.plan for trial in trials}, dict[str, Json]()
+    for event in earlier.events():
+        if event["event"] not in {EVENT, TRAINED}:
+            continue
+        plan = plan_of(str(event["plan"])) if event["event"] == TRAINED else plans.get(int(str(event["parent"])))
+        weights = str(event["weights"])
+        source, copy = (weights_path(run, weights) for run in (earlier, folder))
+        if plan is not None and setup.space.indices(plan) is not None and source.is_file():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+            found[weights] = {**event, "event": TRAINED, "plan": plan_text(plan)}
+    return [*found.values()]
+
+
+def adopt(folder: RunFolder, trials: Sequence[Trial]) -> None:
+    """Make recovered points of what an earlier run trained of plans that are trials here."""
+    events = [*folder.events()]
+    parents = {trial.plan.hash: trial for trial in trials if trial.parent is None and trial.cost is not None}
+    adopted = {event["weights"] for event in events if event["event"] == EVENT}
+    for event in events:
+        if event["event"] == TRAINED and event["weights"] not in adopted and event["plan_hash"] in parents:
+            told = {name: value for name, value in event.items() if name != "plan"}
+            folder.append_event({**told, "event": EVENT, "parent": parents[str(event["plan_hash"])].number})
+
+
+def _measuring(run: Json) -> tuple[object, ...]:
+    """What timings of a run hold for; clocks are told as they are at the time."""
+    target = {name: value for name, value in cast("Json", run["target"]).items() if name != "clocks"}
+    return target, run["profile_hash"], run["fingerprint"]
+
+
 def _numerics(run: Json) -> Mapping[str, object]:
     return cast("Mapping[str, object]", cast("Json", run["target"])["numerics"])
 
 
-def earlier_findings(setup: Setup, folder: RunFolder) -> tuple[Earlier, dict[str, float]]:
-    """What was taken over: indices of plans that this space has and their drops as shares of the metric; and the metrics, by
-    hash, of the plans whose metric holds here."""
+def earlier_findings(setup: Setup, folder: RunFolder) -> Findings:
+    """What a run took over, for its search."""
     metric, baseline = setup.bench.task.metric, setup.baseline.value
-    hints, metrics = [], {}
-    for event in {str(event["plan"]): event for event in folder.events() if event.get("event") == SCORED}.values():
+    hints, metrics, events = [], {}, [*folder.events()]
+    for event in {str(event["plan"]): event for event in events if event["event"] == SCORED}.values():
         plan, value = plan_of(str(event["plan"])), float(cast("float", event["metric"]))
         if event["holds_here"]:
             metrics[plan.hash] = value
         indices = setup.space.indices(plan)
         if indices is not None:
             hints.append((indices, metric.drop(baseline, value) / (abs(baseline) or 1.0)))
-    return tuple(hints), metrics
+    plans = dict.fromkeys(plan_of(str(event["plan"])) for event in events if event["event"] == TRAINED)
+    trained = (setup.space.indices(plan) for plan in plans)
+    return Findings(tuple(hints), metrics, tuple(indices for indices in trained if indices is not None))

@@ -67,11 +67,13 @@ Earlier = tuple[tuple[dict[str, int], float], ...]
 
 @dataclass(frozen=True)
 class Wish:
-    """What is searched for, and what is known before."""
+    """What is searched for, and what is known before; ``trained`` are indices of plans that are proposed first, where what they
+    cost keeps the limits, since what training made of them is at hand."""
 
     limits: Limits = NONE
     goal: Goal = "front"
     earlier: Earlier = ()
+    trained: tuple[dict[str, int], ...] = ()
 
     @property
     def of_all_drops(self) -> bool:
@@ -143,6 +145,8 @@ class GuidedSampler(BaseSampler):
             Seen(EARLIER - place, landscape.choice(indices), drop) for place, (indices, drop) in enumerate(wish.earlier)
         ]
         limits = wish.limits
+        trained = map(landscape.choice, wish.trained)
+        self._trained = [choice for choice in trained if landscape.keeps(choice, limits)]
         self._first = landscape.front if not limits else (*landscape.keeping(limits), *landscape.front)
         self.why = ""
 
@@ -169,6 +173,9 @@ class GuidedSampler(BaseSampler):
         if number == 0:
             self.why = "the untouched network"
             return land.choice({})
+        if number <= len(self._trained):
+            self.why = self._words(self._trained[number - 1], "trained by an earlier run")
+            return self._trained[number - 1]
         chance = random.Random(f"{self._seed}/{number}/guided")
         known = self._known(study, number)
         pool = self._pool(known, chance)

@@ -55,11 +55,13 @@ class Knowledge:
 
     ``landscape``: what is foreseen; the sampler ``auto`` goes by it. ``earlier``: indices of plans of earlier searches and
     their drops as shares of the metric. ``metrics``: those of plans, by hash, that the very same evaluation gave earlier.
+    ``trained``: indices of plans that were trained earlier.
     """
 
     landscape: Landscape | None = None
     earlier: Earlier = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    trained: tuple[dict[str, int], ...] = ()
 
 
 class Ledger:
@@ -227,8 +229,9 @@ class Ledger:
         if self._kept is not None:
             return self._kept
         name: SamplerName = self._request.sampler  # type: ignore[assignment]
-        wish = Wish(self._limits, cast("Goal", self._request.goal), self._knowledge.earlier)
-        sampler = make_sampler(name, self._space, self._request.seed, number, self._knowledge.landscape, wish)
+        knowledge, goal = self._knowledge, cast("Goal", self._request.goal)
+        wish = Wish(self._limits, goal, knowledge.earlier, knowledge.trained)
+        sampler = make_sampler(name, self._space, self._request.seed, number, knowledge.landscape, wish)
         if isinstance(sampler, GuidedSampler | UniformSampler):
             self._kept = sampler  # what it has read of the study, or made of the space, it need not again
         return sampler

@@ -12,9 +12,9 @@ from typing import cast
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import Setup
-from autocomp.search.earlier import earlier_findings
+from autocomp.search.earlier import Findings, adopt, earlier_findings
 from autocomp.search.evaluate import Workbench
-from autocomp.search.guided import Earlier, Wish
+from autocomp.search.guided import Wish
 from autocomp.search.landscape import Landscape, without_errors
 from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.likely import likely_plans
@@ -56,14 +56,14 @@ class Rounds:
     def run(self) -> tuple[Trial, ...]:
         """All trials, after as many rounds as it takes until predictions are right about the limits, or enough."""
         began = time.monotonic()
-        errors, (hints, metrics) = self._errors(), earlier_findings(self.setup, self.folder)
+        errors, found = self._errors(), earlier_findings(self.setup, self.folder)
         spent_s = time.monotonic() - began
-        warm = replace(self, bench=self._warmed_up(errors, hints))
+        warm = replace(self, bench=self._warmed_up(errors, found))
         began = time.monotonic() - spent_s  # a warm start takes none of the time that was asked for
         landscape = warm._foreseen(errors)
         if errors is not None:
             self._tell_of_doubts(landscape)
-        return warm._rounds(Knowledge(landscape, hints, metrics), began)
+        return warm._rounds(Knowledge(landscape, found.scored, found.metrics, found.trained), began)
 
     def _rounds(self, knowledge: Knowledge, began: float) -> tuple[Trial, ...]:
         request = self.setup.request
@@ -71,6 +71,7 @@ class Rounds:
         while True:
             limits, corrections = Limits.of_trials(request, self.folder.events()), self._corrections()
             self._trials(opened, knowledge, limits, corrections, began)
+            adopt(self.folder, self.load())
             trials = self.load()
             if not limits.of_costs or not self._measurable(limits):
                 return trials
@@ -109,13 +110,13 @@ class Rounds:
         half_s = None if request.timeout_s is None else request.timeout_s / 2
         return sensitivities(self.bench, self.setup.space, self.folder, half_s, self._step, self._measures())
 
-    def _warmed_up(self, errors: Mapping[str, Sequence[float]] | None, hints: Earlier) -> Workbench:
+    def _warmed_up(self, errors: Mapping[str, Sequence[float]] | None, found: Findings) -> Workbench:
         setup, request = self.setup, self.setup.request
 
         def likely(count: int) -> Sequence[Plan]:
             if errors is None:
                 return ()
-            wish = Wish(Limits.of_trials(request), cast("Goal", request.goal), hints)
+            wish = Wish(Limits.of_trials(request), cast("Goal", request.goal), found.scored)
             direction = self.bench.task.metric.direction
             return likely_plans(self._foreseen(errors), direction, setup.baseline.value, request.seed, wish, count)
 

@@ -31,8 +31,8 @@ from autocomp.search.verify import compiled_kernels, footprints, time_files
 from autocomp.space import SearchSpace
 from autocomp.tasks.user_file import one_line
 
-#: Events: of one timing, of the plans that are to be timed, and of a plan that has no file.
-WARMED, CHOSEN, LEFT_OUT = "warm-start", "warm-start-files", "warm-start-without"
+#: Events: of one timing, of the plans that are to be timed, of a plan that has no file, and of a timing of an earlier run.
+WARMED, CHOSEN, LEFT_OUT, EARLIER = "warm-start", "warm-start-files", "warm-start-without", "warm-start earlier"
 #: At most so many files are measured, and at most one for so many trials: warming up must not outweigh the search.
 MOST_FILES, TRIALS_PER_FILE = 30, 3
 #: Files whose memory is measured: the untouched network and its formats, each in a process of its own. More of them, pruned
@@ -101,7 +101,8 @@ def warmed_up(
     if not bench.target.reachable:
         return bench
     events = [*folder.events()]
-    known, plans = _measured(events), _chosen(events, space, seed)
+    earlier = _timed_earlier(events)
+    known, plans = {one.plan_hash: one for one in earlier.values()} | _measured(events), _chosen(events, space, seed)
     if plans is None:
         count = file_count(trials)
         plans = warm_plans(space, count, seed, likely(count // 2) if likely and count > 1 else ())
@@ -111,7 +112,19 @@ def warmed_up(
     for one in _measure(bench, missing, plans[:MEMORY_FILES], folder, progress):
         folder.append_event({"event": WARMED, **asdict(one)})
         known[one.plan_hash] = one
-    return replace(bench, target=_corrected(bench, [(plan, known[plan.hash]) for plan in plans if plan.hash in known]))
+    known_plans = [plan for plan in dict.fromkeys([*earlier, *plans]) if plan.hash in known]
+    return replace(bench, target=_corrected(bench, [(plan, known[plan.hash]) for plan in known_plans]))
+
+
+def timed_in(run: RunFolder, space: SearchSpace) -> list[Json]:
+    """What an earlier run timed, itself or in one that it began from, as events of a run that begins from it; its target is
+    taken to be the same, on the same machine."""
+    events = [*run.events()]
+    chosen = _chosen(events, space, run.request().seed) or ()
+    found = _timed_earlier(events) | {
+        plan: one for plan in chosen if (one := _measured(events).get(plan.hash)) is not None
+    }
+    return [{"event": EARLIER, "plan": plan_text(plan), **asdict(one)} for plan, one in found.items()]
 
 
 def _corrected(bench: Workbench, measured: Sequence[tuple[Plan, _Warmed]]) -> Target:
@@ -194,10 +207,13 @@ def _chosen(events: Sequence[Json], space: SearchSpace, seed: int) -> tuple[Plan
 
 def _measured(events: Sequence[Json]) -> dict[str, _Warmed]:
     """Plan → its timing."""
-    found = {}
-    for event in events:
-        if event["event"] == WARMED:
-            told = {field.name: event[field.name] for field in fields(_Warmed) if field.name in event}
-            one = _Warmed(**told)  # type: ignore[arg-type]
-            found[one.plan_hash] = one
-    return found
+    timings = map(_timing, (event for event in events if event["event"] == WARMED))
+    return {one.plan_hash: one for one in timings}
+
+
+def _timed_earlier(events: Sequence[Json]) -> dict[Plan, _Warmed]:
+    return {plan_of(str(event["plan"])): _timing(event) for event in events if event["event"] == EARLIER}
+
+
+def _timing(event: Json) -> _Warmed:
+    return _Warmed(**{field.name: event[field.name] for field in fields(_Warmed) if field.name in event})  # type: ignore[arg-type]

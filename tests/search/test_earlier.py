@@ -7,13 +7,14 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from autocomp.errors import ExportError, RunError
 from autocomp.hardware.timing import Timing
 from autocomp.plan import Plan
-from autocomp.run import RunFolder
+from autocomp.run import Json, RunFolder
 from autocomp.search import flow, rounds, sensitivity, verify
 from autocomp.search.begin import Setup, begin
 from autocomp.search.earlier import TAKEN_OVER, earlier_findings, take_over
@@ -22,7 +23,9 @@ from autocomp.search.limits import CORRECTED
 from autocomp.search.points import VERIFIED, verifications
 from autocomp.search.recovery import MOST_ACCURATE
 from autocomp.search.sensitivity import MEASURED
+from autocomp.search.stored_plan import plan_text
 from autocomp.search.verify import Exported
+from autocomp.search.warm_start import CHOSEN, EARLIER, WARMED
 from autocomp.watch import SILENT, Silent
 from tests.targets import REQUEST, small_setup
 
@@ -68,10 +71,25 @@ def test_what_holds_is_taken_over_once(finished_run: Path, tmp_path: Path) -> No
     events = list(run.events())
     assert sum(event.get("event") == TAKEN_OVER for event in events) == 1
     assert sum(event.get("event") == MEASURED for event in events) == len(setup.space.decisions)
-    hints, metrics = earlier_findings(setup, run)
+    found = earlier_findings(setup, run)
     touched = [trial for trial in flow.load_trials(earlier) if trial.plan != Plan() and trial.metric is not None]
-    assert metrics == {trial.plan.hash: trial.metric for trial in touched}
-    assert {setup.space.plan(indices).hash for indices, _ in hints} == set(metrics)
+    assert found.metrics == {trial.plan.hash: trial.metric for trial in touched}
+    assert {setup.space.plan(indices).hash for indices, _ in found.scored} == set(found.metrics)
+
+
+@pytest.mark.parametrize(("changed", "holds"), [({"clocks": "1 GHz"}, True), ({"threads": 2}, False)])
+def test_timings_are_taken_over_where_they_were_measured_alike(
+    changed: dict[str, object], holds: bool, finished_run: Path, tmp_path: Path
+) -> None:
+    earlier = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "earlier")))
+    document = earlier.read()
+    earlier.write("run.json", json.dumps(document | {"target": cast("Json", document["target"]) | changed}))
+    timed: Json = {"event": WARMED, "plan_hash": Plan().hash, "latency_ms": 1.0, "latency_spread": 0.0, "settled": True}
+    earlier.append_event({"event": CHOSEN, "plans": [plan_text(Plan())]}, timed)
+    setup = small_setup()
+    run = begun(setup, tmp_path / "run")
+    take_over(setup, run, earlier)
+    assert [event["plan_hash"] for event in run.events() if event["event"] == EARLIER] == [Plan().hash] * holds
 
 
 def test_other_arithmetic_makes_metrics_hints(finished_run: Path, tmp_path: Path) -> None:
@@ -80,9 +98,9 @@ def test_other_arithmetic_makes_metrics_hints(finished_run: Path, tmp_path: Path
     setup = replace(setup, bench=replace(setup.bench, target=target))
     run = begun(setup, tmp_path / "run")
     take_over(setup, run, RunFolder(finished_run))
-    hints, metrics = earlier_findings(setup, run)
-    assert hints
-    assert metrics == {}
+    found = earlier_findings(setup, run)
+    assert found.scored
+    assert found.metrics == {}
 
 
 def test_a_run_of_another_network_is_refused(finished_run: Path, tmp_path: Path) -> None:

@@ -189,6 +189,31 @@ class TestRecovered:
         (document,) = run.verify(point.number, task=small_task.task(), target=made_target())
         assert (document["trial"], document["key"]) == (point.number, point.key)
 
+    @pytest.mark.parametrize("epochs", [0, 2])
+    def test_a_search_that_begins_from_it_trains_none_of_them_again(
+        self, epochs: int, recovered_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """What training made of plans within the new limits is there at once."""
+        before = [one for one in flow.load_trials(recovered_run) if one.parent is not None and one.cost is not None]
+        limit_bytes = sorted(one.cost.size_bytes for one in before if one.cost is not None)[len(before) // 2]
+        within = {one.key: one for one in before if one.cost is not None and one.cost.size_bytes <= limit_bytes}
+        asked = replace(REQUEST, trials=2 + len(within), max_size_kb=(limit_bytes + 1) / 1000)
+        asked = replace(asked, recover_epochs=epochs, begun_from=str(recovered_run.path))
+        trained = list[Plan]()
+        monkeypatch.setattr(
+            stage, "recover", lambda prepared, compressed, *given, **named: trained.append(compressed.plan)
+        )
+        folder = RunFolder(tmp_path / "run")
+        points = flow.search(replace(small_setup(), request=asked), folder, resume=False, watcher=SILENT)
+        again = {one.key: one for one in flow.load_trials(folder) if one.parent is not None}
+        assert {*again} == {*within}
+        assert all(again[key].metric == one.metric for key, one in within.items())
+        assert not {plan.hash for plan in trained} & {one.plan.hash for one in within.values()}
+        assert any(point.parent is not None for point in points)
+        shutil.copytree(folder.path, tmp_path / "again")
+        flow.search(replace(small_setup(), request=asked), RunFolder(tmp_path / "again"), resume=True, watcher=SILENT)
+        assert (tmp_path / "again" / "front.csv").read_text() == (folder.path / "front.csv").read_text()
+
     def test_going_on_recovers_nothing_twice(self, recovered_run: RunFolder) -> None:
         before = (recovered_run.path / "events.jsonl").read_bytes()
         tables = (recovered_run.path / "trials.csv").read_text()

