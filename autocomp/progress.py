@@ -123,19 +123,23 @@ def front_table(run: Shown) -> Table:
     from autocomp.report.views import best_latency, drop, factors
 
     data = run.data
-    table = Table(title=f"front of {data.run}", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    metric = escape(data.task.metric.name)
-    for column in ("trial", metric, "drop", "size", "", "latency", "", "ms are"):
+    title = f"front of {data.run} ({data.task.metric.name})"
+    table = Table(title=escape(title), title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    sources = {best_latency(data, one.point).source for one in run.listed}
+    # Said once where it is the same of all: a terminal has 80 columns.
+    common = sources.pop() if len(sources) == 1 else None
+    for column in ("trial", "metric", "drop", "size", "", "latency", "", common or "ms are"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("")
+    table.add_column("", min_width=len("uncompressed"))
     for one in sorted(run.listed, key=lambda one: -one.point.size_bytes):
         point, gain, ms = one.point, factors(data, one.point), best_latency(data, one.point)
         lost = words.drop_words(data, drop(data, point)).removeprefix("drop ").partition(" [")[0]
+        recovered = [] if point.parent is None else [f"recovered from {point.parent}"]
         marks: dict[str, str] = defaultdict(str)
         for note in words.notes(data, point):
             marks[note.about] += _MARKS.get(note.text, "")
         table.add_row(
-            _name(point.trial, point.parent),
+            str(point.trial),
             escape(words.metric(data, point.measured_metric if point.verified else point.metric_search))
             + marks["measured metric"],
             "" if point.is_baseline else lost.removesuffix(" points") + marks["drop"],
@@ -143,15 +147,10 @@ def front_table(run: Shown) -> Table:
             "" if point.is_baseline else f"{gain.size:.2f}×",
             f"{words.digits(ms.ms)} ms" + marks["measured latency"],
             "" if point.is_baseline else f"{gain.speed:.2f}×" + marks["predicted latency"],
-            f"{ms.source} {words.latency_error(ms)}",
-            escape(", ".join(one.names)),
+            words.latency_error(ms) if common else f"{ms.source} {words.latency_error(ms)}",
+            escape(", ".join([*recovered, *one.names])),
         )
     return table
-
-
-def _name(trial: int, parent: int | None) -> str:
-    """A trial's number, by which it is picked, and that of the trial it was recovered from."""
-    return str(trial) if parent is None else f"{trial} ({parent} recovered)"
 
 
 def _best_so_far(trials: Sequence[Trial], metric: Metric) -> str:
