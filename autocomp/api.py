@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 from autocomp.errors import RequestError, check_known
-from autocomp.finished import Run, data_of
+from autocomp.finished import Run, completed, data_of
 from autocomp.places import names_profile_folder
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder, write_whole
@@ -114,9 +114,7 @@ def search(
     check_known("sampler", sampler, get_args(SamplerName))
     check_known("goal", goal, get_args(Goal))
     if begin_from is not None:
-        before = RunFolder(Path(begin_from)).request()
-        task, target, space = task or before.task, target or before.target, space or before.space
-        data = data or (data_of(before, task) if isinstance(task, str) else None)
+        task, target, space, data = completed(RunFolder(Path(begin_from)).request(), task, target, space, data)
     if target is None:
         raise RequestError(NO_TARGET)
     space = space or "default"

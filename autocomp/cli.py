@@ -301,20 +301,23 @@ def _heard(text: str) -> None:
 def _asked_for(arguments: Sequence[str], storage: str | None) -> Asked:
     """A search on a cluster, from its command line."""
     from autocomp.api import NO_TARGET
+    from autocomp.finished import completed
     from autocomp.jobs.request import asked_for
+    from autocomp.run import RunFolder
 
     name, *rest = arguments
     if name != "search":
         raise RequestError(f"what is submitted must be a search, written -- search …; got {name!r}")
     group = cast("typer.core.TyperGroup", typer.main.get_command(app))
     said = group.commands["search"].make_context("search", rest).params
+    task, target, space, data = (said[name] for name in ("task", "target", "space", "data"))
     if said["begin_from"] is not None:
-        raise RequestError(f"a job begins with nothing; got --from {said['begin_from']}; leave it out, or search here")
-    if said["target"] is None:
+        task, target, space, data = completed(RunFolder(said["begin_from"]).request(), task, target, space, data)
+    if target is None:
         raise RequestError(NO_TARGET)
-    out = said["out"] or _out(said["task"], said["target"], None, said["resume"])
-    places = said["task"], said["data"], said["space"] or "default", said["target"], out
-    return asked_for(arguments, *places, said["resume"], storage, said["recipe"])
+    out = said["out"] or _out(task, target, said["begin_from"], said["resume"])
+    places = task, data, str(space or "default"), target, out
+    return asked_for(arguments, *places, said["resume"], storage, said["recipe"], said["begin_from"])
 
 
 @app.command()

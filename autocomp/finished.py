@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, TypeVar, cast, get_args
 
 from autocomp.errors import RequestError, RunError
 from autocomp.run import Json, Request, RunFolder, write_whole
@@ -348,3 +348,17 @@ def data_of(begun: Request, task: str) -> Path | None:
     """The folder that a run's data came from, where it is still there and the run is one of this task."""
     data = None if begun.data is None or begun.task != task else Path(begun.data)
     return data if data is not None and data.is_dir() else None
+
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def completed(
+    begun: Request, task: T | None, target: U | None, space: str | Path | None, data: str | Path | None
+) -> tuple[T | str, U | str, str | Path, str | Path | None]:
+    """A request that begins from a run, with what that one says of the task, the target, the space and the data where itself it
+    says nothing."""
+    wanted = task or begun.task
+    found = data or (data_of(begun, wanted) if isinstance(wanted, str) else None)
+    return wanted, target or begun.target, space or begun.space, found

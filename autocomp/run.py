@@ -80,6 +80,8 @@ class Request:
     def changes(self, other: Request) -> list[str]:
         """In what ``other`` asks for another search, in words."""
         mine, theirs = asdict(self), asdict(other)
+        for asked in (mine, theirs):  # that run may move: on a cluster it comes along with every job
+            asked["begun_from"] = asked["begun_from"] and Path(asked["begun_from"]).name
         return [
             f"{name} was {mine[name]!r} and is now {theirs[name]!r}"
             for name in mine

@@ -44,7 +44,8 @@ Heard = Callable[[str], None]
 @dataclass(frozen=True)
 class Job:
     """A job as the cluster knows it. ``storage``: the URI of its run folder; empty where it is on the head node.
-    ``names``: what the task, its data, the search space and the target are called where it was submitted."""
+    ``names``: what the task, its data, the search space, the target and the run that it began from are called where it was
+    submitted."""
 
     name: str
     status: str
@@ -157,6 +158,7 @@ def _names(named: Named) -> str:
         "data": data and str(data.resolve()),
         "space": named.space and str(named.space),
         "target": named.target and str(named.target.resolve()),
+        "begun_from": named.begun_from and str(named.begun_from.resolve()),
     }
     return json.dumps({key: name for key, name in found.items() if name is not None})
 

@@ -19,6 +19,8 @@ MOST_BYTES = 100_000_000
 LEFT_OUT = frozenset(
     {".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules", ".tox"}
 )
+#: What is sent of a run, beside the weights that were trained; the first two make a folder one.
+TRUTH = ("run.json", "study.log", "events.jsonl")
 #: Ray leaves out what these name, of what it is given.
 IGNORING = frozenset({".gitignore", ".rayignore"})
 #: Where in the parcel the things go that lie outside the project.
@@ -29,7 +31,8 @@ REQUIREMENTS = "requirements.txt"
 @dataclass(frozen=True)
 class Named:
     """What a search names: its task, as ``--task`` has it, the folder of data, the search space where it is a file, the
-    folder that AUTOCOMP_DATA names, the recipe of the recovery, and the target where it is a profile's folder."""
+    folder that AUTOCOMP_DATA names, the recipe of the recovery, the target where it is a profile's folder, and the run that
+    it begins from."""
 
     task: str | None = None
     data: Path | None = None
@@ -37,6 +40,7 @@ class Named:
     default_data: Path | None = None
     recipe: Path | None = None
     target: Path | None = None
+    begun_from: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,8 @@ def packed(named: Named, folder: Path, on_cluster: Sequence[Path] = (), requirem
                 f"has it at this path, say --on-cluster {named}"
             )
         absolute = path.resolve()
-        if root is not None and absolute.is_relative_to(root) and not LEFT_OUT & {*absolute.relative_to(root).parts}:
+        inside = root is not None and absolute.is_relative_to(root) and not _is_run(absolute)
+        if root is not None and inside and not LEFT_OUT & {*absolute.relative_to(root).parts}:
             return absolute.relative_to(root)
         place = Path(GIVEN) / f"{what}-{absolute.name}"
         parts[project / place] = absolute
@@ -107,10 +112,11 @@ def packed(named: Named, folder: Path, on_cluster: Sequence[Path] = (), requirem
     default = None if named.default_data is None else placed(named.default_data, "data")
     recipe = None if named.recipe is None else placed(named.recipe, "recipe")
     target = None if named.target is None else placed(named.target, "profile")
+    begun_from = None if named.begun_from is None else placed(named.begun_from, "run")
     _check_size(parts)
     for place, source in parts.items():
         _copy(source, place)
-    return Parcel(project, package, requirements, Named(task, data, space, default, recipe, target))
+    return Parcel(project, package, requirements, Named(task, data, space, default, recipe, target, begun_from))
 
 
 def package_of_this(folder: Path) -> None:
@@ -148,9 +154,12 @@ def _check_size(parts: dict[Path, Path]) -> None:
 
 
 def _files(source: Path) -> Iterator[Path]:
-    """What is sent of a file or folder."""
+    """What is sent of a file or folder: of a run its truth."""
     if source.is_file():
         yield source
+        return
+    if _is_run(source):
+        yield from (file for file in (*map(source.joinpath, TRUTH), *source.glob("weights/*.pt")) if file.is_file())
         return
     for parent, folders, files in os.walk(source):
         folders[:] = [name for name in folders if name not in LEFT_OUT and not _is_run(Path(parent) / name)]
@@ -158,7 +167,7 @@ def _files(source: Path) -> Iterator[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return (folder / "run.json").is_file() and (folder / "study.log").is_file()
+    return all((folder / name).is_file() for name in TRUTH[:2])
 
 
 def _copy(source: Path, place: Path) -> None:

@@ -17,7 +17,7 @@ from autocomp.tasks.data import VARIABLE
 from autocomp.tasks.load import WITHOUT_DATA
 
 #: Options whose values are places on this machine.
-PLACES = ("--task", "--data", "--space", "--target", "--recipe", "--out")
+PLACES = ("--task", "--data", "--space", "--target", "--recipe", "--from", "--out")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,7 @@ class Asked:
             "--space": named.space,
             "--target": named.target,
             "--recipe": named.recipe,
+            "--from": named.begun_from,
         }
         return [
             *self.arguments,
@@ -55,12 +56,13 @@ def asked_for(
     resume: bool,
     storage: str | None,
     recipe: Path | None = None,
+    begun_from: Path | None = None,
 ) -> Asked:
     """A search on a cluster; on all of it, where the command line does not say how.
 
     Args:
         arguments: of the command line, ``search`` first.
-        task, data, space, target, out, resume, recipe: what they say.
+        task, data, space, target, out, resume, recipe, begun_from: what they say, or what follows from it.
         storage: a URI under which run folders are kept.
 
     Raises:
@@ -92,7 +94,9 @@ def asked_for(
         rest += ["--target", target]
     default = os.environ.get(VARIABLE)
     takes_default = default and data is None and task is not None and task not in WITHOUT_DATA
-    named = Named(task, data, file, Path(default) if default and takes_default else None, recipe, calibrated)
+    named = Named(
+        task, data, file, Path(default) if default and takes_default else None, recipe, calibrated, begun_from
+    )
     return Asked(tuple(rest), named, out, uri)
 
 

@@ -79,6 +79,18 @@ def test_what_lies_outside_is_copied_in_and_called_what_it_is_there(project: Pat
     assert sent(made.project / made.named.default_data) == {"space.yaml", "weights.pth"}
 
 
+def test_of_the_run_that_a_search_begins_from_the_truth_is_sent(project: Path, tmp_path: Path) -> None:
+    """Though runs in the project are left out, and whatever else is in its folder."""
+    old = project / "results" / "old"
+    for path in ("events.jsonl", "weights/abc.pt", "weights/abc.unfinished", "exports/1/model.onnx", "front.csv"):
+        (old / path).parent.mkdir(parents=True, exist_ok=True)
+        (old / path).write_text("")
+    made = packed(Named("tasks/net.py:small", begun_from=old), tmp_path / "parcel")
+    assert made.named.begun_from == Path("given/run-old")
+    found = {path.removeprefix("given/run-old/") for path in sent(made.project) if path.startswith("given/")}
+    assert found == {"run.json", "study.log", "events.jsonl", "weights/abc.pt"}
+
+
 def test_data_inside_the_project_are_sent_once(project: Path, tmp_path: Path) -> None:
     made = packed(Named("tasks/net.py", project / "data"), tmp_path / "parcel")
     assert made.named.data == Path("data")

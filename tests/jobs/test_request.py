@@ -20,8 +20,10 @@ def asked(
     data: Path | None = None,
     space: str = "default",
     target: str = "cpu",
+    begun_from: Path | None = None,
 ) -> Asked:
-    return asked_for(["search", *arguments], task, data, space, target, tmp_path / "results" / "run", resume, storage)
+    out = tmp_path / "results" / "run"
+    return asked_for(["search", *arguments], task, data, space, target, out, resume, storage, begun_from=begun_from)
 
 
 def test_places_on_this_machine_are_put_back_as_they_are_called_there(tmp_path: Path) -> None:
@@ -47,6 +49,13 @@ def test_a_calibrated_target_is_a_place_too(tmp_path: Path) -> None:
     assert found.named == Named(target=Path("profiles/board"))
     there = Named(target=Path("given/profile-board"))
     assert found.arguments_with(there)[-2:] == ["--target", "given/profile-board"]
+
+
+def test_the_run_that_it_begins_from_is_a_place_too(tmp_path: Path) -> None:
+    found = asked(tmp_path, "--from", "results/fast", "--trials", "9", begun_from=Path("results/fast"))
+    there = Named(begun_from=Path("given/run-fast"))
+    line = found.arguments_with(there)
+    assert line == ["search", "--trials", "9", *line[3:-2], "--from", "given/run-fast"]
 
 
 def test_the_default_folder_of_data_goes_along_where_the_task_may_read_it(

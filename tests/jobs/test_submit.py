@@ -173,6 +173,13 @@ def test_a_search_is_followed_to_its_end_and_its_run_folder_comes_back(
     assert alone.returncode == 0, alone.stderr
     fronts = [(project / "results" / name / "front.csv").read_text() for name in ("there", "here")]
     assert fronts[0] == fronts[1]
+    again = submit(cluster, project, "--", "search", "--from", "results/there", "--max-size-kb", "4", "--trials", "3")
+    assert again.returncode == 0, again.stderr
+    assert again.stdout == "results/there-jetson-orin-nano\n"
+    known = (project / "results" / "there-jetson-orin-nano" / "events.jsonl").read_text()
+    assert "taken over" in known
+    begun = json.loads((project / "results" / "there-jetson-orin-nano" / "run.json").read_text())["request"]
+    assert (begun["task"], begun["begun_from"]) == ("net.py:small", str(project / "results" / "there"))
     export = here(
         project, "export", "results/there", "--pick", "0", "--out", "shipped"
     )  # finds the task where it is here
