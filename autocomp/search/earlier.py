@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import cast
 
 from autocomp.errors import RunError
@@ -13,7 +13,7 @@ from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import Setup, task_document, weights_hash
 from autocomp.search.guided import Earlier
-from autocomp.search.recovery import EVENT, weights_path
+from autocomp.search.recovery import EVENT, training, weights_path
 from autocomp.search.sensitivity import MEASURED, told
 from autocomp.search.stored_plan import plan_of, plan_text
 from autocomp.search.study import read_study, read_trials
@@ -28,11 +28,14 @@ SCORED, TRAINED, TAKEN_OVER = "scored earlier", "trained earlier", "taken over"
 @dataclass(frozen=True)
 class Findings:
     """What was taken over: indices of plans that this space has and their drops as shares of the metric; the metrics, by hash,
-    of the plans whose metric holds here; and indices of plans that were trained."""
+    of the plans whose metric holds here; and indices of plans that were trained, with the drops that they ended with."""
 
-    scored: Earlier
-    metrics: Mapping[str, float]
-    trained: tuple[dict[str, int], ...]
+    scored: Earlier = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    trained: Earlier = ()
+
+
+NOTHING = Findings()
 
 
 def take_over(setup: Setup, folder: RunFolder, earlier: RunFolder) -> None:
@@ -48,6 +51,11 @@ def take_over(setup: Setup, folder: RunFolder, earlier: RunFolder) -> None:
     same = _numerics(earlier.read()) == asdict(setup.bench.target.numerics)
     trials = read_trials(read_study(earlier.journal), 0)
     scored: list[Json] = [
+        {**event, "holds_here": bool(event["holds_here"]) and same}
+        for event in earlier.events()
+        if event["event"] == SCORED
+    ]
+    scored += [
         {"event": SCORED, "plan": plan_text(trial.plan), "metric": trial.metric, "holds_here": same}
         for trial in trials
         if trial.metric is not None and trial.plan != Plan()
@@ -85,35 +93,36 @@ def _sensitivities(setup: Setup, earlier: RunFolder) -> list[Json]:
 def _trained(setup: Setup, folder: RunFolder, earlier: RunFolder, trials: Sequence[Trial]) -> list[Json]:
     """The recoveries of a run, or of one that it began from, whose plans this space has and whose weights are there, which are
     copied; each with its plan."""
-    plans, found = {trial.number: trial.plan for trial in trials}, dict[str, Json]()
+    plans, found = {trial.number: trial.plan for trial in trials}, dict[tuple[object, ...], Json]()
     for event in earlier.events():
         if event["event"] not in {EVENT, TRAINED}:
             continue
         plan = plan_of(str(event["plan"])) if event["event"] == TRAINED else plans.get(int(str(event["parent"])))
-        weights = str(event["weights"])
-        source, copy = (weights_path(run, weights) for run in (earlier, folder))
-        if plan is not None and setup.space.indices(plan) is not None and source.is_file():
+        source, copy = (weights_path(run, str(event["weights"])) for run in (earlier, folder))
+        known = plan is not None and plan.hash == event["plan_hash"] and source.is_file()
+        if plan is not None and known and setup.space.indices(plan) is not None:
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)
-            found[weights] = {**event, "event": TRAINED, "plan": plan_text(plan)}
+            found[training(event)] = {**event, "event": TRAINED, "plan": plan_text(plan)}
     return [*found.values()]
 
 
-def adopt(folder: RunFolder, trials: Sequence[Trial]) -> None:
-    """Make recovered points of what an earlier run trained of plans that are trials here."""
+def adopt(folder: RunFolder, trials: Sequence[Trial]) -> bool:
+    """Make recovered points of what an earlier run trained of plans that are trials here; whether there are new ones."""
     events = [*folder.events()]
+    taken_over = {training(event): event for event in events if event["event"] == TRAINED}
     parents = {trial.plan.hash: trial for trial in trials if trial.parent is None and trial.cost is not None}
-    adopted = {event["weights"] for event in events if event["event"] == EVENT}
-    for event in events:
-        if event["event"] == TRAINED and event["weights"] not in adopted and event["plan_hash"] in parents:
-            told = {name: value for name, value in event.items() if name != "plan"}
-            folder.append_event({**told, "event": EVENT, "parent": parents[str(event["plan_hash"])].number})
+    done = {training(event) for event in events if event["event"] == EVENT}
+    new = [event for which, event in taken_over.items() if which not in done and event["plan_hash"] in parents]
+    for event in new:
+        facts = {name: value for name, value in event.items() if name != "plan"}
+        folder.append_event({**facts, "event": EVENT, "parent": parents[str(event["plan_hash"])].number})
+    return bool(new)
 
 
 def _measuring(run: Json) -> tuple[object, ...]:
-    """What timings of a run hold for; clocks are told as they are at the time."""
-    target = {name: value for name, value in cast("Json", run["target"]).items() if name != "clocks"}
-    return target, run["profile_hash"], run["fingerprint"]
+    """What timings of a run hold for."""
+    return tuple(run.get(name) for name in ("target", "profile_hash", "fingerprint", "versions"))
 
 
 def _numerics(run: Json) -> Mapping[str, object]:
@@ -122,15 +131,24 @@ def _numerics(run: Json) -> Mapping[str, object]:
 
 def earlier_findings(setup: Setup, folder: RunFolder) -> Findings:
     """What a run took over, for its search."""
-    metric, baseline = setup.bench.task.metric, setup.baseline.value
-    hints, metrics, events = [], {}, [*folder.events()]
-    for event in {str(event["plan"]): event for event in events if event["event"] == SCORED}.values():
-        plan, value = plan_of(str(event["plan"])), float(cast("float", event["metric"]))
+    events, metrics = [*folder.events()], {}
+    scored, trained = (
+        {str(event["plan"]): event for event in events if event["event"] == kind} for kind in (SCORED, TRAINED)
+    )
+    for text, event in scored.items():
         if event["holds_here"]:
-            metrics[plan.hash] = value
-        indices = setup.space.indices(plan)
+            metrics[plan_of(text).hash] = float(cast("float", event["metric"]))
+    return Findings(_drops(setup, scored), metrics, _drops(setup, trained))
+
+
+def _drops(setup: Setup, events: Mapping[str, Json]) -> Earlier:
+    """Of events by their plans: the indices of those that this space has, and the drops as shares of the metric."""
+    metric, baseline = setup.bench.task.metric, setup.baseline.value
+    found = []
+    for text, event in events.items():
+        indices = setup.space.indices(plan_of(text))
         if indices is not None:
-            hints.append((indices, metric.drop(baseline, value) / (abs(baseline) or 1.0)))
-    plans = dict.fromkeys(plan_of(str(event["plan"])) for event in events if event["event"] == TRAINED)
-    trained = (setup.space.indices(plan) for plan in plans)
-    return Findings(tuple(hints), metrics, tuple(indices for indices in trained if indices is not None))
+            found.append(
+                (indices, metric.drop(baseline, float(cast("float", event["metric"]))) / (abs(baseline) or 1.0))
+            )
+    return tuple(found)

@@ -67,8 +67,8 @@ Earlier = tuple[tuple[dict[str, int], float], ...]
 
 @dataclass(frozen=True)
 class Wish:
-    """What is searched for, and what is known before; ``trained`` are indices of plans that are proposed first, where what they
-    cost keeps the limits, since what training made of them is at hand."""
+    """What is searched for, and what is known before; ``trained`` are indices of plans that are proposed first, since what
+    training made of them is at hand."""
 
     limits: Limits = NONE
     goal: Goal = "front"
@@ -77,13 +77,14 @@ class Wish:
 
     @property
     def of_all_drops(self) -> bool:
-        """Whether a whole front is wanted: of an end that no drop is allowed for, what is best at every drop."""
-        return self.goal == "front" or (self.goal in ENDS and self.limits.max_drop is None)
+        """Whether a whole front is wanted: of an end that no drop is allowed for, what is best at every drop. Where recovery
+        follows, it is not known before at which of them."""
+        return self.goal == "front" or self.idle is not None
 
     @property
     def idle(self) -> int | None:
-        """Which cost, latency (0) or size (1), matters no more than that it is within the limits, to a front of an end."""
-        return {"fastest": 1, "smallest": 0}.get(self.goal) if self.of_all_drops else None
+        """Which cost, latency (0) or size (1), matters no more than that it is within its limit: to the front of an end."""
+        return 1 - ENDS[self.goal] if self.goal in ENDS and self.limits.max_drop is None else None
 
 
 @dataclass
@@ -145,8 +146,6 @@ class GuidedSampler(BaseSampler):
             Seen(EARLIER - place, landscape.choice(indices), drop) for place, (indices, drop) in enumerate(wish.earlier)
         ]
         limits = wish.limits
-        trained = map(landscape.choice, wish.trained)
-        self._trained = [choice for choice in trained if landscape.keeps(choice, limits)]
         self._first = landscape.front if not limits else (*landscape.keeping(limits), *landscape.front)
         self.why = ""
 
@@ -173,9 +172,9 @@ class GuidedSampler(BaseSampler):
         if number == 0:
             self.why = "the untouched network"
             return land.choice({})
-        if number <= len(self._trained):
-            self.why = self._words(self._trained[number - 1], "trained by an earlier run")
-            return self._trained[number - 1]
+        if number <= len(self._wish.trained):
+            self.why = "an earlier run trained it"
+            return land.choice(self._wish.trained[number - 1])
         chance = random.Random(f"{self._seed}/{number}/guided")
         known = self._known(study, number)
         pool = self._pool(known, chance)
@@ -288,16 +287,22 @@ class GuidedSampler(BaseSampler):
         return max(self._wish.limits.max_drop / scale, RESOLUTION)
 
     def _costs(self, shares: Sequence[tuple[float, float]] | Vector) -> Vector:
-        """Latency and size, given as shares of the untouched network's, as shares of the reference point's, which is the limit
-        where there is one; shape (plans, 2). One that matters no more than that it is within is nothing where it is."""
-        untouched, limits = self._landscape.untouched, self._wish.limits
-        latency = min(1.0, limits.foreseen_latency_ms / untouched.latency_ms)
-        size = min(1.0, limits.foreseen_size_bytes / untouched.size_bytes)
-        found: Vector = np.reshape(shares, (-1, 2)) / np.array([latency, size])
-        idle = self._wish.idle
+        """Latency and size, given as shares of the untouched network's, as shares of the reference point's, which is that or a
+        limit below it; shape (plans, 2). One that matters no more than that it is within its limit is nothing where it is."""
+        given, limits, idle = np.reshape(shares, (-1, 2)), self._limit_shares, self._wish.idle
+        found: Vector = given / np.minimum(limits, 1.0)
         if idle is not None:
-            found[:, idle] = np.where(found[:, idle] <= 1.0, 0.0, found[:, idle])
+            within = np.isfinite(given[:, idle]) & (given[:, idle] <= limits[idle])
+            found[:, idle] = np.where(within, 0.0, found[:, idle])
         return found
+
+    @property
+    def _limit_shares(self) -> Vector:
+        """What may be predicted of a plan, as shares of the untouched network's; infinite without a limit."""
+        untouched, limits = self._landscape.untouched, self._wish.limits
+        return np.array(
+            [limits.foreseen_latency_ms / untouched.latency_ms, limits.foreseen_size_bytes / untouched.size_bytes]
+        )
 
     def _gains(self, choices: Sequence[Choice], shares: Vector, known: _Known) -> Vector:
         """What is expected of plans."""
@@ -309,11 +314,8 @@ class GuidedSampler(BaseSampler):
 
     def _nearly_allowed(self, shares: Vector) -> npt.NDArray[np.bool_]:
         """Whether costs are foreseen and, nearly, within the limits."""
-        untouched, limits = self._landscape.untouched, self._wish.limits
-        most = np.array(
-            [limits.foreseen_latency_ms / untouched.latency_ms, limits.foreseen_size_bytes / untouched.size_bytes]
-        )
-        return np.array([bool((one <= NEARLY * most).all() and np.isfinite(one).all()) for one in shares])
+        most = NEARLY * self._limit_shares
+        return np.array([bool((one <= most).all() and np.isfinite(one).all()) for one in shares])
 
     def _pool(self, known: _Known, chance: random.Random) -> dict[Choice, Choice | None]:
         """Plans worth a look, that were not tried: the predicted front, what earlier searches found, and neighbours of the best
@@ -357,7 +359,7 @@ def _improvements(
     if goal == "most-accurate":
         best = min((point[0] for point in keeping), default=1.0)
         return mean_below(best + offset, medians, spreads)
-    place = 0 if goal == "fastest" else 1
+    place = ENDS[goal]
     best = min((point[1 + place] for point in keeping), default=1.0)
     kept: Vector = ndtr((math.log(1.0 + offset) - np.log(medians)) / spreads)
     return np.maximum(best - costs[:, place], 0.0) * kept

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import cast
 
 import optuna
@@ -17,8 +17,9 @@ from optuna.trial import TrialState as State
 from autocomp.errors import AutocompError
 from autocomp.plan import Plan
 from autocomp.run import Request
+from autocomp.search.earlier import NOTHING, Findings
 from autocomp.search.evaluate import Outcome, Workbench, evaluate
-from autocomp.search.guided import CHOICE, PLAN_HASH, STOPPED, Earlier, GuidedSampler, Wish, distributions, indices_of
+from autocomp.search.guided import CHOICE, PLAN_HASH, STOPPED, GuidedSampler, Wish, distributions, indices_of
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.rungs import Hurdle
@@ -53,15 +54,12 @@ class Proposal:
 class Knowledge:
     """What a search knows before its first trial.
 
-    ``landscape``: what is foreseen; the sampler ``auto`` goes by it. ``earlier``: indices of plans of earlier searches and
-    their drops as shares of the metric. ``metrics``: those of plans, by hash, that the very same evaluation gave earlier.
-    ``trained``: indices of plans that were trained earlier.
+    ``landscape``: what is foreseen; the sampler ``auto`` goes by it. ``found``: what an earlier search did; all the plans that
+    were trained there are proposed.
     """
 
     landscape: Landscape | None = None
-    earlier: Earlier = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    trained: tuple[dict[str, int], ...] = ()
+    found: Findings = NOTHING
 
 
 class Ledger:
@@ -142,7 +140,7 @@ class Ledger:
 
     def known(self, plan: Plan) -> Outcome | None:
         """What came of a plan that was evaluated before: it is not evaluated again."""
-        landscape, metric = self._knowledge.landscape, self._knowledge.metrics.get(plan.hash)
+        landscape, metric = self._knowledge.landscape, self._knowledge.found.metrics.get(plan.hash)
         if plan.hash in self._known or metric is None or landscape is None:
             return self._known.get(plan.hash)
         try:
@@ -230,7 +228,8 @@ class Ledger:
             return self._kept
         name: SamplerName = self._request.sampler  # type: ignore[assignment]
         knowledge, goal = self._knowledge, cast("Goal", self._request.goal)
-        wish = Wish(self._limits, goal, knowledge.earlier, knowledge.trained)
+        trained = tuple(indices for indices, _ in knowledge.found.trained)
+        wish = Wish(self._limits, goal, knowledge.found.scored, trained)
         sampler = make_sampler(name, self._space, self._request.seed, number, knowledge.landscape, wish)
         if isinstance(sampler, GuidedSampler | UniformSampler):
             self._kept = sampler  # what it has read of the study, or made of the space, it need not again

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -12,8 +12,8 @@ from autocomp.trial import Cost
 
 #: The whole front, or one end of it.
 Goal = Literal["front", "most-accurate", "fastest", "smallest"]
-#: Those that a drop is allowed for.
-ENDS: frozenset[Goal] = frozenset({"fastest", "smallest"})
+#: Those that a drop is allowed for, with what they are least in: latency (0) or size (1).
+ENDS: Mapping[Goal, int] = {"fastest": 0, "smallest": 1}
 
 #: The event that says by how much files broke a limit that their predictions kept.
 CORRECTED = "corrected"
@@ -102,7 +102,6 @@ class Limits:
     @staticmethod
     def of_trials(request: Request, events: Iterable[Json] = ()) -> Limits:
         """What trials are to stay within. Where recovery follows, the drop is asked of what it gives: training brings back
-        much of what compression takes, so that what is within the drop already is far from the fastest that ends there. An
-        end without a drop is sought at every drop: which of these training brings within it is not known before."""
+        much of what compression takes, so that what is within the drop already is far from the fastest that ends there."""
         limits = Limits.of(request, events)
         return replace(limits, max_drop=None) if request.recover_epochs else limits

@@ -20,7 +20,8 @@ from autocomp.compress.recover import recover
 from autocomp.compress.recovered import weights_hash
 from autocomp.errors import CompressionError, RequestError, did_you_mean
 from autocomp.pareto import front
-from autocomp.run import Request, RunFolder
+from autocomp.run import Json, Request, RunFolder
+from autocomp.search.limits import ENDS
 from autocomp.search.points import BASELINE
 from autocomp.tasks.trained import facts_hash
 from autocomp.tasks.user_file import one_line
@@ -135,7 +136,7 @@ def wanted_first(points: Sequence[Trial], metric: Metric, goal: Goal) -> list[Tr
 
 def _taken(point: Trial, goal: Goal) -> float:
     assert point.cost is not None
-    return point.cost.latency_ms if goal == "fastest" else point.cost.size_bytes
+    return (point.cost.latency_ms, point.cost.size_bytes)[ENDS[goal]]
 
 
 def sought(
@@ -173,6 +174,11 @@ def _spread(count: int) -> list[int]:
     return found
 
 
+def training(event: Json) -> tuple[object, ...]:
+    """Which training an event of one is of: what is the same of two of them was done once."""
+    return event["plan_hash"], event["seed"], event["epochs"], event.get("recipe", "{}")
+
+
 def recover_points(
     bench: Workbench, folder: RunFolder, points: Iterable[Trial], most: int, request: Request, watcher: Watcher
 ) -> None:
@@ -187,7 +193,7 @@ def recover_points(
     recipe = recipe_of(request)
     seeds = range(request.seed, request.seed + request.recover_seeds)
     batches = bench.task.calibration if bench.task.train is None else bench.task.train
-    known = {(one.plan_hash, one.seed, one.epochs, one.recipe) for one in _done(folder)}
+    known = {training(event) for event in folder.events() if event["event"] == EVENT}
     for place, (point, seed) in enumerate((point, seed) for point in points for seed in seeds):
         if (point.plan.hash, seed, epochs, request.recipe) in known:
             continue

@@ -63,7 +63,14 @@ class Rounds:
         landscape = warm._foreseen(errors)
         if errors is not None:
             self._tell_of_doubts(landscape)
-        return warm._rounds(Knowledge(landscape, found.scored, found.metrics, found.trained), began)
+        return warm._rounds(Knowledge(landscape, self._with_worthy(found, landscape)), began)
+
+    def _with_worthy(self, found: Findings, landscape: Landscape) -> Findings:
+        """Of what was trained earlier what keeps all limits as they were asked for."""
+        limits, scale = Limits.of(self.setup.request), abs(self.setup.baseline.value) or 1.0
+        most = math.inf if limits.max_drop is None else limits.max_drop / scale
+        worthy = (one for one in found.trained if one[1] <= most and landscape.keeps(landscape.choice(one[0]), limits))
+        return replace(found, trained=tuple(worthy) if self.setup.request.sampler == "auto" else ())
 
     def _rounds(self, knowledge: Knowledge, began: float) -> tuple[Trial, ...]:
         request = self.setup.request
@@ -71,23 +78,27 @@ class Rounds:
         while True:
             limits, corrections = Limits.of_trials(request, self.folder.events()), self._corrections()
             self._trials(opened, knowledge, limits, corrections, began)
-            adopt(self.folder, self.load())
             trials = self.load()
+            if adopt(self.folder, trials):
+                trials = self.load()
             if not limits.of_costs or not self._measurable(limits):
                 return trials
             metric = self.setup.bench.task.metric
-            points = front_in(self.folder, trials, metric, Limits.of_trials)
+            # Before recovery what has gone through it, in an earlier sitting or run, has no say: what is trained is as it was.
+            looked_at = [trial for trial in trials if trial.parent is None or not request.recover_epochs]
+            points = front_in(self.folder, looked_at, metric, Limits.of_trials)
             if request.recover_epochs and request.goal == "most-accurate":
                 # What these become, trained, leaves few of the others on the front.
                 points = most_accurate(points, metric)
             if points:
                 self.check(points)
-            if corrections == CORRECTIONS or not self._correct(limits, trials):
+            if corrections == CORRECTIONS or not self._correct(limits, looked_at):
                 return trials
 
     def _trials(self, opened: RunStudy, knowledge: Knowledge, limits: Limits, corrections: int, began: float) -> None:
         request, metric = self.setup.request, self.setup.bench.task.metric
-        more = corrections * max(MORE_LEAST, round(MORE_SHARE * request.trials))
+        # To take up again what was trained costs next to nothing, and is not counted.
+        more = corrections * max(MORE_LEAST, round(MORE_SHARE * request.trials)) + len(knowledge.found.trained)
         ledger = Ledger(opened, self.setup.space, request, metric, self.setup.baseline.value, knowledge, limits, more)
         left_s = None if request.timeout_s is None else request.timeout_s - (time.monotonic() - began)
 

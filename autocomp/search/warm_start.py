@@ -117,14 +117,12 @@ def warmed_up(
 
 
 def timed_in(run: RunFolder, space: SearchSpace) -> list[Json]:
-    """What an earlier run timed, itself or in one that it began from, as events of a run that begins from it; its target is
-    taken to be the same, on the same machine."""
+    """What settled of what an earlier run timed, itself or in one that it began from, as events of a run that begins from it;
+    its target is taken to be the same, on the same machine."""
     events = [*run.events()]
-    chosen = _chosen(events, space, run.request().seed) or ()
-    found = _timed_earlier(events) | {
-        plan: one for plan in chosen if (one := _measured(events).get(plan.hash)) is not None
-    }
-    return [{"event": EARLIER, "plan": plan_text(plan), **asdict(one)} for plan, one in found.items()]
+    timings, chosen = _measured(events), _chosen(events, space, run.request().seed) or ()
+    found = _timed_earlier(events) | {plan: timings[plan.hash] for plan in chosen if plan.hash in timings}
+    return [{"event": EARLIER, "plan": plan_text(plan), **asdict(one)} for plan, one in found.items() if one.settled]
 
 
 def _corrected(bench: Workbench, measured: Sequence[tuple[Plan, _Warmed]]) -> Target:

@@ -17,13 +17,14 @@ from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search import flow, rounds, sensitivity, verify
 from autocomp.search.begin import Setup, begin
-from autocomp.search.earlier import TAKEN_OVER, earlier_findings, take_over
+from autocomp.search.earlier import TAKEN_OVER, adopt, earlier_findings, take_over
 from autocomp.search.evaluate import Workbench
 from autocomp.search.limits import CORRECTED
 from autocomp.search.points import VERIFIED, verifications
-from autocomp.search.recovery import MOST_ACCURATE
+from autocomp.search.recovery import EVENT, MOST_ACCURATE, weights_path
 from autocomp.search.sensitivity import MEASURED
 from autocomp.search.stored_plan import plan_text
+from autocomp.search.study import open_study
 from autocomp.search.verify import Exported
 from autocomp.search.warm_start import CHOSEN, EARLIER, WARMED
 from autocomp.watch import SILENT, Silent
@@ -77,19 +78,69 @@ def test_what_holds_is_taken_over_once(finished_run: Path, tmp_path: Path) -> No
     assert {setup.space.plan(indices).hash for indices, _ in found.scored} == set(found.metrics)
 
 
-@pytest.mark.parametrize(("changed", "holds"), [({"clocks": "1 GHz"}, True), ({"threads": 2}, False)])
-def test_timings_are_taken_over_where_they_were_measured_alike(
-    changed: dict[str, object], holds: bool, finished_run: Path, tmp_path: Path
+@pytest.mark.parametrize(("threads", "settled"), [(1, True), (2, True), (1, False)])
+def test_timings_that_settled_are_taken_over_where_they_were_measured_alike(
+    threads: int, settled: bool, finished_run: Path, tmp_path: Path
 ) -> None:
     earlier = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "earlier")))
     document = earlier.read()
-    earlier.write("run.json", json.dumps(document | {"target": cast("Json", document["target"]) | changed}))
-    timed: Json = {"event": WARMED, "plan_hash": Plan().hash, "latency_ms": 1.0, "latency_spread": 0.0, "settled": True}
+    target = cast("Json", document["target"]) | {"threads": threads}
+    earlier.write("run.json", json.dumps(document | {"target": target}))
+    timed: Json = {
+        "event": WARMED,
+        "plan_hash": Plan().hash,
+        "latency_ms": 1.0,
+        "latency_spread": 0.0,
+        "settled": settled,
+    }
     earlier.append_event({"event": CHOSEN, "plans": [plan_text(Plan())]}, timed)
     setup = small_setup()
     run = begun(setup, tmp_path / "run")
     take_over(setup, run, earlier)
+    holds = threads == setup.request.threads and settled
     assert [event["plan_hash"] for event in run.events() if event["event"] == EARLIER] == [Plan().hash] * holds
+
+
+def test_what_was_trained_is_adopted_once_each_by_its_plan_seed_and_recipe(finished_run: Path, tmp_path: Path) -> None:
+    """Also where a kill tore the taking over, and where training gave two of them the same weights."""
+    first = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "first")))
+    touched = [trial for trial in flow.load_trials(first) if trial.plan != Plan() and trial.cost is not None][:2]
+    trained: list[Json] = [
+        {
+            "event": EVENT,
+            "parent": trial.number,
+            "plan_hash": trial.plan.hash,
+            "seed": seed,
+            "epochs": 1,
+            "metric": 80.0,
+            "seconds": 1.0,
+            "weights": f"weights{trial.number}",
+            "recipe": "{}",
+        }
+        for trial in touched
+        for seed in (0, 1)
+    ]
+    for event in trained:
+        path = weights_path(first, str(event["weights"]))
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"trained")
+    first.append_event(*trained)
+    setup, run = small_setup(), begun(small_setup(), tmp_path / "run")
+    take_over(setup, run, first)
+    written = (run.path / "events.jsonl").read_bytes()
+    (run.path / "events.jsonl").write_bytes(written[:-20])
+    take_over(setup, run, first)
+    assert len(earlier_findings(setup, run).trained) == 2
+    parents = [replace(trial, number=7 + place) for place, trial in enumerate(touched)]
+    assert adopt(run, parents)
+    assert not adopt(run, parents)
+    adopted = [(event["parent"], event["seed"]) for event in run.events() if event["event"] == EVENT]
+    assert adopted == [(7, 0), (7, 1), (8, 0), (8, 1)]
+    assert weights_path(run, str(trained[0]["weights"])).read_bytes() == b"trained"
+    open_study(run.journal, "maximize")
+    following = begun(setup, tmp_path / "following")
+    take_over(setup, following, run)  # where none of it was a trial
+    assert earlier_findings(setup, following) == earlier_findings(setup, run)
 
 
 def test_other_arithmetic_makes_metrics_hints(finished_run: Path, tmp_path: Path) -> None:

@@ -97,6 +97,28 @@ def test_where_training_follows_an_end_is_sought_at_every_drop_and_the_other_cos
     assert volume(sought) < volume(whole)
 
 
+def test_the_smallest_may_take_longer_than_the_untouched_network() -> None:
+    """Where fewer bits make files smaller and nothing faster, as on a target without integer kernels."""
+
+    class Slower(PaperBench):
+        def cost(self, plan: Plan) -> Cost:
+            found = super().cost(plan)
+            formats = sum(one.format is not None for one in plan.layers.values())
+            return replace(found, latency_ms=found.latency_ms + 0.9 * formats)
+
+    space, bench = synthetic_space(), Slower()
+    landscape = Landscape(space, landscape_of(space).errors, bench.cost)
+    study, costs = new_study().study, list[Cost]()
+    study.sampler = GuidedSampler(landscape, 0, Wish(goal="smallest"))
+    for _ in range(12):
+        plan = space.plan((trial := study.ask(distributions(space))).params)
+        costs.append(cost := bench.cost(plan))
+        study.tell(trial, [bench.score(plan).value, cost.latency_ms, float(cost.size_bytes)])
+    smallest = min(costs, key=lambda cost: cost.size_bytes)
+    assert smallest.size_bytes < 0.15 * costs[0].size_bytes
+    assert max(cost.latency_ms for cost in costs) > costs[0].latency_ms
+
+
 def test_a_limit_on_the_other_cost_is_kept_while_an_end_is_sought_at_every_drop() -> None:
     asked = request("auto", trials=16, goal="fastest", max_drop=0.5, recover_epochs=1, max_size_kb=40.0)
     kept = [one.cost.size_bytes <= 40_000 for one in search(new_study(), asked)[1:] if one.cost is not None]

@@ -12,6 +12,7 @@ import pytest
 from autocomp.errors import RunError, UncoveredKernelError
 from autocomp.plan import Format, LayerPlan, Plan
 from autocomp.run import Request
+from autocomp.search.earlier import Findings
 from autocomp.search.evaluate import Workbench
 from autocomp.search.landscape import Landscape
 from autocomp.search.ledger import Knowledge, Ledger, run_trials
@@ -153,7 +154,7 @@ def test_a_known_plan_whose_cost_is_not_foreseen_is_a_failed_trial(tmp_path: Pat
     space, bench = synthetic_space(), Uncovered()
     landscape = Landscape(space, landscape_of(space).errors, bench.cost)
     plans = [space.plan(indices) for indices in uniform_indices(space)]
-    knowledge = Knowledge(landscape, metrics={plan.hash: 80.0 for plan in plans})
+    knowledge = Knowledge(landscape, Findings(metrics={plan.hash: 80.0 for plan in plans}))
     opened = open_study(tmp_path / "study.log", "maximize")
     ledger = Ledger(opened, space, request("uniform", trials=4), bench.task.metric, BASELINE, knowledge)
     run_trials(ledger, cast("Workbench", bench), None, lambda trial, trials: None)
