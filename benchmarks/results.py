@@ -3,15 +3,18 @@
     autocomp search --task cifar10-resnet20 --target cpu --trials 100 --recover 8 --out results/resnet20-cpu
     python benchmarks/results.py results/resnet20-cpu [MORE RUNS]
 
-For every run and every allowed drop, the fastest and the smallest point of its front, chosen by the search split and by what
-was measured of its file; beside it the exported file's own metric on the test split, with the paired 95 % interval of the drop.
-Where uniform 8 bits are on the front, they stand beside them. The table is results/reference/results.csv; rows of other runs in
-it are kept.
+Of the fronts of all runs of a task and target that are given: for every allowed drop the fastest and the smallest point, and
+for every number of times faster or smaller the most accurate one; each chosen by the search split and by what was measured of
+its file, beside the untouched file of the same run. Beside it stands the exported file's own metric on the test split, with the
+paired 95 % interval of the drop. Where uniform 8 bits are on the front, they are there too. The table is
+results/reference/results.csv; rows of other tasks and targets in it are kept.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import cast
 
@@ -20,53 +23,94 @@ from tables import rows_there, write_table
 
 from autocomp.finished import Run
 from autocomp.search import flow
-from autocomp.task import Metric
 
 TABLE = Path("results/reference/results.csv")
 #: In the metric's own units.
 DROPS = (0.0, 0.3, 0.5, 1.0)
+#: Times faster and times smaller that a point is to be at least.
+FACTORS = (
+    (2.5, 0.0),
+    (3.0, 0.0),
+    (4.0, 0.0),
+    (4.5, 0.0),
+    (0.0, 7.0),
+    (0.0, 10.0),
+    (0.0, 14.0),
+    (3.0, 7.0),
+    (4.0, 10.0),
+)
 
 
-def row_of(point: pd.Series, base: pd.Series, metric: Metric, what: str, allowed: float | None) -> dict[str, object]:
-    return {
-        "recovered": bool(pd.notna(point["parent"])),
-        "point": what,
-        "drop_allowed": "" if allowed is None else allowed,
-        "trial": int(point["trial"]),
-        "drop_search": round(metric.drop(base["metric_search"], point["metric_search"]), 3),
-        "drop_test": round(metric.drop(base["measured_metric"], point["measured_metric"]), 3),
-        "drop_test_low": point["measured_metric_low"],
-        "drop_test_high": point["measured_metric_high"],
-        "latency_ms": point["measured_latency_ms"],
-        "times_faster": round(base["measured_latency_ms"] / point["measured_latency_ms"], 2),
-        "size_bytes": point["measured_size_bytes"],
-        "times_smaller": round(base["measured_size_bytes"] / point["measured_size_bytes"], 2),
-    }
+#: Of a point, what is no column of the table.
+UNTOLD = ("on_front", "uniform")
 
 
-def rows_of(run: Run) -> list[dict[str, object]]:
-    metric, front = flow.metric_of(run.folder), run.front
-    base = front.iloc[0]
-    front = front.assign(drop=[metric.drop(base["metric_search"], value) for value in front["metric_search"]])
-    rows = [row_of(base, base, metric, "uncompressed", None)]
-    verified = run.trials.dropna(subset=["measured_size_bytes"])
-    for _, point in verified[verified["uniform"].isin(["w8a8", "w8"])].iterrows():
-        rows.append(row_of(point, base, metric, f"uniform {point['uniform']}", None))
+def points_of(run: Run) -> pd.DataFrame:
+    """What was verified of a run, the untouched network first: rows of the table but for why they are in it, and
+    :data:`UNTOLD`."""
+    metric = flow.metric_of(run.folder)
+    table = run.trials.dropna(subset=["measured_size_bytes", "measured_latency_ms"])
+    base = table[table["trial"] == 0].iloc[0]
+    front = {*run.front["trial"]}
+    return pd.DataFrame(
+        {
+            "run": run.folder.path.name,
+            "recovered": bool(pd.notna(point["parent"])),
+            "trial": int(point["trial"]),
+            "drop_search": round(metric.drop(base["metric_search"], point["metric_search"]), 3),
+            "drop_test": round(metric.drop(base["measured_metric"], point["measured_metric"]), 3),
+            "drop_test_low": point["measured_metric_low"],
+            "drop_test_high": point["measured_metric_high"],
+            "latency_ms": point["measured_latency_ms"],
+            "times_faster": round(base["measured_latency_ms"] / point["measured_latency_ms"], 2),
+            "size_bytes": int(point["measured_size_bytes"]),
+            "times_smaller": round(base["measured_size_bytes"] / point["measured_size_bytes"], 2),
+            "on_front": point["trial"] in front,
+            "uniform": point["uniform"],
+        }
+        for _, point in table.sort_values("trial").iterrows()
+    )
+
+
+def chosen(points: pd.DataFrame) -> list[tuple[str, pd.Series]]:
+    """Why a point is in the table, and the point."""
+    found = [("uncompressed", points.iloc[0])]
+    found += [
+        (f"uniform {point['uniform']}", point) for _, point in points[points["uniform"].isin(["w8a8", "w8"])].iterrows()
+    ]
+    front = points[points["on_front"]]
     for allowed in DROPS:
-        within = front[front["drop"] <= allowed + 1e-9]
-        for what, column in (("fastest", "measured_latency_ms"), ("smallest", "measured_size_bytes")):
-            if within[column].notna().any():
-                rows.append(row_of(within.sort_values(column).iloc[0], base, metric, what, allowed))
-    request, device = run.folder.request(), cast("dict[str, str]", run.folder.read()["target"])["device"]
-    return [{"task": request.task, "target": request.target, "machine": device, **row} for row in rows]
+        within = front[front["drop_search"] <= allowed + 1e-9]
+        found.append((f"fastest within {allowed:g}", within.sort_values("latency_ms").iloc[0]))
+        found.append((f"smallest within {allowed:g}", within.sort_values("size_bytes").iloc[0]))
+    for faster, smaller in FACTORS:
+        within = front[(front["times_faster"] >= faster) & (front["times_smaller"] >= smaller)]
+        asked = [f"{faster:g} times faster"] * (faster > 0) + [f"{smaller:g} times smaller"] * (smaller > 0)
+        if len(within):
+            best = within.sort_values("drop_search", kind="stable").iloc[0]
+            found.append((f"most accurate {' and '.join(asked)}", best))
+    return found
+
+
+def rows_of(runs: Sequence[Run]) -> list[dict[str, object]]:
+    """Of runs of one task and target."""
+    request, device = runs[0].folder.request(), cast("dict[str, str]", runs[0].folder.read()["target"])["device"]
+    points = pd.concat([points_of(run) for run in runs], ignore_index=True)
+    where = {"task": request.task, "target": request.target, "machine": device}
+    return [
+        {**where, "point": why, **{str(name): value for name, value in point.items() if name not in UNTOLD}}
+        for why, point in chosen(points)
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path)
-    found = [row for path in parser.parse_args().runs for row in rows_of(Run.open(path))]
-    renewed = {(row["task"], row["target"]) for row in found}
-    others = [row for row in rows_there(TABLE) if (row["task"], row["target"]) not in renewed]
+    together: dict[tuple[str, str], list[Run]] = defaultdict(list)
+    for run in map(Run.open, parser.parse_args().runs):
+        together[run.folder.request().task, run.folder.request().target].append(run)
+    found = [row for runs in together.values() for row in rows_of(runs)]
+    others = [row for row in rows_there(TABLE) if (row["task"], row["target"]) not in together]
     write_table(TABLE, [*others, *found])
 
 
