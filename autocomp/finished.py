@@ -178,7 +178,8 @@ class Run:
         """Export points again and measure their three numbers on the files.
 
         Args:
-            pick: ``front`` (and what timings that never settled keep from it), ``knee`` or a trial number.
+            pick: ``front`` (and what timings that never settled keep from it), what :meth:`pick` takes, or the number of any
+                trial that was evaluated.
             task, target: where they were not ones that have a name.
             host: the run's target, as ssh reaches it (``user@board``): files are timed there. Their metric is that of this
                 machine.
@@ -195,7 +196,10 @@ class Run:
         from autocomp.search import flow
         from autocomp.search.points import verifications
 
-        points = [*flow.front_of(self.folder), *flow.doubted_of(self.folder)] if pick == "front" else [self.pick(pick)]
+        if pick == "front":
+            points = [*flow.front_of(self.folder), *flow.doubted_of(self.folder)]
+        else:
+            points = [self._evaluated(int(pick)) if str(pick).isdigit() else self.pick(pick)]
         with ExitStack() as connected:
             board = None
             if host is not None:
@@ -208,6 +212,17 @@ class Run:
                 write_explanation(setup, self.folder, flow.rebuild(self.folder))
         verified = verifications(self.folder)
         return [verified[point.key] for point in points if point.key in verified]
+
+    def _evaluated(self, number: int) -> Trial:
+        from autocomp.search import flow
+
+        trials = {trial.number: trial for trial in flow.load_trials(self.folder) if trial.state == "complete"}
+        if number not in trials:
+            raise RunError(
+                f"a trial that is verified must be one that was evaluated; {number} is none of {self.folder.path}, whose "
+                f"{len(trials)} are in trials.csv"
+            )
+        return trials[number]
 
     def export(
         self,

@@ -26,7 +26,16 @@ from autocomp.search.begin import Setup, begin
 from autocomp.search.earlier import check_same_network, take_over
 from autocomp.search.evaluate import Workbench
 from autocomp.search.limits import ENDS, Goal, Limits
-from autocomp.search.points import BASELINE, UNSHIPPABLE, VERIFIED, doubted, front_in, goal_trial, verifications
+from autocomp.search.points import (
+    BASELINE,
+    UNSHIPPABLE,
+    VERIFIED,
+    doubted,
+    front_in,
+    goal_trial,
+    trained_points,
+    verifications,
+)
 from autocomp.search.possible import check_possible
 from autocomp.search.recovery import (
     most_accurate,
@@ -159,14 +168,14 @@ def _recover(setup: Setup, folder: RunFolder, trials: Sequence[Trial], watcher: 
 
 def _verify_all(setup: Setup, folder: RunFolder, watcher: Watcher) -> list[Trial]:
     """Verify the front; again and again, where a file breaks a limit and others take its place, and once more what broke one
-    in timings that never settled. Returns the front."""
+    in timings that never settled. What was trained is verified wherever it ended: it took long to get. Returns the front."""
     metric, looked_twice = setup.bench.task.metric, False
     while True:
         trials = load_trials(folder)
         points = front_in(folder, trials, metric)
-        verified = verifications(folder)
-        if not all(point.key in verified for point in points):
-            verify(setup, folder, points, watcher, again=False)
+        verified, wanted = verifications(folder), {t.key: t for t in (*points, *trained_points(folder, trials))}
+        if not all(key in verified for key in wanted):
+            verify(setup, folder, [*wanted.values()], watcher, again=False)
             continue
         again = doubted(folder, trials, metric)
         if not again:

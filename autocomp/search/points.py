@@ -89,9 +89,18 @@ def front_in(
     """The front of some trials of a run that have a file, within the limits that it was asked for, as far as these are
     corrected by now."""
     events = [*folder.events()]
-    without = {event["key"] for event in events if event.get("event") == UNSHIPPABLE}
     limits = limits_of(folder.request(), events)
-    return front_trials([one for one in trials if one.key not in without], metric, limits, _verified(events))
+    return front_trials(_shippable(events, trials), metric, limits, _verified(events))
+
+
+def trained_points(folder: RunFolder, trials: Sequence[Trial]) -> list[Trial]:
+    """The recovered ones of some trials of a run that have a file, wherever training ended."""
+    return [trial for trial in _shippable(folder.events(), trials) if trial.parent is not None]
+
+
+def _shippable(events: Iterable[Json], trials: Sequence[Trial]) -> list[Trial]:
+    without = {event["key"] for event in events if event.get("event") == UNSHIPPABLE}
+    return [trial for trial in trials if trial.key not in without]
 
 
 def doubted(folder: RunFolder, trials: Sequence[Trial], metric: Metric) -> list[Trial]:

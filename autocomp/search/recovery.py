@@ -232,6 +232,8 @@ def recover_points(
         folder.append_event({"event": EVENT, **asdict(done)})
         unfinished.unlink(missing_ok=True)
         watcher.step(what, 1, 1)
+        before = "not known" if point.metric is None else f"{point.metric:.6g}"
+        watcher.say(f"{what}: {bench.task.metric.name} was {before} and is {metric:.6g}")
 
 
 def _unfinished_path(folder: RunFolder, point: Trial, seed: int, request: Request) -> Path:

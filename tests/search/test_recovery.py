@@ -13,7 +13,7 @@ import pytest
 
 from autocomp.compress.recover import recover
 from autocomp.compress.recovered import Recovered
-from autocomp.errors import RequestError
+from autocomp.errors import RequestError, RunError
 from autocomp.export.to_onnx import export_onnx
 from autocomp.finished import Run
 from autocomp.plan import Format, LayerPlan, Plan
@@ -189,6 +189,17 @@ class TestRecovered:
         (document,) = run.verify(point.number, task=small_task.task(), target=made_target())
         assert (document["trial"], document["key"]) == (point.number, point.key)
 
+    def test_any_trial_that_was_evaluated_is_verified_on_demand(self, recovered_run: RunFolder, tmp_path: Path) -> None:
+        run = Run.open(shutil.copytree(recovered_run.path, tmp_path / "run"))
+        on_front = {point.number for point in flow.front_of(run.folder)}
+        other = next(t for t in flow.load_trials(run.folder) if t.state == "complete" and t.number not in on_front)
+        (document,) = run.verify(other.number, task=small_task.task(), target=made_target())
+        assert (document["trial"], document["key"]) == (other.number, other.key)
+        with pytest.raises(
+            RunError, match=r"must be one that was evaluated; 99 is none of .*, whose \d+ are in trials.csv"
+        ):
+            run.verify(99, task=small_task.task(), target=made_target())
+
     @pytest.mark.parametrize("epochs", [0, 2])
     def test_a_search_that_begins_from_it_trains_none_of_them_again(
         self, epochs: int, recovered_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -232,6 +243,7 @@ def test_the_fastest_within_a_drop_is_one_that_training_brought_there(tmp_path: 
     dropped = {one.number: base - (one.metric or 0.0) for one in trials}
     trained = [one for one in trials if one.parent is not None]
     assert 0 < len(trained) <= len(trials).bit_length()
+    assert {one.key for one in trained} <= {*verifications(folder)}  # also what ended outside the drop
     # Trials were not kept to the drop, and what is on the front is.
     assert max(dropped.values()) > 8.0
     assert all(dropped[point.number] <= 8.0 for point in flow.front_of(folder))
