@@ -333,7 +333,7 @@ class TestRefused:
     def test_a_run_to_begin_from(self, tmp_path: Path) -> None:
         assert "a run folder must hold run.json" in refused("search", "--from", str(tmp_path))
         job = ("submit", "--address", "http://127.0.0.1:1", "--", "search", "--target", "cpu", "--from", str(tmp_path))
-        assert "a job begins with nothing" in refused(*job)
+        assert "a run folder must hold run.json" in refused(*job)  # before the cluster is asked
 
     def test_unknown_task(self) -> None:
         line = refused("search", "--task", "digts", "--target", "jetson")
