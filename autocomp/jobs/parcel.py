@@ -11,6 +11,7 @@ from pathlib import Path
 
 from autocomp.errors import RequestError
 from autocomp.places import shipped_folder
+from autocomp.run import RunFolder
 from autocomp.tasks.load import OWN_FILE, model_tasks
 
 #: A little less than what a Ray dashboard takes at once (100 MiB), for the zip's own part.
@@ -19,7 +20,7 @@ MOST_BYTES = 100_000_000
 LEFT_OUT = frozenset(
     {".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules", ".tox"}
 )
-#: What is sent of a run, beside the weights that were trained; the first two make a folder one.
+#: What is sent of a run, beside the weights that were trained.
 TRUTH = ("run.json", "study.log", "events.jsonl")
 #: Ray leaves out what these name, of what it is given.
 IGNORING = frozenset({".gitignore", ".rayignore"})
@@ -167,7 +168,8 @@ def _files(source: Path) -> Iterator[Path]:
 
 
 def _is_run(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in TRUTH[:2])
+    run = RunFolder(folder)
+    return run.exists() and run.journal.is_file()
 
 
 def _copy(source: Path, place: Path) -> None:

@@ -214,4 +214,5 @@ def _timed_earlier(events: Sequence[Json]) -> dict[Plan, _Warmed]:
 
 
 def _timing(event: Json) -> _Warmed:
+    # JSON has no types for mypy to check; runs of before lack the fields that have a default.
     return _Warmed(**{field.name: event[field.name] for field in fields(_Warmed) if field.name in event})  # type: ignore[arg-type]
