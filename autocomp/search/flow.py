@@ -23,6 +23,14 @@ from autocomp.hardware.trtexec import SCRIPT, trtexec_script
 from autocomp.plan import Plan
 from autocomp.run import Json, Request, RunFolder, write_whole
 from autocomp.search.begin import Setup, begin
+from autocomp.search.candidates import (
+    furthest,
+    most_accurate,
+    short_epochs,
+    sought,
+    wanted_first,
+    worth_recovering,
+)
 from autocomp.search.earlier import check_same_network, take_over
 from autocomp.search.evaluate import Workbench
 from autocomp.search.limits import ENDS, Goal, Limits
@@ -33,19 +41,12 @@ from autocomp.search.points import (
     doubted,
     front_in,
     goal_trial,
+    keeping_in,
     trained_points,
     verifications,
 )
 from autocomp.search.possible import check_possible
-from autocomp.search.recovery import (
-    most_accurate,
-    recover_points,
-    recovered_trials,
-    sought,
-    wanted_first,
-    weights_path,
-    worth_recovering,
-)
+from autocomp.search.recovery import recover_points, recovered_trials, weights_path
 from autocomp.search.rounds import Rounds, with_parts
 from autocomp.search.study import read_study, read_trials
 from autocomp.search.tables import write_tables
@@ -156,13 +157,23 @@ def search(
 def _recover(setup: Setup, folder: RunFolder, trials: Sequence[Trial], watcher: Watcher) -> None:
     """Recover what is worth it; where an end of the front is wanted, what that takes to be found."""
     request, metric, goal = setup.request, setup.bench.task.metric, cast("Goal", setup.request.goal)
+    if goal == "most-accurate":
+        several, short = (
+            most_accurate(keeping_in(folder, trials, metric), metric, setup.space.extent),
+            short_epochs(request),
+        )
+        if short:
+            recover_points(setup.bench, folder, several, len(several), request, watcher, short)
+        several = furthest(several, folder, metric, request)
+        recover_points(setup.bench, folder, several, len(several), request, watcher)
+        return
     points = front_in(folder, trials, metric, Limits.of_trials)
     if goal in ENDS:  # which are asked for with a drop
         line = wanted_first(points, metric, goal)
         worth = sought(line, folder, setup.baseline.value, metric, request)
         recover_points(setup.bench, folder, worth, len(line).bit_length(), request, watcher)
     else:
-        several = most_accurate(points, metric) if goal == "most-accurate" else worth_recovering(trials, points)
+        several = worth_recovering(trials, points)
         recover_points(setup.bench, folder, several, len(several), request, watcher)
 
 

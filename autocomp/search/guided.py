@@ -34,6 +34,8 @@ Vector = npt.NDArray[np.float64]
 #: The drop that is as bad as no plan at all, as a share of the untouched network's metric, where no limit is asked for: trials
 #: take turns, so that the front grows as far as anyone may want it to go, and closely where most will want it.
 WORST_DROPS = (0.2, 0.05)
+#: Where training follows, every such trial is one of the plans that differ in kind, as long as there are any.
+OTHERS_EVERY = 2
 #: Plans looked at beside the predicted front: the best ones so far with a few choices changed.
 NEIGHBOURS, CHANGES = 150, (1, 2, 3, 5)
 #: Before it is predicted in full, a plan is thought to keep a limit up to this multiple of it.
@@ -68,12 +70,13 @@ Earlier = tuple[tuple[dict[str, int], float], ...]
 @dataclass(frozen=True)
 class Wish:
     """What is searched for, and what is known before; ``trained`` are indices of plans that are proposed first, since what
-    training made of them is at hand."""
+    training made of them is at hand. ``recovers``: what is found is trained on."""
 
     limits: Limits = NONE
     goal: Goal = "front"
     earlier: Earlier = ()
     trained: tuple[dict[str, int], ...] = ()
+    recovers: bool = False
 
     @property
     def of_all_drops(self) -> bool:
@@ -147,6 +150,9 @@ class GuidedSampler(BaseSampler):
         ]
         limits = wish.limits
         self._first = landscape.front if not limits else (*landscape.keeping(limits), *landscape.front)
+        differs = wish.recovers and wish.goal == "most-accurate" and limits.of_costs
+        #: Plans that training may bring back further than others, with what they do with little of.
+        self._others = landscape.sparing(limits) if differs else {}
         self.why = ""
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
@@ -177,6 +183,11 @@ class GuidedSampler(BaseSampler):
             return land.choice(self._wish.trained[number - 1])
         chance = random.Random(f"{self._seed}/{number}/guided")
         known = self._known(study, number)
+        other = next((one for one in self._others if one not in known.tried), None)
+        if other is not None and number % OTHERS_EVERY == 0:
+            spared = self._others[other]
+            self.why = self._words(other, f"has little of {spared}, and training may bring it back further")
+            return other
         pool = self._pool(known, chance)
         foremost = self._foremost(pool, known, chance) if pool else []
         if not foremost:

@@ -39,6 +39,11 @@ DIRECTIONS, PRICES = 7, tuple(np.logspace(-3.5, 1.5, 14))
 #: Halvings of a price until the plan that is best at it just keeps a limit.
 HALVINGS = 14
 
+#: How many times the error of a kind of choice is counted where a plan is to do with as little of it as it can; and the kinds
+#: that are spared together: what takes units out, beside each kind by itself.
+SPARED = 30.0
+UNITS: frozenset[Kind] = frozenset({"block", "channel", "head"})
+
 #: Plans that were looked at whose hash is kept: a plan of 500 layers is 4 KB.
 MOST_HASHES = 10_000
 
@@ -240,16 +245,20 @@ class Landscape:
                 found[self.best(tables, price * share, price * (1.0 - share))] = None
         return tuple(found)
 
-    def keeping(self, limits: Limits) -> tuple[Choice, ...]:
+    def keeping(self, limits: Limits, errors: Sequence[Vector] | None = None) -> tuple[Choice, ...]:
         """The plans that are best at the lowest prices at which what they cost keeps the limits, for prices on latency, on size
-        and between; none where not even the highest do."""
+        and between; none where not even the highest do.
+
+        Args:
+            errors: of every group's combinations, where they are to be counted otherwise.
+        """
         found: dict[Choice, None] = {}
         for tables, share in itertools.product(self.changes, np.linspace(0.0, 1.0, DIRECTIONS)):
             kept: Choice | None = None
             low, high = math.log(PRICES[0]) - 1.0, math.log(UNFORESEEN) - 1.0
             for _ in range(HALVINGS):
                 price = math.exp((low + high) / 2.0)
-                choice = self.best(tables, price * share, price * (1.0 - share))
+                choice = self.best(tables, price * share, price * (1.0 - share), errors)
                 if self.keeps(choice, limits):
                     high, kept = math.log(price), choice
                 else:
@@ -263,11 +272,29 @@ class Landscape:
         cost = self.cost(choice)
         return cost is not None and all(excess <= 0.0 for excess in limits.broken_by_cost(cost))
 
-    def best(self, tables: Changes, latency_price: float, size_price: float) -> Choice:
+    def sparing(self, limits: Limits) -> dict[Choice, str]:
+        """Plans within the limits that differ in kind, each with what it has as little of as it can: one kind of choice, or all
+        that take units out. Of each the one of least error; none where no plan is foreseen to keep the limits."""
+        present = [kind for kind in KINDS if any(decision.kind == kind for decision in self.space.decisions)]
+        together = frozenset(present) & UNITS
+        found: dict[Choice, str] = {}
+        for spared in dict.fromkeys([together, *(frozenset({kind}) for kind in present)]):
+            weights = np.array([SPARED if kind in spared else 1.0 for kind in KINDS])
+            counted = weights @ self._errors_by_kind
+            kept = self.keeping(limits, np.split(counted, self._starts[1:]))
+            if spared and kept:
+                best = min(kept, key=lambda choice: float(counted[self._columns([choice])].sum()))
+                found.setdefault(best, " and ".join(kind for kind in KINDS if kind in spared))
+        return found
+
+    def best(
+        self, tables: Changes, latency_price: float, size_price: float, errors: Sequence[Vector] | None = None
+    ) -> Choice:
         """The best choice of every group at these prices."""
+        counted = [group.errors for group in self.groups] if errors is None else errors
         return tuple(
-            int(np.argmin(group.errors + latency_price * latency + size_price * size))
-            for group, (latency, size) in zip(self.groups, tables, strict=True)
+            int(np.argmin(one + latency_price * latency + size_price * size))
+            for one, (latency, size) in zip(counted, tables, strict=True)
         )
 
 

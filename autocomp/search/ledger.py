@@ -229,7 +229,8 @@ class Ledger:
         name: SamplerName = self._request.sampler  # type: ignore[assignment]
         knowledge, goal = self._knowledge, cast("Goal", self._request.goal)
         trained = tuple(indices for indices, _ in knowledge.found.trained)
-        wish = Wish(self._limits, goal, knowledge.found.scored, trained)
+        recovers = self._request.recover_epochs > 0
+        wish = Wish(self._limits, goal, knowledge.found.scored, trained, recovers)
         sampler = make_sampler(name, self._space, self._request.seed, number, knowledge.landscape, wish)
         if isinstance(sampler, GuidedSampler | UniformSampler):
             self._kept = sampler  # what it has read of the study, or made of the space, it need not again

@@ -62,14 +62,7 @@ def front_trials(
     baseline = next((t for t in trials if t.number == BASELINE and t.metric is not None), None)
     if baseline is None or baseline.metric is None:
         return []
-    untouched = baseline.metric
-    kept = [
-        t
-        for t in trials
-        if t.metric is not None
-        and t.cost is not None
-        and not broken(t, limits, metric.drop(untouched, t.metric), verified.get(t.key))
-    ]
+    kept = _keeping([t for t in trials if t.metric is not None], metric, limits, verified, baseline.metric)
     candidates = list({t.key: t for t in reversed(kept)}.values())[::-1]
     rows = [
         (metric.drop(baseline.metric, t.metric), t.cost.latency_ms, t.cost.size_bytes)
@@ -78,6 +71,25 @@ def front_trials(
     ]
     best = [candidates[place] for place in front(rows)] if rows else []
     return [baseline, *(t for t in sorted(best, key=lambda t: t.number) if t.number != BASELINE)]
+
+
+def _keeping(
+    trials: Sequence[Trial], metric: Metric, limits: Limits, verified: Mapping[str, Json], untouched: float
+) -> list[Trial]:
+    """Those that keep the limits; one that has no metric, or not yet, that of what is known."""
+    return [
+        t
+        for t in trials
+        if t.cost is not None
+        and not broken(t, limits, 0.0 if t.metric is None else metric.drop(untouched, t.metric), verified.get(t.key))
+    ]
+
+
+def keeping_in(folder: RunFolder, trials: Sequence[Trial], metric: Metric) -> list[Trial]:
+    """Those of some trials of a run that keep what trials are to keep, and have a file as far as is known."""
+    events = [*folder.events()]
+    limits, untouched = Limits.of_trials(folder.request(), events), trials[BASELINE].metric or 0.0
+    return _keeping(_shippable(events, trials), metric, limits, _verified(events), untouched)
 
 
 def front_in(
@@ -94,8 +106,10 @@ def front_in(
 
 
 def trained_points(folder: RunFolder, trials: Sequence[Trial]) -> list[Trial]:
-    """The recovered ones of some trials of a run that have a file, wherever training ended."""
-    return [trial for trial in _shippable(folder.events(), trials) if trial.parent is not None]
+    """The recovered ones of some trials of a run that have a file, wherever training ended; short trainings aside."""
+    events = [*folder.events()]
+    short = {event["weights"] for event in events if event.get("short")}
+    return [one for one in _shippable(events, trials) if one.parent is not None and one.weights not in short]
 
 
 def _shippable(events: Iterable[Json], trials: Sequence[Trial]) -> list[Trial]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,10 +19,7 @@ from autocomp.compress.recipe import Recovery
 from autocomp.compress.recover import recover
 from autocomp.compress.recovered import weights_hash
 from autocomp.errors import CompressionError, RequestError, did_you_mean
-from autocomp.pareto import front
 from autocomp.run import Json, Request, RunFolder
-from autocomp.search.limits import ENDS
-from autocomp.search.points import BASELINE
 from autocomp.tasks.trained import facts_hash
 from autocomp.tasks.user_file import one_line
 from autocomp.trial import RECOVERED, Trial
@@ -30,17 +27,13 @@ from autocomp.watch import Watcher
 
 if TYPE_CHECKING:
     from autocomp.search.evaluate import Workbench
-    from autocomp.search.limits import Goal
-    from autocomp.task import Metric
 
 #: The event of one recovered point.
 EVENT = "recovered"
-#: At most so many points are recovered; and so many where only the most accurate one is wanted.
-MOST_POINTS, MOST_ACCURATE = 8, 3
 
 
 @dataclass(frozen=True)
-class _Done:
+class Done:
     """What came of one recovery: ``metric`` on the search split, ``weights`` by hash."""
 
     parent: int
@@ -51,6 +44,12 @@ class _Done:
     seconds: float
     weights: str
     recipe: str = "{}"
+    #: Whether it was but to see what a training of all epochs would bring back.
+    short: bool = False
+
+    def is_of(self, point: Trial, request: Request) -> bool:
+        """Whether a run asks for this very recovery of a point, but for the seed."""
+        return (self.plan_hash, self.epochs, self.recipe) == (point.plan.hash, request.recover_epochs, request.recipe)
 
 
 def recipe_of(request: Request) -> Recovery:
@@ -94,93 +93,19 @@ def check_device(name: str) -> None:
         raise RequestError("--recover-on cuda must have a GPU, and torch built for it; torch sees none; leave it out")
 
 
-def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[Trial]:
-    """The points of the front, and those that would be on it if they lost nothing: of what is fast and small, training may
-    bring back what compression took. Of many, some evenly from the slowest to the fastest. The fastest comes first, then each
-    as far from those before as can be, so that what is interrupted has seen of the whole range.
-
-    Args:
-        trials: all of a run.
-        points: its front.
-    """
-    done = [t for t in trials if t.cost is not None and t.number != BASELINE and t.parent is None]
-    plans = {trial.plan.hash: trial for trial in reversed(done)}
-    unique = sorted(plans.values(), key=lambda trial: trial.number)
-    rows = [(t.cost.latency_ms, t.cost.size_bytes) for t in unique if t.cost is not None]
-    cheap = [unique[place] for place in front(rows)] if rows else []
-    on_front = {point.number for point in points if point.parent is None}
-    chosen = {t.number: t for t in (*cheap, *(t for t in unique if t.number in on_front))}
-    ordered = sorted(chosen.values(), key=lambda t: (t.cost.latency_ms if t.cost is not None else 0.0, t.number))
-    if len(ordered) > MOST_POINTS:
-        ordered = [ordered[round(step * (len(ordered) - 1) / (MOST_POINTS - 1))] for step in range(MOST_POINTS)]
-    return [ordered[place] for place in _spread(len(ordered))]
-
-
-def most_accurate(points: Sequence[Trial], metric: Metric) -> list[Trial]:
-    """Of a front before any recovery, the untouched plan first, the few points that lose least, where nothing but the most
-    accurate one is wanted: the best first."""
-    untouched = points[0].metric or 0.0
-    scored = [t for t in points[1:] if t.metric is not None]
-    return sorted(scored, key=lambda t: (metric.drop(untouched, t.metric or 0.0), t.number))[:MOST_ACCURATE]
-
-
-def wanted_first(points: Sequence[Trial], metric: Metric, goal: Goal) -> list[Trial]:
-    """Of a front before any recovery, the untouched plan first, the points that lose least for what they take: the fastest
-    first where that is wanted, else the smallest."""
-    untouched = points[0].metric or 0.0
-    others = [t for t in points[1:] if t.metric is not None and t.cost is not None]
-    rows = [(metric.drop(untouched, t.metric or 0.0), _taken(t, goal)) for t in others]
-    line = [others[place] for place in front(rows)] if rows else []
-    return sorted(line, key=lambda t: (_taken(t, goal), t.number))
-
-
-def _taken(point: Trial, goal: Goal) -> float:
-    assert point.cost is not None
-    return (point.cost.latency_ms, point.cost.size_bytes)[ENDS[goal]]
-
-
-def sought(
-    line: Sequence[Trial], folder: RunFolder, untouched: float, metric: Metric, request: Request
-) -> Iterator[Trial]:
-    """The first of some points that ends within the drop that is allowed, sought by halving: the middle one is recovered,
-    then that before it if it ended within the drop, or behind it if it did not, and so on. So ``len(line).bit_length()``
-    trainings at most find what training all of them would.
-
-    Args:
-        line: as :func:`wanted_first` gives it; each is recovered before the next is asked for.
-        untouched: the untouched network's metric.
-    """
-    outside, within = -1, len(line)
-    while within - outside > 1:
-        middle = (outside + within) // 2
-        yield line[middle]
-        drops = [metric.drop(untouched, one.metric) for one in _done(folder) if _is_of(one, line[middle], request)]
-        if drops and sum(drops) / len(drops) <= (request.max_drop or 0.0):
-            within = middle
-        else:
-            outside = middle
-
-
-def _is_of(done: _Done, point: Trial, request: Request) -> bool:
-    return (done.plan_hash, done.epochs, done.recipe) == (point.plan.hash, request.recover_epochs, request.recipe)
-
-
-def _spread(count: int) -> list[int]:
-    """The numbers below ``count``: the first, then ever the one that is furthest from those before."""
-    found: list[int] = []
-    while len(found) < count:
-        left = sorted({*range(count)} - {*found})
-        found.append(max(left, key=lambda one: min((abs(one - other) for other in found), default=-one)))
-    return found
-
-
 def training(event: Json) -> tuple[object, ...]:
     """Which training an event of one is of: what is the same of two of them was done once."""
     return event["plan_hash"], event["seed"], event["epochs"], event.get("recipe", "{}")
 
 
 def recover_points(
-    bench: Workbench, folder: RunFolder, points: Iterable[Trial], most: int, request: Request, watcher: Watcher
+    bench: Workbench,
+    folder: RunFolder,
+    points: Iterable[Trial],
+    most: int,
+    request: Request,
+    watcher: Watcher,
+    short_epochs: int = 0,
 ) -> None:
     """Recover points, those left out that were recovered before; each is on disk when the next is asked for, and one that was
     interrupted goes on after its last whole epoch. A task without train batches is distilled on its calibration inputs. What
@@ -188,18 +113,20 @@ def recover_points(
 
     Args:
         most: so many points at most.
+        short_epochs: where they are only to be tried, once each, the epochs of that.
     """
-    labelled, epochs = bench.task.train is not None, request.recover_epochs
-    recipe = recipe_of(request)
-    seeds = range(request.seed, request.seed + request.recover_seeds)
+    labelled, epochs = bench.task.train is not None, short_epochs or request.recover_epochs
+    recipe = replace(recipe_of(request), epochs=epochs)
+    seeds = range(request.seed, request.seed + (1 if short_epochs else request.recover_seeds))
     batches = bench.task.calibration if bench.task.train is None else bench.task.train
     known = {training(event) for event in folder.events() if event["event"] == EVENT}
     for place, (point, seed) in enumerate((point, seed) for point in points for seed in seeds):
         if (point.plan.hash, seed, epochs, request.recipe) in known:
             continue
-        what = f"recovering trial {point.number} ({place + 1} of {most * len(seeds)})"
+        doing = "trying a short recovery of" if short_epochs else "recovering"
+        what = f"{doing} trial {point.number} ({place + 1} of {most * len(seeds)})"
         watcher.step(what, 0, 1)
-        began, unfinished = time.monotonic(), _unfinished_path(folder, point, seed, request)
+        began, unfinished = time.monotonic(), _unfinished_path(folder, point, seed, epochs, request)
         try:
             found = recover(
                 bench.prepared,
@@ -226,19 +153,18 @@ def recover_points(
         path = weights_path(folder, name)
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(dict(found.weights), path)
-        done = _Done(
-            point.number, point.plan.hash, seed, epochs, metric, time.monotonic() - began, name, request.recipe
-        )
-        folder.append_event({"event": EVENT, **asdict(done)})
+        seconds, short = time.monotonic() - began, short_epochs > 0
+        came = Done(point.number, point.plan.hash, seed, epochs, metric, seconds, name, request.recipe, short)
+        folder.append_event({"event": EVENT, **asdict(came)})
         unfinished.unlink(missing_ok=True)
         watcher.step(what, 1, 1)
         before = "not known" if point.metric is None else f"{point.metric:.6g}"
         watcher.say(f"{what}: {bench.task.metric.name} was {before} and is {metric:.6g}")
 
 
-def _unfinished_path(folder: RunFolder, point: Trial, seed: int, request: Request) -> Path:
+def _unfinished_path(folder: RunFolder, point: Trial, seed: int, epochs: int, request: Request) -> Path:
     """Where a training that is interrupted is gone on from."""
-    recipe = facts_hash((request.recover_epochs, request.recover_on, request.recipe))
+    recipe = facts_hash((epochs, request.recover_on, request.recipe))
     return folder.path / "weights" / f"{point.plan.hash}-{seed}-{recipe}.unfinished"
 
 
@@ -250,7 +176,7 @@ def recovered_trials(folder: RunFolder, trials: Sequence[Trial]) -> tuple[Trial,
     """The trials that recovery added to those of the study."""
     by_number = {trial.number: trial for trial in trials}
     found = []
-    for count, one in enumerate(_done(folder)):
+    for count, one in enumerate(done(folder)):
         parent = by_number.get(one.parent)
         if parent is None or parent.plan.hash != one.plan_hash:
             continue
@@ -274,8 +200,8 @@ def weights_path(folder: RunFolder, name: str) -> Path:
     return folder.path / "weights" / f"{name}.pt"
 
 
-def _done(folder: RunFolder) -> list[_Done]:
+def done(folder: RunFolder) -> list[Done]:
     events = (event for event in folder.events() if event["event"] == EVENT)
-    names = [field.name for field in fields(_Done)]
+    names = [field.name for field in fields(Done)]
     # Runs of before had no recipes.
-    return [_Done(**{name: event[name] for name in names if name in event}) for event in events]  # type: ignore[arg-type]
+    return [Done(**{name: event[name] for name in names if name in event}) for event in events]  # type: ignore[arg-type]

@@ -12,6 +12,7 @@ from typing import cast
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import Setup
+from autocomp.search.candidates import most_accurate
 from autocomp.search.earlier import Findings, adopt, earlier_findings
 from autocomp.search.evaluate import Workbench
 from autocomp.search.guided import Wish
@@ -20,8 +21,7 @@ from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.likely import likely_plans
 from autocomp.search.limits import CORRECTED, Goal, Limits
 from autocomp.search.local_sensitivity import on_this_machine
-from autocomp.search.points import BASELINE, broken, front_in, verifications, with_error
-from autocomp.search.recovery import most_accurate
+from autocomp.search.points import BASELINE, broken, front_in, keeping_in, verifications, with_error
 from autocomp.search.rungs import parts_of
 from autocomp.search.sensitivity import Measures, sensitivities
 from autocomp.search.study import RunStudy, open_study
@@ -86,10 +86,11 @@ class Rounds:
             metric = self.setup.bench.task.metric
             # Before recovery what has gone through it, in an earlier sitting or run, has no say: what is trained is as it was.
             looked_at = [trial for trial in trials if trial.parent is None or not request.recover_epochs]
-            points = front_in(self.folder, looked_at, metric, Limits.of_trials)
             if request.recover_epochs and request.goal == "most-accurate":
                 # What these become, trained, leaves few of the others on the front.
-                points = most_accurate(points, metric)
+                points = most_accurate(keeping_in(self.folder, looked_at, metric), metric, self.setup.space.extent)
+            else:
+                points = front_in(self.folder, looked_at, metric, Limits.of_trials)
             if points:
                 self.check(points)
             if corrections == CORRECTIONS or not self._correct(limits, looked_at):
@@ -127,7 +128,8 @@ class Rounds:
         def likely(count: int) -> Sequence[Plan]:
             if errors is None:
                 return ()
-            wish = Wish(Limits.of_trials(request), cast("Goal", request.goal), found.scored)
+            goal, recovers = cast("Goal", request.goal), request.recover_epochs > 0
+            wish = Wish(Limits.of_trials(request), goal, found.scored, recovers=recovers)
             direction = self.bench.task.metric.direction
             return likely_plans(self._foreseen(errors), direction, setup.baseline.value, request.seed, wish, count)
 

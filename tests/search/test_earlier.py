@@ -17,11 +17,12 @@ from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search import flow, rounds, sensitivity, verify
 from autocomp.search.begin import Setup, begin
+from autocomp.search.candidates import TRIED_SHORTLY
 from autocomp.search.earlier import TAKEN_OVER, adopt, earlier_findings, take_over
 from autocomp.search.evaluate import Workbench
 from autocomp.search.limits import CORRECTED
 from autocomp.search.points import VERIFIED, verifications
-from autocomp.search.recovery import EVENT, MOST_ACCURATE, weights_path
+from autocomp.search.recovery import EVENT, weights_path
 from autocomp.search.sensitivity import MEASURED
 from autocomp.search.stored_plan import plan_text
 from autocomp.search.study import open_study
@@ -278,9 +279,10 @@ def test_before_recovery_only_the_files_of_what_will_be_trained_are_measured(
     monkeypatch.setattr(rounds, "warmed_up", lambda bench, *_: bench)
     monkeypatch.setattr(flow, "_recover", lambda setup, folder, trials, watcher: sittings.append(0))
     points = flow.search(setup, run, False, SILENT)
-    assert sittings[:2] == [1 + MOST_ACCURATE, 0]
-    assert len(points) > 1 + MOST_ACCURATE  # untrained, they are on the front all the same
-    assert all(point.key in verifications(run) for point in points)
+    assert sittings[:2] == [1 + TRIED_SHORTLY, 0]
+    # Untrained, others may be on the front all the same.
+    assert {point.key for point in points} <= {*verifications(run)}
+    assert len(points) > 1
 
 
 def test_a_file_that_cannot_be_made_takes_its_point_off_the_front(

@@ -86,6 +86,33 @@ def test_room_that_a_correction_made_is_used(goal: Goal) -> None:
     assert all(0.75 * latency_ms <= 2.0 for latency_ms in asked[1:])
 
 
+def test_where_training_follows_plans_of_other_kinds_are_proposed_within_the_limits() -> None:
+    """Each does with less of a kind of choice than what is best by itself, as far as the limits let it."""
+    space, limits = synthetic_space(), Limits(size_bytes=12_000)
+    landscape = landscape_of(space)
+    others = landscape.sparing(limits)
+    assert {*others.values()} <= {"unstructured", "rank", "format"}
+    assert len(others) > 1
+    kinds = {"unstructured": 3, "rank": 4, "format": 5}
+    extents = {spared: space.extent(landscape.plan(choice)) for choice, spared in others.items()}
+    for spared, extent in extents.items():
+        assert extent[kinds[spared]] == min(other[kinds[spared]] for other in extents.values())
+    assert all(landscape.keeps(choice, limits) for choice in others)
+
+    def tried(wish: Wish) -> list[str]:
+        study, bench = new_study().study, PaperBench()
+        study.sampler = GuidedSampler(landscape, 0, wish)
+        for _ in range(16):
+            trial = study.ask(distributions(space))
+            cost = bench.cost(space.plan(trial.params))
+            study.tell(trial, [bench.score(space.plan(trial.params)).value, cost.latency_ms, float(cost.size_bytes)])
+        return [space.plan(one.params).hash for one in study.trials]
+
+    wanted = {landscape.plan_hash(choice) for choice in others}
+    assert wanted <= {*tried(Wish(limits, "most-accurate", recovers=True))}
+    assert not wanted <= {*tried(Wish(limits, "most-accurate"))}
+
+
 @pytest.mark.parametrize(("goal", "of_latency"), [("fastest", 1.0), ("smallest", 0.0)])
 def test_where_training_follows_an_end_is_sought_at_every_drop_and_the_other_cost_is_no_matter(
     goal: Goal, of_latency: float

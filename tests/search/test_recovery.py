@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,21 +21,21 @@ from autocomp.plan import Format, LayerPlan, Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search import flow
 from autocomp.search import recovery as stage
-from autocomp.search.limits import Limits
-from autocomp.search.points import verifications
-from autocomp.search.recovery import (
-    EVENT,
+from autocomp.search.candidates import (
+    MOST_ACCURATE,
     MOST_POINTS,
+    TRIED_SHORTLY,
+    furthest,
     most_accurate,
-    read_recipe,
-    recipe_of,
     sought,
     wanted_first,
-    weights_path,
     worth_recovering,
 )
+from autocomp.search.limits import Limits
+from autocomp.search.points import verifications
+from autocomp.search.recovery import EVENT, read_recipe, recipe_of, weights_path
 from autocomp.task import Metric
-from autocomp.trial import RECOVERED, Cost, Trial
+from autocomp.trial import RECOVERED, Cost, Rung, Trial
 from autocomp.watch import SILENT, Silent
 from tests import small_task
 from tests.search.test_flow import rows
@@ -124,10 +125,34 @@ def test_the_line_to_an_end_has_what_loses_least_for_what_it_takes() -> None:
     assert [one.number for one in wanted_first(points, metric, "smallest")] == [1, 2]
 
 
-def test_where_the_most_accurate_is_wanted_the_few_best_are_trained_the_best_first() -> None:
-    points = [trial(0, 9.0, 900, 90.0), *(trial(n, float(n), 100 * n, 80.0 + (7 * n) % 10) for n in range(1, 9))]
-    assert [one.number for one in most_accurate(points, Metric("accuracy", "maximize"))] == [7, 4, 1]
-    assert [one.number for one in most_accurate(points, Metric("loss", "minimize"))] == [3, 6, 2]
+def test_where_the_most_accurate_is_wanted_the_best_of_every_kind_are_tried_the_best_first() -> None:
+    trials = [trial(0, 9.0, 900, 90.0), *(trial(n, float(n), 100 * n, 80.0 + (7 * n) % 10) for n in range(1, 10))]
+    kinds = {one.plan.hash: (float(one.number > 4), 0.01 * one.number) for one in trials}
+
+    def chosen(trials: Sequence[Trial], metric: Metric) -> list[int]:
+        return [one.number for one in most_accurate(trials, metric, lambda plan: kinds[plan.hash])]
+
+    # By accuracy 7, 4, 1, 8, 5, 2, 9, 6, 3; 7 is of one kind, and 4 of the other.
+    assert chosen(trials, Metric("accuracy"))[:2] == [7, 4]
+    assert chosen(trials, Metric("loss", "minimize"))[:2] == [3, 6]
+    assert len(chosen(trials, Metric("accuracy"))) == TRIED_SHORTLY
+    assert chosen(trials[:3], Metric("accuracy")) == [1, 2]
+    # What was stopped on a part of the split is known by that part; what failed is not known.
+    stopped = replace(trials[7], metric=None, rungs=(Rung(0.1, 10.0),))
+    failed = replace(trials[4], metric=None)
+    assert chosen([*trials[:4], failed, *trials[5:7], stopped, *trials[8:]], Metric("accuracy"))[:2] == [1, 8]
+
+
+def test_what_came_furthest_in_a_short_training_is_trained_whole(tmp_path: Path) -> None:
+    folder, request = RunFolder(tmp_path), replace(REQUEST, recover_epochs=60)
+    points = [trial(n, 1.0, 100, 80.0 - n) for n in range(1, 5)]
+    assert furthest(points, folder, Metric("accuracy"), request) == points[:2]
+    for point, metric_value in zip(points[1:], (60.0, 85.0, 70.0), strict=True):
+        folder.append_event({**recovered_event(point, request.seed, metric_value), "short": True})
+    for point in points:  # of other lengths
+        folder.append_event({**recovered_event(point, request.seed, 99.0), "epochs": 60})
+    assert [one.number for one in furthest(points, folder, Metric("accuracy"), request)] == [3, 4]
+    assert [one.number for one in furthest(points, folder, Metric("loss", "minimize"), request)] == [2, 4]
 
 
 def test_where_recovery_follows_no_trial_is_kept_to_the_drop() -> None:
@@ -247,6 +272,28 @@ def test_the_fastest_within_a_drop_is_one_that_training_brought_there(tmp_path: 
     # Trials were not kept to the drop, and what is on the front is.
     assert max(dropped.values()) > 8.0
     assert all(dropped[point.number] <= 8.0 for point in flow.front_of(folder))
+
+
+@pytest.mark.slow
+def test_the_most_accurate_within_a_size_is_one_that_did_best_in_short_trainings(tmp_path: Path) -> None:
+    given = small_setup(recover_epochs=6, goal="most-accurate", max_size_kb=5.0, trials=8)
+    folder, watcher = RunFolder(tmp_path / "run"), Said()
+    points = flow.search(given, folder, resume=False, watcher=watcher)
+    done = [event for event in folder.events() if event["event"] == EVENT]
+    short, whole = ([event for event in done if event.get("short") is flag] for flag in (True, False))
+    assert {event["epochs"] for event in short} == {1}
+    assert {event["epochs"] for event in whole} == {6}
+    assert MOST_ACCURATE == len(whole) < len(short) <= TRIED_SHORTLY
+    best = sorted(short, key=lambda event: -float(str(event["metric"])))[:MOST_ACCURATE]
+    assert [event["plan_hash"] for event in whole] == [event["plan_hash"] for event in best]
+    trained = {str(event["weights"]) for event in whole}
+    assert trained <= {one.weights for one in flow.load_trials(folder) if one.key in verifications(folder)}
+    assert all(point.cost is None or point.cost.size_bytes <= 5000 for point in points[1:])
+    why = [one.why for one in flow.load_trials(folder) if one.why and "has little of" in one.why]
+    assert 0 < len(why) <= given.request.trials / 2
+    before = (folder.path / "events.jsonl").read_bytes()
+    flow.search(given, folder, resume=True, watcher=watcher)
+    assert (folder.path / "events.jsonl").read_bytes() == before
 
 
 @pytest.mark.exhaustive
