@@ -7,14 +7,15 @@ Of the fronts of all runs of a task and target that are given, and of what was t
 the smallest point, and for every number of times faster or smaller the most accurate one; each chosen by the search split and
 by what was measured of its file, beside the untouched file of the same run. Beside it stands the exported file's own metric on
 the test split, with the paired 95 % interval of the drop. Where uniform 8 bits are on the front, they are there too. The table
-is results/reference/results.csv; rows of other tasks and targets in it are kept.
+is results/reference/results.csv; rows of other tasks and targets in it are kept, and points of earlier sittings, whose runs
+are not given, stand beside the new ones: each is so many times faster than the untouched file was on the same machine.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -52,8 +53,10 @@ def points_of(run: Run) -> pd.DataFrame:
     table = run.trials.dropna(subset=["measured_size_bytes", "measured_latency_ms"])
     base = table[table["trial"] == 0].iloc[0]
     front = {*run.front["trial"]}
+    device = cast("dict[str, str]", run.folder.read()["target"])["device"]
     return pd.DataFrame(
         {
+            "machine": device,
             "run": run.folder.path.name,
             "recovered": bool(pd.notna(point["parent"])),
             "trial": int(point["trial"]),
@@ -72,6 +75,17 @@ def points_of(run: Run) -> pd.DataFrame:
     )
 
 
+def points_kept(task: str, target: str, runs: Collection[str]) -> pd.DataFrame:
+    """The same of the table's rows of a task and target, but for those of ``runs`` and the untouched networks."""
+    if not TABLE.is_file():
+        return pd.DataFrame()
+    there = pd.read_csv(TABLE)
+    there = there[(there["task"] == task) & (there["target"] == target) & ~there["run"].isin({*runs})]
+    uniform = there["point"].where(there["point"].str.startswith("uniform ")).str.removeprefix("uniform ")
+    there = there.assign(uniform=uniform, worth_a_look=True)[there["point"] != "uncompressed"]
+    return there.sort_values("uniform").drop_duplicates(["run", "trial"]).drop(columns=["task", "target", "point"])
+
+
 def chosen(points: pd.DataFrame) -> list[tuple[str, pd.Series]]:
     """Why a point is in the table, and the point."""
     found = [("uncompressed", points.iloc[0])]
@@ -81,8 +95,9 @@ def chosen(points: pd.DataFrame) -> list[tuple[str, pd.Series]]:
     looked_at = points[points["worth_a_look"]]
     for allowed in DROPS:
         within = looked_at[looked_at["drop_search"] <= allowed + 1e-9]
-        found.append((f"fastest within {allowed:g}", within.sort_values("latency_ms").iloc[0]))
-        found.append((f"smallest within {allowed:g}", within.sort_values("size_bytes").iloc[0]))
+        for end, by in (("fastest", "times_faster"), ("smallest", "times_smaller")):
+            best = within.sort_values(by, ascending=False, kind="stable").iloc[0]
+            found.append((f"{end} within {allowed:g}", best))
     for faster, smaller in FACTORS:
         within = looked_at[(looked_at["times_faster"] >= faster) & (looked_at["times_smaller"] >= smaller)]
         asked = [f"{faster:g} times faster"] * (faster > 0) + [f"{smaller:g} times smaller"] * (smaller > 0)
@@ -94,9 +109,10 @@ def chosen(points: pd.DataFrame) -> list[tuple[str, pd.Series]]:
 
 def rows_of(runs: Sequence[Run]) -> list[dict[str, object]]:
     """Of runs of one task and target."""
-    request, device = runs[0].folder.request(), cast("dict[str, str]", runs[0].folder.read()["target"])["device"]
-    points = pd.concat([points_of(run) for run in runs], ignore_index=True)
-    where = {"task": request.task, "target": request.target, "machine": device}
+    request = runs[0].folder.request()
+    earlier = points_kept(request.task, request.target, [run.folder.path.name for run in runs])
+    points = pd.concat([*(points_of(run) for run in runs), earlier], ignore_index=True)
+    where = {"task": request.task, "target": request.target}
     return [
         {**where, "point": why, **{str(name): value for name, value in point.items() if name not in UNTOLD}}
         for why, point in chosen(points)
