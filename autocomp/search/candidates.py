@@ -69,6 +69,8 @@ def most_accurate(trials: Sequence[Trial], metric: Metric, extent: Extent) -> li
     scores = {trial.plan.hash: (trial, _score(trial)) for trial in reversed(trials) if trial.number != BASELINE}
     scored = [(trial, metric.drop(0.0, score)) for trial, score in scores.values() if score is not None]
     ordered = [trial for trial, _ in sorted(scored, key=lambda one: (one[1], one[0].number))]
+    # What is ruined differs most from all others.
+    ordered = ordered[: max(TRIED_SHORTLY, math.ceil(len(ordered) / 2))]
     vectors = [extent(trial.plan) for trial in ordered]
     gap = max((math.dist(*pair) for pair in itertools.combinations(vectors, 2)), default=0.0) / 2.0
     chosen: list[int] = []
