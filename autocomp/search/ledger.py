@@ -6,6 +6,7 @@ and its number stays, so that nothing is lost, nothing is evaluated twice, and w
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -90,6 +91,8 @@ class Ledger:
         self._trials: dict[int, Trial] = {}
         self._known: dict[str, Outcome] = {}
         self._front: list[tuple[float, float, float]] = []
+        #: Of what keeps the limits, the untouched network aside.
+        self._least_drop = math.inf
         stopped: dict[int, tuple[float, float]] = {}
         for frozen in self._study.get_trials(deepcopy=False, states=[State.PRUNED]):
             drop, std = (share * self._scale for share in frozen.user_attrs[STOPPED])
@@ -192,6 +195,8 @@ class Ledger:
             point = (drop, trial.cost.latency_ms, float(trial.cost.size_bytes))
             # What breaks a limit stops nothing that keeps it.
             kept = all(excess <= 0.0 for excess in self._limits.broken_by_cost(trial.cost))
+            if kept and trial.number > 0:
+                self._least_drop = min(self._least_drop, drop)
             if kept and Hurdle(tuple(self._front)).cleared(drop, trial.cost):
                 worse = [other for other in self._front if all(a <= b for a, b in zip(point, other, strict=True))]
                 self._front = [other for other in self._front if other not in worse] + [point]
@@ -216,8 +221,16 @@ class Ledger:
             trial.set_user_attr(WHY, why)
         self._trials[trial.number] = Trial(trial.number, plan, "running", None, None, None, self._request.seed, why=why)
         stops = self._request.sampler in STOPPING and trial.number > 0
-        hurdle = Hurdle(tuple(self._front), self._limits.max_drop) if stops else None
+        hurdle = Hurdle(tuple(self._front), self._most_drop) if stops else None
         return Proposal(trial.number, plan, trial, hurdle)
+
+    @property
+    def _most_drop(self) -> float | None:
+        """The drop beyond which a plan is of no use: where only the most accurate one is wanted, that of the best so far."""
+        drops = [] if self._limits.max_drop is None else [self._limits.max_drop]
+        if self._request.goal == "most-accurate" and math.isfinite(self._least_drop):
+            drops.append(self._least_drop)
+        return min(drops, default=None)
 
     @property
     def _in_one(self) -> bool:

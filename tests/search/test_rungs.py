@@ -159,6 +159,27 @@ def test_stopped_trials_are_kept_learnt_from_and_never_on_the_front(tmp_path: Pa
     assert read_trials(open_study(tmp_path / "study.log", "maximize").study, 0) == again
 
 
+class Showing(PaperBench):
+    """Shows every plan's metric on a part of the split first."""
+
+    def climb(self, plan: Plan, cost: Cost, hurdle: Hurdle | None) -> Climb:
+        metric = self.score(plan).value
+        if hurdle is not None and not hurdle.cleared(BASELINE - metric, cost):
+            return Climb((Rung(1 / 9, metric),), None, BASELINE - metric, 1.0)
+        return Climb((), Score(metric))
+
+
+def test_where_the_most_accurate_is_wanted_what_is_less_accurate_is_stopped_whatever_it_costs(tmp_path: Path) -> None:
+    asked = request("auto", trials=30, max_size_kb=60.0, goal="most-accurate")
+    trials = search_in(tmp_path / "study.log", asked, Showing())
+    whole = [one for one in trials[1:] if one.cost and one.cost.size_bytes <= 60_000 and one.metric is not None]
+    metrics = [one.metric or 0.0 for one in whole]
+    assert metrics == sorted(metrics)
+    assert any(one.state == "stopped" for one in trials)
+    front = search_in(tmp_path / "other.log", replace(asked, goal="front"), Showing())
+    assert sum(one.state == "stopped" for one in front) < sum(one.state == "stopped" for one in trials)
+
+
 def test_uniform_plans_and_those_of_genetic_samplers_are_seen_whole(tmp_path: Path) -> None:
     for name in ("uniform", "nsga2", "tpe"):
         trials = search_in(tmp_path / f"{name}.log", request(name, trials=8), Stopping())
