@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast, get_args
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from autocomp.export.artifact import Artifact
     from autocomp.hardware.target import Target
     from autocomp.report.card import Shipped
+    from autocomp.report.shown import Marked
     from autocomp.search.begin import Setup
 
 
@@ -317,11 +318,13 @@ class Run:
 
         return write(self.folder.path, self._rebuilt(task))
 
-    def _rebuilt(self, task: Task | None = None) -> int:
-        """Rebuild what a report is read from; returns the knee's trial."""
+    def _rebuilt(self, task: Task | None = None) -> Marked:
+        """Rebuild what a report is read from; returns what is marked in it."""
+        from autocomp.report.shown import Marked
         from autocomp.search import flow
         from autocomp.search.begin import layers_document
-        from autocomp.search.points import knee_trial
+        from autocomp.search.limits import Goal
+        from autocomp.search.points import goal_trial, knee_trial, verifications
 
         points = flow.rebuild(self.folder)
         if not points:
@@ -329,7 +332,12 @@ class Run:
         if not (self.folder.path / "layers.json").is_file():
             prepared = self._prepared(task)
             self.folder.write_json("layers.json", layers_document(prepared))
-        return knee_trial(points, flow.metric_of(self.folder)).number
+        request, metric, verified = self.folder.request(), flow.metric_of(self.folder), verifications(self.folder)
+        goal, wanted = cast("Goal", request.goal), None
+        if goal != "front":
+            with suppress(RunError):  # nothing is near enough
+                wanted = goal_trial(points, goal, metric, verified, request.max_drop).number
+        return Marked(knee_trial(points, metric).number, wanted)
 
 
 def report_together(runs: Sequence[Run], page: Path) -> Path:

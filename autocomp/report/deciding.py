@@ -18,7 +18,7 @@ def point(runs: Sequence[Shown]) -> str:
         "point",
         "One point, layer by layer",
         "<div class='pickers needs-script'>"
-        f"<span><label for='pick'>Point</label> <select id='pick'>{_options(runs, runs[0].knee)}</select></span>"
+        f"<span><label for='pick'>Point</label> <select id='pick'>{_options(runs, runs[0].opens)}</select></span>"
         f"<span><label for='beside'>beside</label> <select id='beside'>{_options(runs, runs[0].data.baseline)}</select></span>"
         "</div><div id='point-numbers'></div><div id='point-strips'></div>"
         "<details id='layers'><summary>Layer by layer, as a table</summary>"

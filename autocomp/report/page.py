@@ -13,7 +13,7 @@ from autocomp.report import choosing, deciding, trusting, understanding
 from autocomp.report.draw import draw
 from autocomp.report.load import load
 from autocomp.report.payload import payload
-from autocomp.report.shown import Shown, shown
+from autocomp.report.shown import Marked, Shown, shown
 
 # The policy forbids the browser what the page promises not to do: load anything from anywhere.
 _PAGE = Template("""<!DOCTYPE html>
@@ -50,33 +50,33 @@ _LINKS = (
     ("notes", "Notes"),
 )
 #: The page's own scripts, in the order in which they are read; they share one scope.
-_SCRIPTS = ("state", "plots", "fronts", "limits", "strip", "point", "ship", "trust", "trials", "main")
+_SCRIPTS = ("state", "plots", "names", "fronts", "limits", "strip", "point", "ship", "trust", "trials", "main")
 
 
-def write(run_dir: Path, knee_trial: int | None = None) -> Path:
+def write(run_dir: Path, marked: Marked | None = None) -> Path:
     """Draw the figures and write report.html into a run folder; return the page's path.
 
-    ``knee_trial`` is the front's knee where the caller has found it already, else :func:`~autocomp.report.views.knee`.
+    ``marked`` is what the caller has found already; else the knee is :func:`~autocomp.report.views.knee`.
 
     Raises:
         RunError: the folder is no run, or a file of it is missing or malformed.
     """
     data = load(run_dir)
-    (alone,) = shown([data], [knee_trial])
+    (alone,) = shown([data], [marked])
     draw(alone, run_dir / "figures")
     page = run_dir / "report.html"
     page.write_text(html([alone]), encoding="utf-8")
     return page
 
 
-def write_together(run_dirs: Sequence[Path], knee_trials: Sequence[int | None], page: Path) -> Path:
+def write_together(run_dirs: Sequence[Path], marked: Sequence[Marked | None], page: Path) -> Path:
     """Write one page of several runs; return its path.
 
     Raises:
         RunError: as :func:`write`.
         RequestError: the runs' metrics are not one.
     """
-    together = shown([load(run_dir) for run_dir in run_dirs], knee_trials)
+    together = shown([load(run_dir) for run_dir in run_dirs], marked)
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text(html(together), encoding="utf-8")
     return page

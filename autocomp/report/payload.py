@@ -41,7 +41,7 @@ def payload(runs: Sequence[Shown]) -> dict[str, Json]:
     latencies = dict.fromkeys(words.latency_label(run.data, view) for run, view in zip(runs, views, strict=True))
     window = _window(runs)
     return {
-        "chosen": runs[0].key(runs[0].knee),
+        "chosen": runs[0].key(runs[0].opens),
         "base": runs[0].key(first.baseline),
         "several": len(runs) > 1,
         "share": first.metric_is_share,

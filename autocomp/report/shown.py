@@ -13,11 +13,21 @@ from autocomp.report.views import knee
 
 
 @dataclass(frozen=True)
+class Marked:
+    """Trials of a front that a caller has found: its ``knee``, and the end of it that the run was asked for, if any."""
+
+    knee: int
+    wanted: int | None = None
+
+
+@dataclass(frozen=True)
 class Shown:
-    """A run on a page. ``place`` counts from 1 where there are several, and is None where it is alone."""
+    """A run on a page, which ``opens`` at one of its points. ``place`` counts from 1 where there are several, and is None where
+    it is alone."""
 
     data: ReportData
     knee: Point
+    opens: Point
     listed: tuple[Listed, ...]
     growth: Growth
     climbed: tuple[Climbed, ...]
@@ -40,11 +50,11 @@ class Shown:
         return f"{self.data.task.name} on {self.data.target.name}"
 
 
-def shown(runs: Sequence[ReportData], knees: Sequence[int | None] = ()) -> tuple[Shown, ...]:
+def shown(runs: Sequence[ReportData], marked: Sequence[Marked | None] = ()) -> tuple[Shown, ...]:
     """Runs as a page shows them.
 
     Args:
-        knees: of each run the knee's trial, where it was found already.
+        marked: of each run what was found already; a page opens at what was asked for, else at the knee.
 
     Raises:
         RequestError: their metrics are not one, so that they have no common axis.
@@ -57,9 +67,12 @@ def shown(runs: Sequence[ReportData], knees: Sequence[int | None] = ()) -> tuple
             )
     found = []
     for index, run in enumerate(runs):
-        point = knee(run, knees[index] if knees else None)
+        found_already = marked[index] if marked else None
+        point = knee(run, None if found_already is None else found_already.knee)
+        wanted = None if found_already is None else found_already.wanted
+        opens = next((one for one in run.points if one.trial == wanted), point)
         place = index + 1 if len(runs) > 1 else None
-        found.append(Shown(run, point, handful(run, point), growth(run), climbed(run), place))
+        found.append(Shown(run, point, opens, handful(run, point), growth(run), climbed(run), place))
     return tuple(found)
 
 

@@ -15,7 +15,8 @@ import pytest
 from autocomp.plan import Plan
 from autocomp.report.load import load
 from autocomp.report.page import html
-from autocomp.report.shown import shown
+from autocomp.report.payload import payload
+from autocomp.report.shown import Marked, shown
 from tests.report.browser import Reader, chromium
 from tests.report.synthetic import LAYERS, TRIALS, Kind, plan, write_run
 from tests.report.synthetic_long import write_long_run
@@ -211,6 +212,36 @@ def test_pictures_are_drawn_when_they_are_seen_and_points_in_them_can_be_clicked
     page.locator("#front-ms .point").nth(5).click(force=True)
     assert page.locator("html").get_attribute("data-chosen") == str(TRIALS[4])
     assert f"point={TRIALS[4]}" in page.url
+
+
+@pytest.mark.parametrize("name", ["cpu", "jetson", "ruined"])
+def test_names_in_the_pictures_cover_neither_each_other_nor_leave_them(reader: Reader, runs: Path, name: str) -> None:
+    """Also where points that are worth a look lie on one spot."""
+    page = reader.opens_anew(runs / name / "report.html")
+    boxes = """(id) => [...document.querySelectorAll(`#${id} .textpoint text`)].filter((it) => it.textContent)
+        .map((it) => it.getBoundingClientRect()).map(({ left, right, top, bottom }) => [left, right, top, bottom])"""
+    for picture in ("front-ms", "front-kb", "front-both"):
+        seen(page, picture)
+        names = page.evaluate(boxes, picture)
+        assert len(names) >= 4
+        sides = page.locator(f"#{picture}").bounding_box()
+        assert sides is not None
+        for left, right, top, bottom in names:
+            assert sides["x"] <= left < right <= sides["x"] + sides["width"]
+            covering = [
+                one
+                for one in names
+                if min(right, one[1]) - max(left, one[0]) > 1 and min(bottom, one[3]) - max(top, one[2]) > 3
+            ]
+            assert covering == [[left, right, top, bottom]]
+
+
+def test_a_page_opens_at_what_was_asked_for(runs: Path) -> None:
+    data = load(runs / "cpu")
+    for wanted, opens in ((None, TRIALS[2]), (TRIALS[5], TRIALS[5]), (99, TRIALS[2])):
+        (run,) = shown([data], [Marked(TRIALS[2], wanted)])
+        assert payload([run])["chosen"] == str(opens)
+        assert f"<option value='{opens}' selected>" in html([run])
 
 
 def test_the_reader_sees_all_points_on_asking(reader: Reader, runs: Path) -> None:

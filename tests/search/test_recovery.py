@@ -291,6 +291,8 @@ def test_the_most_accurate_within_a_size_is_one_that_did_best_in_short_trainings
     assert all(point.cost is None or point.cost.size_bytes <= 5000 for point in points[1:])
     why = [one.why for one in flow.load_trials(folder) if one.why and "has little of" in one.why]
     assert 0 < len(why) <= given.request.trials / 2
+    page, wanted = Run.open(folder.path).report().read_text(), Run.open(folder.path).pick("most-accurate")
+    assert f'"chosen": "{wanted.number}"' in page  # the page opens at what was asked for
     before = (folder.path / "events.jsonl").read_bytes()
     flow.search(given, folder, resume=True, watcher=watcher)
     assert (folder.path / "events.jsonl").read_bytes() == before

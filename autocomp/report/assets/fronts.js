@@ -43,6 +43,14 @@ const background = (axes) => {
   return [trace(others.filter((t) => !t.uniform), "circle", 5, "--quiet"), trace(others.filter((t) => t.uniform), "x", 9, "--accent")];
 };
 
+/** Put every name where there is room for it in a picture that is drawn. */
+const arrange = (id, names, x, y) => {
+  const { xaxis, yaxis } = byId(id)._fullLayout, [width, height] = [xaxis._length, yaxis._length];
+  const at = names.map((_, i) => [xaxis.d2p(x[i]), yaxis.d2p(y[i])]);
+  const seen = names.map((name, i) => (at[i][0] >= 0 && at[i][0] <= width && at[i][1] >= 0 && at[i][1] <= height ? name : ""));
+  Plotly.restyle(id, { textposition: [spotsFor(seen, at, width, height)] }, [byId(id).data.length - 1]);
+};
+
 const fronts = (id) => {
   const axes = axesOf(id), places = keys.map((key) => place(data.points[key])), points = keys.map((key) => data.points[key]);
   const x = places.map((p) => p[axes.x]), y = places.map((p) => p[axes.y]), z = places.map((p) => p[axes.shade]);
@@ -57,20 +65,13 @@ const fronts = (id) => {
     colorbar: { title: { text: barTitle, side: "right" }, thickness: 10, outlinewidth: 0,
       ...(shadeIsMetric ? {} : { tickmode: "array", tickvals: bar.tickvals.map(Math.log10), ticktext: bar.ticktext }) },
   };
-  // Names stand above and below by turns, from left to right, so that those of neighbours do not cover each other.
-  const fromLeft = points.map((_, i) => i).filter((i) => points[i].listed || own(keys[i])).sort((one, other) => x[one] - x[other]);
-  const above = new Set(fromLeft.filter((_, turn) => turn % 2 === 0));
-  // At the sides they go inwards, where there is room for them.
   const windowed = axes.y === 0 && !state.whole;
   const shown = x.filter((_, i) => !windowed || (y[i] >= data.axes.range[0] && y[i] <= data.axes.range[1]));
-  const share = (value) => Math.log(value / Math.min(...shown)) / (Math.log(Math.max(...shown) / Math.min(...shown)) || 1);
-  const side = (value) => (share(value) < 0.3 ? "right" : share(value) > 0.7 ? "left" : "center");
+  const names = points.map((p, i) => (p.listed || own(keys[i]) ? [...new Set([p.label, p.mark])].join(" ") : ""));
   const bars = id === "front-ms" && !state.all && !data.axes.timed;
   const trace = {
     type: "scatter", mode: "markers+text", x, y, customdata: keys, hovertext: points.map((p) => p.hover), hoverinfo: "text",
-    text: points.map((p, i) => (p.listed || own(keys[i]) ? [...new Set([p.label, p.mark])].join(" ") : "")),
-    textposition: points.map((p, i) => `${above.has(i) && !p.baseline ? "top" : "bottom"} ${side(x[i])}`),
-    textfont: { color: token("--quiet"), size: 10 }, cliponaxis: false,
+    text: names, textfont: { color: token("--quiet"), size: NAME_SIZE, family: NAME_FONT }, cliponaxis: false,
     error_x: { type: "data", array: points.map((p) => p.error_ms), visible: bars, thickness: 1, width: 0, color: token("--quiet") },
     marker: {
       ...colour, opacity: opacities(),
@@ -93,6 +94,7 @@ const fronts = (id) => {
   spec.shapes = limitLines(axes);
   // The pictures share one range: a double click is answered for all, not by plotly for one.
   Plotly.react(id, [...behind, trace], spec, data.axes.range === null ? config : { ...config, doubleClick: false });
+  arrange(id, names, x, y);
 };
 
 const opacities = () => keys.map((key) => (qualifies(data.points[key]) ? 1 : 0.2));
