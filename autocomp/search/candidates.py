@@ -37,8 +37,8 @@ def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[T
         trials: all of a run.
         points: its front.
     """
-    done = [t for t in trials if t.cost is not None and t.number != BASELINE and t.parent is None]
-    plans = {trial.plan.hash: trial for trial in reversed(done)}
+    searched = [t for t in trials if t.cost is not None and t.number != BASELINE and t.parent is None]
+    plans = {trial.plan.hash: trial for trial in reversed(searched)}
     unique = sorted(plans.values(), key=lambda trial: trial.number)
     rows = [(t.cost.latency_ms, t.cost.size_bytes) for t in unique if t.cost is not None]
     cheap = [unique[place] for place in front(rows)] if rows else []
