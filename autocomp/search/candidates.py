@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from autocomp.pareto import front
 from autocomp.plan import Plan
@@ -13,6 +13,7 @@ from autocomp.run import Request, RunFolder
 from autocomp.search.limits import ENDS, Goal
 from autocomp.search.points import BASELINE
 from autocomp.search.recovery import done
+from autocomp.search.stored_plan import plan_of
 from autocomp.trial import Trial
 
 if TYPE_CHECKING:
@@ -24,8 +25,23 @@ MOST_POINTS, MOST_ACCURATE = 8, 2
 #: this, since short trainings would take longer than what they save.
 TRIED_SHORTLY, SHORT_SHARE, FEWEST_EPOCHS = 6, 0.05, 6
 
+#: The event that says which plans were solved for after short trainings.
+SOLVED_ANEW = "solved anew"
+
 #: How far a plan goes in every kind of choice: numbers from 0 to 1.
 Extent = Callable[[Plan], Sequence[float]]
+
+
+def searched_ones(folder: RunFolder, trials: Sequence[Trial]) -> list[Trial]:
+    """Those that a search made before any training: neither recovered, nor of plans that were solved for after that."""
+    anew = {plan.hash for plan in plans_anew(folder) or ()}
+    return [trial for trial in trials if trial.parent is None and trial.plan.hash not in anew]
+
+
+def plans_anew(folder: RunFolder) -> tuple[Plan, ...] | None:
+    """What was solved for after short trainings; None where that was not done yet."""
+    event = next((event for event in folder.events() if event["event"] == SOLVED_ANEW), None)
+    return None if event is None else tuple(map(plan_of, cast("list[str]", event["plans"])))
 
 
 def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[Trial]:
@@ -89,10 +105,15 @@ def _score(trial: Trial) -> float | None:
     return trial.rungs[-1].metric if trial.metric is None and trial.rungs else trial.metric
 
 
+def tried_shortly(folder: RunFolder, request: Request) -> dict[str, float]:
+    """Plans by their hashes, with the metric that a short training brought them to."""
+    training = request.seed, short_epochs(request), request.recipe
+    return {one.plan_hash: one.metric for one in done(folder) if (one.seed, one.epochs, one.recipe) == training}
+
+
 def furthest(several: Sequence[Trial], folder: RunFolder, metric: Metric, request: Request) -> list[Trial]:
     """Of points that were trained shortly, the few that came furthest; the first ones where none was."""
-    training = request.seed, short_epochs(request), request.recipe
-    found = {one.plan_hash: one.metric for one in done(folder) if (one.seed, one.epochs, one.recipe) == training}
+    found = tried_shortly(folder, request)
     trained = [point for point in several if point.plan.hash in found]
     ordered = sorted(trained, key=lambda point: metric.drop(0.0, found[point.plan.hash]))
     return (ordered or [*several])[:MOST_ACCURATE]

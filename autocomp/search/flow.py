@@ -23,17 +23,10 @@ from autocomp.hardware.trtexec import SCRIPT, trtexec_script
 from autocomp.plan import Plan
 from autocomp.run import Json, Request, RunFolder, write_whole
 from autocomp.search.begin import Setup, begin
-from autocomp.search.candidates import (
-    furthest,
-    most_accurate,
-    short_epochs,
-    sought,
-    wanted_first,
-    worth_recovering,
-)
 from autocomp.search.earlier import check_same_network, take_over
 from autocomp.search.evaluate import Workbench
-from autocomp.search.limits import ENDS, Goal, Limits
+from autocomp.search.last_rung import LastRung
+from autocomp.search.limits import Goal, Limits
 from autocomp.search.points import (
     BASELINE,
     UNSHIPPABLE,
@@ -41,12 +34,11 @@ from autocomp.search.points import (
     doubted,
     front_in,
     goal_trial,
-    keeping_in,
     trained_points,
     verifications,
 )
 from autocomp.search.possible import check_possible
-from autocomp.search.recovery import recover_points, recovered_trials, weights_path
+from autocomp.search.recovery import recovered_trials, weights_path
 from autocomp.search.rounds import Rounds, with_parts
 from autocomp.search.study import read_study, read_trials
 from autocomp.search.tables import write_tables
@@ -131,8 +123,9 @@ def search(
         if earlier is not None:
             take_over(setup, folder, earlier)
         check = partial(verify, setup, folder, watcher=watcher, again=False)
-        Rounds(setup, with_parts(setup), folder, watcher, workers, partial(load_trials, folder), check).run()
-        trials = load_trials(folder)
+        load = partial(load_trials, folder)
+        searched = Rounds(setup, with_parts(setup), folder, watcher, workers, load, check).run()
+        trials = load()
         points = write_tables(folder, setup.bench.task.metric, trials)
         if not points:
             errors = [trial.error for trial in trials if trial.error]
@@ -141,9 +134,7 @@ def search(
                 f"begin anew with another --out; --from {folder.path} keeps what was measured of its layers"
             )
         if request.recover_epochs:
-            # The same ones at every sitting: what was recovered is no candidate.
-            searched = [trial for trial in trials if trial.parent is None]
-            _recover(setup, folder, searched, watcher)
+            LastRung(setup, folder, searched, watcher, load, check).run()
         points = _verify_all(setup, folder, watcher)
         if len(points) == 1:
             watcher.say("no trial kept the limits asked for; the front holds the uncompressed model only")
@@ -152,29 +143,6 @@ def search(
             watcher.say(f"the {goal} within the limits is trial {wanted.number}; export it with --pick {goal}")
         _tell_of_the_unsettled(folder, points, watcher)
         return write_tables(folder, setup.bench.task.metric, load_trials(folder))
-
-
-def _recover(setup: Setup, folder: RunFolder, trials: Sequence[Trial], watcher: Watcher) -> None:
-    """Recover what is worth it; where an end of the front is wanted, what that takes to be found."""
-    request, metric, goal = setup.request, setup.bench.task.metric, cast("Goal", setup.request.goal)
-    if goal == "most-accurate":
-        several, short = (
-            most_accurate(keeping_in(folder, trials, metric), metric, setup.space.extent),
-            short_epochs(request),
-        )
-        if short:
-            recover_points(setup.bench, folder, several, len(several), request, watcher, short)
-        several = furthest(several, folder, metric, request)
-        recover_points(setup.bench, folder, several, len(several), request, watcher)
-        return
-    points = front_in(folder, trials, metric, Limits.of_trials)
-    if goal in ENDS:  # which are asked for with a drop
-        line = wanted_first(points, metric, goal)
-        worth = sought(line, folder, setup.baseline.value, metric, request)
-        recover_points(setup.bench, folder, worth, len(line).bit_length(), request, watcher)
-    else:
-        several = worth_recovering(trials, points)
-        recover_points(setup.bench, folder, several, len(several), request, watcher)
 
 
 def _verify_all(setup: Setup, folder: RunFolder, watcher: Watcher) -> list[Trial]:

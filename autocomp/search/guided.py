@@ -70,13 +70,14 @@ Earlier = tuple[tuple[dict[str, int], float], ...]
 @dataclass(frozen=True)
 class Wish:
     """What is searched for, and what is known before; ``trained`` are indices of plans that are proposed first, since what
-    training made of them is at hand. ``recovers``: what is found is trained on."""
+    training made of them is at hand. ``recovers``: what is found is trained on. ``given``: what is proposed under a number."""
 
     limits: Limits = NONE
     goal: Goal = "front"
     earlier: Earlier = ()
     trained: tuple[dict[str, int], ...] = ()
     recovers: bool = False
+    given: Mapping[int, dict[str, int]] = field(default_factory=dict)
 
     @property
     def of_all_drops(self) -> bool:
@@ -181,6 +182,10 @@ class GuidedSampler(BaseSampler):
         if number <= len(self._wish.trained):
             self.why = "an earlier run trained it"
             return land.choice(self._wish.trained[number - 1])
+        if number in self._wish.given:
+            choice = land.choice(self._wish.given[number])
+            self.why = self._words(choice, "is the best by what short trainings brought back of each kind of choice")
+            return choice
         chance = random.Random(f"{self._seed}/{number}/guided")
         known = self._known(study, number)
         other = next((one for one in self._others if one not in known.tried), None)

@@ -280,12 +280,15 @@ class Landscape:
         found: dict[Choice, str] = {}
         for spared in dict.fromkeys([together, *(frozenset({kind}) for kind in present)]):
             weights = np.array([SPARED if kind in spared else 1.0 for kind in KINDS])
-            counted = weights @ self._errors_by_kind
-            kept = self.keeping(limits, np.split(counted, self._starts[1:]))
-            if spared and kept:
-                best = min(kept, key=lambda choice: float(counted[self._columns([choice])].sum()))
-                found.setdefault(best, " and ".join(kind for kind in KINDS if kind in spared))
+            if spared and (kept := self.keeping_best(limits, weights)):
+                found.setdefault(kept[0], " and ".join(kind for kind in KINDS if kind in spared))
         return found
+
+    def keeping_best(self, limits: Limits, weights: Vector) -> tuple[Choice, ...]:
+        """As :meth:`keeping`, with the errors of each kind of choice counted so many times; that of the least sum first."""
+        counted: Vector = weights @ self._errors_by_kind
+        kept = self.keeping(limits, np.split(counted, self._starts[1:]))
+        return tuple(sorted(kept, key=lambda choice: float(counted[self._columns([choice])].sum())))
 
     def best(
         self, tables: Changes, latency_price: float, size_price: float, errors: Sequence[Vector] | None = None

@@ -70,6 +70,7 @@ class Ledger:
         baseline_metric: the untouched model's score on the search split, which drops are counted from.
         limits: those of the request, corrected by what files were found to take.
         more: trials beyond those of the request.
+        given: plans of the space that trials beyond all these are of.
     """
 
     def __init__(
@@ -82,12 +83,15 @@ class Ledger:
         knowledge: Knowledge = Knowledge(),
         limits: Limits | None = None,
         more: int = 0,
+        given: Sequence[Plan] = (),
     ) -> None:
         self._study, self._together = opened.study, opened.together
         self._space, self._request = space, request
         self._metric, self._baseline_metric, self._scale = metric, baseline_metric, abs(baseline_metric) or 1.0
         self._limits = Limits.of_trials(request) if limits is None else limits
-        self._knowledge, self._asked_for = knowledge, request.trials + more
+        first = request.trials + more
+        self._knowledge, self._asked_for = knowledge, first + len(given)
+        self._given = {number: space.indices(plan) or {} for number, plan in enumerate(given, first)}
         self._trials: dict[int, Trial] = {}
         self._known: dict[str, Outcome] = {}
         self._front: list[tuple[float, float, float]] = []
@@ -243,7 +247,7 @@ class Ledger:
         knowledge, goal = self._knowledge, cast("Goal", self._request.goal)
         trained = tuple(indices for indices, _ in knowledge.found.trained)
         recovers = self._request.recover_epochs > 0
-        wish = Wish(self._limits, goal, knowledge.found.scored, trained, recovers)
+        wish = Wish(self._limits, goal, knowledge.found.scored, trained, recovers, self._given)
         sampler = make_sampler(name, self._space, self._request.seed, number, knowledge.landscape, wish)
         if isinstance(sampler, GuidedSampler | UniformSampler):
             self._kept = sampler  # what it has read of the study, or made of the space, it need not again

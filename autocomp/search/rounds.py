@@ -7,12 +7,13 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import cast
 
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import Setup
-from autocomp.search.candidates import most_accurate
+from autocomp.search.candidates import most_accurate, searched_ones
 from autocomp.search.earlier import Findings, adopt, earlier_findings
 from autocomp.search.evaluate import Workbench
 from autocomp.search.guided import Wish
@@ -42,6 +43,14 @@ Load = Callable[[], tuple[Trial, ...]]
 
 
 @dataclass(frozen=True)
+class Searched:
+    """What trials were made by: ``landscape`` where the sampler goes by one; ``evaluate`` makes trials of more plans."""
+
+    landscape: Landscape | None
+    evaluate: Callable[[Sequence[Plan]], None]
+
+
+@dataclass(frozen=True)
 class Rounds:
     """What the trials of a run are made with. ``load`` reads them all; ``check`` exports and measures front points."""
 
@@ -53,8 +62,8 @@ class Rounds:
     load: Load
     check: Check
 
-    def run(self) -> tuple[Trial, ...]:
-        """All trials, after as many rounds as it takes until predictions are right about the limits, or enough."""
+    def run(self) -> Searched:
+        """Make all trials, in as many rounds as it takes until predictions are right about the limits, or enough."""
         began = time.monotonic()
         errors, found = self._errors(), earlier_findings(self.setup, self.folder)
         spent_s = time.monotonic() - began
@@ -63,7 +72,10 @@ class Rounds:
         landscape = warm._foreseen(errors)
         if errors is not None:
             self._tell_of_doubts(landscape)
-        return warm._rounds(Knowledge(landscape, self._with_worthy(found, landscape)), began)
+        knowledge = Knowledge(landscape, self._with_worthy(found, landscape))
+        opened = open_study(self.folder.journal, self.setup.bench.task.metric.direction)
+        warm._rounds(opened, knowledge, began)
+        return Searched(landscape if errors is not None else None, partial(warm._given, opened, knowledge))
 
     def _with_worthy(self, found: Findings, landscape: Landscape) -> Findings:
         """Of what was trained earlier what keeps all limits as they were asked for."""
@@ -72,9 +84,13 @@ class Rounds:
         worthy = (one for one in found.trained if one[1] <= most and landscape.keeps(landscape.choice(one[0]), limits))
         return replace(found, trained=tuple(worthy) if self.setup.request.sampler == "auto" else ())
 
-    def _rounds(self, knowledge: Knowledge, began: float) -> tuple[Trial, ...]:
+    def _given(self, opened: RunStudy, knowledge: Knowledge, plans: Sequence[Plan]) -> None:
+        """Trials of these very plans, beyond all others."""
+        limits = Limits.of_trials(self.setup.request, self.folder.events())
+        self._trials(opened, knowledge, limits, self._corrections(), None, plans)
+
+    def _rounds(self, opened: RunStudy, knowledge: Knowledge, began: float) -> None:
         request = self.setup.request
-        opened = open_study(self.folder.journal, self.setup.bench.task.metric.direction)
         while True:
             limits, corrections = Limits.of_trials(request, self.folder.events()), self._corrections()
             self._trials(opened, knowledge, limits, corrections, began)
@@ -82,10 +98,10 @@ class Rounds:
             if adopt(self.folder, trials):
                 trials = self.load()
             if not limits.of_costs or not self._measurable(limits):
-                return trials
+                return
             metric = self.setup.bench.task.metric
             # Before recovery what has gone through it, in an earlier sitting or run, has no say: what is trained is as it was.
-            looked_at = [trial for trial in trials if trial.parent is None or not request.recover_epochs]
+            looked_at = searched_ones(self.folder, trials) if request.recover_epochs else trials
             if request.recover_epochs and request.goal == "most-accurate":
                 # What these become, trained, leaves few of the others on the front.
                 points = most_accurate(keeping_in(self.folder, looked_at, metric), metric, self.setup.space.extent)
@@ -94,17 +110,29 @@ class Rounds:
             if points:
                 self.check(points)
             if corrections == CORRECTIONS or not self._correct(limits, looked_at):
-                return trials
+                return
 
-    def _trials(self, opened: RunStudy, knowledge: Knowledge, limits: Limits, corrections: int, began: float) -> None:
+    def _trials(
+        self,
+        opened: RunStudy,
+        knowledge: Knowledge,
+        limits: Limits,
+        corrections: int,
+        began: float | None,
+        given: Sequence[Plan] = (),
+    ) -> None:
         request, metric = self.setup.request, self.setup.bench.task.metric
         # To take up again what was trained costs next to nothing, and is not counted.
         more = corrections * max(MORE_LEAST, round(MORE_SHARE * request.trials)) + len(knowledge.found.trained)
-        ledger = Ledger(opened, self.setup.space, request, metric, self.setup.baseline.value, knowledge, limits, more)
-        left_s = None if request.timeout_s is None else request.timeout_s - (time.monotonic() - began)
+        ledger = Ledger(
+            opened, self.setup.space, request, metric, self.setup.baseline.value, knowledge, limits, more, given
+        )
+        left_s = None
+        if request.timeout_s is not None and began is not None:
+            left_s = request.timeout_s - (time.monotonic() - began)
 
         def told(trial: Trial, trials: Sequence[Trial]) -> None:
-            self.watcher.trial(trial, trials, request.trials + more, metric)
+            self.watcher.trial(trial, trials, request.trials + more + len(given), metric)
 
         if self.workers is None:
             run_trials(ledger, self.bench, left_s, told)

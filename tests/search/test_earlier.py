@@ -20,6 +20,7 @@ from autocomp.search.begin import Setup, begin
 from autocomp.search.candidates import TRIED_SHORTLY
 from autocomp.search.earlier import TAKEN_OVER, adopt, earlier_findings, take_over
 from autocomp.search.evaluate import Workbench
+from autocomp.search.last_rung import LastRung
 from autocomp.search.limits import CORRECTED
 from autocomp.search.points import VERIFIED, verifications
 from autocomp.search.recovery import EVENT, weights_path
@@ -277,7 +278,7 @@ def test_before_recovery_only_the_files_of_what_will_be_trained_are_measured(
 
     monkeypatch.setattr(flow, "time_files", time_files)
     monkeypatch.setattr(rounds, "warmed_up", lambda bench, *_: bench)
-    monkeypatch.setattr(flow, "_recover", lambda setup, folder, trials, watcher: sittings.append(0))
+    monkeypatch.setattr(LastRung, "run", lambda _: sittings.append(0))
     points = flow.search(setup, run, False, SILENT)
     assert sittings[:2] == [1 + TRIED_SHORTLY, 0]
     # Untrained, others may be on the front all the same.

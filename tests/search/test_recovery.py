@@ -21,12 +21,14 @@ from autocomp.plan import Format, LayerPlan, Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search import flow
 from autocomp.search import recovery as stage
+from autocomp.search.brought_back import ANEW
 from autocomp.search.candidates import (
     MOST_ACCURATE,
     MOST_POINTS,
     TRIED_SHORTLY,
     furthest,
     most_accurate,
+    plans_anew,
     sought,
     wanted_first,
     worth_recovering,
@@ -283,7 +285,12 @@ def test_the_most_accurate_within_a_size_is_one_that_did_best_in_short_trainings
     short, whole = ([event for event in done if event.get("short") is flag] for flag in (True, False))
     assert {event["epochs"] for event in short} == {1}
     assert {event["epochs"] for event in whole} == {6}
-    assert MOST_ACCURATE == len(whole) < len(short) <= TRIED_SHORTLY
+    assert MOST_ACCURATE == len(whole) < len(short) <= TRIED_SHORTLY + ANEW
+    anew = plans_anew(folder) or ()
+    assert 0 < len(anew) <= ANEW
+    tried = {one.plan.hash: one for one in flow.load_trials(folder) if one.parent is None}
+    assert [tried[plan.hash].number for plan in anew] == [8, 9][: len(anew)]  # beyond those asked for
+    assert {plan.hash for plan in anew} <= {event["plan_hash"] for event in short}
     best = sorted(short, key=lambda event: -float(str(event["metric"])))[:MOST_ACCURATE]
     assert [event["plan_hash"] for event in whole] == [event["plan_hash"] for event in best]
     trained = {str(event["weights"]) for event in whole}
