@@ -11,7 +11,7 @@ from autocomp.pareto import front
 from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder
 from autocomp.search.limits import ENDS, Goal
-from autocomp.search.points import BASELINE
+from autocomp.search.points import BASELINE, keeping_in
 from autocomp.search.recovery import done
 from autocomp.search.stored_plan import plan_of
 from autocomp.trial import Trial
@@ -25,8 +25,8 @@ MOST_POINTS, MOST_ACCURATE = 8, 2
 #: this, since short trainings would take longer than what they save.
 TRIED_SHORTLY, SHORT_SHARE, FEWEST_EPOCHS = 6, 0.05, 6
 
-#: The event that says which plans were solved for after short trainings.
-SOLVED_ANEW = "solved anew"
+#: Events: which trials are trained; which plans were solved for after short trainings.
+CHOSEN, SOLVED_ANEW = "chosen for training", "solved anew"
 
 #: How far a plan goes in every kind of choice: numbers from 0 to 1.
 Extent = Callable[[Plan], Sequence[float]]
@@ -70,6 +70,23 @@ def short_epochs(request: Request) -> int:
     """Of a short training, by which it is seen what a long one will bring back; 0 where there is to be none."""
     epochs = request.recover_epochs
     return max(1, round(SHORT_SHARE * epochs)) if epochs >= FEWEST_EPOCHS else 0
+
+
+def to_train(
+    folder: RunFolder, trials: Sequence[Trial], metric: Metric, untouched: float, extent: Extent
+) -> list[Trial]:
+    """What :func:`most_accurate` finds among trials that keep the limits; once training has begun, the same ones: what
+    is measured later is no reason to train others.
+
+    Args:
+        trials: :func:`searched_ones`.
+        untouched: the untouched network's metric.
+    """
+    event = next((event for event in folder.events() if event["event"] == CHOSEN), None)
+    if event is None:
+        return most_accurate(keeping_in(folder, trials, metric, untouched), metric, extent)
+    by_number = {trial.number: trial for trial in trials}
+    return [by_number[number] for number in cast("list[int]", event["trials"]) if number in by_number]
 
 
 def most_accurate(trials: Sequence[Trial], metric: Metric, extent: Extent) -> list[Trial]:

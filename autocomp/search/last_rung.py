@@ -6,21 +6,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
-from autocomp.run import RunFolder
+from autocomp.plan import Plan
+from autocomp.run import JsonValue, RunFolder
 from autocomp.search.begin import Setup
 from autocomp.search.brought_back import solved_anew
 from autocomp.search.candidates import (
+    CHOSEN,
     SOLVED_ANEW,
     furthest,
-    most_accurate,
     plans_anew,
     searched_ones,
     short_epochs,
     sought,
+    to_train,
     tried_shortly,
     wanted_first,
     worth_recovering,
 )
+from autocomp.search.landscape import Landscape
 from autocomp.search.limits import ENDS, Goal, Limits
 from autocomp.search.points import front_in, keeping_in
 from autocomp.search.recovery import recover_points
@@ -45,12 +48,8 @@ class LastRung:
     def run(self) -> None:
         """Recover what is worth it; where an end of the front is wanted, what that takes to be found. It is the same at every
         sitting: what was recovered is no candidate."""
-        trials, request, metric = (
-            searched_ones(self.folder, self.load()),
-            self.setup.request,
-            self.setup.bench.task.metric,
-        )
-        goal = cast("Goal", request.goal)
+        request, metric, goal = self.setup.request, self.setup.bench.task.metric, cast("Goal", self.setup.request.goal)
+        trials = searched_ones(self.folder, self.load())
         if goal == "most-accurate":
             self._train(self._most_accurate(trials))
         elif goal in ENDS:  # which are asked for with a drop
@@ -66,40 +65,43 @@ class LastRung:
 
     def _most_accurate(self, trials: Sequence[Trial]) -> list[Trial]:
         """The few that are trained whole: those that came furthest in short trainings, where there are any."""
-        request, metric = self.setup.request, self.setup.bench.task.metric
-        several = most_accurate(keeping_in(self.folder, trials, metric), metric, self.setup.space.extent)
+        request, metric, base = self.setup.request, self.setup.bench.task.metric, self.setup.baseline.value
+        several = to_train(self.folder, trials, metric, base, self.setup.space.extent)
+        self._note(CHOSEN, trials=[trial.number for trial in several])
         if short := short_epochs(request):
             self._train(several, short)
-            if self.searched.landscape is not None:
-                several += self._found_anew(self._solved_anew(several), short)
+            if (landscape := self.searched.landscape) is not None:
+                several += self._found_anew(self._solved_anew(landscape, several), short)
         return furthest(several, self.folder, metric, request)
 
-    def _solved_anew(self, several: Sequence[Trial]) -> Sequence[str]:
-        """Have trials of the plans that are the best by what short trainings brought back of others; their hashes."""
-        request, metric, landscape = self.setup.request, self.setup.bench.task.metric, self.searched.landscape
+    def _note(self, event: str, **facts: JsonValue) -> None:
+        """Write down what is decided once."""
+        if not any(one["event"] == event for one in self.folder.events()):
+            self.folder.append_event({"event": event, **facts})
+
+    def _solved_anew(self, landscape: Landscape, several: Sequence[Trial]) -> Sequence[Plan]:
+        """Have trials of the plans that are the best by what short trainings brought back of others."""
+        request, metric, base = self.setup.request, self.setup.bench.task.metric, self.setup.baseline.value
         plans = plans_anew(self.folder)
-        if plans is None and landscape is not None:
-            base, came_to = self.setup.baseline.value, tried_shortly(self.folder, request)
+        if plans is None:
+            came_to = tried_shortly(self.folder, request)
             trained = [
                 (point.plan, metric.drop(base, came_to[point.plan.hash]) / (abs(base) or 1.0))
                 for point in several
                 if point.plan.hash in came_to
             ]
             tried = frozenset(trial.plan.hash for trial in self.load())
-            limits = Limits.of_trials(request, self.folder.events())
-            plans = solved_anew(landscape, limits, trained, tried)
-            self.folder.append_event({"event": SOLVED_ANEW, "plans": [plan_text(plan) for plan in plans]})
-        self.searched.evaluate(plans or ())
-        return [plan.hash for plan in plans or ()]
+            plans = solved_anew(landscape, Limits.of_trials(request, self.folder.events()), trained, tried)
+            self._note(SOLVED_ANEW, plans=[plan_text(plan) for plan in plans])
+        self.searched.evaluate(plans)
+        return plans
 
-    def _found_anew(self, hashes: Sequence[str], short: int) -> list[Trial]:
+    def _found_anew(self, plans: Sequence[Plan], short: int) -> list[Trial]:
         """Of trials of these plans those whose files keep the limits, trained shortly."""
-
-        def there() -> list[Trial]:
-            return [one for one in self.load() if one.parent is None and (one.number == 0 or one.plan.hash in hashes)]
-
-        self.check(there()[1:])
-        kept = keeping_in(self.folder, there(), self.setup.bench.task.metric)
-        kept = [trial for trial in kept if trial.number != 0]
+        metric, base = self.setup.bench.task.metric, self.setup.baseline.value
+        hashes = {plan.hash for plan in plans}
+        found = [one for one in self.load() if one.parent is None and one.plan.hash in hashes]
+        self.check(found)
+        kept = keeping_in(self.folder, found, metric, base)
         self._train(kept, short)
         return kept

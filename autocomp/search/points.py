@@ -85,10 +85,14 @@ def _keeping(
     ]
 
 
-def keeping_in(folder: RunFolder, trials: Sequence[Trial], metric: Metric) -> list[Trial]:
-    """Those of some trials of a run that keep what trials are to keep, and have a file as far as is known."""
+def keeping_in(folder: RunFolder, trials: Sequence[Trial], metric: Metric, untouched: float) -> list[Trial]:
+    """Those of some trials of a run that keep what trials are to keep, and have a file as far as is known.
+
+    Args:
+        untouched: the untouched network's metric.
+    """
     events = [*folder.events()]
-    limits, untouched = Limits.of_trials(folder.request(), events), trials[BASELINE].metric or 0.0
+    limits = Limits.of_trials(folder.request(), events)
     return _keeping(_shippable(events, trials), metric, limits, _verified(events), untouched)
 
 

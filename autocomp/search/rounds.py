@@ -13,7 +13,7 @@ from typing import cast
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import Setup
-from autocomp.search.candidates import most_accurate, searched_ones
+from autocomp.search.candidates import searched_ones, to_train
 from autocomp.search.earlier import Findings, adopt, earlier_findings
 from autocomp.search.evaluate import Workbench
 from autocomp.search.guided import Wish
@@ -22,7 +22,7 @@ from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.likely import likely_plans
 from autocomp.search.limits import CORRECTED, Goal, Limits
 from autocomp.search.local_sensitivity import on_this_machine
-from autocomp.search.points import BASELINE, broken, front_in, keeping_in, verifications, with_error
+from autocomp.search.points import BASELINE, broken, front_in, verifications, with_error
 from autocomp.search.rungs import parts_of
 from autocomp.search.sensitivity import Measures, sensitivities
 from autocomp.search.study import RunStudy, open_study
@@ -104,7 +104,7 @@ class Rounds:
             looked_at = searched_ones(self.folder, trials) if request.recover_epochs else trials
             if request.recover_epochs and request.goal == "most-accurate":
                 # What these become, trained, leaves few of the others on the front.
-                points = most_accurate(keeping_in(self.folder, looked_at, metric), metric, self.setup.space.extent)
+                points = to_train(self.folder, looked_at, metric, self.setup.baseline.value, self.setup.space.extent)
             else:
                 points = front_in(self.folder, looked_at, metric, Limits.of_trials)
             if points:
