@@ -135,11 +135,14 @@ def threads_and_batch(profile: Profile, threads: int | None, batch: int | None) 
 
 
 def profile_here(profile: Profile, threads: int, batch: int) -> Profile:
-    """The calibration of this machine that is kept, where there is one that this version reads; else the given profile."""
+    """The calibration of this machine that is kept, where there is one that this version reads; else one that holds here
+    all the same (a process may be given other cores than the one before, a runtime be patched); else the given profile."""
     if not profile.measurable or (profile.file.runtime == "torch-cuda" and not has_gpu()):
         return profile
     folder = calibrated_folder(profile.file.name, this_machine(profile.file.runtime), threads, batch)
-    return _read_if_any(folder) or profile
+    others = sorted(folder.parent.glob(f"{profile.file.name}-*-t{threads}-b{batch}"))
+    found = (_read_if_any(one) for one in (folder, *others))
+    return next((one for one in found if one is not None and not why_not_here(one, threads, batch)), profile)
 
 
 def _read_if_any(folder: Path) -> Profile | None:

@@ -189,6 +189,23 @@ def test_another_machine_is_calibrated_once_and_kept(
     assert again.model.predict([kernel]) == target.model.predict([kernel])
 
 
+def test_a_calibration_holds_with_other_cores_and_on_no_other_cpu(
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a process was pinned, or a container given fewer."""
+    target = resolve_target("cpu")
+    for cores, cpu, expected in (
+        (elsewhere.logical_cores + 3, elsewhere.cpu, 1),
+        (elsewhere.logical_cores, "Other", 2),
+    ):
+        here = replace(elsewhere, logical_cores=cores, cpu=cpu)
+        for module in (profiles, resolve):
+            monkeypatch.setattr(module, "this_machine", lambda _="", here=here: here)
+        again = resolve_target("cpu")
+        assert len(calibrations) == expected
+        assert (again.profile_hash == target.profile_hash) == (expected == 1)
+
+
 def test_other_threads_or_batches_are_calibrated_of_their_own(
     elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]]
 ) -> None:
