@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from autocomp.report import words
-from autocomp.report.data import Point, ReportData
+from autocomp.report.data import LayerRow, Point, ReportData
 from autocomp.report.views import best_latency, drop, factors, measured_latency, predicted_latency
 
 FILE = "MODEL_CARD.md"
@@ -116,7 +116,7 @@ def _layers(data: ReportData, point: Point) -> str:
         return ""
     lines = [
         f"| {_plain(row.layer.name)} | {'left out' if row.dropped else _plain(row.plan.describe())} | "
-        f"{'float 32' if row.format is None else _plain(row.format.name)} |"
+        f"{_in_the_file(row)} |"
         for row in rows
     ]
     untouched = len(data.layers) - len(rows)
@@ -135,6 +135,12 @@ def _layers(data: ReportData, point: Point) -> str:
             "",
         ]
     )
+
+
+def _in_the_file(row: LayerRow) -> str:
+    if row.dropped:
+        return words.NONE
+    return "float 32" if row.format is None else _plain(row.format.name)
 
 
 def _origin(data: ReportData, point: Point) -> str:

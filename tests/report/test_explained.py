@@ -232,6 +232,7 @@ class TestCard:
         assert f"{point.measured_size_bytes:,} |" in text
         assert "| 1.25 ms (measured, ±2 %) |" in text
         assert "\n| block1.conv1 | channel 28%, w4a8 | w4a8 |\n" in text
+        assert "\n| block4.conv1 | left out | – |\n" in card(cpu, cpu.points[-1])  # there is nothing of it in the file
         assert "built anew" in card(cpu, point, Shipped("model.onnx", "onnx", 99, False))
         assert "`model.pt2`: 99 bytes, format torch;" in card(cpu, point, Shipped("model.pt2", "torch", 99, False))
         assert "once" not in text  # `autocomp verify` may have read the test split again
