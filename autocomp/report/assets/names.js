@@ -1,6 +1,6 @@
 // Where names stand at their points, so that they cover neither each other nor the points.
 const NAME_SIZE = 10, NAME_FONT = "system-ui, 'Liberation Sans', sans-serif";
-const LINE = 12, MARK = 7; // of a name's height, and of half a marker, in pixels
+const LINE = 12, MARK = 7, APART = 4; // of a name's height, of half a marker, and between two names, in pixels
 const pen = document.createElement("canvas").getContext("2d");
 const widthOf = (name) => { pen.font = `${NAME_SIZE}px ${NAME_FONT}`; return pen.measureText(name).width; };
 const SPOTS = ["bottom right", "top right", "bottom left", "top left", "middle right", "middle left", "bottom center", "top center"];
@@ -28,7 +28,8 @@ const spotsFor = (names, at, width, height) => {
       return 2 * outside + taken.reduce((sum, other) => sum + shared(box, other), 0);
     };
     const best = SPOTS.reduce((one, other) => (covered(other) < covered(one) - 1 ? other : one));
-    taken.push(boxOf(name, at[i], best));
+    const box = boxOf(name, at[i], best);
+    taken.push({ ...box, left: box.left - APART, right: box.right + APART });
     return best;
   });
 };
