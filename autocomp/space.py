@@ -110,10 +110,10 @@ class SearchSpace:
     def extent(self, plan: Plan) -> tuple[float, ...]:
         """How far a plan goes in each kind of choice, from 0 for "leave it" everywhere to 1 for the last option everywhere."""
         indices = self.indices(plan) or {}
-        found: dict[Kind, list[float]] = {kind: [0.0] for kind in KINDS}
+        found: dict[Kind, list[float]] = {kind: [] for kind in KINDS}
         for decision in self.decisions:
             found[decision.kind].append(indices.get(decision.name, 0) / (len(decision.options) - 1))
-        return tuple(sum(shares) / max(len(shares) - 1, 1) for shares in found.values())
+        return tuple(sum(shares) / len(shares) if shares else 0.0 for shares in found.values())
 
     def uniform(self, strengths: Mapping[Kind, int]) -> dict[str, int]:
         """The indices that give every decision of a kind the same strength (or its strongest, where it has fewer)."""

@@ -62,14 +62,14 @@ def write(run_dir: Path, marked: Marked | None = None) -> Path:
         RunError: the folder is no run, or a file of it is missing or malformed.
     """
     data = load(run_dir)
-    (alone,) = shown([data], [marked])
+    (alone,) = shown([data], [marked or Marked()])
     draw(alone, run_dir / "figures")
     page = run_dir / "report.html"
     page.write_text(html([alone]), encoding="utf-8")
     return page
 
 
-def write_together(run_dirs: Sequence[Path], marked: Sequence[Marked | None], page: Path) -> Path:
+def write_together(run_dirs: Sequence[Path], marked: Sequence[Marked], page: Path) -> Path:
     """Write one page of several runs; return its path.
 
     Raises:

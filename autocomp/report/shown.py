@@ -14,9 +14,10 @@ from autocomp.report.views import knee
 
 @dataclass(frozen=True)
 class Marked:
-    """Trials of a front that a caller has found: its ``knee``, and the end of it that the run was asked for, if any."""
+    """Trials of a front that a caller has found: its ``knee``, and the end of it that the run was asked for; None where it has
+    not, or there is none."""
 
-    knee: int
+    knee: int | None = None
     wanted: int | None = None
 
 
@@ -50,7 +51,7 @@ class Shown:
         return f"{self.data.task.name} on {self.data.target.name}"
 
 
-def shown(runs: Sequence[ReportData], marked: Sequence[Marked | None] = ()) -> tuple[Shown, ...]:
+def shown(runs: Sequence[ReportData], marked: Sequence[Marked] = ()) -> tuple[Shown, ...]:
     """Runs as a page shows them.
 
     Args:
@@ -67,10 +68,9 @@ def shown(runs: Sequence[ReportData], marked: Sequence[Marked | None] = ()) -> t
             )
     found = []
     for index, run in enumerate(runs):
-        found_already = marked[index] if marked else None
-        point = knee(run, None if found_already is None else found_already.knee)
-        wanted = None if found_already is None else found_already.wanted
-        opens = next((one for one in run.points if one.trial == wanted), point)
+        of_run = marked[index] if marked else Marked()
+        point = knee(run, of_run.knee)
+        opens = next((one for one in run.points if one.trial == of_run.wanted), point)
         place = index + 1 if len(runs) > 1 else None
         found.append(Shown(run, point, opens, handful(run, point), growth(run), climbed(run), place))
     return tuple(found)

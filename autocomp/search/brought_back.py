@@ -73,4 +73,5 @@ def solved_anew(
     errors = landscape.errors_by_kind([choice for choice, _ in known])
     best = landscape.keeping_best(limits, shares_left(errors, [drop for _, drop in known]))
     plans = {plan.hash: plan for plan in map(landscape.plan, best) if plan.hash not in tried}
-    return tuple(plans.values())[:ANEW]
+    # One threshold for many layers cannot be told from a plan, which is then no proposal either.
+    return tuple(plan for plan in plans.values() if landscape.space.indices(plan) is not None)[:ANEW]

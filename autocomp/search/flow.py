@@ -142,7 +142,7 @@ def search(
             wanted = goal_trial(points, goal, setup.bench.task.metric, verifications(folder), request.max_drop)
             watcher.say(f"the {goal} within the limits is trial {wanted.number}; export it with --pick {goal}")
         _tell_of_the_unsettled(folder, points, watcher)
-        return write_tables(folder, setup.bench.task.metric, load_trials(folder))
+        return write_tables(folder, setup.bench.task.metric, load())
 
 
 def _verify_all(setup: Setup, folder: RunFolder, watcher: Watcher) -> list[Trial]:

@@ -12,6 +12,7 @@ import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -69,15 +70,14 @@ Earlier = tuple[tuple[dict[str, int], float], ...]
 
 @dataclass(frozen=True)
 class Wish:
-    """What is searched for, and what is known before; ``trained`` are indices of plans that are proposed first, since what
-    training made of them is at hand. ``recovers``: what is found is trained on. ``given``: what is proposed under a number."""
+    """What is searched for, and what is known before. ``recovers``: what is found is trained on. ``given``: what is proposed
+    under a number, and why."""
 
     limits: Limits = NONE
     goal: Goal = "front"
     earlier: Earlier = ()
-    trained: tuple[dict[str, int], ...] = ()
     recovers: bool = False
-    given: Mapping[int, dict[str, int]] = field(default_factory=dict)
+    given: Mapping[int, tuple[dict[str, int], str]] = field(default_factory=dict)
 
     @property
     def of_all_drops(self) -> bool:
@@ -151,10 +151,14 @@ class GuidedSampler(BaseSampler):
         ]
         limits = wish.limits
         self._first = landscape.front if not limits else (*landscape.keeping(limits), *landscape.front)
-        differs = wish.recovers and wish.goal == "most-accurate" and limits.of_costs
-        #: Plans that training may bring back further than others, with what they do with little of.
-        self._others = landscape.sparing(limits) if differs else {}
         self.why = ""
+
+    @cached_property
+    def _others(self) -> Mapping[Choice, str]:
+        """Plans that training may bring back further than others, with what they do with little of."""
+        wish = self._wish
+        differs = wish.recovers and wish.goal == "most-accurate" and wish.limits.of_costs
+        return self._landscape.sparing(wish.limits) if differs else {}
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
         return distributions(self._landscape.space)
@@ -179,17 +183,14 @@ class GuidedSampler(BaseSampler):
         if number == 0:
             self.why = "the untouched network"
             return land.choice({})
-        if number <= len(self._wish.trained):
-            self.why = "an earlier run trained it"
-            return land.choice(self._wish.trained[number - 1])
         if number in self._wish.given:
-            choice = land.choice(self._wish.given[number])
-            self.why = self._words(choice, "is the best by what short trainings brought back of each kind of choice")
-            return choice
+            indices, self.why = self._wish.given[number]
+            return land.choice(indices)
         chance = random.Random(f"{self._seed}/{number}/guided")
         known = self._known(study, number)
-        other = next((one for one in self._others if one not in known.tried), None)
-        if other is not None and number % OTHERS_EVERY == 0:
+        others = self._others if number % OTHERS_EVERY == 0 else {}
+        other = next((one for one in others if one not in known.tried), None)
+        if other is not None:
             spared = self._others[other]
             self.why = self._words(other, f"has little of {spared}, and training may bring it back further")
             return other

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from autocomp.plan import Plan
-from autocomp.run import JsonValue, RunFolder
+from autocomp.run import RunFolder
 from autocomp.search.begin import Setup
 from autocomp.search.brought_back import solved_anew
 from autocomp.search.candidates import (
@@ -67,17 +67,13 @@ class LastRung:
         """The few that are trained whole: those that came furthest in short trainings, where there are any."""
         request, metric, base = self.setup.request, self.setup.bench.task.metric, self.setup.baseline.value
         several = to_train(self.folder, trials, metric, base, self.setup.space.extent)
-        self._note(CHOSEN, trials=[trial.number for trial in several])
+        if not any(event["event"] == CHOSEN for event in self.folder.events()):
+            self.folder.append_event({"event": CHOSEN, "trials": [trial.number for trial in several]})
         if short := short_epochs(request):
             self._train(several, short)
             if (landscape := self.searched.landscape) is not None:
                 several += self._found_anew(self._solved_anew(landscape, several), short)
         return furthest(several, self.folder, metric, request)
-
-    def _note(self, event: str, **facts: JsonValue) -> None:
-        """Write down what is decided once."""
-        if not any(one["event"] == event for one in self.folder.events()):
-            self.folder.append_event({"event": event, **facts})
 
     def _solved_anew(self, landscape: Landscape, several: Sequence[Trial]) -> Sequence[Plan]:
         """Have trials of the plans that are the best by what short trainings brought back of others."""
@@ -92,7 +88,7 @@ class LastRung:
             ]
             tried = frozenset(trial.plan.hash for trial in self.load())
             plans = solved_anew(landscape, Limits.of_trials(request, self.folder.events()), trained, tried)
-            self._note(SOLVED_ANEW, plans=[plan_text(plan) for plan in plans])
+            self.folder.append_event({"event": SOLVED_ANEW, "plans": [plan_text(plan) for plan in plans]})
         self.searched.evaluate(plans)
         return plans
 

@@ -91,7 +91,9 @@ class Ledger:
         self._limits = Limits.of_trials(request) if limits is None else limits
         first = request.trials + more
         self._knowledge, self._asked_for = knowledge, first + len(given)
-        self._given = {number: space.indices(plan) or {} for number, plan in enumerate(given, first)}
+        trained = ((indices, "an earlier run trained it") for indices, _ in knowledge.found.trained)
+        solved = ((space.indices(plan) or {}, "is the best by what short trainings brought back") for plan in given)
+        self._given = {**dict(enumerate(trained, 1)), **dict(enumerate(solved, first))}
         self._trials: dict[int, Trial] = {}
         self._known: dict[str, Outcome] = {}
         self._front: list[tuple[float, float, float]] = []
@@ -245,9 +247,8 @@ class Ledger:
             return self._kept
         name: SamplerName = self._request.sampler  # type: ignore[assignment]
         knowledge, goal = self._knowledge, cast("Goal", self._request.goal)
-        trained = tuple(indices for indices, _ in knowledge.found.trained)
         recovers = self._request.recover_epochs > 0
-        wish = Wish(self._limits, goal, knowledge.found.scored, trained, recovers, self._given)
+        wish = Wish(self._limits, goal, knowledge.found.scored, recovers, self._given)
         sampler = make_sampler(name, self._space, self._request.seed, number, knowledge.landscape, wish)
         if isinstance(sampler, GuidedSampler | UniformSampler):
             self._kept = sampler  # what it has read of the study, or made of the space, it need not again

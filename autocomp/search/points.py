@@ -76,7 +76,7 @@ def front_trials(
 def _keeping(
     trials: Sequence[Trial], metric: Metric, limits: Limits, verified: Mapping[str, Json], untouched: float
 ) -> list[Trial]:
-    """Those that keep the limits; one that has no metric, or not yet, that of what is known."""
+    """Those that keep the limits; of one without a metric the drop breaks nothing."""
     return [
         t
         for t in trials

@@ -203,5 +203,5 @@ def weights_path(folder: RunFolder, name: str) -> Path:
 def done(folder: RunFolder) -> list[Done]:
     events = (event for event in folder.events() if event["event"] == EVENT)
     names = [field.name for field in fields(Done)]
-    # Runs of before had no recipes.
+    # Runs of before had no recipes. What JSON holds has the types that were written.
     return [Done(**{name: event[name] for name in names if name in event}) for event in events]  # type: ignore[arg-type]
