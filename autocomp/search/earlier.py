@@ -61,7 +61,8 @@ def take_over(setup: Setup, folder: RunFolder, earlier: RunFolder) -> None:
         if trial.metric is not None and trial.plan != Plan()
     ]
     trained = _trained(setup, folder, earlier, trials) if same else []
-    timed = timed_in(earlier, setup.space) if _measuring(earlier.read()) == _measuring(folder.read()) else []
+    alike = _measuring(earlier.read()) == _measuring(folder.read())
+    timed = timed_in(earlier, setup.space, [trial.plan for trial in trials]) if alike else []
     taken: Json = {"event": TAKEN_OVER, "from": str(earlier.path)}
     folder.append_event(*_sensitivities(setup, earlier), *scored, *trained, *timed, taken)
 

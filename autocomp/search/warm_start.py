@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from typing import cast
 
@@ -25,6 +25,7 @@ from autocomp.hardware.warm_memory import WarmMemory
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.evaluate import Workbench
+from autocomp.search.points import verifications
 from autocomp.search.sampler import uniform_indices
 from autocomp.search.stored_plan import plan_of, plan_text
 from autocomp.search.verify import compiled_kernels, footprints, time_files
@@ -52,7 +53,8 @@ class _Warmed:
     """What was measured of one file.
 
     ``compiled`` are the kernels that the runtime made of it, as :func:`_written` tells them, None where they are those that
-    were foreseen; ``memory_bytes`` is None where it was not measured. Runs of before tell neither.
+    were foreseen; ``read`` tells whether they were looked at. ``memory_bytes`` is None where it was not measured. Runs of
+    before tell neither.
     """
 
     plan_hash: str
@@ -61,6 +63,7 @@ class _Warmed:
     settled: bool
     compiled: list[str] | None = None
     memory_bytes: int | None = None
+    read: bool = True
 
 
 def file_count(trials: int) -> int:
@@ -107,7 +110,10 @@ def warmed_up(
         count = file_count(trials)
         plans = warm_plans(space, count, seed, likely(count // 2) if likely and count > 1 else ())
         folder.append_event({"event": CHOSEN, "plans": [plan_text(plan) for plan in plans]})
-    done = {*known, *(event["plan_hash"] for event in events if event["event"] == LEFT_OUT)}
+    done = {
+        *(one.plan_hash for one in known.values() if one.read),
+        *(event["plan_hash"] for event in events if event["event"] == LEFT_OUT),
+    }
     missing = [plan for plan in plans if plan.hash not in done]
     for one in _measure(bench, missing, plans[:MEMORY_FILES], folder, progress):
         folder.append_event({"event": WARMED, **asdict(one)})
@@ -116,12 +122,19 @@ def warmed_up(
     return replace(bench, target=_corrected(bench, [(plan, known[plan.hash]) for plan in known_plans]))
 
 
-def timed_in(run: RunFolder, space: SearchSpace) -> list[Json]:
+def timed_in(run: RunFolder, space: SearchSpace, plans: Iterable[Plan]) -> list[Json]:
     """What settled of what an earlier run timed, itself or in one that it began from, as events of a run that begins from it;
-    its target is taken to be the same, on the same machine."""
+    its target is taken to be the same, on the same machine. Of the files of its points as well, which are nearest to what is
+    asked of it, and so to what is asked next.
+
+    Args:
+        plans: of its trials.
+    """
     events = [*run.events()]
+    verified = {one.plan_hash: one for one in map(_verified, verifications(run).values()) if one is not None}
     timings, chosen = _measured(events), _chosen(events, space, run.request().seed) or ()
-    found = _timed_earlier(events) | {plan: timings[plan.hash] for plan in chosen if plan.hash in timings}
+    found = {plan: verified[plan.hash] for plan in plans if plan.hash in verified}
+    found |= _timed_earlier(events) | {plan: timings[plan.hash] for plan in chosen if plan.hash in timings}
     return [{"event": EARLIER, "plan": plan_text(plan), **asdict(one)} for plan, one in found.items() if one.settled]
 
 
@@ -133,6 +146,7 @@ def _corrected(bench: Workbench, measured: Sequence[tuple[Plan, _Warmed]]) -> Ta
     compiled = [
         CompiledPlan(kernels, _read(one.compiled, kernels))
         for kernels, (_, one) in zip(foreseen, measured, strict=True)
+        if one.read
     ]
     lower = followed(target.lower, compiled, target.model.covers)
     files, held = [], []
@@ -211,6 +225,15 @@ def _measured(events: Sequence[Json]) -> dict[str, _Warmed]:
 
 def _timed_earlier(events: Sequence[Json]) -> dict[Plan, _Warmed]:
     return {plan_of(str(event["plan"])): _timing(event) for event in events if event["event"] == EARLIER}
+
+
+def _verified(document: Json) -> _Warmed | None:
+    """Of a point's file; None where it was not timed, or on a board by itself."""
+    measured = cast("Mapping[str, float | None]", document["measured"])
+    latency_ms, spread = measured["latency_ms"], measured.get("latency_spread") or 0.0
+    if latency_ms is None or document.get("timed_on") is not None:
+        return None
+    return _Warmed(str(document["plan_hash"]), latency_ms, spread, bool(measured.get("settled", True)), read=False)
 
 
 def _timing(event: Json) -> _Warmed:

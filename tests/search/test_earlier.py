@@ -28,7 +28,7 @@ from autocomp.search.sensitivity import MEASURED
 from autocomp.search.stored_plan import plan_text
 from autocomp.search.study import open_study
 from autocomp.search.verify import Exported
-from autocomp.search.warm_start import CHOSEN, EARLIER, WARMED
+from autocomp.search.warm_start import CHOSEN, EARLIER, WARMED, warmed_up
 from autocomp.watch import SILENT, Silent
 from tests.targets import REQUEST, small_setup
 
@@ -101,6 +101,32 @@ def test_timings_that_settled_are_taken_over_where_they_were_measured_alike(
     take_over(setup, run, earlier)
     holds = threads == setup.request.threads and settled
     assert [event["plan_hash"] for event in run.events() if event["event"] == EARLIER] == [Plan().hash] * holds
+
+
+@pytest.mark.parametrize(
+    ("told", "holds"),
+    [({}, True), ({"settled": False}, False), ({"latency_ms": None}, False), ({"timed_on": "a board"}, False)],
+)
+def test_the_files_of_an_earlier_runs_points_correct_what_is_foreseen(
+    told: Json, holds: bool, finished_run: Path, tmp_path: Path
+) -> None:
+    earlier = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "earlier")))
+    setup, run = small_setup(), begun(small_setup(), tmp_path / "run")
+    trial = next(one for one in flow.load_trials(earlier) if one.plan != Plan() and one.cost is not None)
+    foreseen = setup.bench.cost(trial.plan).latency_ms
+    measured = {"latency_ms": 0.8 * foreseen, "latency_spread": 0.0, "settled": True, **told}
+    document: Json = {
+        "plan_hash": trial.plan.hash,
+        "key": trial.key,
+        "measured": measured,
+        "timed_on": told.get("timed_on"),
+    }
+    earlier.append_event({"event": VERIFIED, "verification": document})
+    take_over(setup, run, earlier)
+    assert [event["plan_hash"] for event in run.events() if event["event"] == EARLIER] == [trial.plan.hash] * holds
+    reachable = replace(setup.bench, target=replace(setup.bench.target, reachable=True))
+    warmed = warmed_up(reachable, setup.space, 2, 0, run, lambda *_: None)
+    assert (warmed.cost(trial.plan).latency_ms < 0.9 * foreseen) == holds
 
 
 def test_what_was_trained_is_adopted_once_each_by_its_plan_seed_and_recipe(finished_run: Path, tmp_path: Path) -> None:

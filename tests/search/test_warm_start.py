@@ -109,7 +109,7 @@ def test_what_an_earlier_run_timed_corrects_as_well_and_is_not_timed_again(
             begin(replace(setup, request=asked), folder)
     measured = model_of(warm(setup, earlier, 15)).measured
     for before, after in ((earlier, between), (between, run)):
-        after.append_event(*timed_in(before, setup.space))
+        after.append_event(*timed_in(before, setup.space, ()))
     assert model_of(warm(setup, run, 24)).measured[:4] == measured
     assert 0 < clock.sittings[1] < file_count(24)
 
