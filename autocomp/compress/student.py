@@ -75,16 +75,17 @@ class Student:
     ) -> None:
         self._compressed, self._recovery = compressed, recovery
         self._labelled, self._device, self._task_loss = labelled, device, loss
-        names = common_results(prepared, compressed) if recovery.features > 0 else ()
+        common = common_results(prepared, compressed) if recovery.features > 0 else {}
         teacher, _ = adjusted(prepared, compressed.plan, solver)
         # A copy: what is exported has the very parameters of the network that was given.
         self._teacher = copied(graph_module(export_program(teacher.model, teacher.example)))
         self._module = copied(compressed.model)
-        self._taps, self._teacher_taps = tapped(self._module, names), tapped(self._teacher, names)
+        self._taps, self._teacher_taps = tapped(self._module, [*common]), tapped(self._teacher, [*common.values()])
         layers = same_layers(prepared, compressed) if recovery.layerwise else {}
-        ends = tapped(self._module, tuple(layers), "end"), tapped(self._teacher, tuple(layers), "end")
+        own, of_teacher = ([nodes[side] for nodes in layers.values()] for side in (0, 1))
+        ends = tapped(self._module, own, "end"), tapped(self._teacher, of_teacher, "end")
         #: Layer → what it gives here, and in the uncompressed network.
-        self._ends = dict(zip(layers.values(), zip(*ends, strict=True), strict=True))
+        self._ends = dict(zip(layers, zip(*ends, strict=True), strict=True))
         plan = _without_formats(compressed.plan)
         self._inputs = len(prepared.example.inputs)
         inputs = [example[: self._inputs]]

@@ -10,39 +10,61 @@ import torch
 from torch import nn
 
 from autocomp.compress.apply import Compressed
+from autocomp.compress.blocks import without_blocks
 from autocomp.compress.quantize import insert_after
 from autocomp.compress.rebuild import Prepared
-from autocomp.graph import ADDITIONS
+from autocomp.graph import ADDITIONS, Node
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule
 
-
-def common_results(prepared: Prepared, compressed: Compressed) -> tuple[str, ...]:
-    """The additions whose results have the same shape in both networks, or the layers where there are no additions; none
-    where blocks are left out, behind which the nodes of one are not those of the other."""
-    if compressed.plan.dropped_blocks:
-        return ()
-    before = prepared.inventory.graph.by_name
-    nodes = compressed.graph.nodes
-    same = [node for node in nodes if node.name in before and node.shape == before[node.name].shape]
-    additions = [node for node in same if node.op in ADDITIONS]
-    chosen = additions or [node for node in same if node.layer is not None and before[node.name].layer == node.layer]
-    return tuple(node.name for node in chosen)
+#: What additions are told apart from layers by, whose paths have no sign in them.
+ADDITION = "+"
 
 
-def same_layers(prepared: Prepared, compressed: Compressed) -> dict[str, str]:
-    """Node → its layer, of the layers whose results have the same shape in both networks; in the order of execution."""
-    if compressed.plan.dropped_blocks:
-        return {}
-    before = prepared.inventory.graph.by_name
-    found: dict[str, str] = {}
-    for node in compressed.graph.nodes:
-        was = before.get(node.name)
-        if was is not None and node.layer is not None and (was.layer, was.shape) == (node.layer, node.shape):
-            found[node.name] = node.layer
-    uses = Counter(found.values())
-    return {node: layer for node, layer in found.items() if uses[layer] == 1}
+def common_results(prepared: Prepared, compressed: Compressed) -> dict[str, str]:
+    """Node of the compressed network → node of the uncompressed one: the additions whose results have the same shape in both,
+    or the layers where there are no additions."""
+    pairs = _counterparts(prepared, compressed)
+    same = {own: was for own, was in pairs if own.shape == was.shape}
+    additions = {own: was for own, was in same.items() if own.op in ADDITIONS}
+    layers = {own: was for own, was in same.items() if own.layer is not None and own.layer == was.layer}
+    return {own.name: was.name for own, was in (additions or layers).items()}
+
+
+def same_layers(prepared: Prepared, compressed: Compressed) -> dict[str, tuple[str, str]]:
+    """Layer → its nodes in the compressed network and in the uncompressed one, of the layers whose results have the same shape
+    in both; in the order of execution."""
+    pairs = _counterparts(prepared, compressed)
+    same = [(own, was) for own, was in pairs if (own.layer, own.shape) == (was.layer, was.shape)]
+    uses = Counter(own.layer for own, _ in same)
+    return {own.layer: (own.name, was.name) for own, was in same if own.layer is not None and uses[own.layer] == 1}
+
+
+def _counterparts(prepared: Prepared, compressed: Compressed) -> list[tuple[Node, Node]]:
+    """Nodes of the compressed network, in their order, and what they stand for in the uncompressed one: the node of the same
+    name; where blocks are left out, which may shift names, that of the same layer, and of additions, of which there must be
+    as many then, the one of the same place."""
+    graph, nodes = prepared.inventory.graph, compressed.graph.nodes
+    blocks = prepared.inventory.dropped(compressed.plan)
+    if not blocks:
+        return [(node, graph.by_name[node.name]) for node in nodes if node.name in graph.by_name]
+    own, before = _by_place(nodes), _by_place(without_blocks(graph, blocks).nodes)
+    as_many = sum(what == ADDITION for what, _ in own) == sum(what == ADDITION for what, _ in before)
+    return [
+        (node, before[place]) for place, node in own.items() if place in before and (as_many or place[0] != ADDITION)
+    ]
+
+
+def _by_place(nodes: Sequence[Node]) -> dict[tuple[str, int], Node]:
+    """Layers and additions, by what they are and how many of that came before."""
+    found, count = dict[tuple[str, int], Node](), Counter[str]()
+    for node in nodes:
+        what = node.layer or (ADDITION if node.op in ADDITIONS else None)
+        if what is not None:
+            found[what, count[what]] = node
+            count[what] += 1
+    return found
 
 
 class Tap(nn.Module):

@@ -244,9 +244,9 @@ def test_features_bring_the_inner_results_nearer() -> None:
     before = apply(net, plan(CHOICES["sparse"]), CALIBRATION, solver=solver)
 
     def inner_error(compressed: Compressed) -> float:
-        names = common_results(net, compressed)
+        common = common_results(net, compressed)
         models = copied(compressed.model), copied(graph_module(export_program(net.model, net.example)))
-        taps = [tapped(model, names) for model in models]
+        taps = [tapped(model, names) for model, names in zip(models, ([*common], [*common.values()]), strict=True)]
         for model in models:
             run_module(model, inputs("residual", 32, seed=77))
         pairs = [(one.value, other.value) for one, other in zip(*taps, strict=True)]
