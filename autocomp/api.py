@@ -108,8 +108,10 @@ def search(
         check_ray()
     if recover_epochs:
         check_device(recover_on)
-    elif recipe is not None or recover_seeds != 1:
-        raise RequestError("a recipe and seeds are for points that are recovered; say for how many epochs by --recover")
+    elif recipe is not None or recover_seeds != 1 or recover_on != "cpu":
+        raise RequestError(
+            "a recipe, seeds and a device to train on are for points that are recovered; say for how many epochs by --recover"
+        )
     said = "{}" if recipe is None else read_recipe(Path(recipe), recover_epochs)
     check_known("sampler", sampler, get_args(SamplerName))
     check_known("goal", goal, get_args(Goal))
@@ -237,7 +239,7 @@ def predict(
 
     Raises:
         UncoveredKernelError: the latency model does not know a kernel; names the layers. Not where ``in_part``.
-        RequestError: a file for a target that is not this machine, or with a plan.
+        RequestError: a file for a target that is not this machine, or with a plan or data; a task with input shapes.
         MeasurementError: the runtime cannot load the file.
     """
     from autocomp.forecast import forecast_file, forecast_plan
@@ -247,7 +249,11 @@ def predict(
     if isinstance(task, (str, Path)) and str(task).endswith(".onnx"):
         if plan is not None:
             raise RequestError(f"a plan is for a model, and {task} is a file already; leave the plan out")
+        if data is not None:
+            raise RequestError(f"a folder of data is for a task, and {task} is a file; leave --data out")
         return forecast_file(Path(task), found, input_shapes, in_part)
+    if input_shapes:
+        raise RequestError("input shapes are for an ONNX file; those of a task are its example inputs'; leave them out")
     loaded, _ = _loaded(None if task is None else task if isinstance(task, Task) else str(task), data)
     return forecast_plan(loaded, plan or Plan(), found, in_part)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import ExitStack, redirect_stdout
 from types import TracebackType
 from typing import TYPE_CHECKING, cast
 
@@ -51,15 +53,18 @@ class Progress:
         )
         self._ids: dict[str, TaskID] = {}
         self._told: dict[str, int] = {}
+        self._begun = ExitStack()
 
     def __enter__(self) -> Progress:
-        self._bars.start()
+        self._begun.enter_context(self._bars)
+        # What a task's own code prints is no part of what a command answers.
+        self._begun.enter_context(redirect_stdout(sys.stderr))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._bars.stop()
+        self._begun.close()
 
     def say(self, line: str) -> None:
         self._console.print(line, markup=False, soft_wrap=True)

@@ -50,8 +50,9 @@ class Rung:
 @dataclass(frozen=True)
 class Trial:
     """One evaluated plan. ``metric`` is the score on the search split; None where the trial failed, or was stopped before it
-    had seen the whole split, since it could not join the front any more. ``rungs`` are the parts that it was scored on, ``why``
-    is what the sampler expected of it, where it says so.
+    had seen the whole split, since it could not join the front any more. ``rungs`` are the parts that it was scored on, and
+    ``stopped_drop`` what a stopped one lost on the last of them, as a share of the untouched network's metric. ``why`` is what
+    the sampler expected of it, where it says so.
 
     A recovered one has a ``parent``, whose plan and cost it shares, and ``weights`` of its own (their hash).
     """
@@ -68,6 +69,7 @@ class Trial:
     recovery_seed: int | None = None
     weights: str | None = None
     rungs: tuple[Rung, ...] = ()
+    stopped_drop: float | None = None
     why: str | None = None
 
     @property

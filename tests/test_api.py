@@ -270,6 +270,11 @@ def test_a_prediction_falls_with_the_plan() -> None:
     assert {source for share in untouched.kernels for source in share.kernel.sources} >= {"stem", "conv1", "conv2"}
 
 
+def test_a_task_takes_no_shapes() -> None:
+    with pytest.raises(RequestError, match="those of a task are its example inputs'"):
+        autocomp.predict(small_task.task(), target=made_target(), input_shapes=[(3, 64, 64)])
+
+
 def test_a_file_is_predicted_by_the_kernels_of_its_compiled_graph(tmp_path: Path) -> None:
     task, target = small_task.task(), replace(made_target(), reachable=True)
     path = autocomp.export(task, PLAN, tmp_path / "model.onnx", target=target)
@@ -291,11 +296,13 @@ def test_a_file_that_cannot_be_predicted_is_refused(tmp_path: Path, name: str, r
         autocomp.predict(tmp_path / name, target=target)
 
 
-def test_a_file_takes_no_plan_and_only_its_own_shapes(tmp_path: Path) -> None:
+def test_a_file_takes_no_plan_no_data_and_only_its_own_shapes(tmp_path: Path) -> None:
     target = replace(made_target(), reachable=True)
     path = autocomp.export(small_task.task(), PLAN, tmp_path / "model.onnx", target=target)
     with pytest.raises(RequestError, match="leave the plan out"):
         autocomp.predict(path, PLAN, target=target)
+    with pytest.raises(RequestError, match="leave --data out"):
+        autocomp.predict(path, target=target, data=tmp_path)
     with pytest.raises(RequestError, match="for one example"):
         autocomp.predict(path, target=target, input_shapes=[(1, 2)])
     with pytest.raises(RequestError, match="one for each"):

@@ -256,6 +256,15 @@ class TestJson:
         assert more["peak_memory_bytes"] > found["peak_memory_bytes"]
         assert found["not_covered"] == []
 
+    def test_what_a_task_prints_is_no_part_of_it(self, tmp_path: Path) -> None:
+        file = tmp_path / "noisy.py"
+        file.write_text(
+            "from tests.small_task import task as small\n\n\ndef task():\n    print('data are there')\n    return small()\n"
+        )
+        done = autocomp("predict", str(file), "--target", "jetson", "--json")
+        assert json.loads(done.out)["target"] == "jetson-orin-nano"
+        assert "data are there" in done.err
+
     def test_predict_what_is_covered(self, tmp_path: Path) -> None:
         """Beside the rest, the command fails by one line that names what is missing."""
         file = tmp_path / "running_sum.py"

@@ -10,15 +10,21 @@ import json
 import subprocess
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import cast
 
 from autocomp.compress import recovered
 from autocomp.compress.rebuild import Prepared
 from autocomp.errors import RunError
 from autocomp.hardware.fingerprint import Fingerprint
-from autocomp.run import Request, RunFolder
+from autocomp.run import Json, Request, RunFolder
 from autocomp.search.evaluate import Workbench
 from autocomp.space import SearchSpace
 from autocomp.task import Score
+
+#: In ``run.json``: the untouched network's metric on the search split.
+METRIC = "search_metric"
+#: What that may change by on another machine: a share of it, or so many examples.
+SAME_SHARE, FLIPPED = 1e-3, 2
 
 PACKAGES = ("autocomp", "torch", "onnx", "onnxruntime", "optuna", "torch-pruning", "scikit-learn", "numpy")
 
@@ -81,9 +87,29 @@ def _check_same(setup: Setup, folder: RunFolder) -> None:
             f"the choices of space {setup.request.space} are not those that {folder.path} was begun with; "
             "name another --out"
         )
+    check_same_data(setup, folder, "name another --out")
     if before["profile_hash"] != setup.bench.target.profile_hash:
         raise RunError(
             f"the profile of {setup.request.target} is not the one that {folder.path} was begun with; name another --out"
+        )
+
+
+def check_same_data(setup: Setup, before: RunFolder, way_out: str) -> None:
+    """Whether the untouched network does on the search split what it did when a run was begun, but for what another machine's
+    arithmetic changes: it tells nobody what the data are.
+
+    Raises:
+        RunError: it does not.
+    """
+    then = cast("Json", before.read()["task"]).get(METRIC)
+    if then is None:  # runs of before did not say
+        return
+    outcomes, now = setup.baseline.outcomes, setup.baseline.value
+    most = max(SAME_SHARE, 0.0 if outcomes is None else FLIPPED / len(outcomes)) * abs(cast("float", then))
+    if abs(now - cast("float", then)) > most:
+        raise RunError(
+            f"the search split must be that of {before.path}, where the untouched network's {setup.bench.task.metric.name} is "
+            f"{then:.6g}; it is {now:.6g} now; give the same data, or {way_out}"
         )
 
 
@@ -96,6 +122,7 @@ def task_document(setup: Setup) -> dict[str, object]:
         "direction": task.metric.direction,
         "unit": task.metric.unit,
         "search_examples": None if outcomes is None else len(outcomes),
+        METRIC: setup.baseline.value,
     }
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast
 
 from autocomp.pareto import front
 from autocomp.plan import Plan
-from autocomp.run import Request, RunFolder
+from autocomp.run import Json, Request, RunFolder
 from autocomp.search.limits import ENDS, Goal
 from autocomp.search.points import BASELINE, keeping_in
 from autocomp.search.recovery import done
@@ -34,14 +34,26 @@ Extent = Callable[[Plan], Sequence[float]]
 
 def searched_ones(folder: RunFolder, trials: Sequence[Trial]) -> list[Trial]:
     """Those that a search made before any training: neither recovered, nor of plans that were solved for after that."""
-    anew = {plan.hash for plan in plans_anew(folder) or ()}
+    events = (event for event in folder.events() if event["event"] == SOLVED_ANEW)
+    anew = {plan.hash for event in events for plan in _plans(event)}
     return [trial for trial in trials if trial.parent is None and trial.plan.hash not in anew]
 
 
-def plans_anew(folder: RunFolder) -> tuple[Plan, ...] | None:
-    """What was solved for after short trainings; None where that was not done yet."""
-    event = next((event for event in folder.events() if event["event"] == SOLVED_ANEW), None)
-    return None if event is None else tuple(map(plan_of, cast("list[str]", event["plans"])))
+def plans_anew(folder: RunFolder, trials: Sequence[Trial]) -> tuple[Plan, ...] | None:
+    """What was solved for after short trainings; None where that was not done yet of all ``trials``, :func:`searched_ones`."""
+    event = decided(folder, SOLVED_ANEW, trials)
+    return None if event is None else _plans(event)
+
+
+def decided(folder: RunFolder, kind: str, trials: Sequence[Trial]) -> Json | None:
+    """What was decided before, :data:`CHOSEN` or :data:`SOLVED_ANEW`, if there are no more trials than there were then."""
+    last = next((event for event in reversed([*folder.events()]) if event["event"] == kind), None)
+    still = last is not None and len(trials) <= cast("int", last.get("searched", len(trials)))
+    return last if still else None
+
+
+def _plans(event: Json) -> tuple[Plan, ...]:
+    return tuple(map(plan_of, cast("list[str]", event["plans"])))
 
 
 def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[Trial]:
@@ -50,8 +62,8 @@ def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[T
     as far from those before as can be, so that what is interrupted has seen of the whole range.
 
     Args:
-        trials: all of a run.
-        points: its front.
+        trials: that keep the limits.
+        points: the front.
     """
     searched = [t for t in trials if t.cost is not None and t.number != BASELINE and t.parent is None]
     plans = {trial.plan.hash: trial for trial in reversed(searched)}
@@ -76,20 +88,20 @@ def to_train(
     folder: RunFolder, trials: Sequence[Trial], metric: Metric, untouched: float, extent: Extent
 ) -> list[Trial]:
     """What :func:`most_accurate` finds among trials that keep the limits; once training has begun, the same ones: what
-    is measured later is no reason to train others.
+    is measured later is no reason to train others, but new trials are.
 
     Args:
         trials: :func:`searched_ones`.
         untouched: the untouched network's metric.
     """
-    event = next((event for event in folder.events() if event["event"] == CHOSEN), None)
+    event = decided(folder, CHOSEN, trials)
     if event is None:
-        return most_accurate(keeping_in(folder, trials, metric, untouched), metric, extent)
+        return most_accurate(keeping_in(folder, trials, metric, untouched), metric, untouched, extent)
     by_number = {trial.number: trial for trial in trials}
     return [by_number[number] for number in cast("list[int]", event["trials"]) if number in by_number]
 
 
-def most_accurate(trials: Sequence[Trial], metric: Metric, extent: Extent) -> list[Trial]:
+def most_accurate(trials: Sequence[Trial], metric: Metric, untouched: float, extent: Extent) -> list[Trial]:
     """Where nothing but the most accurate one is wanted: of trials before any recovery, the most accurate ones that differ in
     what they do, the best first. Training brings back more of what some choices take than of others (a plan of masks and few
     bits that is right half of the time may end above one that leaves blocks out and is right two times of three), so that the
@@ -97,10 +109,15 @@ def most_accurate(trials: Sequence[Trial], metric: Metric, extent: Extent) -> li
 
     Args:
         trials: that keep the limits; also those that were stopped on a part of the search split.
+        untouched: the untouched network's metric.
         extent: how far a plan goes in every kind of choice.
     """
-    scores = {trial.plan.hash: (trial, _score(trial)) for trial in reversed(trials) if trial.number != BASELINE}
-    scored = [(trial, metric.drop(0.0, score)) for trial, score in scores.values() if score is not None]
+    drops = {
+        trial.plan.hash: (trial, _drop(trial, metric, untouched))
+        for trial in reversed(trials)
+        if trial.number != BASELINE
+    }
+    scored = [(trial, drop) for trial, drop in drops.values() if drop is not None]
     ordered = [trial for trial, _ in sorted(scored, key=lambda one: (one[1], one[0].number))]
     # What is ruined differs most from all others.
     ordered = ordered[: max(TRIED_SHORTLY, math.ceil(len(ordered) / 2))]
@@ -117,9 +134,11 @@ def most_accurate(trials: Sequence[Trial], metric: Metric, extent: Extent) -> li
     return [ordered[place] for place in chosen]
 
 
-def _score(trial: Trial) -> float | None:
-    """On all of the search split, or on what was seen of it."""
-    return trial.rungs[-1].metric if trial.metric is None and trial.rungs else trial.metric
+def _drop(trial: Trial, metric: Metric, untouched: float) -> float | None:
+    """On all of the search split, or on what was seen of it, where the untouched network may do better or worse than on all."""
+    if trial.metric is not None:
+        return metric.drop(untouched, trial.metric)
+    return None if trial.stopped_drop is None else trial.stopped_drop * (abs(untouched) or 1.0)
 
 
 def tried_shortly(folder: RunFolder, request: Request) -> dict[str, float]:

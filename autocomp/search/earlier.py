@@ -11,7 +11,7 @@ from typing import cast
 from autocomp.errors import RunError
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
-from autocomp.search.begin import Setup, task_document, weights_hash
+from autocomp.search.begin import METRIC, Setup, check_same_data, task_document, weights_hash
 from autocomp.search.guided import Earlier
 from autocomp.search.recovery import EVENT, training, weights_path
 from autocomp.search.sensitivity import MEASURED, told
@@ -49,7 +49,8 @@ def take_over(setup: Setup, folder: RunFolder, earlier: RunFolder) -> None:
     if any(event.get("event") == TAKEN_OVER for event in folder.events()):
         return
     same = _numerics(earlier.read()) == asdict(setup.bench.target.numerics)
-    trials = read_trials(read_study(earlier.journal), 0)
+    # Without a journal it was stopped before its first trial.
+    trials = read_trials(read_study(earlier.journal), 0) if earlier.journal.is_file() else ()
     scored: list[Json] = [
         {**event, "holds_here": bool(event["holds_here"]) and same}
         for event in earlier.events()
@@ -69,13 +70,16 @@ def take_over(setup: Setup, folder: RunFolder, earlier: RunFolder) -> None:
 
 def check_same_network(setup: Setup, earlier: RunFolder) -> None:
     """Raises:
-    RunError: ``earlier`` is of another network or task, or is no run.
+    RunError: ``earlier`` is of another network, task or data, or is no run.
     """
-    before = earlier.read()
-    if before["weights_hash"] != weights_hash(setup.bench.prepared) or before["task"] != task_document(setup):
+    before, task = earlier.read(), task_document(setup)
+    known = cast("Json", before["task"])
+    said = {name: value for name, value in known.items() if name != METRIC}
+    if before["weights_hash"] != weights_hash(setup.bench.prepared) or said != {name: task[name] for name in said}:
         raise RunError(
             f"--from must name a run of the same network and task; {earlier.path} is of another; leave --from out"
         )
+    check_same_data(setup, earlier, "leave --from out")
 
 
 def _sensitivities(setup: Setup, earlier: RunFolder) -> list[Json]:

@@ -113,7 +113,7 @@ def search(
     """
     folder.check_free(resume)
     if not resume:
-        check_possible(Limits.of(setup.request), setup.space, setup.bench.cost)
+        check_possible(Limits.of(setup.request), setup.space, setup.bench.cost, watcher.say)
     request = setup.request
     earlier = None if request.begun_from is None else RunFolder(Path(request.begun_from))
     if earlier is not None:

@@ -13,6 +13,7 @@ from autocomp.search.brought_back import solved_anew
 from autocomp.search.candidates import (
     CHOSEN,
     SOLVED_ANEW,
+    decided,
     furthest,
     plans_anew,
     searched_ones,
@@ -57,7 +58,8 @@ class LastRung:
             worth = sought(line, self.folder, self.setup.baseline.value, metric, request)
             recover_points(self.setup.bench, self.folder, worth, len(line).bit_length(), request, self.watcher)
         else:
-            self._train(worth_recovering(trials, front_in(self.folder, trials, metric, Limits.of_trials)))
+            kept = keeping_in(self.folder, trials, metric, self.setup.baseline.value)
+            self._train(worth_recovering(kept, front_in(self.folder, trials, metric, Limits.of_trials)))
 
     def _train(self, several: Sequence[Trial], short: int = 0) -> None:
         setup = self.setup
@@ -67,18 +69,19 @@ class LastRung:
         """The few that are trained whole: those that came furthest in short trainings, where there are any."""
         request, metric, base = self.setup.request, self.setup.bench.task.metric, self.setup.baseline.value
         several = to_train(self.folder, trials, metric, base, self.setup.space.extent)
-        if not any(event["event"] == CHOSEN for event in self.folder.events()):
-            self.folder.append_event({"event": CHOSEN, "trials": [trial.number for trial in several]})
+        if decided(self.folder, CHOSEN, trials) is None:
+            numbers = [trial.number for trial in several]
+            self.folder.append_event({"event": CHOSEN, "searched": len(trials), "trials": [*numbers]})
         if short := short_epochs(request):
             self._train(several, short)
             if (landscape := self.searched.landscape) is not None:
-                several += self._found_anew(self._solved_anew(landscape, several), short)
+                several += self._found_anew(self._solved_anew(landscape, trials, several), short)
         return furthest(several, self.folder, metric, request)
 
-    def _solved_anew(self, landscape: Landscape, several: Sequence[Trial]) -> Sequence[Plan]:
-        """Have trials of the plans that are the best by what short trainings brought back of others."""
+    def _solved_anew(self, landscape: Landscape, trials: Sequence[Trial], several: Sequence[Trial]) -> Sequence[Plan]:
+        """Have trials of the plans that are the best by what short trainings brought back of others, ``several`` of all."""
         request, metric, base = self.setup.request, self.setup.bench.task.metric, self.setup.baseline.value
-        plans = plans_anew(self.folder)
+        plans = plans_anew(self.folder, trials)
         if plans is None:
             came_to = tried_shortly(self.folder, request)
             trained = [
@@ -88,7 +91,8 @@ class LastRung:
             ]
             tried = frozenset(trial.plan.hash for trial in self.load())
             plans = solved_anew(landscape, Limits.of_trials(request, self.folder.events()), trained, tried)
-            self.folder.append_event({"event": SOLVED_ANEW, "plans": [plan_text(plan) for plan in plans]})
+            found = [plan_text(plan) for plan in plans]
+            self.folder.append_event({"event": SOLVED_ANEW, "searched": len(trials), "plans": [*found]})
         self.searched.evaluate(plans)
         return plans
 

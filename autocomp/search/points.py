@@ -117,7 +117,12 @@ def trained_points(folder: RunFolder, trials: Sequence[Trial]) -> list[Trial]:
 
 
 def _shippable(events: Iterable[Json], trials: Sequence[Trial]) -> list[Trial]:
-    without = {event["key"] for event in events if event.get("event") == UNSHIPPABLE}
+    without = set[object]()
+    for event in events:
+        if event.get("event") == UNSHIPPABLE:
+            without.add(event["key"])
+        elif event.get("event") == VERIFIED:  # at another try
+            without.discard(cast("Json", event["verification"]).get("key"))
     return [trial for trial in trials if trial.key not in without]
 
 

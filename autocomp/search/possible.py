@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from autocomp.errors import RequestError
 from autocomp.search.landscape import UNFORESEEN, CostOf, Landscape, without_errors
@@ -14,12 +15,16 @@ from autocomp.trial import Cost
 DOUBT = 2.0
 
 
-def check_possible(limits: Limits, space: SearchSpace, cost: CostOf) -> None:
+def check_possible(limits: Limits, space: SearchSpace, cost: CostOf, say: Callable[[str], None]) -> None:
     """Look at the plans of least latency, of least size and between.
 
+    Args:
+        say: is told of a limit of memory that none of these keeps; others may, since memory, the most that is held at a time,
+            is no sum over layers, and the least of it is not known.
+
     Raises:
-        RequestError: none of them keeps a limit of what is predicted, or none keeps all of them at once; names the nearest
-            possible one.
+        RequestError: none of them keeps a limit of latency or of size, or none keeps both at once; names the nearest possible
+            one.
     """
     if not limits.of_costs:
         return
@@ -37,18 +42,20 @@ def check_possible(limits: Limits, space: SearchSpace, cost: CostOf) -> None:
             f"no plan of this space is smaller than {smallest / 1000:.4g} kB; got --max-size-kb {limits.size_bytes / 1000:g}; "
             "ask for that or more, or offer more in another --space"
         )
-    leanest = min(cost.peak_memory_bytes for cost in costs)
-    if limits.memory_bytes is not None and leanest > limits.memory_bytes:
+    if not all(max(_broken(limits, cost)) > 0.0 for cost in costs):
+        return
+    nearest = min(costs, key=lambda cost: max(_broken(limits, cost)))
+    size_kb, memory_kb = nearest.size_bytes / 1000, nearest.peak_memory_bytes / 1000
+    takes = f"{nearest.latency_ms:.4g} ms, {size_kb:.4g} kB and {memory_kb:.4g} kB of memory"
+    others = replace(limits, memory_bytes=None)
+    if limits.memory_bytes is None or all(max(_broken(others, cost), default=0.0) > 0.0 for cost in costs):
         raise RequestError(
-            f"no plan of this space is foreseen to take less than {leanest / 1000:.4g} kB of memory; got --max-memory-kb "
-            f"{limits.memory_bytes / 1000:g}; ask for that or more"
+            f"no plan of this space is foreseen to keep all limits at once; the nearest takes {takes}; ask for that or more"
         )
-    if all(max(_broken(limits, cost)) > 0.0 for cost in costs):
-        nearest = min(costs, key=lambda cost: max(_broken(limits, cost)))
-        raise RequestError(
-            f"no plan of this space is foreseen to keep all limits at once; the nearest takes {nearest.latency_ms:.4g} ms, "
-            f"{nearest.size_bytes / 1000:.4g} kB and {nearest.peak_memory_bytes / 1000:.4g} kB of memory; ask for that or more"
-        )
+    say(
+        f"of the fastest and the smallest plans none is foreseen to keep --max-memory-kb {limits.memory_bytes / 1000:g} with "
+        f"all other limits; the nearest takes {takes}: it may be that no plan does"
+    )
 
 
 def _broken(limits: Limits, cost: Cost) -> list[float]:

@@ -94,8 +94,7 @@ def _trial(frozen: FrozenTrial, seed: int) -> Trial:
         cost = Cost(latency_ms=latency_ms, size_bytes=int(size_bytes), **attributes["cost"])
         return Trial(frozen.number, plan, "complete", metric, cost, seconds, seed, rungs=rungs, why=why)
     if STOPPED in attributes and frozen.state == State.PRUNED:
-        return Trial(
-            frozen.number, plan, "stopped", None, Cost(**attributes["cost"]), seconds, seed, rungs=rungs, why=why
-        )
+        cost, (drop, _) = Cost(**attributes["cost"]), attributes[STOPPED]
+        return Trial(frozen.number, plan, "stopped", None, cost, seconds, seed, rungs=rungs, stopped_drop=drop, why=why)
     state: TrialState = "failed" if frozen.state == State.FAIL else "running"
     return Trial(frozen.number, plan, state, None, None, seconds, seed, error=attributes.get("error"), why=why)

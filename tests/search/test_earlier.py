@@ -16,7 +16,7 @@ from autocomp.hardware.timing import Timing
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search import flow, rounds, sensitivity, verify
-from autocomp.search.begin import Setup, begin
+from autocomp.search.begin import METRIC, Setup, begin
 from autocomp.search.candidates import TRIED_SHORTLY
 from autocomp.search.earlier import TAKEN_OVER, adopt, earlier_findings, take_over
 from autocomp.search.evaluate import Workbench
@@ -192,6 +192,42 @@ def test_a_run_of_another_network_is_refused(finished_run: Path, tmp_path: Path)
     assert not run.exists()  # the same --out is free for the run that was meant
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_run_on_other_data_is_refused(resume: bool, finished_run: Path, tmp_path: Path) -> None:
+    """Scores of one search split say nothing of another."""
+    other = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "other")))
+    document, setup = other.read(), small_setup()
+
+    def on(metric: float) -> RunFolder:
+        other.write("run.json", json.dumps(document | {"task": cast("Json", document["task"]) | {METRIC: metric}}))
+        if resume:
+            return other
+        return RunFolder(tmp_path / f"run{metric}")
+
+    def begin_on(metric: float) -> None:
+        run = on(metric)
+        if resume:
+            begin(setup, run)
+        else:
+            asked = replace(setup, request=replace(setup.request, begun_from=str(other.path)))
+            flow.search(asked, run, False, SILENT)
+
+    here = setup.baseline.value
+    with pytest.raises(RunError, match=f"is {here - 10:.6g}; it is {here:.6g} now; give the same data, or"):
+        begin_on(here - 10)
+    begin_on(here - 1)  # one of a hundred examples, which other arithmetic may turn
+    assert cast("Json", other.read()["task"])[METRIC] == (here if resume else here - 1)
+
+
+def test_a_run_that_was_stopped_before_its_first_trial_is_begun_from(finished_run: Path, tmp_path: Path) -> None:
+    earlier = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "earlier")))
+    earlier.journal.unlink()
+    setup, run = small_setup(), begun(small_setup(), tmp_path / "run")
+    take_over(setup, run, earlier)
+    assert earlier_findings(setup, run).scored == ()
+    assert sum(event["event"] == MEASURED for event in run.events()) == len(setup.space.decisions)
+
+
 def test_what_a_kill_tore_is_taken_over_once_all_the_same(finished_run: Path, tmp_path: Path) -> None:
     setup, earlier = small_setup(), RunFolder(finished_run)
     whole, torn = begun(setup, tmp_path / "whole"), begun(setup, tmp_path / "torn")
@@ -339,6 +375,9 @@ def test_a_file_that_cannot_be_made_takes_its_point_off_the_front(
     assert [point.number for point in again] == [point.number for point in points]
     with pytest.raises(ExportError):
         flow.verify(small_setup(), run, [bad], SILENT, again=True)
+    monkeypatch.setattr(flow, "export_and_score", before)
+    flow.verify(small_setup(), run, [bad], SILENT, again=True)
+    assert bad.number in {point.number for point in flow.front_of(run)}  # once it can be made
 
 
 @pytest.mark.exhaustive

@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -23,19 +23,24 @@ from autocomp.search import flow
 from autocomp.search import recovery as stage
 from autocomp.search.brought_back import ANEW
 from autocomp.search.candidates import (
+    CHOSEN,
     MOST_ACCURATE,
     MOST_POINTS,
+    SOLVED_ANEW,
     TRIED_SHORTLY,
     furthest,
     most_accurate,
     plans_anew,
+    searched_ones,
     sought,
+    to_train,
     wanted_first,
     worth_recovering,
 )
 from autocomp.search.limits import Limits
 from autocomp.search.points import verifications
 from autocomp.search.recovery import EVENT, read_recipe, recipe_of, weights_path
+from autocomp.search.stored_plan import plan_text
 from autocomp.task import Metric
 from autocomp.trial import RECOVERED, Cost, Rung, Trial
 from autocomp.watch import SILENT, Silent
@@ -132,17 +137,40 @@ def test_where_the_most_accurate_is_wanted_the_best_of_every_kind_are_tried_the_
     kinds = {one.plan.hash: (float(one.number > 4), 0.01 * one.number) for one in trials}
 
     def chosen(trials: Sequence[Trial], metric: Metric) -> list[int]:
-        return [one.number for one in most_accurate(trials, metric, lambda plan: kinds[plan.hash])]
+        return [one.number for one in most_accurate(trials, metric, 90.0, lambda plan: kinds[plan.hash])]
 
     # By accuracy 7, 4, 1, 8, 5, 2, 9, 6, 3; 7 is of one kind, and 4 of the other.
     assert chosen(trials, Metric("accuracy"))[:2] == [7, 4]
     assert chosen(trials, Metric("loss", "minimize"))[:2] == [3, 6]
     assert len(chosen(trials, Metric("accuracy"))) == TRIED_SHORTLY
     assert chosen(trials[:3], Metric("accuracy")) == [1, 2]
-    # What was stopped on a part of the split is known by that part; what failed is not known.
-    stopped = replace(trials[7], metric=None, rungs=(Rung(0.1, 10.0),))
+    # What was stopped on a part of the split is known by what it lost on that, be it easier or harder than all of it; what
+    # failed is not known.
+    stopped = replace(trials[7], metric=None, rungs=(Rung(0.1, 99.0),), stopped_drop=0.9)
     failed = replace(trials[4], metric=None)
     assert chosen([*trials[:4], failed, *trials[5:7], stopped, *trials[8:]], Metric("accuracy"))[:2] == [1, 8]
+
+
+def test_what_was_decided_of_training_holds_until_there_are_more_trials(tmp_path: Path) -> None:
+    folder, metric = RunFolder(tmp_path), Metric("accuracy")
+    folder.write_json("run.json", {"request": asdict(replace(REQUEST, max_size_kb=10.0))})
+    trials = [trial(n, float(10 - n), 100, 90.0 - n) for n in range(4)]
+
+    def chosen(trials: Sequence[Trial]) -> list[int]:
+        found = to_train(folder, searched_ones(folder, trials), metric, 90.0, lambda plan: [0.0])
+        return [one.number for one in found]
+
+    anew = trial(9, 0.5, 100, 89.5)
+    assert chosen(trials) == [1, 2, 3]
+    folder.append_event({"event": CHOSEN, "searched": 4, "trials": [2]})
+    folder.append_event({"event": SOLVED_ANEW, "searched": 4, "plans": [plan_text(anew.plan)]})
+    assert chosen([*trials, anew]) == [2]  # what is solved for is none of them
+    assert plans_anew(folder, trials) == (anew.plan,)
+    more = [*trials, anew, trial(5, 0.7, 100, 89.0)]
+    assert chosen(more) == [1, 5, 2, 3]
+    assert plans_anew(folder, searched_ones(folder, more)) is None
+    folder.append_event({"event": CHOSEN, "trials": [3]})  # by a run of before, which did not say of how many
+    assert chosen(more) == [3]
 
 
 def test_what_came_furthest_in_a_short_training_is_trained_whole(tmp_path: Path) -> None:
@@ -277,6 +305,22 @@ def test_the_fastest_within_a_drop_is_one_that_training_brought_there(tmp_path: 
 
 
 @pytest.mark.slow
+def test_nothing_is_trained_that_breaks_a_limit_however_fast(tmp_path: Path) -> None:
+    """Training brings back accuracy, and no bytes."""
+    given = small_setup(recover_epochs=1, sampler="random", max_size_kb=2.2, trials=8)
+    folder = RunFolder(tmp_path / "run")
+    flow.search(given, folder, resume=False, watcher=SILENT)
+    trials = flow.load_trials(folder)
+    tried = [one for one in trials if one.parent is None and one.number != 0 and one.cost is not None]
+    fastest = min(tried, key=lambda one: one.cost.latency_ms if one.cost else 0.0)
+    assert fastest.cost is not None
+    assert fastest.cost.size_bytes > 2200
+    trained = [one for one in trials if one.parent is not None]
+    assert trained
+    assert all(one.cost is not None and one.cost.size_bytes <= 2200 for one in trained)
+
+
+@pytest.mark.slow
 def test_the_most_accurate_within_a_size_is_one_that_did_best_in_short_trainings(tmp_path: Path) -> None:
     given = small_setup(recover_epochs=6, goal="most-accurate", max_size_kb=5.0, trials=8)
     folder, watcher = RunFolder(tmp_path / "run"), Said()
@@ -286,7 +330,7 @@ def test_the_most_accurate_within_a_size_is_one_that_did_best_in_short_trainings
     assert {event["epochs"] for event in short} == {1}
     assert {event["epochs"] for event in whole} == {6}
     assert MOST_ACCURATE == len(whole) < len(short) <= TRIED_SHORTLY + ANEW
-    anew = plans_anew(folder) or ()
+    anew = plans_anew(folder, searched_ones(folder, flow.load_trials(folder))) or ()
     assert 0 < len(anew) <= ANEW
     tried = {one.plan.hash: one for one in flow.load_trials(folder) if one.parent is None}
     assert [tried[plan.hash].number for plan in anew] == [8, 9][: len(anew)]  # beyond those asked for
