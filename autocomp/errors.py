@@ -21,6 +21,7 @@ Every message is one line: the rule, the value given, the way out.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -89,7 +90,8 @@ class UncoveredKernelError(WorkError):
 
 def first_line(error: BaseException) -> str:
     """What an error of another library says, in one line of at most 300 characters."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)[:300]
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # colours
+    return next((line.strip() for line in text.splitlines() if line.strip()), type(error).__name__)[:300]
 
 
 def did_you_mean(given: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 import re
 import traceback
@@ -11,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from autocomp.aliasing import read_after_change
 from autocomp.errors import TraceError, first_line
 from autocomp.graph import CONVOLUTIONS, WEIGHT_ARGUMENT, Graph, Node
 
@@ -92,10 +94,26 @@ class OutputForm:
 
 
 def export_program(model: torch.nn.Module, example: Example) -> ExportedProgram:
-    """``torch.export`` of ``model`` (in eval mode) with a free batch dimension.
+    """``torch.export`` of ``model`` (in eval mode) with a free batch dimension, as a graph whose edges are its data flow: where
+    the model reads what it has changed in place, without changes in place.
 
     Args:
         model: left as it is.
+
+    Raises:
+        TraceError: torch.export cannot follow the model; names what stopped it.
+    """
+    program = export_as_written(model, example)
+    if not read_after_change(program.graph):
+        return program
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own internals
+        functional: ExportedProgram = program.run_decompositions({})
+    return functional
+
+
+def export_as_written(model: torch.nn.Module, example: Example) -> ExportedProgram:
+    """As :func:`export_program`, with the operators that the model calls, batch norms and changes in place among them.
 
     Raises:
         TraceError: torch.export cannot follow the model; names what stopped it.
@@ -104,12 +122,23 @@ def export_program(model: torch.nn.Module, example: Example) -> ExportedProgram:
 
     try:
         with torch.no_grad():
-            return torch.export.export(model, example.doubled(), dynamic_shapes=example.dynamic_shapes(), strict=False)
+            return torch.export.export(
+                model, example.doubled(), dynamic_shapes=_by_parameter(model, example.dynamic_shapes()), strict=False
+            )
     except Exception as error:  # torch.export raises whatever the model's own code raises
         raise TraceError(
             f"a model must be one that torch.export can follow with a free batch size; it stopped at: {_what_stopped(error)}; "
             "see the torch.export documentation for what to rewrite"
         ) from error
+
+
+def _by_parameter(model: torch.nn.Module, shapes: tuple[object, ...]) -> tuple[object, ...]:
+    """Shapes of positional inputs as torch.export wants them: those of ``*inputs`` are one."""
+    kinds = [one.kind for one in inspect.signature(model.forward).parameters.values()]
+    if inspect.Parameter.VAR_POSITIONAL not in kinds:
+        return shapes
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
+    return (*shapes[:named], shapes[named:])
 
 
 def _what_stopped(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn.utils import parametrize
 
 from autocomp.compress.apply import apply
 from autocomp.compress.factorize import factorize
@@ -126,6 +127,46 @@ def test_a_model_must_be_of_32_bit_floats_on_the_cpu(wrong: torch.dtype | torch.
         RequestError, match=rf"float32 on the CPU; '0.weight' is .*{wrong}.*; give it .float\(\).cpu\(\)"
     ):
         prepare(nn.Sequential(nn.Linear(20, 4)).to(wrong), inputs("mlp", 1))
+
+
+def test_weights_that_are_computed_of_others_are_computed_once_and_the_model_stays_as_it_is() -> None:
+    norms = torch.nn.utils.parametrizations
+    model = nn.Sequential(norms.weight_norm(nn.Linear(8, 6)), nn.ReLU(), norms.spectral_norm(nn.Linear(6, 4))).eval()
+    some = torch.randn(5, 8)
+    before = model(some)
+    net = prepare(model, (some[:1],))
+    assert [layer.name for layer in net.inventory.layers] == ["0", "2"]
+    torch.testing.assert_close(net.model(some), before)
+    assert torch.equal(model(some), before)
+    assert parametrize.is_parametrized(model[0])
+
+
+def test_a_model_that_writes_into_its_inputs_is_run_on_copies() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Conv2d(3, 4, 3)
+            self.norm = nn.BatchNorm2d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.norm(self.layer(x.sub_(0.5).mul_(4.0))).mean(dim=(2, 3))
+            return result
+
+    model, batch = ready(Scaled(), seed=2), torch.rand(8, 3, 6, 6)
+    kept = batch.clone()
+    net = prepare(model, (batch[:1],))
+    plan = Plan({"layer": LayerPlan(format=Format(8))})
+    steps = [apply(net, plan, [(batch,)]).model(batch) for _ in range(2)]
+    assert torch.equal(*steps)
+    assert torch.equal(batch, kept)
+    assert not net.inventory.skipped  # the norm is folded
+
+
+def test_a_model_that_is_one_layer_can_be_replaced_by_two() -> None:
+    net = prepare(nn.Linear(16, 12), (torch.randn(1, 16),))
+    (layer,) = net.inventory.layers
+    found = apply(net, Plan({layer.name: LayerPlan(rank=Rank("svd", 3))}), [(torch.randn(4, 16),)])
+    assert [node.weight_shape for node in found.graph.layers] == [(3, 16), (12, 3)]
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1] / "autocomp"
 LAYERS = (
     ("errors", "changed"),
     ("plan", "task", "trial"),
-    ("graph",),
+    ("graph", "aliasing"),
     ("trace",),
     ("inventory",),
     ("formats",),

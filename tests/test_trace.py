@@ -131,6 +131,64 @@ def test_examples_cut_in_four_are_four_batches() -> None:
     assert windows.elements == 3 * SIZE**2
 
 
+class InParts(nn.Module):
+    """Two convolutions' results in one tensor, written into its halves, or put together."""
+
+    def __init__(self, writes: bool) -> None:
+        super().__init__()
+        self.writes = writes
+        self.one, self.other = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(3, 4, 3, padding=1)
+        self.norm, self.last = nn.BatchNorm2d(4), nn.Conv2d(8, CLASSES, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = self.norm(self.one(x)).relu_(), self.other(x)
+        both = torch.cat(parts, dim=1)
+        if self.writes:
+            both = torch.zeros_like(both)
+            both[:, :4], both[:, 4:] = parts
+        result: torch.Tensor = self.last(both).mean(dim=(2, 3))
+        return result
+
+
+def test_what_is_written_into_a_part_of_a_tensor_is_read_with_it() -> None:
+    found, errors = [], []
+    for writes in (True, False):
+        net = prepare(ready(InParts(writes), seed=3), inputs("plain", 1))
+        assert [layer.name for layer in net.inventory.layers] == ["one", "other", "last"]
+        graph = net.inventory.graph
+        assert all(graph.users[node.name] for node in graph.nodes if node.name not in graph.outputs)
+        assert not any(node.op.endswith("_") for node in graph.nodes) or not writes
+        assert "batch_norm" not in {node.op for node in graph.nodes}
+        plan = Plan({layer.name: LayerPlan(format=Format(8)) for layer in net.inventory.layers})
+        compressed = apply(net, plan, [inputs("plain", 32, seed=1)])
+        given = inputs("plain", 16, seed=2)
+        found.append(run_module(compressed.model, given))
+        errors.append(float((found[-1] - run_module(net.model, given)).norm() / found[-1].norm()))
+    assert errors[0] == pytest.approx(errors[1], rel=0.2)
+    assert errors[0] < 0.02
+
+
+def test_what_is_changed_in_place_and_read_as_changed_stays_as_it_is_written() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True))
+    assert [node.op for node in traced(model).nodes] == ["input", "conv2d", "relu_", "conv2d", "relu_"]
+
+
+def test_inputs_by_any_number_are_all_named() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 3)
+
+        def forward(self, scale: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.layer(scale * torch.stack(others).sum(dim=0))
+            return result
+
+    given = tuple(torch.randn(1, 4) for _ in range(3))
+    graph = read_graph(export_program(Sum().eval(), Example(given)))
+    assert sum(node.op == "input" for node in graph.nodes) == 3
+    assert graph.nodes[-1].shape == (BATCH, 3)
+
+
 def test_what_nobody_reads_is_not_in_the_graph() -> None:
     class Asks(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from autocomp.compress.agreement import flat_output
-from autocomp.compress.statistics import Batches
+from autocomp.compress.statistics import Batches, layer_input
 from autocomp.errors import CompressionError
 from autocomp.graph import COPIES, Graph
 from autocomp.trace import copied, operator_name
@@ -116,8 +116,13 @@ def smoothed(model: nn.Module, calibration: Batches, example: tuple[torch.Tensor
 
 def _behind_norms(model: nn.Module, calibration: Batches) -> tuple[dict[str, list[str]], dict[str, torch.Tensor]]:
     """Layer norm → the linears that read its result, where nothing else does; and the largest magnitude of each channel."""
-    norms = {name: one for name, one in model.named_modules() if type(one) is nn.LayerNorm and one.elementwise_affine}
-    linears = {name: one for name, one in model.named_modules() if type(one) is nn.Linear}
+    modules = dict(model.named_modules())
+    norms = {
+        name: one
+        for name, one in modules.items()
+        if isinstance(one, nn.LayerNorm) and type(one).forward is nn.LayerNorm.forward and one.elementwise_affine
+    }
+    linears = {name: one for name, one in modules.items() if type(one).forward is nn.Linear.forward}
     made: dict[int, tuple[str, torch.Tensor]] = {}
     readers: dict[str, list[str]] = {}
     largest: dict[str, torch.Tensor] = {}
@@ -131,14 +136,15 @@ def _behind_norms(model: nn.Module, calibration: Batches) -> tuple[dict[str, lis
         return hook
 
     def linear_hook(name: str) -> Callable[..., None]:
-        def hook(_module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-            if id(given[0]) in made:
-                readers.setdefault(made[id(given[0])][0], []).append(name)
+        def hook(_: nn.Module, given: tuple[torch.Tensor, ...], named: Mapping[str, torch.Tensor]) -> None:
+            read = id(layer_input(given, named))
+            if read in made:
+                readers.setdefault(made[read][0], []).append(name)
 
         return hook
 
     hooks = [one.register_forward_hook(norm_hook(name)) for name, one in norms.items()]
-    hooks += [one.register_forward_pre_hook(linear_hook(name)) for name, one in linears.items()]
+    hooks += [one.register_forward_pre_hook(linear_hook(name), with_kwargs=True) for name, one in linears.items()]
     try:
         with torch.no_grad():
             for batch in calibration:

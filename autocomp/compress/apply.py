@@ -205,7 +205,8 @@ def _correct(
     }
     stages = {layer: max(stage for one, stage in last if one == layer) for layer, _ in last}
     kinds = {layer: type(uncompressed.get_submodule(layer)) for layer in stages if uses[layer] == 1}
-    called = [layer for layer, kind in kinds.items() if kind in {nn.Conv2d, nn.Linear}]
+    known = {nn.Conv2d.forward, nn.Linear.forward}
+    called = [layer for layer, kind in kinds.items() if kind.forward in known]
     moments = output_moments(uncompressed, called, batch)
     wanted = {
         last[layer, stages[layer]]: found[:, left(found.shape[1], cuts.gone.get(layer, Gone()).outputs)]

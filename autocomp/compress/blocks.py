@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
+from autocomp.aliasing import shared
 from autocomp.errors import CompressionError
 from autocomp.graph import ADDITIONS, Graph, Node
 from autocomp.inventory import ResidualBlock
@@ -102,7 +103,7 @@ def drop_blocks(module: GraphModule, blocks: Iterable[ResidualBlock]) -> None:
         if addition is None:
             raise CompressionError(f"the compressed model must have the addition {block.addition!r}; it has not")
         shortcut = cast("FxNode", addition.args[block.position])
-        if shortcut not in _shared(addition, written=True):
+        if shortcut not in shared(addition, written=True):
             read_instead += [(shortcut, user) for user in addition.users]
         addition.replace_all_uses_with(shortcut)
         module.graph.erase_node(addition)
@@ -110,7 +111,7 @@ def drop_blocks(module: GraphModule, blocks: Iterable[ResidualBlock]) -> None:
     while module.graph.eliminate_dead_code(is_impure_node=_has_effects):
         pass  # what changes a tensor in place goes once nobody else reads that
     for shortcut, user in read_instead:
-        if shortcut in _shared(user, written=True) and len(shortcut.users) > 1:
+        if shortcut in shared(user, written=True) and len(shortcut.users) > 1:
             # It changed the sum, which was a tensor of its own.
             with module.graph.inserting_before(user):
                 own = module.graph.call_function(torch.ops.aten.clone.default, (shortcut,))
@@ -135,19 +136,7 @@ def _alone_sees(node: FxNode) -> bool:
 
     if not isinstance(node.target, OpOverload) or operator_name(node).endswith("dropout"):
         return False  # in evaluation a dropout gives what it reads, which torch does not say of it
-    return all(isinstance(one, FxNode) and len(one.users) == 1 and _alone_sees(one) for one in _shared(node))
-
-
-def _shared(node: FxNode, written: bool = False) -> list[object]:
-    """The arguments whose memory the result may lie in; or those that are changed in place."""
-    from torch._ops import OpOverload
-
-    arguments = node.target._schema.arguments if isinstance(node.target, OpOverload) else []
-    return [
-        node.args[place] if place < len(node.args) else node.kwargs.get(argument.name)
-        for place, argument in enumerate(arguments)
-        if argument.alias_info is not None and (argument.alias_info.is_write or not written)
-    ]
+    return all(isinstance(one, FxNode) and len(one.users) == 1 and _alone_sees(one) for one in shared(node))
 
 
 def without_blocks(graph: Graph, blocks: Iterable[ResidualBlock]) -> Graph:

@@ -10,7 +10,7 @@ from collections import Counter, OrderedDict
 from typing import TYPE_CHECKING
 
 from autocomp.compress.agreement import computes_the_same
-from autocomp.trace import Example, export_program, read_graph
+from autocomp.trace import Example, export_as_written, read_graph
 
 if TYPE_CHECKING:
     from torch import nn
@@ -39,7 +39,7 @@ def _folded(folded: nn.Module, example: Example) -> nn.Module:
     from torch import nn
     from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-    program = export_program(folded, example)
+    program = export_as_written(folded, example)  # norms are norms there; the copy is compared with the model below
     graph = read_graph(program)
     owner = {
         node.name: list(node.meta["nn_module_stack"].values())[-1][0]

@@ -6,10 +6,11 @@ import copy
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from autocomp.compress.agreement import failing
 from autocomp.compress.attention import find_heads
@@ -56,7 +57,9 @@ def prepare(
     """
     _check_floats(model, example_inputs)
     example = Example(example_inputs, dynamic_dims)
-    still = _copied(model).eval().requires_grad_(False)
+    still = _copied(model)
+    if _changes(still, example_inputs):
+        still.register_forward_pre_hook(_of_copies)
     folded = fold_batch_norm(unpack_attention(still, example_inputs), example)
     program = export_program(folded, example)
     graph = read_graph(program)
@@ -103,13 +106,42 @@ def _check_floats(model: nn.Module, example_inputs: tuple[torch.Tensor, ...]) ->
 
 
 def _copied(model: nn.Module) -> nn.Module:
+    """A copy in evaluation, whose weights are all its own: those that are computed of others are computed once. A layer that is
+    all of a model is one in a row of one, so that others can take its place."""
     try:
-        return copy.deepcopy(model)
+        found = copy.deepcopy(model).eval().requires_grad_(False)
+        for module in [*found.modules()]:
+            if parametrize.is_parametrized(module):
+                _compute_once(module)
+        return nn.Sequential(found) if type(found).forward in FORWARDS else found
     except RuntimeError as error:  # a weight that is not a leaf of the autograd graph
         raise RequestError(
             f"a model must be one that copy.deepcopy can copy; it stopped at: {first_line(error)}; where it has "
             "torch.nn.utils.weight_norm, call remove_weight_norm on its layers"
         ) from error
+
+
+def _compute_once(module: nn.Module) -> None:
+    """Have a module whose tensors are computed of others hold them themselves, in place. torch's own way takes what computes
+    them from the class, which the model that was copied has as well."""
+    values = {name: getattr(module, name) for name in cast("nn.ModuleDict", module.parametrizations)}
+    del module.parametrizations
+    module.__class__ = type(module).__bases__[0]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
+
+
+def _changes(model: nn.Module, inputs: tuple[torch.Tensor, ...]) -> bool:
+    """Whether a model writes into what it is given."""
+    given = tuple(one.clone() for one in inputs)
+    with torch.no_grad():
+        model(*given)
+    return not all(torch.equal(one.nan_to_num(), was.nan_to_num()) for one, was in zip(given, inputs, strict=True))
+
+
+def _of_copies(_: nn.Module, given: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    """What is run again and again on the same batches must not write into them."""
+    return tuple(one.clone() for one in given)
 
 
 def _with_groups(

@@ -13,7 +13,7 @@ class Recovery:
 
     ``labels``: the weight of the labels beside the uncompressed network's outputs, where there are any; ``features``:
     that of the results of its residual additions, or of its layers where it has none (A. Romero et al., "FitNets",
-    2015). ``gradual``: sparsity grows over the first half (M. Zhu & S. Gupta, "To prune, or not to prune", 2017) by the
+    2015). ``gradual``: sparsity, but for n:m masks, grows over the first half (M. Zhu & S. Gupta, "To prune, or not to prune", 2017) by the
     magnitudes as they then are; else masks are those of the plan from the start. ``l1``: the weight of the sum of the
     layers' mean magnitudes until masks are final (S. Han et al., "Learning both weights and connections", 2015): it goes
     with ``gradual``.

@@ -182,7 +182,7 @@ class Solver:
         """What each weight of a layer is worth, of the weight's shape, by a saliency; by magnitude where that looks at
         inputs that cannot be seen."""
         module = self.model.get_submodule(layer)
-        looks = saliency in SEEING and type(module) in {nn.Conv2d, nn.Linear}
+        looks = saliency in SEEING and type(module).forward in {nn.Conv2d.forward, nn.Linear.forward}
         return weight_scores(
             module.get_parameter("weight"),
             saliency,

@@ -24,6 +24,11 @@ ROWS = 1 << 16
 DIRECTIONS = 4
 
 
+def layer_input(given: tuple[torch.Tensor, ...], named: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What a layer that takes one tensor is called with, by place or by name."""
+    return given[0] if given else next(iter(named.values()))
+
+
 class Statistics:
     """Of one prepared model.
 
@@ -82,8 +87,8 @@ class Statistics:
         rows = max(1, ROWS // len(self._calibration))
 
         def watch(name: str) -> Callable[..., None]:
-            def hook(_module: nn.Module, given: tuple[torch.Tensor, ...]) -> None:
-                x = without(given[0], gone, layers[name])
+            def hook(_: nn.Module, given: tuple[torch.Tensor, ...], named: Mapping[str, torch.Tensor]) -> None:
+                x = without(layer_input(given, named), gone, layers[name])
                 for stage in before:
                     x = stage(x)
                 columns = input_columns(layers[name], x, rows)
@@ -93,7 +98,8 @@ class Statistics:
 
             return hook
 
-        hooks = [self._model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in layers]
+        modules = {name: self._model.get_submodule(name) for name in layers}
+        hooks = [one.register_forward_pre_hook(watch(name), with_kwargs=True) for name, one in modules.items()]
         try:
             with torch.no_grad():
                 for batch in self._calibration:
@@ -121,12 +127,14 @@ class Statistics:
         total, examples = torch.zeros_like(weight), 0
         seen: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-        def hook(module: nn.Module, given: tuple[torch.Tensor, ...], output: torch.Tensor) -> torch.Tensor:
+        def hook(
+            module: nn.Module, given: tuple[torch.Tensor, ...], named: Mapping[str, torch.Tensor], output: torch.Tensor
+        ) -> torch.Tensor:
             marked = output.detach().requires_grad_()
-            seen.append((without(given[0].detach(), inputs_gone, module), marked))
+            seen.append((without(layer_input(given, named).detach(), inputs_gone, module), marked))
             return marked.clone()  # which may be changed in place behind the layer
 
-        handle = self._model.get_submodule(layer).register_forward_hook(hook)
+        handle = self._model.get_submodule(layer).register_forward_hook(hook, with_kwargs=True)
         generator = torch.Generator().manual_seed(0)
         try:
             with torch.enable_grad():

@@ -208,7 +208,7 @@ class Student:
             for _ in range(self._recovery.layerwise):
                 self._outputs(self._moved(next(batches))[: self._inputs])
                 given, expected = own.value.float(), wanted.value.float()
-                loss = functional.mse_loss(given, expected) / expected.var().clamp_min(1e-12)
+                loss = _relative_error(given, expected)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
@@ -256,8 +256,7 @@ class Student:
             output, wanted = self._outputs(batch[: self._inputs])
             total = self._distance(output, wanted, batch)
         for tap, own in zip(self._teacher_taps, self._taps, strict=True):
-            given, expected = own.value.float(), tap.value.float()
-            error = functional.mse_loss(given, expected) / expected.var().clamp_min(1e-12)
+            error = _relative_error(own.value.float(), tap.value.float())
             total = total + self._recovery.features / len(self._taps) * error
         if training and self._recovery.l1 > 0 and not self.final:
             magnitudes = sum(layer.latent.abs().mean() for layer in self._latents.values())
@@ -372,6 +371,14 @@ class Student:
                 else:
                     found |= {LEVELS + name: stored.levels, SCALE + name: stored.scale}
         return {name: tensor.cpu() for name, tensor in found.items()}
+
+
+def _relative_error(given: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """The mean squared error as a share of the variance; of the mean square where all are alike, as those of one example with
+    one output are."""
+    variance, square = expected.var(correction=0), expected.square().mean()
+    spread = torch.where(variance > 1e-6 * square, variance, square)
+    return functional.mse_loss(given, expected) / spread.clamp_min(1e-12)
 
 
 def _without_formats(plan: Plan) -> Plan:

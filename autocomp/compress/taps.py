@@ -42,14 +42,11 @@ def same_layers(prepared: Prepared, compressed: Compressed) -> dict[str, tuple[s
 
 
 def _counterparts(prepared: Prepared, compressed: Compressed) -> list[tuple[Node, Node]]:
-    """Nodes of the compressed network, in their order, and what they stand for in the uncompressed one: the node of the same
-    name; where blocks are left out, which may shift names, that of the same layer, and of additions, of which there must be
-    as many then, the one of the same place."""
-    graph, nodes = prepared.inventory.graph, compressed.graph.nodes
-    blocks = prepared.inventory.dropped(compressed.plan)
-    if not blocks:
-        return [(node, graph.by_name[node.name]) for node in nodes if node.name in graph.by_name]
-    own, before = _by_place(nodes), _by_place(without_blocks(graph, blocks).nodes)
+    """Layers and additions of the compressed network, in their order, and what they stand for in the uncompressed one: the same
+    layer, and of additions, of which there must be as many without the blocks that are left out, the one of the same place.
+    Names tell nothing: a layer that is split makes others of those behind it."""
+    left = without_blocks(prepared.inventory.graph, prepared.inventory.dropped(compressed.plan))
+    own, before = _by_place(compressed.graph.nodes), _by_place(left.nodes)
     as_many = sum(what == ADDITION for what, _ in own) == sum(what == ADDITION for what, _ in before)
     return [
         (node, before[place]) for place, node in own.items() if place in before and (as_many or place[0] != ADDITION)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import string
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -24,8 +22,9 @@ from autocomp.export.integers import (
     replace_node,
     sums_before_norms,
 )
+from autocomp.export.names import shorten
 from autocomp.export.older import lower_opset
-from autocomp.export.opsets import leave_out_defaults, raise_opset
+from autocomp.export.opsets import raise_opset
 from autocomp.export.packing import encode, encode_bias, install
 from autocomp.export.shortcuts import convolve_shortcuts
 from autocomp.export.stored import StoredWeight, weight_spec
@@ -35,6 +34,7 @@ from autocomp.trace import copied, operator_name
 if TYPE_CHECKING:
     from torch.fx import GraphModule
     from torch.fx import Node as FxNode
+    from torch.fx.graph import _PyTreeCodeGen
 
     from autocomp.compress.apply import Compressed
     from autocomp.plan import Format
@@ -84,7 +84,7 @@ def export_onnx(compressed: Compressed, packed: bool) -> bytes:
         place = places[name]
         stored[place.tensor] = _stored(compressed, name, place)
         _rewrite(graph, compressed, name, place, rounded)
-    short = _shorten(model)
+    short = shorten(model)
     raise_opset(model, OPSET)
     encoded = [encode(short[tensor], weight, packed) for tensor, weight in stored.items()]
     for name, bias in compressed.biases.items():
@@ -141,7 +141,25 @@ def _marked(compressed: Compressed) -> GraphModule:
     marked = copied(compressed.model)
     for number, name in enumerate(_stored_names(compressed), start=1):
         marked.get_parameter(name).data.fill_(MARK * number)
+    _return_tensors_alone(marked)
     return marked
+
+
+def _return_tensors_alone(module: GraphModule) -> None:
+    """Leave out what a model returns beside its tensors, in place: a file has no place for it."""
+    from torch.fx import Node as FxNode
+    from torch.utils._pytree import tree_flatten
+
+    output = module.graph.output_node()
+    leaves = cast("Sequence[object]", output.args[0])
+    tensors = tuple(leaf for leaf in leaves if isinstance(leaf, FxNode))
+    if len(tensors) == len(leaves):
+        return
+    # torch.fx has no other way to change the form of an output.
+    codegen = cast("_PyTreeCodeGen", module.graph._codegen)
+    codegen.pytree_info = codegen.pytree_info._replace(out_spec=tree_flatten(tensors)[1])
+    output.args = (tensors,)
+    module.recompile()
 
 
 def _float_graph(compressed: Compressed, attention: bool) -> ModelProto:
@@ -289,55 +307,3 @@ def _add_bias(model: ModelProto, name: str, levels: Array, step: Array) -> None:
         [numpy_helper.from_array(levels, f"{name}.v"), numpy_helper.from_array(step, f"{name}.s")]
     )
     model.graph.node.insert(0, helper.make_node("DequantizeLinear", [f"{name}.v", f"{name}.s"], [name], axis=0))
-
-
-def _shorten(model: ModelProto) -> dict[str, str]:
-    """Give every value inside the graph a short name, and drop what only a reader of the file would miss.
-
-    Returns:
-        Old name → short name.
-    """
-    graph = model.graph
-    del graph.value_info[:]
-    del graph.metadata_props[:]
-    del model.metadata_props[:]
-    graph.ClearField("doc_string")
-    graph.name = "g"
-    kept = {value.name for value in (*graph.input, *graph.output)} | {""}
-    free = (name for name in map(_short_name, itertools.count()) if name not in kept)
-    short: dict[str, str] = {}
-
-    def rename(name: str) -> str:
-        if name not in kept and name not in short:
-            short[name] = next(free)
-        return short.get(name, name)
-
-    for tensor in graph.initializer:
-        tensor.name = rename(tensor.name)
-        tensor.ClearField("doc_string")
-        del tensor.metadata_props[:]
-    for node in graph.node:
-        node.input[:] = [rename(name) for name in node.input]
-        node.output[:] = [rename(name) for name in node.output]
-        node.ClearField("name")
-        node.ClearField("doc_string")
-        del node.metadata_props[:]
-        leave_out_defaults(node)
-    for value in (*graph.input, *graph.output):
-        value.ClearField("doc_string")
-        del value.metadata_props[:]
-    model.producer_name = "autocomp"
-    model.ClearField("producer_version")
-    model.ClearField("doc_string")
-    return short
-
-
-def _short_name(number: int) -> str:
-    """a, b, …, Z, aa, ba, …: names of C, as ONNX wants them."""
-    letters = string.ascii_letters
-    number, first = divmod(number, len(letters))
-    others = ""
-    while number:
-        number, other = divmod(number - 1, len(letters + string.digits))
-        others += (letters + string.digits)[other]
-    return letters[first] + others

@@ -10,12 +10,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from autocomp.compress import recover as recover_module
 from autocomp.compress.apply import Compressed, apply
 from autocomp.compress.captured import Batch
 from autocomp.compress.distill import distillation
 from autocomp.compress.latent import Latent, LearnedQuantizer, learned_quantizers
+from autocomp.compress.prepare import prepare
 from autocomp.compress.prune import kept_count
 from autocomp.compress.quantize import ActivationQuantizer
 from autocomp.compress.rebuild import Prepared
@@ -260,6 +262,18 @@ def test_features_bring_the_inner_results_nearer() -> None:
         for features in (0.0, 30.0)
     }
     assert errors[30.0] < 0.8 * min(errors[0.0], inner_error(before))
+
+
+@pytest.mark.parametrize("recovery", [Recovery(1, features=0.3), Recovery(1, layerwise=2)])
+def test_a_batch_of_one_example_with_one_output_has_an_error_too(recovery: Recovery) -> None:
+    """Though it has no variance."""
+    model = nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 1)).eval()
+    given = [torch.randn(count, 8, generator=torch.Generator().manual_seed(count)) for count in (16, 16, 16, 1)]
+    net, data = prepare(model, (given[0][:1],)), [(one,) for one in given]
+    solver = Solver(net.model, data)
+    before = apply(net, Plan({"0": LayerPlan(format=Format(2))}), data, solver=solver)
+    after = recover(net, before, data, recovery, solver, labelled=False)
+    assert all(bool(weight.isfinite().all()) for weight in after.weights.values())
 
 
 def test_nothing_given_is_changed_and_the_same_seed_gives_the_same() -> None:

@@ -134,6 +134,42 @@ def test_the_stages_of_a_layer_are_solved_each_by_what_they_read() -> None:
     assert errors[1] < errors[0]
 
 
+class Same(nn.Linear):
+    """A linear by another name."""
+
+
+class Named(nn.Module):
+    """Layers that are called by the name of their input, as others by its place."""
+
+    def __init__(self, kind: type[nn.Linear], named: bool) -> None:
+        super().__init__()
+        self.named = named
+        self.norm, self.first, self.last = nn.LayerNorm(12), kind(12, 16), kind(16, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layer in (self.first, self.last):
+            x = self.norm(x) if layer is self.first else x.relu()
+            x = layer(input=x) if self.named else layer(x)
+        return x
+
+
+@pytest.mark.parametrize(("kind", "named"), [(Same, False), (nn.Linear, True)])
+def test_a_layer_is_solved_by_what_it_computes_whatever_it_is_called_and_how(
+    kind: type[nn.Linear], named: bool
+) -> None:
+    batches = [(torch.randn(32, 12, generator=torch.Generator().manual_seed(5)),)]
+    chosen = LayerPlan(Sparsity("unstructured", 0.5, "wanda"), Rank("whitened", 3), Format(4, rounding="gptq"))
+    plan = Plan({"first": chosen, "last": CUT}, adjustments=("smooth", "bias"))
+    outputs = []
+    for model in (Named(nn.Linear, False), Named(kind, named)):
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        net = prepare(model, (batches[0][0][:1],))
+        outputs.append(run_module(apply(net, plan, batches).model, batches[0]))
+    torch.testing.assert_close(*outputs)
+
+
 def test_a_layer_that_cannot_be_watched_is_not_asked_about() -> None:
     class Own(nn.Module):
         def __init__(self) -> None:

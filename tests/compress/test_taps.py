@@ -12,7 +12,7 @@ from autocomp.compress.prepare import prepare
 from autocomp.compress.rebuild import Prepared
 from autocomp.compress.taps import common_results, same_layers, tapped
 from autocomp.graph import ADDITIONS
-from autocomp.plan import LayerPlan, Plan, Sparsity
+from autocomp.plan import LayerPlan, Plan, Rank, Sparsity
 from autocomp.trace import copied, export_program, graph_module
 from tests.networks import DYNAMIC_DIMS, inputs, prepared, run_module
 
@@ -43,6 +43,17 @@ def without(network: str, block: str, attention: str | None) -> tuple[Prepared, 
         for layer in group.producers
     }
     return net, apply(net, Plan(pruned, dropped_blocks=(block,)), [inputs(network, 8)])
+
+
+def test_layers_behind_one_that_is_split_stand_for_themselves() -> None:
+    net = prepared("mlp")
+    first, *others = (layer.name for layer in net.inventory.layers)
+    compressed = apply(net, Plan({first: LayerPlan(rank=Rank("svd", 2))}), [inputs("mlp", 8)])
+    layers = same_layers(net, compressed)
+    assert [*layers] == others
+    assert common_results(net, compressed) == dict(layers.values())
+    for own, of_teacher in layers.values():
+        assert compressed.graph.by_name[own].layer == net.inventory.graph.by_name[of_teacher].layer
 
 
 @pytest.mark.parametrize(("network", "block", "attention"), CASES)

@@ -127,6 +127,46 @@ def test_a_file_takes_sequences_of_any_length(network: str) -> None:
         assert (run_file(file, batch) - simulated).abs().max() <= STEPS * step
 
 
+def test_what_a_model_returns_beside_its_tensors_is_given_back_with_them() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> dict[str, object]:
+            return {"steps": 3, "logits": self.layer(x), "loss": None, "name": "net"}
+
+    given = torch.randn(3, 8)
+    net = prepare(Net().eval(), (given[:1],))
+    compressed = apply(net, Plan({"layer": LayerPlan(format=Format(8))}), [(given,)])
+    found = load(export_onnx(compressed, packed=True), threads=1).run(given.numpy())
+    told = net.outputs.filled([torch.from_numpy(one) for one in found])
+    assert isinstance(told, dict)
+    assert (told["steps"], told["loss"], told["name"]) == (3, None, "net")
+    torch.testing.assert_close(told["logits"], compressed.model(given)["logits"])
+
+
+def test_branches_are_written_with_all_that_they_read() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.cond(x.sum() > 0, lambda x: x * 2.0, lambda x: x - 1.0, (self.first(x),))
+            result: torch.Tensor = self.last(x)
+            return result
+
+    given = torch.randn(3, 8)
+    net = prepare(Net().eval(), (given[:1],))
+    compressed = apply(net, Plan({"last": LayerPlan(format=Format(8, 32))}), [(given,)])
+    run = load(export_onnx(compressed, packed=True), threads=1).run
+    for sign in (1.0, -1.0):
+        one = sign * given.abs()
+        (found,) = run(one.numpy())
+        torch.testing.assert_close(torch.from_numpy(found), run_module(compressed.model, (one,)))
+
+
 def test_a_nested_output_is_a_list_in_the_file_and_nested_again() -> None:
     network, plan = CASES["joint decoder"]
     given = inputs(network, 3)
