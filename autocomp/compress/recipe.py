@@ -13,10 +13,10 @@ class Recovery:
 
     ``labels``: the weight of the labels beside the uncompressed network's outputs, where there are any; ``features``:
     that of the results of its residual additions, or of its layers where it has none (A. Romero et al., "FitNets",
-    2015). ``gradual``: sparsity, but for n:m masks, grows over the first half (M. Zhu & S. Gupta, "To prune, or not to prune", 2017) by the
-    magnitudes as they then are; else masks are those of the plan from the start. ``l1``: the weight of the sum of the
-    layers' mean magnitudes until masks are final (S. Han et al., "Learning both weights and connections", 2015): it goes
-    with ``gradual``.
+    2015). ``gradual``: sparsity, but for n:m masks, grows over the first half (M. Zhu & S. Gupta, "To prune, or not to
+    prune", 2017) by the magnitudes as they then are; else masks are those of the plan from the start. ``l1``: the weight of
+    the sum of the layers' mean magnitudes until masks are final (S. Han et al., "Learning both weights and connections",
+    2015): it goes with ``gradual``.
     ``rate``: a step in shares of a weight's root mean square; None for what suits the kind of network and the epochs.
     ``bfloat16``: products in 16 bits while it trains, in two thirds of the time where the CPU has instructions for them
     (AVX512-BF16, AMX) and in more where it has none; what is kept of the training is judged in 32 bits. ``layerwise``:
