@@ -282,7 +282,8 @@ class GuidedSampler(BaseSampler):
                 for (number, choice), median in zip(books.waiting.items(), medians, strict=True)
             ]
         best, worst_drop = self._best(seen), self._worst_drop(scale, number)
-        keeping = self._best([one for one in seen if self._kept(one.choice)])
+        limits = self._wish.limits
+        keeping = self._best([one for one in seen if land.keeps(one.choice, limits)]) if limits.of_costs else best
         costs = self._costs([land.shares(one.choice) for one in keeping])
         points = sorted((max(one.drop, 0.0) / worst_drop, *of_one) for one, of_one in zip(keeping, costs, strict=True))
         return _Known(tuple(best), tried, worst_drop, tuple(points))
@@ -297,11 +298,6 @@ class GuidedSampler(BaseSampler):
         costs = self._costs([self._landscape.shares(one.choice) for one in seen])
         rows = [(one.drop, *of_one) for one, of_one in zip(seen, costs, strict=True)]
         return [seen[place] for place in front(rows)]
-
-    def _kept(self, choice: Choice) -> bool:
-        """Whether what a plan costs keeps the limits, as far as they are corrected by now."""
-        limits = self._wish.limits
-        return not limits.of_costs or self._landscape.keeps(choice, limits)
 
     def _worst_drop(self, scale: float, number: int) -> float:
         """The reference point's drop for a trial, as a share of the metric."""
