@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast, get_args
 
 from autocomp.errors import RequestError, RunError
-from autocomp.run import Json, Request, RunFolder, write_whole
+from autocomp.run import Json, Request, RunFolder, seen_from, write_whole
 from autocomp.task import Task
 from autocomp.trial import Trial
 from autocomp.watch import SILENT, Watcher, calibrating
@@ -128,6 +128,7 @@ class Run:
         from autocomp.search import flow
 
         request = self.folder.request()
+        request = replace(request, space=seen_from(self.folder.begun_in(), request.space))
         found = target or resolve_target(
             request.target,
             request.threads,
@@ -148,10 +149,10 @@ class Run:
 
     def _task(self) -> Task:
         """The run's task, loaded anew by its name, with the data that it was begun with, or moved to AUTOCOMP_DATA."""
-        from autocomp.tasks.load import load_task
+        from autocomp.tasks.load import load_task, task_seen_from
 
         request = self.folder.request()
-        return load_task(request.task, data=data_of(request, request.task))
+        return load_task(task_seen_from(self.folder.begun_in(), request.task), data=data_of(request, request.task))
 
     def _prepared(self, task: Task | None) -> Prepared:
         from autocomp.compress.prepare import prepare

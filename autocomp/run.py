@@ -89,6 +89,15 @@ class Request:
         ]
 
 
+#: In ``run.json``: the working folder of the last sitting, which paths in the request are seen from.
+BEGUN_IN = "begun_in"
+
+
+def seen_from(folder: Path, path: str) -> str:
+    """A path that is not here but, relative as it is, in another folder: as it is found from here; others as they are."""
+    return str(folder / path) if not Path(path).exists() and (folder / path).exists() else path
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The paths of a run, and reading and writing of its plain files."""
@@ -134,6 +143,10 @@ class RunFolder:
             raise RunError(
                 f"run.json of {self.path} is from another version of autocomp ({error}); start anew"
             ) from error
+
+    def begun_in(self) -> Path:
+        """Where paths that the request names are, if they are not here."""
+        return Path(str(self.read().get(BEGUN_IN, ".")))
 
     def write(self, name: str, text: str) -> None:
         """Write a file of the run whole or not at all."""

@@ -100,8 +100,8 @@ def read_space(name: str) -> SpaceFile:
         raise SpaceError(f"a search space must be a file or a known name; got {name!r}; {did_you_mean(name, known)}")
     try:
         return SpaceFile.model_validate(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except yaml.YAMLError as error:
-        raise SpaceError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise SpaceError(f"{path} is not YAML in UTF-8: {' '.join(str(error).split())[:200]}") from error
     except ValidationError as error:
         raise SpaceError(f"{path}: {_first_mistake(error)}") from error
 
@@ -116,4 +116,8 @@ def _first_mistake(error: ValidationError) -> str:
         model = SparsityRule if "sparsity" in mistake["loc"][:-1] else Rule if "rules" in mistake["loc"] else SpaceFile
         fields = model.model_fields
         return f"{place}: no such setting {name!r}; {did_you_mean(name, fields)}"
-    return f"{place}: {mistake['msg'].removeprefix('Value error, ')}"
+    said = mistake["msg"].removeprefix("Value error, ")
+    if name == "pattern" and isinstance(mistake["input"], int):
+        # YAML takes 2:4 for two times sixty and four.
+        return f"{place}: {said}; got the number {mistake['input']}; patterns like '2:4' go in quotation marks"
+    return f"{place}: {said}"

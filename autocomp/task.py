@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args
@@ -92,6 +93,17 @@ class Task:
     train: Sequence[tuple[torch.Tensor, ...]] | None = None
     loss: Loss | None = None
     dynamic_dims: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether ``evaluate`` can be asked for a part of a split; one of two parameters cannot."""
+        try:
+            inspect.signature(self.evaluate).bind(None, "search", 0.5)
+        except TypeError:
+            return False
+        except ValueError:  # a callable that does not tell
+            return True
+        return True
 
     def __post_init__(self) -> None:
         if not self.example_inputs:

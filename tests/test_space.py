@@ -162,12 +162,23 @@ def test_the_default_is_among_those_that_ship() -> None:
         ("- a\n- list", ["dictionary"]),
         ("", ["dictionary"]),
         ("name: [x", ["is not YAML"]),
+        (
+            "name: x\nrules: [{layers: '*', sparsity: [{pattern: 2:4, level: 0.5}]}]",
+            ["got the number 124", "quotation marks"],
+        ),
     ],
 )
 def test_a_mistake_in_a_file_is_one_line_that_names_it(tmp_path: Path, text: str, named: list[str]) -> None:
     message = one_line(tmp_path / "own.yaml", text)
     for word in named:
         assert word in message
+
+
+def test_a_file_in_another_encoding_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "own.yaml"
+    path.write_bytes("name: größer".encode("latin-1"))
+    with pytest.raises(SpaceError, match="is not YAML in UTF-8"):
+        read_space(str(path))
 
 
 def test_an_unknown_space_names_the_near_ones() -> None:

@@ -39,7 +39,7 @@ def percent(share: float) -> str:
 
 def brief(value: float) -> str:
     """Two significant digits without trailing zeros."""
-    return f"{value:.2g}" if abs(value) < 100 else f"{value:,.0f}"
+    return f"{value:.2g}" if abs(value) < 99.5 else f"{value:,.0f}"
 
 
 def latency(value: Latency) -> str:

@@ -16,7 +16,7 @@ from autocomp.compress import recovered
 from autocomp.compress.rebuild import Prepared
 from autocomp.errors import RunError
 from autocomp.hardware.fingerprint import Fingerprint
-from autocomp.run import Json, Request, RunFolder
+from autocomp.run import BEGUN_IN, Json, Request, RunFolder
 from autocomp.search.evaluate import Workbench
 from autocomp.space import SearchSpace
 from autocomp.task import Score
@@ -135,6 +135,7 @@ def _document(setup: Setup, folder: RunFolder) -> dict[str, object]:
     )
     return {
         "request": asdict(setup.request),
+        BEGUN_IN: str(Path.cwd()),
         "task": task_document(setup),
         "target": {
             "name": target.name,

@@ -73,23 +73,11 @@ class Workbench:
             latency_source=prediction.source,
         )
 
-    def score(self, plan: Plan, share: float = 1.0) -> Score:
-        """The simulated model's score on the search split, or on a share of it.
-
-        Raises:
-            WorkError: the score is not a finite number.
-        """
-        compressed = self.compress(plan)
-        with torch.no_grad():
-            score = self.task.evaluate(compressed.model, "search", share)
-        self._check_finite(score.value)
-        return score
-
     def climb(self, plan: Plan, cost: Cost, hurdle: Hurdle | None) -> Climb:
-        """The same, part by part, as long as the plan clears the hurdle.
+        """The simulated model's score on the search split, part by part, as long as the plan clears the hurdle.
 
         Raises:
-            WorkError: as :meth:`score`.
+            WorkError: a score is not a finite number.
         """
         compressed = self.compress(plan)
         with torch.no_grad():

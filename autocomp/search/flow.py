@@ -12,7 +12,7 @@ from autocomp.compress.levels import global_sparsity
 from autocomp.compress.prepare import prepare
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
-from autocomp.errors import RunError, WorkError
+from autocomp.errors import AutocompError, RunError, WorkError
 from autocomp.export.artifact import FILE_NAMES, Artifact, export, sizes_of
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.remote.target import ConnectedBoard
@@ -47,7 +47,7 @@ from autocomp.search.workers import Workers
 from autocomp.space_builder import build_space
 from autocomp.space_file import read_space
 from autocomp.task import Direction, Metric, Task
-from autocomp.tasks.load import check_task
+from autocomp.tasks.load import check_task, check_test_split
 from autocomp.tasks.user_file import one_line
 from autocomp.trial import Trial
 from autocomp.watch import Watcher
@@ -114,6 +114,7 @@ def search(
     folder.check_free(resume)
     if not resume:
         check_possible(Limits.of(setup.request), setup.space, setup.bench.cost, watcher.say)
+        check_test_split(setup.bench.task, setup.bench.prepared.model)
     request = setup.request
     earlier = None if request.begun_from is None else RunFolder(Path(request.begun_from))
     if earlier is not None:
@@ -203,7 +204,15 @@ def verify(
     baseline = next(trial for trial in load_trials(folder) if trial.number == BASELINE)
     others = [point for point in wanted if point.number != BASELINE]
     watcher.step("exporting and scoring", 0, len(others) + 1)
-    untouched = _shipped(setup, folder, baseline)
+    try:
+        untouched = _shipped(setup, folder, baseline)
+    except AutocompError:
+        raise
+    except Exception as error:  # the task's own code raises what it likes
+        raise WorkError(
+            f"the untouched network's file must be scored on the test split; it raised {one_line(error)}; mend that, and go on "
+            "with --resume: nothing is lost"
+        ) from error
     for first in range(0, max(len(others), 1), SIDE_BY_SIDE):
         together = [(baseline, untouched)]
         for place, point in enumerate(others[first : first + SIDE_BY_SIDE], first + 1):

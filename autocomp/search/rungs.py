@@ -58,7 +58,7 @@ def parts_of(task: Task, whole: Score) -> tuple[tuple[float, Score], ...]:
     Args:
         whole: the untouched model's score on the whole split.
     """
-    if whole.outcomes is None:
+    if whole.outcomes is None or not task.takes_parts:
         return ()
     found = []
     predict = Remembering(copy.deepcopy(task.model).eval())  # as it is scored whole; it may be in training mode

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -60,6 +61,15 @@ class ImageFolder:
             raise TaskError(f"an image must decode; {self.root / name} does not ({first_line(error)})") from error
 
 
+def _files(folder: Path) -> Iterator[Path]:
+    """All files below a folder, in linked folders as well, but for those that a link leads back to."""
+    seen: set[Path] = set()
+    for parent, folders, files in os.walk(folder, followlinks=True):
+        seen.add(Path(parent).resolve())
+        folders[:] = [name for name in folders if Path(parent, name).resolve() not in seen]
+        yield from (Path(parent, name) for name in files)
+
+
 def open_image_folder(root: Path, transform: Transform | None = None) -> ImageFolder:
     """The images below ``root``, a folder of class subfolders or a zip of one.
 
@@ -70,7 +80,7 @@ def open_image_folder(root: Path, transform: Transform | None = None) -> ImageFo
         TaskError: there is nothing at ``root``, or no class subfolder with an image.
     """
     if root.is_dir():
-        names = [path.relative_to(root).as_posix() for path in sorted(root.rglob("*")) if path.is_file()]
+        names = sorted(path.relative_to(root).as_posix() for path in _files(root) if path.is_file())
         by_class = _by_class(names, outer=0)
     elif root.is_file():
         try:

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from autocomp.errors import TaskError, did_you_mean
+from autocomp.run import seen_from
 from autocomp.task import Score, Task
 from autocomp.tasks.user_file import described, file_of, line_of, one_line, task_of_file
 
 if TYPE_CHECKING:  # listing the tasks must not load torch
     import torch
+    from torch import nn
 
 Progress = Callable[[str], None]
 #: From who is told of the progress, and the folder of data, to the task.
@@ -106,6 +108,15 @@ def load(name: str | None, progress: Progress | None = None, data: Path | None =
     return Loaded(task, folder if took_data else None)
 
 
+def task_seen_from(folder: Path, name: str) -> str:
+    """A task's name, as it is found from here if its file, or the folder or weights of a model, is in another folder only."""
+    for pattern in (OWN_FILE.pattern, "hf:(?P<file>.+)", ".+@(?P<file>.+)"):
+        if (match := re.fullmatch(pattern, name)) is not None:
+            start, end = match.span("file")
+            return name[:start] + seen_from(folder, match["file"]) + name[end:]
+    return name
+
+
 def short_name(name: str | None) -> str:
     """What a run of the task is called where nobody says: ``torchvision:resnet18@w.pth`` → ``resnet18``."""
     name = name or DEFAULT_TASK
@@ -151,6 +162,49 @@ def check_task(task: Task) -> Score:
     return _checked_score(task.name, score)
 
 
+class _EnoughError(Exception):
+    """Ends an evaluation that has come so far."""
+
+
+def check_test_split(task: Task, model: nn.Module) -> None:
+    """Whether ``evaluate`` knows the test split, which is not read before a search is through: it is asked for it, and stopped
+    at its second batch.
+
+    Args:
+        model: of the task; nothing of what it gives is looked at.
+
+    Raises:
+        TaskError: it raised.
+    """
+    import torch
+
+    begun = False
+
+    def predict(*inputs: torch.Tensor) -> Any:
+        nonlocal begun
+        if begun:
+            raise _EnoughError
+        begun = True
+        return model(*inputs)
+
+    try:
+        with torch.no_grad():
+            task.evaluate(predict, "test")
+    except Exception as error:
+        if begun and _stems_from_enough(error):
+            return
+        raise TaskError(
+            f"task {task.name!r}: evaluate must score the test split as well, at the end; it raised "
+            f"{one_line(error)}{line_of(error, file_of(task.evaluate))}"
+        ) from error
+
+
+def _stems_from_enough(error: BaseException | None) -> bool:
+    return error is not None and (
+        isinstance(error, _EnoughError) or _stems_from_enough(error.__cause__ or error.__context__)
+    )
+
+
 def _checked_score(name: str, score: object) -> Score:
     if not isinstance(score, Score):
         raise TaskError(
@@ -171,6 +225,13 @@ def _checked_score(name: str, score: object) -> Score:
         raise TaskError(
             f"task {name!r}: outcomes must be one finite number per example, shape (examples,); got shape "
             f"{outcomes.shape} with {np.count_nonzero(~np.isfinite(outcomes))} not finite; leave them out or mend them"
+        )
+    if outcomes is not None and not any(
+        math.isclose(value, k * outcomes.mean(), rel_tol=1e-3, abs_tol=1e-9) for k in (1, 100)
+    ):
+        raise TaskError(
+            f"task {name!r}: outcomes must be what the value is the mean of, or a hundred times that, so that intervals can be "
+            f"told; got the value {value:.6g} and outcomes of mean {outcomes.mean():.6g}; leave them out where it is no mean"
         )
     return Score(value, outcomes)
 

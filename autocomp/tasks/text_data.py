@@ -95,7 +95,12 @@ def read_file(path: Path) -> Texts:
                 f"{path} must have the columns text, text_pair (optional) and label; entry {number} has no {missing}; "
                 f"the columns are {', '.join(map(str, rows[0]))}"
             )
-    pairs = tuple(str(row["text_pair"]) for row in rows if row.get("text_pair") is not None)
+    alone = [number for number, row in enumerate(rows, start=1) if row.get("text_pair") is None]
+    if 0 < len(alone) < len(rows):
+        raise TaskError(
+            f"{path} must have a text_pair in all entries or in none; entry {alone[0]} has none, others have one"
+        )
+    pairs = () if alone else tuple(str(row["text_pair"]) for row in rows)
     return Texts(tuple(str(row["text"]) for row in rows), pairs or None, tuple(str(row[label]) for row in rows))
 
 

@@ -80,13 +80,24 @@ def _data_argument(maker: Callable[..., object], data: Path | None, name: str, a
 
 
 def modules_of_user() -> list[ModuleType]:
-    """Users' files that are loaded, and what they import from their own folders: another process does not find these."""
+    """Users' files that are loaded, and what they import from below their own folders: another process does not find these.
+    What is installed there, Python itself or this package is none of that."""
     own = [module for name, module in sys.modules.items() if name.startswith(PREFIX)]
     folders = {Path(str(module.__file__)).parent for module in own}
+    installed = {Path(place).resolve() for place in (sys.prefix, sys.base_prefix, Path(__file__).parents[1])}
+
+    def is_own(file: Path) -> bool:
+        if file.parent in folders:
+            return True
+        above = {*file.parents}
+        return (
+            bool(folders & above) and not installed & above and not {"site-packages", "dist-packages"} & {*file.parts}
+        )
+
     return [
         module
         for module in list(sys.modules.values())
-        if isinstance(file := getattr(module, "__file__", None), str) and Path(file).parent in folders
+        if isinstance(file := getattr(module, "__file__", None), str) and is_own(Path(file))
     ]
 
 

@@ -18,7 +18,7 @@ from autocomp.report.page import html
 from autocomp.report.payload import payload
 from autocomp.report.shown import Marked, shown
 from tests.report.browser import Reader, chromium
-from tests.report.synthetic import LAYERS, TRIALS, Kind, plan, write_run
+from tests.report.synthetic import LAYERS, TRIALS, Kind, plan, write_csv, write_run
 from tests.report.synthetic_long import write_long_run
 
 if TYPE_CHECKING:
@@ -212,6 +212,21 @@ def test_pictures_are_drawn_when_they_are_seen_and_points_in_them_can_be_clicked
     page.locator("#front-ms .point").nth(5).click(force=True)
     assert page.locator("html").get_attribute("data-chosen") == str(TRIALS[4])
     assert f"point={TRIALS[4]}" in page.url
+
+
+def test_a_metric_of_nothing_at_all_is_drawn(reader: Reader, tmp_path: Path) -> None:
+    """A scale of logarithms has no place for it, and the picture of size and latency has none of it."""
+    run = write_run(tmp_path / "run", Kind(ruined=1))
+    for table in ("front.csv", "trials.csv"):
+        rows = list(csv.DictReader(io.StringIO((run / table).read_text())))
+        for row in rows:
+            if row["trial"] == str(TRIALS[-1]):
+                row |= dict.fromkeys(("metric_search", "metric_test", "measured_metric"), "0.0")
+        write_csv(run / table, tuple(rows[0]), [dict(row) for row in rows])
+    page = reader.opens_anew(written([run], tmp_path / "report.html"))
+    for picture in ("front-ms", "front-both"):
+        seen(page, picture)
+        assert page.locator(f"#{picture} .point").count() > 5
 
 
 @pytest.mark.parametrize("name", ["cpu", "jetson", "ruined"])

@@ -367,3 +367,8 @@ def test_a_slower_or_larger_point_is_not_called_faster(cpu: ReportData) -> None:
     worse = replace(cpu.front[0], measured_latency_ms=4.6, measured_size_bytes=2_960_000)
     assert words.smaller(factors(cpu, worse)) == "2.00× larger"
     assert words.faster(factors(cpu, worse)).endswith("× slower")
+
+
+def test_two_digits_say_enough_of_a_number_whatever_it_rounds_to() -> None:
+    numbers = (0.0412, 4.12, 99.4, 99.6, 99.97, 100.0, 1234.5)
+    assert [words.brief(number) for number in numbers] == ["0.041", "4.1", "99", "100", "100", "100", "1,234"]

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autocomp.errors import RunError, SpaceError, WorkError
+from autocomp.errors import RunError, SpaceError, TaskError, WorkError
 from autocomp.finished import Run
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
@@ -25,6 +25,7 @@ from autocomp.search import flow
 from autocomp.search.begin import Setup
 from autocomp.search.drop import drop_interval
 from autocomp.search.points import verifications
+from autocomp.search.rungs import FEWEST
 from autocomp.search.tables import FRONT_COLUMNS, TRIAL_COLUMNS
 from autocomp.task import Metric, Predict, Score, Split, Task
 from autocomp.trial import Trial
@@ -266,7 +267,52 @@ def test_an_evaluation_need_not_think_of_gradients(finished_run: Path) -> None:
         return Score(float(predict(*task.example_inputs).numpy().mean()))
 
     bench = replace(small_setup().bench, task=replace(task, evaluate=evaluate))
-    assert np.isfinite(bench.score(Plan()).value)
+    score = bench.climb(Plan(), bench.cost(Plan()), None).score
+    assert score is not None
+    assert np.isfinite(score.value)
+
+
+def test_an_evaluation_of_two_parameters_is_asked_for_whole_splits(tmp_path: Path) -> None:
+    task, asked = small_task.task(), list[str]()
+
+    def evaluate(predict: Predict, split: Split) -> Score:
+        asked.append(split)
+        outcomes = task.evaluate(predict, split).outcomes
+        assert outcomes is not None
+        right = np.resize(outcomes, 2 * FEWEST * 9)  # enough to be looked at in parts
+        return Score(100.0 * float(right.mean()), right)
+
+    given = with_task(replace(task, evaluate=evaluate), trials=2)  # type: ignore[arg-type]
+    trials = flow.search(given, RunFolder(tmp_path / "run"), resume=False, watcher=SILENT)
+    assert trials
+    assert {*asked} == {"search", "test"}
+
+
+def test_a_test_split_that_cannot_be_scored_is_told_before_the_search(tmp_path: Path) -> None:
+    """Not behind it; and no more of it is read than a batch."""
+    task, read = small_task.task(), list[str]()
+
+    def evaluate(predict: Predict, split: Split, fraction: float = 1.0) -> Score:
+        if split == "test":
+            for place in range(100):
+                predict(*task.example_inputs)
+                read.append(split)
+                if place == 3:
+                    raise KeyError("the fourth image")
+        return task.evaluate(predict, split, fraction)
+
+    given, folder = with_task(replace(task, evaluate=evaluate), trials=2), RunFolder(tmp_path / "run")
+    with pytest.raises(WorkError, match=r"the untouched network's file must be scored .*fourth image.* with --resume"):
+        flow.search(given, folder, resume=False, watcher=SILENT)
+    assert len(flow.load_trials(folder)) == 2
+
+    def unknown(predict: Predict, split: Split, fraction: float = 1.0) -> Score:
+        return task.evaluate(predict, {"search": "search"}[split], fraction)  # type: ignore[arg-type]
+
+    other = RunFolder(tmp_path / "other")
+    with pytest.raises(TaskError, match="evaluate must score the test split as well, at the end; it raised KeyError"):
+        flow.search(with_task(replace(task, evaluate=unknown), trials=2), other, resume=False, watcher=SILENT)
+    assert not other.exists()
 
 
 def test_where_not_even_the_untouched_model_can_be_evaluated_it_says_why(tmp_path: Path) -> None:

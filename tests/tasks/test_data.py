@@ -16,6 +16,7 @@ from PIL import Image
 
 from autocomp.errors import TaskError
 from autocomp.tasks.data import data_folder, find, read_idx, read_images, read_rows
+from autocomp.tasks.image_folder import open_image_folder
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 needs_data = pytest.mark.skipif(not SHARED.is_dir(), reason=f"the data folder {SHARED} is absent")
@@ -40,6 +41,17 @@ def image_zip(path: Path, files: dict[str, bytes]) -> Path:
         for name, content in files.items():
             archive.writestr(name, content)
     return path
+
+
+def test_folders_that_are_linked_are_folders(tmp_path: Path) -> None:
+    image_folder(tmp_path / "all", {"dog/1.png": png(10), "cat/1.png": png(30), "cat/2.png": png(40)})
+    (tmp_path / "some" / "bird").mkdir(parents=True)
+    (tmp_path / "some" / "bird" / "1.png").write_bytes(png(50))
+    (tmp_path / "some" / "cat").symlink_to(tmp_path / "all" / "cat")
+    (tmp_path / "some" / "bird" / "back").symlink_to(tmp_path / "some")
+    found = open_image_folder(tmp_path / "some")
+    assert found.classes == ("bird", "cat")
+    assert found.names == ("bird/1.png", "cat/1.png", "cat/2.png")
 
 
 FILES = {"dog/0002.png": png(20), "dog/0001.png": png(10), "cat/0001.png": png(30)}

@@ -259,6 +259,11 @@ class TestRefused:
             ("a.csv", "text,label\n", "is empty"),
             ("a.jsonl", '{"text": "x"', "must be jsonl in UTF-8"),
             ("a.jsonl", "[1]\n", "a line must be an object"),
+            (
+                "a.jsonl",
+                '{"text": "x", "text_pair": "y", "label": 1}\n{"text": "x", "text_pair": null, "label": 1}\n',
+                "must have a text_pair in all entries or in none; entry 2 has none",
+            ),
         ],
     )
     def test_files_of_another_form(self, tmp_path: Path, name: str, text: str, words: str) -> None:

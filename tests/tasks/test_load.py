@@ -15,8 +15,9 @@ import torch
 from autocomp.errors import RequestError, TaskError
 from autocomp.task import Metric, Predict, Score, Split, Task
 from autocomp.tasks.listing import listed_tasks
-from autocomp.tasks.load import builtin_tasks, check_task, load, load_task, model_tasks, short_name
+from autocomp.tasks.load import builtin_tasks, check_task, load, load_task, model_tasks, short_name, task_seen_from
 from autocomp.tasks.mnist import FOLDERS as MNIST_FOLDERS
+from autocomp.tasks.user_file import modules_of_user
 
 OWN = '''\
 """A line fitted to noise-free points, scored by its mean squared error."""
@@ -134,6 +135,39 @@ def test_a_file_may_import_its_neighbours(own: Writer, tmp_path: Path) -> None:
     finally:
         sys.modules.pop("neighbour_of_mytask", None)
     assert sys.path == before
+
+
+def test_what_a_file_imports_from_folders_below_its_own_goes_where_it_goes(own: Writer, tmp_path: Path) -> None:
+    for package in ("nets_of_mytask", "site-packages/installed_by_mytask"):
+        (tmp_path / package).mkdir(parents=True)
+        (tmp_path / package / "__init__.py").write_text("from .inner import NAME\n")
+        (tmp_path / package / "inner.py").write_text("NAME = 'from below'\n")
+    start = "import sys\nsys.path.insert(1, sys.path[0] + '/site-packages')\n"
+    path = own(start + "from nets_of_mytask import NAME\nimport installed_by_mytask\nsys.path.pop(1)\n" + OWN)
+    try:
+        load_task(str(path))
+        found = {module.__name__ for module in modules_of_user()}
+    finally:
+        for name in [
+            name for name in sys.modules if name.partition(".")[0] in {"nets_of_mytask", "installed_by_mytask"}
+        ]:
+            del sys.modules[name]
+    assert {"nets_of_mytask", "nets_of_mytask.inner"} <= found
+    assert not any("installed_by_mytask" in name or name.startswith("autocomp.") for name in found)
+
+
+def test_a_task_is_found_from_another_folder(own: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = own(OWN)
+    (tmp_path / "net").mkdir()
+    (tmp_path / "w.pth").touch()
+    names = ["mytask.py:task", "hf:net", "torchvision:resnet18@w.pth"]
+    monkeypatch.chdir(tmp_path)
+    assert [task_seen_from(Path("/nowhere"), name) for name in names] == names
+    monkeypatch.chdir("/")
+    there = [f"{path}:task", f"hf:{tmp_path}/net", f"torchvision:resnet18@{tmp_path}/w.pth"]
+    assert [task_seen_from(tmp_path, name) for name in names] == there
+    others = ["digits", "hf:neither", str(path), "none.py"]
+    assert [task_seen_from(tmp_path, name) for name in others] == others
 
 
 def test_two_files_of_one_name_are_two_tasks(own: Writer, tmp_path: Path) -> None:
@@ -396,6 +430,11 @@ def test_an_evaluate_that_leans_on_the_module_is_refused() -> None:
         (Score(0.5, np.ones((4, 2))), "shape (examples,); got shape (4, 2)"),
         (Score(0.5, np.ones(0)), "got shape (0,)"),
         (Score(0.5, np.array([1.0, np.nan])), "got shape (2,) with 1 not finite"),
+        (
+            Score(2.0, np.array([1.0, 7.0])),
+            "got the value 2 and outcomes of mean 4; leave them out where it is no mean",
+        ),
+        (Score(75.0, np.array([1.0, 0.0, 0.0, 0.0])), "got the value 75 and outcomes of mean 0.25"),
     ],
 )
 def test_a_malformed_score_is_refused(returned: object, words: str) -> None:

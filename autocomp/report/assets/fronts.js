@@ -56,7 +56,7 @@ const fronts = (id) => {
   const x = places.map((p) => p[axes.x]), y = places.map((p) => p[axes.y]), z = places.map((p) => p[axes.shade]);
   const own = (key) => key === state.chosen || key === state.beside;
   const shadeIsMetric = axes.shade === 0;
-  const bar = plainTicks(z);
+  const bar = shadeIsMetric ? null : plainTicks(z);
   // The metric's name in two lines: beside a low picture it is cut off at both ends.
   const barTitle = shadeIsMetric ? axes.names[2].replace(/ (\([^(]*)$/, "<br>$1") : axes.names[2];
   const colour = data.several ? { color: points.map((p) => COLOURS[p.run % COLOURS.length]) } : {
