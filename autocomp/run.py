@@ -82,6 +82,7 @@ class Request:
         mine, theirs = asdict(self), asdict(other)
         for asked in (mine, theirs):  # that run may move: on a cluster it comes along with every job
             asked["begun_from"] = asked["begun_from"] and Path(asked["begun_from"]).name
+            asked |= {name: os.path.normpath(asked[name]) for name in ("task", "space")}  # ./net.py is net.py
         return [
             f"{name} was {mine[name]!r} and is now {theirs[name]!r}"
             for name in mine

@@ -21,8 +21,14 @@ def test_how_long_a_search_goes_on_may_change() -> None:
     assert REQUEST.changes(replace(REQUEST, trials=99, timeout_s=5.0)) == []
 
 
+def test_a_path_may_be_written_in_another_way() -> None:
+    asked = replace(REQUEST, task="net.py:small", space="spaces/own.yaml")
+    assert asked.changes(replace(asked, task="./net.py:small", space="spaces/../spaces/own.yaml")) == []
+    assert asked.changes(replace(asked, task="nets/net.py:small"))
+
+
 def test_data_may_have_moved() -> None:
-    """That the model is the same is checked by its weights."""
+    """That the network does the same on them is checked by its score."""
     assert replace(REQUEST, data="/before").changes(replace(REQUEST, data="/after")) == []
 
 
