@@ -196,7 +196,7 @@ class Run:
         from autocomp.hardware.remote.connection import Board
         from autocomp.hardware.remote.target import board_of
         from autocomp.search import flow
-        from autocomp.search.points import verifications
+        from autocomp.search.points import shippable, verifications
 
         if pick == "front":
             points = [*flow.front_of(self.folder), *flow.doubted_of(self.folder)]
@@ -213,7 +213,7 @@ class Run:
                 flow.verify(setup, self.folder, points, watcher, again=True, board=board)
                 write_explanation(setup, self.folder, flow.rebuild(self.folder))
         verified = verifications(self.folder)
-        return [verified[point.key] for point in points if point.key in verified]
+        return [verified[point.key] for point in shippable(self.folder.events(), points) if point.key in verified]
 
     def _evaluated(self, number: int) -> Trial:
         from autocomp.search import flow

@@ -16,10 +16,12 @@ import pytest
 
 import autocomp
 from autocomp import Format, LayerPlan, Plan, Run
-from autocomp.errors import PlanError, RequestError, RunError, TargetError, TaskError, UncoveredKernelError
+from autocomp.errors import ExportError, PlanError, RequestError, RunError, TargetError, TaskError, UncoveredKernelError
 from autocomp.run import Json, RunFolder
-from autocomp.search import flow
+from autocomp.search import flow, verify
+from autocomp.search.evaluate import Workbench
 from autocomp.search.points import VERIFIED, verifications
+from autocomp.search.verify import Exported
 from autocomp.watch import SILENT
 from tests import small_task
 from tests.targets import OPS, REQUEST, made_target, small_setup
@@ -364,3 +366,17 @@ def test_points_are_verified_again_on_demand(run: Run) -> None:
     flow.verify(small_setup(), run.folder, [knee], SILENT, again=True)
     events = list(RunFolder(run.folder.path).events())[before:]
     assert [event["verification"]["trial"] for event in events] == [0, knee.number]  # type: ignore[index,call-overload]
+
+
+def test_what_could_not_be_verified_is_not_told_as_it_was(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    setup, knee, before = small_setup(), run.pick(), verify.export_and_score
+
+    def export_and_score(bench: Workbench, plan: Plan, weights: Path | None) -> Exported:
+        if plan == knee.plan:
+            raise ExportError("the disk is full")
+        return before(bench, plan, weights)
+
+    monkeypatch.setattr(flow, "export_and_score", export_and_score)
+    points = [trial.number for trial in flow.front_of(run.folder)]
+    told = run.verify("front", task=setup.bench.task, target=setup.bench.target)
+    assert [document["trial"] for document in told] == [number for number in points if number != knee.number]

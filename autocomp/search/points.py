@@ -93,7 +93,7 @@ def keeping_in(folder: RunFolder, trials: Sequence[Trial], metric: Metric, untou
     """
     events = [*folder.events()]
     limits = Limits.of_trials(folder.request(), events)
-    return _keeping(_shippable(events, trials), metric, limits, _verified(events), untouched)
+    return _keeping(shippable(events, trials), metric, limits, _verified(events), untouched)
 
 
 def front_in(
@@ -106,17 +106,18 @@ def front_in(
     corrected by now."""
     events = [*folder.events()]
     limits = limits_of(folder.request(), events)
-    return front_trials(_shippable(events, trials), metric, limits, _verified(events))
+    return front_trials(shippable(events, trials), metric, limits, _verified(events))
 
 
 def trained_points(folder: RunFolder, trials: Sequence[Trial]) -> list[Trial]:
     """The recovered ones of some trials of a run that have a file, wherever training ended; short trainings aside."""
     events = [*folder.events()]
     short = {event["weights"] for event in events if event.get("short")}
-    return [one for one in _shippable(events, trials) if one.parent is not None and one.weights not in short]
+    return [one for one in shippable(events, trials) if one.parent is not None and one.weights not in short]
 
 
-def _shippable(events: Iterable[Json], trials: Sequence[Trial]) -> list[Trial]:
+def shippable(events: Iterable[Json], trials: Sequence[Trial]) -> list[Trial]:
+    """Those of some trials of a run whose files could be made when that was last tried, or were not tried yet."""
     without = set[object]()
     for event in events:
         if event.get("event") == UNSHIPPABLE:
