@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,22 +25,34 @@ def shared(node: FxNode, written: bool = False) -> list[object]:
     ]
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Memory that a node made, or one of the pieces that it was cut into, which lie apart from each other."""
+
+    of: FxNode
+    piece: FxNode | None = None
+
+    def meets(self, other: _Place) -> bool:
+        return self.of is other.of and (self.piece is other.piece or None in (self.piece, other.piece))
+
+
 def read_after_change(graph: FxGraph) -> bool:
     """Whether a node reads a tensor that another has changed in place since, but not that other's result: then what is read
     depends on more than the graph's edges say. So it is where a model writes into a part of a tensor."""
     from torch.fx import Node as FxNode
 
-    #: Node → the one that its memory is of; and of that, the change that the node has seen, and the last one.
-    home: dict[FxNode, FxNode] = {}
-    seen: dict[FxNode, FxNode | None] = {}
-    last: dict[FxNode, FxNode] = {}
+    #: Node → where its result lies, and how many changes there were when it was made.
+    places: dict[FxNode, _Place] = {}
+    made: dict[FxNode, int] = {}
+    changes: list[_Place] = []
     for node in graph.nodes:
-        if any(last.get(home[one]) is not seen[one] for one in node.all_input_nodes):
-            return True
+        for read in node.all_input_nodes:
+            if any(change.meets(places[read]) for change in changes[made[read] :]):
+                return True
         lies_in = next((one for one in shared(node) if isinstance(one, FxNode)), None)
-        home[node] = node if lies_in is None else home[lies_in]
-        for changed in shared(node, written=True):
-            if isinstance(changed, FxNode):
-                last[home[changed]] = node
-        seen[node] = last.get(home[node])
+        places[node] = _Place(node) if lies_in is None else places[lies_in]
+        if node.target is operator.getitem and places[node].piece is None:
+            places[node] = _Place(places[node].of, node)
+        changes += [places[one] for one in shared(node, written=True) if isinstance(one, FxNode)]
+        made[node] = len(changes)
     return False

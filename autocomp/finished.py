@@ -126,9 +126,11 @@ class Run:
         from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
         from autocomp.hardware.resolve import resolve_target
         from autocomp.search import flow
+        from autocomp.space_file import builtin_spaces
 
         request = self.folder.request()
-        request = replace(request, space=seen_from(self.folder.begun_in(), request.space))
+        if request.space not in builtin_spaces():
+            request = replace(request, space=seen_from(self.folder.begun_in(), request.space))
         found = target or resolve_target(
             request.target,
             request.threads,

@@ -106,10 +106,37 @@ def export_program(model: torch.nn.Module, example: Example) -> ExportedProgram:
     program = export_as_written(model, example)
     if not read_after_change(program.graph):
         return program
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own internals
-        functional: ExportedProgram = program.run_decompositions({})
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch warns of its own internals
+            functional: ExportedProgram = program.run_decompositions({})
+    except Exception as error:
+        raise TraceError(
+            f"a model that writes into parts of tensors must be one that torch.export can rewrite without; it stopped at: "
+            f"{_what_stopped(error)}"
+        ) from error
+    _norms_again(functional)
     return functional
+
+
+def _norms_again(program: ExportedProgram) -> None:
+    """Batch norms as models call them, in the place of what torch takes them apart into, in place."""
+    import torch
+
+    aten = torch.ops.aten
+    for node in list(program.graph.nodes):
+        if node.target is not aten._native_batch_norm_legit_no_training.default:
+            continue
+        (result,) = node.users  # its first output: in evaluation the others are empty
+        x, weight, bias, mean, variance, momentum, eps = node.args
+        with program.graph.inserting_before(node):
+            arguments = (x, weight, bias, mean, variance, False, momentum, eps, False)
+            norm = program.graph.call_function(aten.batch_norm.default, arguments)
+        norm.meta = {**result.meta}
+        result.replace_all_uses_with(norm)
+        program.graph.erase_node(result)
+        program.graph.erase_node(node)
+    program.graph_module.recompile()
 
 
 def export_as_written(model: torch.nn.Module, example: Example) -> ExportedProgram:
@@ -135,10 +162,8 @@ def export_as_written(model: torch.nn.Module, example: Example) -> ExportedProgr
 def _by_parameter(model: torch.nn.Module, shapes: tuple[object, ...]) -> tuple[object, ...]:
     """Shapes of positional inputs as torch.export wants them: those of ``*inputs`` are one."""
     kinds = [one.kind for one in inspect.signature(model.forward).parameters.values()]
-    if inspect.Parameter.VAR_POSITIONAL not in kinds:
-        return shapes
-    named = kinds.index(inspect.Parameter.VAR_POSITIONAL)
-    return (*shapes[:named], shapes[named:])
+    named = kinds.index(inspect.Parameter.VAR_POSITIONAL) if inspect.Parameter.VAR_POSITIONAL in kinds else len(shapes)
+    return shapes if named >= len(shapes) else (*shapes[:named], shapes[named:])
 
 
 def _what_stopped(error: BaseException) -> str:
@@ -158,7 +183,7 @@ def _what_stopped(error: BaseException) -> str:
 
 def read_graph(program: ExportedProgram) -> Graph:
     """The :class:`Graph` of an exported program."""
-    from torch.export.graph_signature import TensorArgument
+    from torch.export.graph_signature import OutputKind, TensorArgument
 
     signature = program.graph_signature
     weights = {
@@ -177,7 +202,9 @@ def read_graph(program: ExportedProgram) -> Graph:
             if _is_tensor(node):
                 nodes.append(_read_node(node, weights, signature.inputs_to_parameters, sizes))
         elif node.op == "output":
-            outputs = tuple(spec.arg.name for spec in signature.output_specs if isinstance(spec.arg, TensorArgument))
+            # Others are of buffers that were changed.
+            own = [spec for spec in signature.output_specs if spec.kind == OutputKind.USER_OUTPUT]
+            outputs = tuple(spec.arg.name for spec in own if isinstance(spec.arg, TensorArgument))
     return Graph(_read_by_someone(nodes, outputs), outputs)
 
 

@@ -154,7 +154,7 @@ def test_a_model_that_writes_into_its_inputs_is_run_on_copies() -> None:
 
     model, batch = ready(Scaled(), seed=2), torch.rand(8, 3, 6, 6)
     kept = batch.clone()
-    net = prepare(model, (batch[:1],))
+    net = prepare(model, (torch.full_like(batch[:1], 2 / 3),))  # which stays as it is
     plan = Plan({"layer": LayerPlan(format=Format(8))})
     steps = [apply(net, plan, [(batch,)]).model(batch) for _ in range(2)]
     assert torch.equal(*steps)

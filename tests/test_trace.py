@@ -168,6 +168,51 @@ def test_what_is_written_into_a_part_of_a_tensor_is_read_with_it() -> None:
     assert errors[0] < 0.02
 
 
+class Shifted(nn.Module):
+    """Writes into a part of what a norm gives that cannot be folded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.last = nn.BatchNorm2d(3), nn.Conv2d(3, CLASSES, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(x)
+        y[:, :1] = x[:, 2:]
+        result: torch.Tensor = self.last(y)
+        return result
+
+
+def test_norms_stay_norms_where_a_model_is_rewritten() -> None:
+    program = export_program(ready(Shifted(), seed=1), Example(inputs("plain", 1)))
+    graph = read_graph(program)
+    assert [node.op for node in graph.nodes][:2] == ["input", "batch_norm"]
+    assert graph.nodes[1].shape == (BATCH, 3, SIZE, SIZE)
+    given = inputs("plain", 4, seed=1)
+    torch.testing.assert_close(graph_module(program)(*given), ready(Shifted(), seed=1)(*given))
+
+
+def test_a_piece_that_is_changed_is_no_other_piece() -> None:
+    class Halves(nn.Module):
+        def __init__(self, whole: bool) -> None:
+            super().__init__()
+            self.whole, self.conv = whole, nn.Conv2d(3, 8, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            one, other = y.chunk(2, dim=1)
+            one.relu_()
+            return y if self.whole else torch.cat((one, other), dim=1)
+
+    assert [node.op for node in traced(Halves(whole=False)).nodes][-2:] == ["relu_", "cat"]
+    assert "relu_" not in {node.op for node in traced(Halves(whole=True)).nodes}
+    given = inputs("plain", 4, seed=1)
+    for whole in (True, False):
+        model = ready(Halves(whole), seed=4)
+        module = graph_module(export_program(model, Example(inputs("plain", 1))))
+        with torch.no_grad():
+            torch.testing.assert_close(module(*given), model(*given))
+
+
 def test_what_is_changed_in_place_and_read_as_changed_stays_as_it_is_written() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3), nn.ReLU(inplace=True))
     assert [node.op for node in traced(model).nodes] == ["input", "conv2d", "relu_", "conv2d", "relu_"]
@@ -183,6 +228,11 @@ def test_inputs_by_any_number_are_all_named() -> None:
             result: torch.Tensor = self.layer(scale * torch.stack(others).sum(dim=0))
             return result
 
+    class Ignores(nn.Linear):
+        def forward(self, x: torch.Tensor, *_: torch.Tensor) -> torch.Tensor:
+            return super().forward(x)
+
+    assert traced(Ignores(20, 3), "mlp").nodes[-1].shape == (BATCH, 3)
     given = tuple(torch.randn(1, 4) for _ in range(3))
     graph = read_graph(export_program(Sum().eval(), Example(given)))
     assert sum(node.op == "input" for node in graph.nodes) == 3

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from autocomp.compress import recovered
 from autocomp.compress.rebuild import Prepared
 from autocomp.errors import RunError
@@ -23,7 +25,7 @@ from autocomp.task import Score
 
 #: In ``run.json``: the untouched network's metric on the search split.
 METRIC = "search_metric"
-#: What that may change by on another machine: a share of it, or so many examples.
+#: What that may change by on another machine: a share of it, or what so many examples make, right for wrong.
 SAME_SHARE, FLIPPED = 1e-3, 2
 
 PACKAGES = ("autocomp", "torch", "onnx", "onnxruntime", "optuna", "torch-pruning", "scikit-learn", "numpy")
@@ -105,7 +107,11 @@ def check_same_data(setup: Setup, before: RunFolder, way_out: str) -> None:
     if then is None:  # runs of before did not say
         return
     outcomes, now = setup.baseline.outcomes, setup.baseline.value
-    most = max(SAME_SHARE, 0.0 if outcomes is None else FLIPPED / len(outcomes)) * abs(cast("float", then))
+    most = SAME_SHARE * abs(cast("float", then))
+    if outcomes is not None:
+        mean = float(outcomes.mean())
+        scale = now / mean if mean else 100.0 if setup.bench.task.metric.unit == "%" else 1.0
+        most = max(most, FLIPPED * scale * (float(np.ptp(outcomes)) or 1.0) / len(outcomes))
     if abs(now - cast("float", then)) > most:
         raise RunError(
             f"the search split must be that of {before.path}, where the untouched network's {setup.bench.task.metric.name} is "

@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import inspect
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -84,12 +85,13 @@ def modules_of_user() -> list[ModuleType]:
     What is installed there, Python itself or this package is none of that."""
     own = [module for name, module in sys.modules.items() if name.startswith(PREFIX)]
     folders = {Path(str(module.__file__)).parent for module in own}
-    installed = {Path(place).resolve() for place in (sys.prefix, sys.base_prefix, Path(__file__).parents[1])}
+    places = sys.prefix, sys.base_prefix, sysconfig.get_path("stdlib"), Path(__file__).parents[1]
+    installed = {Path(place).resolve() for place in places}
 
     def is_own(file: Path) -> bool:
         if file.parent in folders:
             return True
-        above = {*file.parents}
+        above = {*file.parents, *file.resolve().parents}
         return (
             bool(folders & above) and not installed & above and not {"site-packages", "dist-packages"} & {*file.parts}
         )
