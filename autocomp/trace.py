@@ -104,7 +104,7 @@ def export_program(model: torch.nn.Module, example: Example) -> ExportedProgram:
         TraceError: torch.export cannot follow the model; names what stopped it.
     """
     program = export_as_written(model, example)
-    if not read_after_change(program.graph):
+    if not read_after_change(program):
         return program
     try:
         with warnings.catch_warnings():

@@ -182,6 +182,35 @@ class Shifted(nn.Module):
         return result
 
 
+class Masked(nn.Module):
+    """Adds a mask that is made of constants, part by part; or parts of its input."""
+
+    def __init__(self, constant: bool) -> None:
+        super().__init__()
+        self.constant, self.conv = constant, nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        mask, other = torch.zeros_like(y), y.chunk(2, dim=1)[1]
+        mask[:, :, :2] = 1.0
+        mask[:, 1:2] += 0.5
+        if not self.constant:
+            mask[:, :4] = other
+        result: torch.Tensor = y + mask
+        return result
+
+
+def test_what_is_made_of_constants_is_left_as_it_is_written() -> None:
+    ops = {constant: {node.op for node in traced(Masked(constant)).nodes} for constant in (True, False)}
+    assert not any("scatter" in op for op in ops[True])
+    assert any("scatter" in op for op in ops[False])
+    given = inputs("plain", 4, seed=1)
+    for constant in (True, False):
+        model = ready(Masked(constant), seed=4)
+        module = graph_module(export_program(model, Example(inputs("plain", 1))))
+        torch.testing.assert_close(module(*given), model(*given))
+
+
 def test_norms_stay_norms_where_a_model_is_rewritten() -> None:
     program = export_program(ready(Shifted(), seed=1), Example(inputs("plain", 1)))
     graph = read_graph(program)
