@@ -8,12 +8,12 @@ import math
 import re
 import traceback
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeVar, cast
 
-from autocomp.aliasing import read_after_change
 from autocomp.errors import TraceError, first_line
+from autocomp.fx_nodes import is_tensor, operator_name, read_after_change
 from autocomp.graph import CONVOLUTIONS, WEIGHT_ARGUMENT, Graph, Node
 
 if TYPE_CHECKING:
@@ -199,7 +199,7 @@ def read_graph(program: ExportedProgram) -> Graph:
             if node.name not in weights:
                 nodes.append(Node(node.name, "input", (), sizes.shape(node)))
         elif node.op == "call_function":
-            if _is_tensor(node):
+            if is_tensor(node):
                 nodes.append(_read_node(node, weights, signature.inputs_to_parameters, sizes))
         elif node.op == "output":
             # Others are of buffers that were changed.
@@ -264,7 +264,7 @@ class _Sizes:
                 yield from self.numbers(argument)
             elif isinstance(argument, int) and not isinstance(argument, bool):
                 yield argument
-            elif hasattr(argument, "meta") and "val" in argument.meta and not _is_tensor(cast("FxNode", argument)):
+            elif hasattr(argument, "meta") and "val" in argument.meta and not is_tensor(cast("FxNode", argument)):
                 value = argument.meta["val"]
                 if isinstance(value, int) or hasattr(value, "node"):
                     yield self.size(value)
@@ -272,8 +272,8 @@ class _Sizes:
 
 def _read_node(node: FxNode, weights: Mapping[str, str], parameters: Mapping[str, str], sizes: _Sizes) -> Node:
     op = operator_name(node)
-    inputs = tuple(source.name for source in node.all_input_nodes if source.name not in weights and _is_tensor(source))
-    read = [source for source in node.all_input_nodes if source.name in weights and _is_tensor(source)]
+    inputs = tuple(source.name for source in node.all_input_nodes if source.name not in weights and is_tensor(source))
+    read = [source for source in node.all_input_nodes if source.name in weights and is_tensor(source)]
     fact = Node(
         node.name,
         op,
@@ -308,21 +308,6 @@ def _read_node(node: FxNode, weights: Mapping[str, str], parameters: Mapping[str
         parameters=0,
         computed_bias=bias is not None and parameters.get(getattr(bias, "name", "")) != own,
     )
-
-
-def operator_name(node: FxNode) -> str:
-    """``aten.conv2d.default`` → ``conv2d``; plain Python functions (getitem) keep their name."""
-    from torch._ops import OpOverload
-
-    target = cast("OpOverload | Callable[..., object]", node.target)
-    return str(target).split(".")[1] if isinstance(target, OpOverload) else target.__name__
-
-
-def _is_tensor(node: FxNode) -> bool:
-    """Whether ``node`` gives a tensor, or several (sizes and numbers are not data flow)."""
-    value = node.meta.get("val")
-    parts = value if isinstance(value, (list, tuple)) else (value,)
-    return len(parts) > 0 and all(hasattr(part, "shape") for part in parts)
 
 
 def _pair(node: FxNode, position: int, default: int) -> tuple[int, int]:

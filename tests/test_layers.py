@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1] / "autocomp"
 LAYERS = (
     ("errors", "changed"),
     ("plan", "task", "trial"),
-    ("graph", "aliasing"),
+    ("graph", "fx_nodes"),
     ("trace",),
     ("inventory",),
     ("formats",),

@@ -13,8 +13,9 @@ from torch import nn
 from autocomp.compress.agreement import flat_output
 from autocomp.compress.statistics import Batches, layer_input
 from autocomp.errors import CompressionError
+from autocomp.fx_nodes import operator_name
 from autocomp.graph import COPIES, Graph
-from autocomp.trace import copied, operator_name
+from autocomp.trace import copied
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

@@ -30,7 +30,7 @@ from autocomp.compress.quantize import (
 from autocomp.compress.rebuild import Cuts, Prepared, cuts_of, rebuilt
 from autocomp.compress.simulate import simulate_activations
 from autocomp.compress.solve import Gone, Setting, Solver
-from autocomp.compress.statistics import Batches, left
+from autocomp.compress.statistics import SEEN, Batches, left
 from autocomp.graph import Graph
 from autocomp.plan import Format, LayerPlan, Plan
 from autocomp.trace import Example
@@ -205,8 +205,7 @@ def _correct(
     }
     stages = {layer: max(stage for one, stage in last if one == layer) for layer, _ in last}
     kinds = {layer: type(uncompressed.get_submodule(layer)) for layer in stages if uses[layer] == 1}
-    known = {nn.Conv2d.forward, nn.Linear.forward}
-    called = [layer for layer, kind in kinds.items() if kind.forward in known]
+    called = [layer for layer, kind in kinds.items() if kind.forward in SEEN]
     moments = output_moments(uncompressed, called, batch)
     wanted = {
         last[layer, stages[layer]]: found[:, left(found.shape[1], cuts.gone.get(layer, Gone()).outputs)]

@@ -18,9 +18,10 @@ import torch
 
 from autocomp.compress.agreement import failing, flat_output, shake
 from autocomp.errors import CompressionError, first_line
+from autocomp.fx_nodes import operator_name
 from autocomp.graph import ATTENTION, Graph
 from autocomp.inventory import ChannelGroup
-from autocomp.trace import copied, operator_name
+from autocomp.trace import copied
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node

@@ -11,11 +11,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, cast
 
-from autocomp.aliasing import shared
 from autocomp.errors import CompressionError
+from autocomp.fx_nodes import operator_name, shared
 from autocomp.graph import ADDITIONS, Graph, Node
 from autocomp.inventory import ResidualBlock
-from autocomp.trace import operator_name
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

@@ -12,10 +12,10 @@ from torch import nn
 from torch.ao.quantization.fx import _decomposed  # noqa: F401  defines torch.ops.quantized_decomposed
 
 from autocomp.compress.sampling import spread_places
+from autocomp.fx_nodes import operator_name
 from autocomp.graph import RESHAPES, Graph
 from autocomp.graph import Node as GraphNode
 from autocomp.plan import Clip, Format
-from autocomp.trace import operator_name
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule, Node

@@ -17,7 +17,7 @@ from autocomp.compress.factorize import factorize
 from autocomp.compress.grids import QuantizedWeight
 from autocomp.compress.prune import Moment, cut_weights, weight_scores
 from autocomp.compress.rounding import quantize_weight
-from autocomp.compress.statistics import Batches, Statistics, left
+from autocomp.compress.statistics import SEEN, Batches, Statistics, left
 from autocomp.compress.surgeon import DAMPING
 from autocomp.graph import Graph
 from autocomp.plan import SEEING, Format, Rank, Saliency, Sparsity
@@ -182,7 +182,7 @@ class Solver:
         """What each weight of a layer is worth, of the weight's shape, by a saliency; by magnitude where that looks at
         inputs that cannot be seen."""
         module = self.model.get_submodule(layer)
-        looks = saliency in SEEING and type(module).forward in {nn.Conv2d.forward, nn.Linear.forward}
+        looks = saliency in SEEING and type(module).forward in SEEN
         return weight_scores(
             module.get_parameter("weight"),
             saliency,

@@ -24,6 +24,10 @@ ROWS = 1 << 16
 DIRECTIONS = 4
 
 
+#: What layers compute whose inputs are seen in columns, whatever their class is called.
+SEEN = frozenset({nn.Conv2d.forward, nn.Linear.forward})
+
+
 def layer_input(given: tuple[torch.Tensor, ...], named: Mapping[str, torch.Tensor]) -> torch.Tensor:
     """What a layer that takes one tensor is called with, by place or by name."""
     return given[0] if given else next(iter(named.values()))

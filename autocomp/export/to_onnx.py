@@ -28,8 +28,9 @@ from autocomp.export.opsets import raise_opset
 from autocomp.export.packing import encode, encode_bias, install
 from autocomp.export.shortcuts import convolve_shortcuts
 from autocomp.export.stored import StoredWeight, weight_spec
+from autocomp.fx_nodes import operator_name
 from autocomp.graph import ATTENTION, Graph
-from autocomp.trace import copied, operator_name
+from autocomp.trace import copied
 
 if TYPE_CHECKING:
     from torch.fx import GraphModule

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Sequence
 from html import escape
 
@@ -75,7 +74,7 @@ def _window(runs: Sequence[Shown]) -> tuple[float, float] | None:
 
 def command(data: ReportData, point: Point) -> str:
     """The command that writes the point's file."""
-    return f"autocomp export {shlex.quote(data.run)} --pick {point.trial}"
+    return words.command("export", data.run, f"--pick {point.trial}")
 
 
 def _run(run: Shown) -> dict[str, Json]:

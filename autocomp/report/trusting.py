@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 from html import escape
 
@@ -64,10 +63,10 @@ def _agreement(data: ReportData, index: int) -> str:
 def _why_not(data: ReportData, quantity: str) -> str:
     if quantity == "latency" and any(point.verified for point in data.points):
         return (
-            f"{data.target.name} was out of reach from where this ran. Who has it measures it: autocomp verify "
-            f"{shlex.quote(data.run)} --host user@board"
+            f"{data.target.name} was out of reach from where this ran. Who has it measures it: "
+            f"{words.command('verify', data.run, '--host user@board')}"
         )
-    return f"No exported file was scored yet: autocomp verify {shlex.quote(data.run)} --pick front"
+    return f"No exported file was scored yet: {words.command('verify', data.run, '--pick front')}"
 
 
 def _intervals(run: Shown, index: int) -> str:
@@ -91,7 +90,7 @@ def _held_out(data: ReportData, index: int) -> str:
         known = "an unknown error" if error is None else f"a mean error of {words.percent(error)}"
         note = f" ({data.target.held_out_note})" if data.target.held_out_note else ""
         return quiet(
-            f"This run tells {known}{note}, and no more of it; `autocomp verify {shlex.quote(data.run)}` writes what there is."
+            f"This run tells {known}{note}, and no more of it; `{words.command('verify', data.run)}` writes what there is."
         )
     return (
         f"<p>Mean error {words.percent(held.mean)}, median {words.percent(held.median)}; {held.within_10:.0%} of "
@@ -158,7 +157,7 @@ def _notes(data: ReportData) -> list[str]:
     if count:
         said.append(
             f"{count} of {len(data.points)} points are not verified: no exported file of theirs was scored. "
-            f"Their metric is the simulated model's. Verify them: autocomp verify {shlex.quote(data.run)} --pick front"
+            f"Their metric is the simulated model's. Verify them: {words.command('verify', data.run, '--pick front')}"
         )
     return said
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,6 +31,11 @@ def digits(value: float, significant: int = 3) -> str:
         return "0"
     exponent = math.floor(math.log10(abs(value)))
     return f"{value:,.{max(0, significant - 1 - exponent)}f}" if exponent > -5 else f"{value:.{significant - 1}e}"
+
+
+def command(verb: str, run: str, options: str = "") -> str:
+    """A command of a run, as it can be copied."""
+    return f"autocomp {verb} {shlex.quote(run)} {options}".rstrip()
 
 
 def percent(share: float) -> str:

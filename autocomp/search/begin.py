@@ -19,6 +19,7 @@ from autocomp.compress.rebuild import Prepared
 from autocomp.errors import RunError
 from autocomp.hardware.fingerprint import Fingerprint
 from autocomp.run import BEGUN_IN, Json, Request, RunFolder
+from autocomp.search.drop import outcome_scale
 from autocomp.search.evaluate import Workbench
 from autocomp.space import SearchSpace
 from autocomp.task import Score
@@ -109,8 +110,7 @@ def check_same_data(setup: Setup, before: RunFolder, way_out: str) -> None:
     outcomes, now = setup.baseline.outcomes, setup.baseline.value
     most = SAME_SHARE * abs(cast("float", then))
     if outcomes is not None:
-        mean = float(outcomes.mean())
-        scale = now / mean if mean else 100.0 if setup.bench.task.metric.unit == "%" else 1.0
+        scale = outcome_scale(setup.baseline) or (100.0 if setup.bench.task.metric.unit == "%" else 1.0)
         most = max(most, FLIPPED * scale * (float(np.ptp(outcomes)) or 1.0) / len(outcomes))
     if abs(now - cast("float", then)) > most:
         raise RunError(

@@ -23,7 +23,9 @@ def drop_interval(metric: Metric, baseline: Score, score: Score) -> tuple[float,
     if before is None or after is None or len(before) != len(after) or len(before) < 2:
         return drop, -np.inf, np.inf
     worse = before - after if metric.direction == "maximize" else after - before
-    scale = _scale(baseline, score)
+    scale = outcome_scale(baseline, score)
+    if scale is None:
+        scale = 1.0  # the drop is zero in any unit
     if np.isin(before, (0.0, 1.0)).all() and np.isin(after, (0.0, 1.0)).all():
         count = len(worse) + 2
         lost, won = float((worse > 0).sum()) + 0.5, float((worse < 0).sum()) + 0.5
@@ -34,10 +36,10 @@ def drop_interval(metric: Metric, baseline: Score, score: Score) -> tuple[float,
     return drop, scale * (middle - CONFIDENCE_Z * error), scale * (middle + CONFIDENCE_Z * error)
 
 
-def _scale(*scores: Score) -> float:
-    """Metric units per unit of outcome (outcomes of 0 and 1, a metric in percent: 100)."""
+def outcome_scale(*scores: Score) -> float | None:
+    """Metric units per unit of outcome (outcomes of 0 and 1, a metric in percent: 100); None where all are zeros."""
     for score in scores:
         mean = float(score.outcomes.mean()) if score.outcomes is not None else 0.0
         if mean:
             return score.value / mean
-    return 1.0  # nothing but zeros: the drop and its error are zero in any unit
+    return None

@@ -141,27 +141,13 @@ def check_task(task: Task) -> Score:
         TaskError: the model cannot be copied; ``evaluate`` raised, or returned something other than a :class:`Score`;
             the value is NaN or infinite; or the outcomes are not a row of finite numbers.
     """
-    import torch
-
     try:
         model = copy.deepcopy(task.model).eval()
     except Exception as error:
         raise TaskError(
             f"task {task.name!r}: the model must be copyable by copy.deepcopy; it raised {one_line(error)}"
         ) from error
-
-    def predict(*inputs: torch.Tensor) -> Any:
-        return model(*inputs)
-
-    try:
-        with torch.no_grad():
-            score: object = task.evaluate(predict, "search")
-    except Exception as error:
-        raise TaskError(
-            f"task {task.name!r}: evaluate must score the untouched model; on the search split it raised "
-            f"{one_line(error)}{line_of(error, file_of(task.evaluate))}"
-        ) from error
-    return _checked_score(task.name, score)
+    return _scored(task, model, "search", 1.0, "score the untouched model; on the search split it raised")
 
 
 def check_test_split(task: Task, model: nn.Module) -> None:
@@ -174,6 +160,15 @@ def check_test_split(task: Task, model: nn.Module) -> None:
     Raises:
         TaskError: as :func:`check_task`.
     """
+    _scored(task, model, "test", TEST_PART, "score the test split as well, at the end; it raised")
+
+
+def _scored(task: Task, model: nn.Module, split: Split, part: float, must: str) -> Score:
+    """The untouched model's score on a split, or a part of it where the task takes parts.
+
+    Args:
+        must: what ``evaluate`` must do, as it is told where it raises.
+    """
     import torch
 
     def predict(*inputs: torch.Tensor) -> Any:
@@ -181,17 +176,15 @@ def check_test_split(task: Task, model: nn.Module) -> None:
 
     try:
         with torch.no_grad():
-            part = (TEST_PART,) if task.takes_parts else ()
-            score: object = task.evaluate(predict, "test", *part)
+            score: object = task.evaluate(predict, split, *([part] if part < 1.0 and task.takes_parts else []))
     except Exception as error:
         raise TaskError(
-            f"task {task.name!r}: evaluate must score the test split as well, at the end; it raised "
-            f"{one_line(error)}{line_of(error, file_of(task.evaluate))}"
+            f"task {task.name!r}: evaluate must {must} {one_line(error)}{line_of(error, file_of(task.evaluate))}"
         ) from error
-    _checked_score(task.name, score, "test")
+    return _checked_score(task.name, score, split)
 
 
-def _checked_score(name: str, score: object, split: Split = "search") -> Score:
+def _checked_score(name: str, score: object, split: Split) -> Score:
     if not isinstance(score, Score):
         raise TaskError(
             f"task {name!r}: evaluate must return a Score(value, outcomes); got {described(score)}; "

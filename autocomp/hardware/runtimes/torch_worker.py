@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils import _pytree
 
 from autocomp.errors import first_line
+from autocomp.fx_nodes import operator_name
 from autocomp.graph import WEIGHT_ARGUMENT
 from autocomp.hardware.runtimes.profiled import lower_half_mean
 from autocomp.hardware.runtimes.torch_messages import (
@@ -39,7 +40,6 @@ from autocomp.hardware.runtimes.torch_messages import (
     Run,
 )
 from autocomp.hardware.torch_kernels import ExecutedNode
-from autocomp.trace import operator_name
 
 #: Runs before a capture and before a profile: the first ones allocate memory and choose kernels.
 WARMUP_RUNS = 3

@@ -1,14 +1,30 @@
-"""Which nodes of a traced model share memory, and whether one is read after another has changed it."""
+"""Nodes of a traced model: what they call and give, which share memory, and whether one is read after another changed it."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
     from torch.fx import Node as FxNode
+
+
+def operator_name(node: FxNode) -> str:
+    """``aten.conv2d.default`` → ``conv2d``; plain Python functions (getitem) keep their name."""
+    from torch._ops import OpOverload
+
+    target = cast("OpOverload | Callable[..., object]", node.target)
+    return str(target).split(".")[1] if isinstance(target, OpOverload) else target.__name__
+
+
+def is_tensor(node: FxNode) -> bool:
+    """Whether ``node`` gives a tensor, or several (sizes and numbers are not data flow)."""
+    value = node.meta.get("val")
+    parts = value if isinstance(value, (list, tuple)) else (value,)
+    return len(parts) > 0 and all(hasattr(part, "shape") for part in parts)
 
 
 def shared(node: FxNode, written: bool = False) -> list[object]:
@@ -38,7 +54,7 @@ class _Place:
 
 #: Operators that look at a tensor's shape and type alone.
 FRESH = frozenset(
-    f"{made}_like" if like else f"new_{made}" for made in ("zeros", "ones", "full", "empty") for like in (True, False)
+    {"zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"}
 )
 
 
@@ -61,7 +77,7 @@ def read_after_change(program: ExportedProgram) -> bool:
         places[node] = _Place(node) if lies_in is None else places[lies_in]
         if node.target is operator.getitem and places[node].piece is None:
             places[node] = _Place(places[node].of, node)
-        if not data.isdisjoint(node.all_input_nodes) and _reads_values(node):
+        if not data.isdisjoint(node.all_input_nodes) and is_tensor(node) and operator_name(node) not in FRESH:
             data.add(node)
         for changed in shared(node, written=True):
             if isinstance(changed, FxNode) and (node in data or places[changed].of in data):
@@ -69,10 +85,3 @@ def read_after_change(program: ExportedProgram) -> bool:
                 changes.append(places[changed])
         made[node] = len(changes)
     return False
-
-
-def _reads_values(node: FxNode) -> bool:
-    """Whether a result depends on more of what a node reads than its shape."""
-    value, name = node.meta.get("val"), str(node.target).split(".")
-    parts = value if isinstance(value, (list, tuple)) else (value,)
-    return all(hasattr(part, "shape") for part in parts) and not (len(name) > 1 and name[1] in FRESH)
