@@ -28,6 +28,7 @@ def build_space(
     ranks: bool,
     activations: Mapping[Work, Sequence[Activations]],
     one_threshold: OneThreshold,
+    faster: Sequence[Pattern] = (),
 ) -> SearchSpace:
     """The decisions that ``file`` leaves open for a model, without what the target gains nothing from.
 
@@ -35,23 +36,23 @@ def build_space(
         activations: how they may be given to every kind of layers; other layers' weights may be stored in few bits where
             those of any kind may.
         one_threshold: asked where a rule has a level for many layers together.
+        faster: of the patterns those that make the target faster.
 
     Raises:
         SpaceError: a rule matches no layer (lists the layers), or nothing is left to decide.
     """
-    rules = _rules_by_layer(file, inventory)
+    rules = {name: _for_target(rule, patterns, faster) for name, rule in _rules_by_layer(file, inventory).items()}
     stored: tuple[Activations, ...] = ("a32",) if any("a32" in ways for ways in activations.values()) else ()
     decisions = [
         *_block_decisions(rules, inventory),
-        *_global_decisions(rules, patterns, one_threshold),
-        *_unit_decisions(rules, inventory, patterns),
+        *_global_decisions(rules, one_threshold),
+        *_unit_decisions(rules, inventory),
     ]
     for layer in inventory.layers:
         rule = rules.get(layer.name)
         if rule is None:
             continue
         masks = [_weighed(one, layer) for one in _of_layers(rule) if one.pattern not in UNIT_PATTERNS]
-        masks = [one for one in masks if one.pattern in patterns]
         masks.sort(key=lambda one: one.level)
         decisions.append(_decision("unstructured", (layer.name,), masks))
         if ranks:
@@ -92,14 +93,18 @@ def _block_decisions(rules: Mapping[str, Rule], inventory: Inventory) -> Iterato
             yield _decision("block", (block.name,), [Drop()])
 
 
-def _global_decisions(
-    rules: Mapping[str, Rule], patterns: Sequence[Pattern], one_threshold: OneThreshold
-) -> Iterator[Decision]:
+def _for_target(rule: Rule, patterns: Sequence[Pattern], faster: Sequence[Pattern]) -> Rule:
+    """Without the sparsity that it gains nothing from."""
+    kept = tuple(one for one in rule.sparsity or () if one.pattern in (faster if one.for_speed else patterns))
+    return rule.model_copy(update={"sparsity": kept})
+
+
+def _global_decisions(rules: Mapping[str, Rule], one_threshold: OneThreshold) -> Iterator[Decision]:
     """One for every pattern, of the layers that a rule gives a level together."""
     members: dict[Sparsity, list[str]] = {}
     for name, rule in rules.items():
         for one in rule.sparsity or ():
-            if one.scope == "global" and one.pattern in patterns:
+            if one.scope == "global":
                 members.setdefault(one.sparsity(), []).append(name)
     for kind in ONE_THRESHOLD_PATTERNS:
         levels = sorted((one for one in members if one.pattern == kind), key=lambda one: (one.level, one.saliency))
@@ -114,10 +119,10 @@ def _of_layers(rule: Rule) -> list[Sparsity]:
     return [one.sparsity() for one in rule.sparsity or () if one.scope == "layer"]
 
 
-def _unit_decisions(rules: Mapping[str, Rule], inventory: Inventory, patterns: Sequence[Pattern]) -> Iterator[Decision]:
+def _unit_decisions(rules: Mapping[str, Rule], inventory: Inventory) -> Iterator[Decision]:
     """Channels and attention heads."""
     for group in inventory.groups:
-        if group.pattern not in patterns or not group.prunable or any(name not in rules for name in group.producers):
+        if not group.prunable or any(name not in rules for name in group.producers):
             continue
         # Coupled layers lose the same channels: only what the rules of all of them allow.
         allowed = [{one for one in _of_layers(rules[name]) if one.pattern == group.pattern} for name in group.producers]

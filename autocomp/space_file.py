@@ -20,12 +20,13 @@ class _Strict(BaseModel):
 
 class SparsityRule(_Strict):
     """``scope`` is ``layer`` for a level of every layer by itself, ``global`` for one threshold over all that the rule is
-    for."""
+    for. ``for_speed``: only for targets that were measured to be faster by it, not where it makes the file smaller alone."""
 
     pattern: Pattern
     level: float
     saliency: Saliency = "magnitude"
     scope: Literal["layer", "global"] = "layer"
+    for_speed: bool = False
 
     @field_validator("level")
     @classmethod

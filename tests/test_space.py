@@ -53,6 +53,20 @@ def space_of(
     )
 
 
+def test_what_is_only_for_speed_is_left_out_where_it_brings_none() -> None:
+    rules = "[{layers: '*', sparsity: [{pattern: '2:4', level: 0.5, for_speed: true}], format: [w8]}]"
+    every: tuple[Pattern, ...] = (*ALL, "2:4")
+
+    def kinds(patterns: Sequence[Pattern], faster: Sequence[Pattern]) -> set[str]:
+        ways: dict[Work, tuple[Activations, ...]] = dict.fromkeys(WORKS, ("a8",))
+        space = build_space(parsed(rules), prepared("mlp").inventory, (8,), patterns, True, ways, unasked, faster)
+        return {decision.kind for decision in space.decisions}
+
+    assert kinds(every, ()) == {"format"}
+    assert kinds(every, ("2:4",)) == {"unstructured", "format"}
+    assert kinds(ALL, ("unstructured",)) == {"format"}
+
+
 def unasked(together: Sparsity, layers: Collection[str]) -> dict[str, Sparsity]:
     raise AssertionError("no rule has one threshold")
 

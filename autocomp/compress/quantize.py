@@ -52,7 +52,8 @@ class Numerics:
     their levels. ``opset``: the latest that the runtime reads, where that is an early one; what it computes is the same.
     ``convolved_shortcuts``: in integers, a shortcut without weights is a convolution of ones (onnxruntime), see
     :mod:`autocomp.compress.shortcuts`. ``floats``: what a torch package computes floats in; a search evaluates them as
-    float32, and scores the files of the front as they are computed.
+    float32, and scores the files of the front as they are computed. ``sparse_products``: a torch package's linears in half
+    precision multiply no zeros of weights that have two in every four.
     """
 
     symmetric_activations: bool = False
@@ -63,6 +64,7 @@ class Numerics:
     opset: int | None = None
     convolved_shortcuts: bool = False
     floats: Floats = "fp32"
+    sparse_products: bool = False
 
 
 DEFAULT_NUMERICS = Numerics()

@@ -23,17 +23,19 @@ from autocomp.compress.shapes import SPLITS, follow, part, unflattened
 from autocomp.compress.shortcuts import Shortcut, find_shortcuts
 from autocomp.graph import CONVOLUTIONS, Graph, Node
 from autocomp.inventory import Inventory
-from autocomp.plan import Format, LayerPlan, Plan, Rank
+from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """How one layer of the restructured network is stored: ``kept`` of its weights are not cut."""
+    """How one layer of the restructured network is stored: ``kept`` of its weights are not cut. ``sparse_product``: it is
+    multiplied without its zeros, see :func:`is_sparse_product`."""
 
     weight_shape: tuple[int, ...]
     has_bias: bool
     format: Format | None
     kept: int | None
+    sparse_product: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,13 +109,13 @@ def restructure(inventory: Inventory, plan: Plan, numerics: Numerics = DEFAULT_N
             source = nodes[whole.inputs[0]].shape if whole.inputs else ()
             for stage in _split(whole, source, layer_plan.rank, node):
                 nodes[stage.name] = stage
-                layers[stage.layer or ""] = _stored(stage, layer_plan)
+                layers[stage.layer or ""] = _stored(stage, layer_plan, numerics)
                 renamed[node.name] = stage.name
             shaped = whole
         else:
             nodes[node.name] = shaped
             if node.layer is not None:
-                layers[node.layer] = _stored(shaped, LayerPlan())
+                layers[node.layer] = _stored(shaped, LayerPlan(), numerics)
         if shaped.shape != node.shape:
             reshaped.add(node.name)
     returned = tuple(renamed.get(name, name) for name in before.outputs)
@@ -122,10 +124,29 @@ def restructure(inventory: Inventory, plan: Plan, numerics: Numerics = DEFAULT_N
     rounded = quantized_tensors(graph, formats, numerics)
     return Structure(
         graph,
-        {name: changed(layer, format=formats[name]) for name, layer in layers.items()},
+        {
+            name: changed(
+                layer, format=formats[name], sparse_product=layer.sparse_product and formats[name] == layer.format
+            )
+            for name, layer in layers.items()
+        },
         frozenset(rounded),
         frozenset(rounded_for_products(graph, formats, rounded)),
         find_shortcuts(graph, rounded) if numerics.convolved_shortcuts else (),
+    )
+
+
+def is_sparse_product(node: Node, mask: Sparsity | None, chosen: Format | None, numerics: Numerics) -> bool:
+    """Whether a layer is computed without its zeros: a linear in half precision with two zeros in every four of its weights."""
+    return (
+        numerics.sparse_products
+        and numerics.floats != "fp32"
+        and node.op == "linear"
+        and not node.computed_bias
+        and mask is not None
+        and mask.pattern == "2:4"
+        and node.weight_shape[1] % 4 == 0  # what is left over in a row is not cut
+        and (chosen is None or (chosen.weight_bits == 16 and not chosen.simulated))
     )
 
 
@@ -239,9 +260,10 @@ def _last_stage(node: Node, number: int, before: str, r: int) -> Node:
     )
 
 
-def _stored(node: Node, layer_plan: LayerPlan) -> LayerShape:
+def _stored(node: Node, layer_plan: LayerPlan, numerics: Numerics) -> LayerShape:
     kept = None if layer_plan.mask is None else kept_count(node.weight_shape, layer_plan.mask)
-    return LayerShape(node.weight_shape, node.has_bias, layer_plan.format, kept)
+    sparse = is_sparse_product(node, layer_plan.mask, layer_plan.format, numerics)
+    return LayerShape(node.weight_shape, node.has_bias, layer_plan.format, kept, sparse)
 
 
 def _follow(node: Node, before: Graph, nodes: Mapping[str, Node], renamed: Mapping[str, str]) -> Node:

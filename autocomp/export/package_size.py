@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from autocomp.compress.quantize import Floats
 from autocomp.compress.structure import LayerShape, Structure
+from autocomp.export.semi_structured import SPARSE_INPUTS, SPARSE_OUTPUTS, SPARSE_ROWS
 from autocomp.export.torch_layers import FLOAT8_MULTIPLE, INTEGER_ROWS, missing
 from autocomp.graph import Graph, Node
 
@@ -28,6 +29,7 @@ TENSOR_TEXT_BYTES, OPERATION_TEXT_BYTES, KIND_TEXT_BYTES = 39, 19, 46
 STORED, ROUNDED = frozenset({"mul"}), frozenset({"mul", "round", "clamp", "to"})
 PRODUCT, FILLED = frozenset({"t", "_int_mm", "addcmul"}), frozenset({"pad", "slice"})
 FLOAT8_PRODUCT = frozenset({"t", "_scaled_mm", "addcmul"})
+SPARSE_PRODUCT = frozenset({"t", "_sparse_semi_structured_addmm", "slice", "contiguous"})
 RESHAPED = frozenset({"reshape", "sym_size"})
 DYNAMIC = frozenset(
     {"amin", "amax", "clamp_min", "clamp_max", "sub", "div", "eq", "where", "neg", "round", "clamp", "mul"}
@@ -117,6 +119,8 @@ class PackageSizes:
 
     def _layer(self, node: Node, layer: LayerShape) -> _Counted:
         chosen, weights, channels = layer.format, math.prod(layer.weight_shape), node.outputs
+        if layer.sparse_product:
+            return self._sparse_linear(node, layer)
         bias = _Counted(self._float_bytes(channels), 1) if node.has_bias else _Counted()
         if chosen is None or chosen.weight_bits == 16:
             halves = chosen is not None and self.floats == "fp32"
@@ -154,6 +158,16 @@ class PackageSizes:
         kinds = FLOAT8_PRODUCT | (RESHAPED if len(node.shape) > 2 else frozenset())
         levels = (inputs + more_inputs) * (outputs + more_outputs)
         return _Counted(levels + 8 * outputs + 4, 4, operations, kinds)
+
+    def _sparse_linear(self, node: Node, layer: LayerShape) -> _Counted:
+        """See :class:`autocomp.export.semi_structured.SparseLinear`: two of four weights, and four bits of their places."""
+        outputs, inputs = layer.weight_shape
+        deep, wide = inputs + missing(inputs, SPARSE_INPUTS), outputs + missing(outputs, SPARSE_OUTPUTS)
+        ragged, rows = least_rows(node) % SPARSE_ROWS > 0, len(node.shape) > 2
+        filled = deep > inputs or ragged
+        operations = 5 + (wide > outputs) + 3 * filled + 2 * rows
+        kinds = SPARSE_PRODUCT | (FILLED if filled else frozenset()) | (RESHAPED if rows else frozenset())
+        return _Counted(deep * wide * 9 // 8 + 2 * wide, 3, operations, kinds)
 
     def _rounding(self, structure: Structure, graph: Graph, name: str) -> _Counted:
         """To levels, and back for whoever does not multiply integers."""

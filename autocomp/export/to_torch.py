@@ -2,7 +2,8 @@
 
 Floats are computed in the precision that the numerics name, and inputs and outputs are float32 whatever that is. Linears
 with calibrated activations of 8 bits multiply integers; every other weight of 8 bits or fewer is stored as int8 levels, a
-byte each, and turned into floats where it is read, at every run: that makes the file smaller and nothing faster.
+byte each, and turned into floats where it is read, at every run: that makes the file smaller and nothing faster. Linears with
+two zeros in every four weights multiply what is kept, where the numerics say so.
 """
 
 from __future__ import annotations
@@ -15,12 +16,15 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch.utils import _pytree
 
+from autocomp.compress.apply import plan_of
 from autocomp.compress.float8 import Float8Quantizer
 from autocomp.compress.quantize import ActivationQuantizer, DynamicQuantizer, Floats
 from autocomp.compress.simulate import SimulatedQuantizer
+from autocomp.compress.structure import is_sparse_product
 from autocomp.errors import ExportError, TraceError
 from autocomp.export.package import package
 from autocomp.export.package_size import least_rows
+from autocomp.export.semi_structured import SparseLinear
 from autocomp.export.torch_layers import (
     Float8Levels,
     Float8Linear,
@@ -57,6 +61,7 @@ def export_torch(compressed: Compressed) -> bytes:
     module = copied(compressed.model)
     _round_activations(module, compressed, floats)
     _store_weights(module, compressed, floats)
+    _multiply_what_is_kept(module, compressed, floats)
     module.graph.eliminate_dead_code()
     module.delete_all_unused_submodules()
     _drop_unread(module)
@@ -156,6 +161,19 @@ def _store_weights(module: GraphModule, compressed: Compressed, floats: torch.dt
         else:
             weight = StoredWeight(stored.levels, stored.scale, stored.group, floats)
             _read(module, node, place.op, f"{place.layer}_levels", weight)
+
+
+def _multiply_what_is_kept(module: GraphModule, compressed: Compressed, floats: torch.dtype) -> None:
+    """Linears with zeros that the device does not multiply."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    for place in compressed.graph.layers:
+        layer = place.layer or ""
+        mask = plan_of(compressed.plan, layer).mask
+        if is_sparse_product(place, mask, compressed.formats.get(layer), compressed.numerics):
+            bias = module.get_parameter(f"{layer}.bias") if place.has_bias else None
+            product = SparseLinear(module.get_parameter(f"{layer}.weight"), bias, least_rows(place), floats)
+            node = nodes[place.name]
+            _replace(module, node, f"{layer}_sparse", product, cast("Node", node.args[0]))
 
 
 def _replace(module: GraphModule, node: Node, path: str, by: nn.Module, given: Node) -> None:

@@ -31,11 +31,12 @@ LEAST_MACS, MOST_MACS = 1e6, 4e8
 
 @dataclass(frozen=True)
 class Packages:
-    """How a runtime's torch packages are written: what they compute floats in, and whether its device multiplies floats of 8
-    bits."""
+    """How a runtime's torch packages are written: what they compute floats in, whether its device multiplies floats of 8
+    bits, and whether it multiplies no zeros of weights that have two in every four."""
 
     floats: Floats
     float8: bool = False
+    sparse: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class _Build:
 
     ``turn`` counts the networks of its family before it; ``integers`` is the share of layers with 8 bits, ``split`` of
     those of truncated rank. ``others`` is the share of products of 8 bits that are not rounded on calibrated grids, but in the
-    ``other`` way.
+    ``other`` way; ``sparse`` that of products of floats with two zeros in every four weights.
     """
 
     writer: NetworkWriter
@@ -73,6 +74,7 @@ class _Build:
     other: str
     others: float
     split: float
+    sparse: float
 
     def is_integer(self) -> bool:
         return self.formats.random() < self.integers
@@ -91,6 +93,8 @@ class _Build:
         how = "float"
         if self.is_integer():
             how = self.other if self.formats.random() < self.others else "calibrated"
+        elif self.sparse and self.formats.random() < self.sparse:
+            how = "sparse"
         pays = math.floor(x.shape[1] * outputs / (x.shape[1] + outputs))
         if pays < 4 or self.formats.random() >= self.split:
             return self.writer.product(x, outputs, how, bias)
@@ -125,7 +129,7 @@ def network_writer(
         return GraphWriter(seed, narrow_products, stored, zeros)
     from autocomp.hardware.package_writer import PackageWriter
 
-    return PackageWriter(seed, packages.floats, stored, zeros)
+    return PackageWriter(seed, packages.floats, stored, zeros, packages.sparse)
 
 
 def network_files(
@@ -166,6 +170,7 @@ def _specimen(
         other="float8" if in_float8 else "dynamic",
         others=(0.0, 0.0, 1.0, 0.7)[turn] if rounds_at_run_time or in_float8 else 0.0,
         split=formats.choice((0.0, 0.2, 0.5)),
+        sparse=(0.0, 0.5, 0.5, 0.7)[turn] if packages is not None and packages.sparse else 0.0,
     )
     family = family_of(network)
     result, example = _encoder(build) if family == "encoder" else _FAMILIES[family](build)

@@ -50,6 +50,12 @@ def gpu_fingerprint(runtime: str) -> Fingerprint:
     )
 
 
+def multiplies_sparse(here: Fingerprint) -> bool:
+    """Whether there is a kernel for products of weights with two zeros in every four: torch's on GPUs of compute capability
+    8.x, and one of our own on a CPU (see :mod:`autocomp.export.semi_structured`)."""
+    return not here.on_gpu or here.family.startswith("8.")
+
+
 def multiplies_float8(here: Fingerprint) -> bool:
     """Whether torch has a kernel for products of floats of 8 bits there: on a CPU, and on GPUs from compute capability 8.9."""
     if not here.on_gpu:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from autocomp.compress.quantize import Floats
 from autocomp.compress.structure import Structure
 from autocomp.export.package_size import least_rows
+from autocomp.export.semi_structured import SPARSE_INPUTS, SPARSE_OUTPUTS, SPARSE_ROWS
 from autocomp.export.torch_layers import FLOAT8_MULTIPLE, INTEGER_ROWS, missing
 from autocomp.graph import COPIES as UNCHANGED
 from autocomp.graph import Graph, Node
@@ -148,6 +149,9 @@ def _layer(state: _Lowering, node: Node) -> None:
             _stored(state, name, node, chosen)
         state.add("gather", state.floats, name, written, written)
         return
+    if layer.sparse_product:
+        _sparse_linear(state, node, name)
+        return
     if chosen is not None and chosen.weight_bits == 16 and state.floats == "fp32":
         state.each("fp32", name, weights)
     elif chosen is not None and node.op == "linear" and chosen.calibrated:
@@ -217,6 +221,29 @@ def _float8_linear(state: _Lowering, node: Node, name: str) -> None:
     if source in state.scattered and len(node.shape) > 2 and deep == inputs:
         state.add("copy", "fp8", name, rows * deep, rows * deep)
     _product(state, "gemm_fp8", name, rows, deep, wide, rows * outputs)
+
+
+def _sparse_linear(state: _Lowering, node: Node, name: str) -> None:
+    """See :class:`autocomp.export.semi_structured.SparseLinear`."""
+    outputs, inputs = node.weight_shape
+    rows = state.elements(node.name) // outputs
+    deep, wide = inputs + missing(inputs, SPARSE_INPUTS), outputs + missing(outputs, SPARSE_OUTPUTS)
+    filled = rows + missing(rows, SPARSE_ROWS)
+    if node.inputs and node.inputs[0] in state.scattered and len(node.shape) > 2:
+        state.add("copy", state.floats, name, rows * inputs, rows * inputs)
+    if least_rows(node) % SPARSE_ROWS or deep > inputs:
+        state.add("copy", state.floats, name, filled * deep, filled * deep)
+    state.kernels.append(
+        Kernel(
+            f"sparse_gemm_{state.floats}",
+            (name,),
+            macs=filled * wide * deep // 2,
+            in_elements=filled * deep,
+            out_elements=filled * wide,
+            weight_elements=wide * deep // 2,
+        )
+    )
+    state.add("copy", state.floats, name, rows * outputs, rows * outputs)
 
 
 def _product(state: _Lowering, op: str, name: str, rows: int, deep: int, wide: int, results: int) -> None:

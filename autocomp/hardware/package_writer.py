@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from autocomp.compress.quantize import Floats
 from autocomp.errors import RequestError
+from autocomp.export.semi_structured import SparseLinear
 from autocomp.export.to_torch import DTYPES, write_package
 from autocomp.export.torch_layers import (
     Float8Levels,
@@ -35,9 +36,11 @@ class PackageWriter:
     """A network under way: a traced module, one node an operation. See
     :class:`autocomp.hardware.graph_writer.NetworkWriter`."""
 
-    def __init__(self, seed: int, floats: Floats, stored: bool = False, zeros: Zeros | None = None) -> None:
+    def __init__(
+        self, seed: int, floats: Floats, stored: bool = False, zeros: Zeros | None = None, sparse: bool = False
+    ) -> None:
         self._random = torch.Generator().manual_seed(seed)
-        self._floats, self._stored, self._zeros = DTYPES[floats], stored, zeros
+        self._floats, self._stored, self._zeros, self._sparse = DTYPES[floats], stored, zeros, sparse
         self._root, self._graph = nn.Module(), torch.fx.Graph()
         self._nodes: dict[str, torch.fx.Node] = {}
         #: Rounded value → its levels; they become floats again where something else reads them.
@@ -111,14 +114,14 @@ class PackageWriter:
         weight = torch.randn(shape, generator=self._random) / math.sqrt(fan_in)
         if self._zeros is not None:
             rows = weight.transpose(0, 1) if turned else weight
-            rows = rows.reshape(outputs, -1) * self._kept(outputs, weight.numel() // outputs)
+            rows = rows.reshape(outputs, -1) * self._kept(outputs, weight.numel() // outputs, self._zeros)
             weight = rows.reshape(weight.transpose(0, 1).shape if turned else shape)
             weight = weight.transpose(0, 1).contiguous() if turned else weight
         return self._parameter(weight)
 
-    def _kept(self, outputs: int, fan_in: int) -> torch.Tensor:
+    def _kept(self, outputs: int, fan_in: int, zeros: Zeros) -> torch.Tensor:
         """The weights that are not zero; rows of fewer than four stay whole."""
-        if self._zeros == "unstructured":
+        if zeros == "unstructured":
             return torch.rand((outputs, fan_in), generator=self._random) > 0.9
         kept, whole = torch.ones((outputs, fan_in), dtype=torch.bool), fan_in // 4 * 4
         order = torch.rand((outputs, whole // 4, 4), generator=self._random).argsort(dim=2)
@@ -171,7 +174,8 @@ class PackageWriter:
         return self.activation(y, "Relu") if relu else y
 
     def product(self, x: Value, outputs: int, how: str, bias: bool = True) -> Value:
-        """A linear over (tokens, features), or over vectors. ``how``: ``float``, ``calibrated`` (8 bits) or ``float8``.
+        """A linear over (tokens, features), or over vectors. ``how``: ``float``, ``calibrated`` (8 bits), ``float8``, or
+        ``sparse`` (two zeros in every four weights, which are not multiplied).
 
         Raises:
             RequestError: ``dynamic``, for which torch has no kernel.
@@ -180,6 +184,8 @@ class PackageWriter:
             raise RequestError("torch packages round on calibrated grids; got dynamic; leave it out")
         if how == "float8":
             return self._add(self._float8_linear(x, outputs, bias), (*x.shape[:-1], outputs))
+        if how == "sparse":
+            return self._add(self._sparse_linear(x, outputs, bias), (*x.shape[:-1], outputs))
         return self._add(self._linear(x, outputs, how == "calibrated", bias), (*x.shape[:-1], outputs))
 
     def _float8_linear(self, x: Value, outputs: int, bias: bool) -> torch.fx.Node:
@@ -191,8 +197,18 @@ class PackageWriter:
         linear = Float8Linear(weight, scale, self._bias(outputs) if bias else None, self._floats)
         return self._module(linear, self._float8[x.name])
 
+    def _sparse_linear(self, x: Value, outputs: int, bias: bool) -> torch.fx.Node:
+        inputs = x.shape[-1]
+        weight = torch.randn((outputs, inputs), generator=self._random) / math.sqrt(inputs)
+        weight *= self._kept(outputs, inputs, "2:4")
+        rows = math.prod(x.shape[:-1])
+        linear = SparseLinear(weight, self._bias(outputs) if bias else None, rows, self._floats)
+        return self._module(linear, self._read(x))
+
     def _linear(self, x: Value, outputs: int, integers: bool, bias: bool) -> torch.fx.Node:
         inputs, shift = x.shape[-1], self._bias(outputs) if bias else None
+        if not integers and self._sparse and self._zeros == "2:4":
+            return self._sparse_linear(x, outputs, bias)
         if not integers:
             weight = self._weight((outputs, inputs), inputs, integers=False)
             return self._call(

@@ -64,6 +64,7 @@ class _NumericsFile(_Strict):
     convolved_shortcuts: bool = False
     opset: int | None = None
     floats: Floats = "fp32"
+    sparse_products: bool = False
 
 
 class ProfileFile(_Strict):
@@ -251,6 +252,7 @@ def _offer(file: ProfileFile, artifact: Artifact) -> Offer:
         tuple(pattern for pattern in offer.patterns if packed or pattern in UNIT_PATTERNS or pattern in faster),
         offer.ranks,
         paying(gains, ways),
+        tuple(pattern for pattern in offer.patterns if pattern in faster),
     )
 
 

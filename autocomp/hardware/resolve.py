@@ -22,7 +22,7 @@ from autocomp.hardware.clocks import clock_words
 from autocomp.hardware.experiment import Packages
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.fit import undisturbed
-from autocomp.hardware.gpu import gpu_clock_words, has_gpu, multiplies_float8
+from autocomp.hardware.gpu import gpu_clock_words, has_gpu, multiplies_float8, multiplies_sparse
 from autocomp.hardware.measurements import of_another_version
 from autocomp.hardware.memory import PARTS
 from autocomp.hardware.profiles import (
@@ -205,7 +205,10 @@ def calibrate_profile(
     here = this_machine(like.file.runtime) if board is None else board.fingerprint
     _check_bfloat16(like, here)
     _begin(folder, here, threads, batch)
-    packages = None if like.floats is None else Packages(like.floats, multiplies_float8(here))
+    packages = None
+    if like.floats is not None:
+        sparse = like.floats != "fp32" and multiplies_sparse(here)
+        packages = Packages(like.floats, multiplies_float8(here), sparse)
     result = calibrate(folder, budget_s, threads, batch, here, progress=progress, elsewhere=board, packages=packages)
     machine = _this_machine_words(here) if board is None else _board_words(board)
     (folder / "latency_model.json").write_text(result.model.to_json() + "\n", encoding="utf-8")
@@ -221,8 +224,12 @@ def calibrate_profile(
         "clocks": f"{machine.clocks}; every timing stands beside a reference workload (measurements.csv)",
         "fingerprint": asdict(here) | {"features": list(here.features)},
     }
-    if packages is not None and not packages.float8:
-        document["offer"]["activations"] = [how for how in like.file.offer.activations if how != "f8"]
+    if packages is not None:
+        document["numerics"]["sparse_products"] = packages.sparse
+        if not packages.float8:
+            document["offer"]["activations"] = [how for how in like.file.offer.activations if how != "f8"]
+        if not packages.sparse:
+            document["offer"]["patterns"] = [pattern for pattern in like.file.offer.patterns if pattern != "2:4"]
     if here.runtime == "onnxruntime":
         document["nchwc_block"] = measured_block(cpu_runtime(here.runtime) if board is None else board)
     (folder / "README.md").write_text(_readme(like, result, here, machine, threads, batch), encoding="utf-8")

@@ -44,13 +44,14 @@ class Offer:
     """What is worth offering a search on this target, because it makes the file smaller or faster there.
 
     ``weight_bits`` of quantized layers and how their ``activations`` may be given to each kind of them; sparsity
-    ``patterns``; whether truncated ranks pay.
+    ``patterns``, and those of them that were measured to be ``faster``; whether truncated ranks pay.
     """
 
     weight_bits: tuple[int, ...]
     patterns: tuple[Pattern, ...]
     ranks: bool
     activations: Mapping[Work, tuple[Activations, ...]]
+    faster: tuple[Pattern, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -45,11 +45,12 @@ FAMILIES = {
     "linear": "gemm",
     "_int_mm": "gemm",
     "_scaled_mm": "gemm",
+    "_sparse_semi_structured_addmm": "sparse_gemm",
     "conv2d": "conv",
     "conv_transpose2d": "conv_transpose",
 }
 #: Families that have a weight, whose precision is what they multiply.
-WEIGHTED = frozenset({"gemm", "conv", "depthwise", "grouped_conv", "conv_transpose"})
+WEIGHTED = frozenset({"gemm", "sparse_gemm", "conv", "depthwise", "grouped_conv", "conv_transpose"})
 #: torch's types in short.
 PRECISIONS = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "float8_e4m3fn": "fp8"}
 
@@ -129,6 +130,8 @@ def kernel_of(node: ExecutedNode) -> Kernel | None:
 
 def _macs(node: ExecutedNode, family: str) -> int:
     assert node.weight is not None
+    if family == "sparse_gemm":  # which writes the result the other way round
+        return node.result[-1] * math.prod(node.weight)
     if family == "gemm":
         return math.prod(node.result[:-1]) * math.prod(node.weight)
     counted = node.read[0] if family == "conv_transpose" else node.result

@@ -83,6 +83,7 @@ def set_up(
         offer.ranks,
         offer.activations,
         partial(global_sparsity, prepared, Solver(prepared.model, task.calibration)),
+        offer.faster,
     )
     untouched = export(apply(prepared, Plan(), task.calibration, target.numerics), target.artifact)
     structure = restructure(prepared.inventory, Plan(), target.numerics)

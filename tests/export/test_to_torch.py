@@ -31,15 +31,21 @@ from tests.networks import NETWORKS, eight_bits, inputs, prepared, random_plan, 
 TOLERANCES: dict[Floats, float] = {"fp32": 1e-4, "fp16": 0.06, "bf16": 0.12}
 
 
-def numerics(floats: Floats = "fp32") -> Numerics:
-    """Those of the ``cuda`` target."""
-    return Numerics(symmetric_activations=True, integer_bias=False, rounded_outputs=False, floats=floats)
+def numerics(floats: Floats = "fp32", sparse: bool = False) -> Numerics:
+    """Those of the ``cuda`` target. ``sparse``: on a GPU that multiplies no zeros."""
+    return Numerics(
+        symmetric_activations=True,
+        integer_bias=False,
+        rounded_outputs=False,
+        floats=floats,
+        sparse_products=sparse,
+    )
 
 
 @cache
-def written(network: str, plan: Plan, floats: Floats = "fp32") -> tuple[Compressed, bytes]:
+def written(network: str, plan: Plan, floats: Floats = "fp32", sparse: bool = False) -> tuple[Compressed, bytes]:
     calibration = [inputs(network, 8, seed=100)]
-    compressed = apply(prepared(network), plan, calibration, numerics(floats))
+    compressed = apply(prepared(network), plan, calibration, numerics(floats, sparse))
     return compressed, export_torch(compressed)
 
 
@@ -220,6 +226,54 @@ def test_a_package_in_floats_of_eight_bits_has_its_size_foreseen() -> None:
     assert abs(predicted("mlp", in_float8("mlp"), "fp16") - size) < 250
 
 
+def two_in_four(network: str) -> Plan:
+    """2:4 in every linear."""
+    layers = prepared(network).inventory.layers
+    return Plan({one.name: LayerPlan(Sparsity("2:4", 0.5)) for one in layers if one.kind == "linear"})
+
+
+@pytest.mark.parametrize("network", some("mlp", "encoder"))
+@pytest.mark.parametrize("floats", ["fp16", pytest.param("bf16", marks=pytest.mark.slow)])
+def test_products_without_zeros_compute_what_the_simulated_model_computes(network: str, floats: Floats) -> None:
+    plan = two_in_four(network)
+    compressed, package = written(network, plan, floats, sparse=True)
+    multiplied = operations(package).count("_sparse_semi_structured_addmm.default")
+    whole = [one for one in compressed.graph.layers if one.layer in plan.layers and one.weight_shape[1] % 4 == 0]
+    assert multiplied == len(whole)
+    for batch in (1, 3, 8):
+        assert error(compressed, package, inputs(network, batch, seed=3)) < TOLERANCES[floats]
+    assert "_sparse_semi_structured_addmm.default" not in operations(written(network, plan, floats)[1])
+
+
+def test_a_package_holds_half_the_weights_and_where_they_belong() -> None:
+    model = nn.Sequential(nn.Linear(256, 128), nn.ReLU(), nn.Linear(128, 64))
+    calibration = [(torch.randn(8, 256, generator=torch.Generator().manual_seed(0)),)]
+    plan = Plan({name: LayerPlan(Sparsity("2:4", 0.5)) for name in ("0", "2")})
+    size = {
+        sparse: len(
+            export_torch(compress_model(model, plan, (torch.zeros(1, 256),), calibration, numerics("fp16", sparse)))
+        )
+        for sparse in (False, True)
+    }
+    weights = 256 * 128 + 128 * 64
+    assert size[False] - size[True] == pytest.approx(2 * weights - weights * 9 / 8, abs=1500)  # of operations
+
+
+@pytest.mark.parametrize("network", some("mlp", "encoder"))
+def test_a_package_with_products_without_zeros_has_its_size_foreseen(network: str) -> None:
+    plan = two_in_four(network)
+    size = len(written(network, plan, "fp16", sparse=True)[1])
+    assert abs(predicted(network, plan, "fp16", sparse=True) - size) < 250
+
+
+@pytest.mark.parametrize(
+    "layer", [LayerPlan(Sparsity("2:4", 0.5), format=Format(8)), LayerPlan(Sparsity("4:8", 0.5)), LayerPlan()]
+)
+def test_products_of_other_kinds_stay_what_they_are(layer: LayerPlan) -> None:
+    plan = Plan({one.name: layer for one in prepared("mlp").inventory.layers if not layer.untouched})
+    assert written("mlp", plan, "fp16", sparse=True)[1] == written("mlp", plan, "fp16")[1]
+
+
 def test_onnx_has_no_floats_of_eight_bits() -> None:
     compressed, _ = written("mlp", in_float8("mlp"))
     with pytest.raises(ExportError, match=r"are for torch packages; layer .* has f8a8; write it with --format torch"):
@@ -233,9 +287,9 @@ def test_recovered_weights_in_floats_of_eight_bits_come_back() -> None:
     assert export(with_weights(compressed, weights), "torch") == package
 
 
-def predicted(network: str, plan: Plan, floats: Floats) -> int:
-    inventory, used = prepared(network).inventory, numerics(floats)
-    untouched = len(written(network, Plan(), floats)[1])
+def predicted(network: str, plan: Plan, floats: Floats, sparse: bool = False) -> int:
+    inventory, used = prepared(network).inventory, numerics(floats, sparse)
+    untouched = len(written(network, Plan(), floats, sparse)[1])
     return sizes_of(restructure(inventory, Plan(), used), untouched, "torch", used).predict(
         restructure(inventory, plan, used)
     )

@@ -26,6 +26,7 @@ from tests.networks import thorough
 
 CPU = TorchPackages("cpu")
 PACKAGES = Packages("fp32", float8=True)
+IN_HALVES = Packages("fp16", sparse=True)
 PERCEPTRON = FAMILIES.index("perceptron")
 KNOWN = {*KERNEL_FAMILIES.values(), "depthwise", "grouped_conv"}
 
@@ -67,6 +68,31 @@ def test_a_chain_runs_in_every_way(how: gains.Way) -> None:
     (result,) = CPU.load(file, 1).run(gains._input(chain, 2))
     assert result.shape == (2, 512)
     assert np.isfinite(result).all()
+
+
+@pytest.mark.parametrize("work", ["linear", "sequence"])
+def test_a_chain_with_two_zeros_in_four_does_not_multiply_them(work: str) -> None:
+    chain = next(one for one in CHAINS if one.work == work)
+    files = {how: gains._file(chain, how, narrow_products=False, packages=IN_HALVES) for how in (None, "2:4")}
+    arrays = [gains._input(chain, 2)]
+    macs = {
+        how: [one.kernel.macs for one in CPU.kernel_samples(file, arrays, 1, 1) if "gemm" in one.kernel.op]
+        for how, file in files.items()
+    }
+    assert len(macs["2:4"]) == len(macs[None]) == gains.LAYERS
+    fullest = 8 / 2 if work == "linear" else 1  # rows are filled up to whole multiples of eight
+    assert [2 * one for one in macs["2:4"]] == [fullest * one for one in macs[None]]
+    (result,) = CPU.load(files["2:4"], 1).run(*arrays)
+    assert np.isfinite(result).all()
+
+
+def test_networks_of_a_calibration_have_products_with_zeros_where_these_are_not_multiplied() -> None:
+    def ops(packages: Packages) -> set[str]:
+        files = network_files(0, FAMILIES.index("encoder"), rounds_at_run_time=False, packages=packages)
+        return {sample.kernel.op for one in files for sample in CPU.kernel_samples(one.model, [one.example], 1, 1)}
+
+    assert "sparse_gemm_fp16" in ops(IN_HALVES)
+    assert "sparse_gemm_fp16" not in ops(Packages("fp16"))
 
 
 def test_torch_rounds_on_no_grid_of_the_moment() -> None:

@@ -393,6 +393,22 @@ def test_floats_of_eight_bits_are_offered_where_the_gpu_multiplies_them(
     assert ("f8" in resolve_target("cuda").offer.activations["linear"]) == offered
 
 
+@pytest.mark.parametrize(("capability", "sparse"), [("7.5", False), ("8.0", True), ("8.9", True), ("9.0", False)])
+def test_products_without_zeros_are_for_gpus_whose_kernel_torch_has(
+    capability: str,
+    sparse: bool,
+    gpu: Fingerprint,
+    calibrations: list[tuple[Path, float, int, int]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resolve, "this_machine", lambda _: replace(gpu, family=capability))
+    target = resolve_target("cuda")
+    assert target.numerics.sparse_products == sparse
+    profile = find_profile(str(calibrations[0][0]))
+    assert ("2:4" in profile.file.offer.patterns) == sparse
+    assert "2:4" not in target.offer.patterns  # nothing was measured to be faster
+
+
 def test_a_calibration_of_a_gpu_elsewhere_is_a_target_out_of_reach(
     gpu: Fingerprint,
     calibrations: list[tuple[Path, float, int, int]],

@@ -26,7 +26,7 @@ from autocomp.hardware.runtimes.runtime import cpu_runtime, reference_run
 from autocomp.hardware.runtimes.torch_package import TorchPackages
 from autocomp.hardware.timing import TimesItself, TimingSettings, measure
 from autocomp.plan import Format, LayerPlan, Plan
-from tests.export.test_to_torch import in_float8, numerics, some, written
+from tests.export.test_to_torch import in_float8, numerics, some, two_in_four, written
 from tests.hardware.packages import difference_package, linear_package
 from tests.hardware.test_onnxruntime import weights
 from tests.networks import eight_bits, inputs, prepared, random_plan
@@ -116,13 +116,15 @@ def numbers(kernel: Kernel) -> Numbers:
     )
 
 
-def kernels(network: str, plan: Plan, floats: Floats, batch: int) -> tuple[Counter[Numbers], Counter[Numbers]]:
+def kernels(
+    network: str, plan: Plan, floats: Floats, batch: int, sparse: bool = False
+) -> tuple[Counter[Numbers], Counter[Numbers]]:
     """Those that are foreseen of a package, and those that torch executes."""
-    used = numerics(floats)
+    used = numerics(floats, sparse)
     structure = restructure(prepared(network).inventory, plan, used)
     foreseen = lower(structure, batch, floats, used.symmetric_activations)
     arrays = [tensor.numpy() for tensor in inputs(network, batch)]
-    executed = CPU.kernel_samples(written(network, plan, floats)[1], arrays, threads=1, runs=1)
+    executed = CPU.kernel_samples(written(network, plan, floats, sparse)[1], arrays, threads=1, runs=1)
     return Counter(map(numbers, foreseen)), Counter(numbers(sample.kernel) for sample in executed)
 
 
@@ -168,6 +170,14 @@ def test_the_kernels_of_floats_of_eight_bits_are_foreseen(network: str) -> None:
     assert any(key[0] == "gemm_fp8" for key in foreseen)
 
 
+@pytest.mark.parametrize("network", some("mlp", "encoder"))
+@pytest.mark.parametrize("batch", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_kernels_of_products_without_zeros_are_foreseen(network: str, batch: int) -> None:
+    foreseen, executed = kernels(network, two_in_four(network), "fp16", batch, sparse=True)
+    assert foreseen == executed
+    assert any(key[0] == "sparse_gemm_fp16" for key in foreseen)
+
+
 def test_an_operation_that_no_rule_knows_keeps_its_name() -> None:
     class Odd(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -192,8 +202,9 @@ def test_products_of_integers_are_counted_as_they_are_filled_up() -> None:
 @pytest.mark.parametrize("floats", ["fp16", "bf16"])
 @pytest.mark.parametrize("batch", [1, 8, 64])
 def test_a_gpu_computes_what_the_cpu_computes(floats: Floats, batch: int) -> None:
-    for plan in (Plan(), eight_bits("plain")):
-        _, package = written("plain", plan, floats)
+    sparse = torch.cuda.get_device_capability()[0] == 8
+    for plan in (Plan(), eight_bits("plain"), two_in_four("plain")):
+        _, package = written("plain", plan, floats, sparse)
         arrays = [tensor.numpy() for tensor in inputs("plain", batch)]
         ours, theirs = (cpu_runtime(name).load(package, 1).run(*arrays)[0] for name in ("torch-cpu", "torch-cuda"))
         assert np.abs(ours - theirs).max() / np.abs(ours).max() < 0.1

@@ -27,7 +27,13 @@ from autocomp.watch import SILENT
 from tests import small_task
 from tests.targets import REQUEST, ArithmeticLatency, made_target, small_setup
 
-NUMERICS = Numerics(symmetric_activations=True, integer_bias=False, rounded_outputs=False, floats="bf16")
+NUMERICS = Numerics(
+    symmetric_activations=True,
+    integer_bias=False,
+    rounded_outputs=False,
+    floats="bf16",
+    sparse_products=True,
+)
 
 
 class Everything(frozenset[str]):
@@ -43,7 +49,7 @@ def torch_target(reachable: bool) -> Target:
         name="torch-cpu",
         runtime="torch-cpu",
         artifact="torch",
-        offer=Offer((8,), ("channel",), ranks=True, activations=dict.fromkeys(WORKS, ("a8", "a32"))),
+        offer=Offer((8,), ("channel", "2:4"), ranks=True, activations=dict.fromkeys(WORKS, ("a8", "a32"))),
         numerics=NUMERICS,
         model=ArithmeticLatency(Everything()),
         lower=partial(lowering_torch.lower, batch=1, floats="bf16", symmetric_activations=True),

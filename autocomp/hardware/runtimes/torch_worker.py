@@ -24,6 +24,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils import _pytree
 
 from autocomp.errors import first_line
+from autocomp.export.semi_structured import CPU_KERNEL
 from autocomp.fx_nodes import operator_name
 from autocomp.graph import WEIGHT_ARGUMENT
 from autocomp.hardware.runtimes.profiled import lower_half_mean
@@ -43,8 +44,9 @@ from autocomp.hardware.torch_kernels import ExecutedNode
 
 #: Runs before a capture and before a profile: the first ones allocate memory and choose kernels.
 WARMUP_RUNS = 3
-#: Products whose second factor is a weight.
+#: Products whose second factor is a weight, and those of what is kept of one, which is the second argument as well.
 PRODUCTS = frozenset({"_int_mm", "_scaled_mm"})
+SPARSE_PRODUCT = "_sparse_semi_structured_addmm"
 #: Marks an operation in the profiler's events.
 MARK = "autocomp:"
 
@@ -55,6 +57,7 @@ class Worker:
     def __init__(self, device: str, threads: int) -> None:
         torch.set_num_threads(threads)
         self._device = torch.device(device)
+        self._held = CPU_KERNEL  # for packages that are run where no GPU is
         self._files: dict[int, torch.fx.GraphModule] = {}
         self._calls: dict[int, Callable[[], object]] = {}
 
@@ -209,7 +212,7 @@ class _Walk(Interpreter):
         op = operator_name(node)
         weight, kernel, stride, groups = _geometry(op, node, self._results)
         first = self._results[(computed or given)[0].name] if given else result
-        read = computed[:1] if op in WEIGHT_ARGUMENT or op in PRODUCTS else computed
+        read = computed[:1] if op in WEIGHT_ARGUMENT or op in PRODUCTS or op == SPARSE_PRODUCT else computed
         same = {self._results[source.name].untyped_storage().data_ptr() for source in given}
         writes = overload is not None and overload._schema.is_mutable
         return ExecutedNode(
@@ -233,8 +236,9 @@ Shape = tuple[int, ...]
 
 def _geometry(op: str, node: Node, results: dict[str, torch.Tensor]) -> tuple[Shape | None, Shape, int, int]:
     """Weight, kernel, stride and groups of an operation that has some."""
-    if op in PRODUCTS:
-        return tuple(results[cast("Node", node.args[1]).name].t().shape), (), 1, 1
+    if op in PRODUCTS or op == SPARSE_PRODUCT:
+        weight = results[cast("Node", node.args[1]).name]
+        return tuple((weight.t() if op in PRODUCTS else weight).shape), (), 1, 1
     if op in {"max_pool2d", "avg_pool2d"}:
         kernel = _numbers(node, 1)
         stride = _numbers(node, 2)
@@ -242,11 +246,11 @@ def _geometry(op: str, node: Node, results: dict[str, torch.Tensor]) -> tuple[Sh
     place = WEIGHT_ARGUMENT.get(op)
     if place is None or op == "embedding":
         return None, (), 1, 1
-    weight = tuple(results[cast("Node", node.args[place]).name].shape)
+    shape = tuple(results[cast("Node", node.args[place]).name].shape)
     if op == "linear":
-        return weight, (), 1, 1
+        return shape, (), 1, 1
     groups = node.args[6] if len(node.args) > 6 else 1
-    return weight, weight[2:], (_numbers(node, 3) or (1,))[0], cast("int", groups)
+    return shape, shape[2:], (_numbers(node, 3) or (1,))[0], cast("int", groups)
 
 
 def _numbers(node: Node, place: int) -> Shape:
