@@ -57,8 +57,9 @@ class SparseLinear(nn.Module):
         filled = rows
         if self.more_inputs or self.ragged:
             filled = functional.pad(rows, (0, self.more_inputs, 0, -rows.shape[0] % SPARSE_ROWS))
-        # The kernel's first factor is the sparse one: it writes the result the other way round.
-        y = torch._sparse_semi_structured_addmm(self.bias, self.kept, self.places, filled.t())
+        # The kernel's first factor is the sparse one: it writes the result the other way round. What it reads must lie row by
+        # row, at whole multiples; where it does, nothing is written.
+        y = torch._sparse_semi_structured_addmm(self.bias, self.kept, self.places, filled.contiguous().t())
         y = y.t()[: rows.shape[0], : self.outputs].contiguous()
         return y.reshape(*x.shape[:-1], self.outputs) if x.dim() > 2 else y
 
