@@ -110,7 +110,7 @@ class Graph:
 
     @cached_property
     def by_name(self) -> Mapping[str, Node]:
-        return MappingProxyType({node.name: node for node in self.nodes})
+        return {node.name: node for node in self.nodes}
 
     @cached_property
     def users(self) -> Mapping[str, tuple[Node, ...]]:
@@ -120,7 +120,7 @@ class Graph:
             for name in dict.fromkeys(node.inputs):
                 if name in found:
                     found[name].append(node)
-        return MappingProxyType({name: tuple(nodes) for name, nodes in found.items()})
+        return {name: tuple(nodes) for name, nodes in found.items()}
 
     def sole_user(self, name: str) -> Node | None:
         """The one node that reads ``name``, or None where several do or the model returns it."""

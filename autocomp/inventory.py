@@ -7,7 +7,6 @@ from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from types import MappingProxyType
 from typing import Literal
 
 from autocomp.errors import PlanError, did_you_mean
@@ -168,16 +167,16 @@ class Inventory:
 
     @cached_property
     def by_name(self) -> Mapping[str, LayerInfo]:
-        return MappingProxyType({layer.name: layer for layer in self.layers})
+        return {layer.name: layer for layer in self.layers}
 
     @cached_property
     def group_of(self) -> Mapping[tuple[str, str], ChannelGroup]:
         """(producer layer, pattern) → its group, prunable or not."""
-        return MappingProxyType({(name, group.pattern): group for group in self.groups for name in group.producers})
+        return {(name, group.pattern): group for group in self.groups for name in group.producers}
 
     @cached_property
     def blocks_by_name(self) -> Mapping[str, ResidualBlock]:
-        return MappingProxyType({block.name: block for block in self.blocks})
+        return {block.name: block for block in self.blocks}
 
     def dropped(self, plan: Plan) -> tuple[ResidualBlock, ...]:
         """The blocks that a plan leaves out."""

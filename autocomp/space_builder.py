@@ -75,6 +75,12 @@ def _decision(kind: Kind, layers: tuple[str, ...], options: Sequence[Option]) ->
 
 def _rules_by_layer(file: SpaceFile, inventory: Inventory) -> dict[str, Rule]:
     names = [layer.name for layer in inventory.layers]
+    if not names:
+        kinds = ", ".join(sorted({reason for _, reason in inventory.skipped}))
+        raise SpaceError(
+            "a model must have layers that can be compressed (linears, convolutions, embeddings); this one has none"
+            + (f" ({kinds})" if kinds else "")
+        )
     found: dict[str, Rule] = {}
     for rule in file.rules:
         matched = [name for name in names if fnmatch.fnmatchcase(name, rule.layers)]

@@ -86,11 +86,11 @@ def measured(verified: Json, of: Quantity) -> float:
 
 
 def known_of(run: Run, of: Quantity) -> list[tuple[float, float]]:
-    """(metric, what was measured) of the points of a run's front."""
+    """(metric, what was measured) of all of a run's plans that have a file."""
     verified = verifications(run.folder)
     return [
         (one.metric, measured(verified[one.key], of))
-        for one in flow.front_of(run.folder)
+        for one in flow.load_trials(run.folder)
         if one.metric is not None and one.key in verified
     ]
 
@@ -129,7 +129,7 @@ def main() -> None:
                 "met": one.met,
                 "metric_search": one.trial.metric,
                 "more_accurate_known": better,
-                "uses_it": one.used >= USED or not better,
+                "uses_it": one.met and (one.used >= USED or not better),
             }
         )
     request = base.folder.request()

@@ -528,3 +528,18 @@ def test_uniform_means_the_same_strength_everywhere() -> None:
     assert {layer.format for layer in plan.layers.values()} == {Format(4, rounding="gptq")}
     assert len(plan.layers) == len(prepared("residual").inventory.layers)
     assert space.plan(space.uniform({"format": 99})) == space.plan(space.uniform({"format": 3}))
+
+
+def test_a_network_without_layers_is_refused_in_one_line() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x * self.scale)
+
+    inventory = prepare(Scaled().eval(), (torch.zeros(1, 3),)).inventory
+    ways: dict[Work, tuple[Activations, ...]] = dict.fromkeys(WORKS, ("a8",))
+    with pytest.raises(SpaceError, match="must have layers that can be compressed .*; this one has none"):
+        build_space(read_space("default"), inventory, (8,), ALL, True, ways, unasked)

@@ -8,8 +8,10 @@ can use it anywhere.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 from optuna import Study
 from optuna.distributions import BaseDistribution, IntDistribution
-from optuna.samplers import BaseSampler
+from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 from scipy.special import ndtr
@@ -44,6 +46,11 @@ NEARLY = 1.05
 #: Of the plans looked at, so many that promise most and keep the limits are told apart by full predictions; and so many may
 #: turn out to break a limit before no more is predicted for it.
 PREDICTED, DISAPPOINTED = 25, 25
+#: Looks at neighbours, each at other ones, before there is thought to be none; plans drawn by chance, of which one that was not
+#: tried is taken; and how often the untouched network is tried where that fails.
+LOOKS, DRAWN, UNTOUCHED_TRIES = 4, 1000, 2
+#: Of plans within the limits the share of changes that are any: close to a limit few of those that are best at a price keep it.
+AT_NO_PRICE = 0.5
 #: A trial's attributes: its indices, where they are not its parameters; its plan's hash; where it was stopped, its drop and
 #: the error of that.
 CHOICE, PLAN_HASH, STOPPED = "choice", "plan_hash", "stopped"
@@ -101,6 +108,8 @@ class _Books:
     failed: dict[int, Choice] = field(default_factory=dict)
     #: Of the last look: those still at work.
     waiting: dict[int, Choice] = field(default_factory=dict)
+    #: What was proposed here: a trial at work tells its parameters one by one.
+    proposed: dict[int, Choice] = field(default_factory=dict)
 
     def read(self, study: Study, number: int, landscape: Landscape) -> None:
         self.waiting = {}
@@ -108,12 +117,16 @@ class _Books:
             if one.number == number or any(one.number in known for known in (self.finished, self.stopped, self.failed)):
                 continue
             indices = indices_of(one, landscape.space)
+            if not one.state.is_finished() and one.number in self.proposed:
+                self.waiting[one.number] = self.proposed[one.number]
+                continue
             if not indices:
                 continue
+            self.proposed.pop(one.number, None)
             choice = landscape.choice(indices)
             if PLAN_HASH in one.user_attrs:
                 landscape.remember(choice, one.user_attrs[PLAN_HASH])
-            if one.state == TrialState.COMPLETE and one.values is not None:
+            if one.state == TrialState.COMPLETE and one.values is not None and math.isfinite(one.values[0]):
                 self.finished[one.number] = (choice, one.values[0])
             elif STOPPED in one.user_attrs:
                 self.stopped[one.number] = (choice, *one.user_attrs[STOPPED])
@@ -126,18 +139,24 @@ class _Books:
 @dataclass(frozen=True)
 class _Known:
     """What a proposal goes by: of all plans of known drop those that no other one dominates; all that need not be proposed
-    again; and the reference point's drop, with the best of the plans that keep the limits as shares of that point, sorted."""
+    again; and the reference point's drop, with the best of the plans that keep the limits (``keeping``) as shares of that
+    point, sorted. ``untouched``: whether the untouched network is among what is known or at work, or has failed for good;
+    ``scale``: its metric."""
 
     best: tuple[Seen, ...]
+    keeping: tuple[Seen, ...]
     tried: frozenset[Choice]
     worst_drop: float
     points: tuple[Point, ...]
+    untouched: bool
+    scale: float = 1.0
 
 
 class GuidedSampler(BaseSampler):
     """Proposes by expected hypervolume, or by expected improvement towards a goal.
 
-    ``why`` says of the last proposal what was expected of it. It is for one study: what it has read of that is kept.
+    ``why`` says of the last proposal what was expected of it. It is for one study, which may be worked on in several threads:
+    what it has read of that is kept. It can be pickled where the landscape's costs can.
 
     Args:
         seed: a proposal is a function of it, the trial's number and the other trials.
@@ -152,6 +171,13 @@ class GuidedSampler(BaseSampler):
         limits = wish.limits
         self._first = landscape.front if not limits else (*landscape.keeping(limits), *landscape.front)
         self.why = ""
+        self._one_by_one = threading.Lock()
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in self.__dict__.items() if name != "_one_by_one"}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        self.__dict__.update(state, _one_by_one=threading.Lock())
 
     @cached_property
     def _others(self) -> Mapping[Choice, str]:
@@ -171,12 +197,16 @@ class GuidedSampler(BaseSampler):
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> int:
-        return 0
+    ) -> object:
+        # A parameter of the user's own, of which nothing is known here.
+        drawn = RandomSampler(random.Random(f"{self._seed}/{trial.number}/{param_name}").getrandbits(32))
+        return drawn.sample_independent(study, trial, param_name, param_distribution)
 
     def indices(self, study: Study, number: int) -> dict[str, int]:
         """What is proposed for the trial of that number: the index of every decision's option."""
-        return self._landscape.indices(self._proposed(study, number))
+        with self._one_by_one:
+            choice = self._books.proposed[number] = self._proposed(study, number)
+        return self._landscape.indices(choice)
 
     def _proposed(self, study: Study, number: int) -> Choice:
         land = self._landscape
@@ -188,15 +218,21 @@ class GuidedSampler(BaseSampler):
             return land.choice(indices)
         chance = random.Random(f"{self._seed}/{number}/guided")
         known = self._known(study, number)
+        if not known.untouched:
+            self.why = "the untouched network, which all others are compared with"
+            return land.choice({})
         others = self._others if number % OTHERS_EVERY == 0 else {}
         other = next((one for one in others if one not in known.tried), None)
         if other is not None:
             spared = self._others[other]
             self.why = self._words(other, f"has little of {spared}, and training may bring it back further")
             return other
-        pool = self._pool(known, chance)
-        foremost = self._foremost(pool, known, chance) if pool else []
-        if not foremost:
+        for _ in range(LOOKS):
+            pool = self._pool(known, chance)
+            foremost = self._foremost(pool, known, chance) if pool else []
+            if foremost:
+                break
+        else:
             return self._makeshift(pool, known, chance)
         gains = self._gains(foremost, np.array([land.shares(choice) for choice in foremost]), known)
         place = int(gains.argmax())
@@ -243,7 +279,22 @@ class GuidedSampler(BaseSampler):
             self.why = self._words(nearest, "comes nearest to the limits, which no plan at hand keeps")
             return nearest
         self.why = "a plan by chance: all that are near the front are known"
-        return tuple(chance.randrange(len(group.errors)) for group in land.groups)
+        return self._by_chance(known, chance)
+
+    def _by_chance(self, known: _Known, chance: random.Random) -> Choice:
+        """One that was not tried, of some of these the one that breaks the limits least; any where all were."""
+        land, limits = self._landscape, self._wish.limits
+        sizes = [len(group.errors) for group in land.groups]
+        if math.prod(sizes) <= DRAWN:
+            drawn = list(itertools.product(*map(range, sizes)))
+            chance.shuffle(drawn)
+        else:
+            drawn = [tuple(map(chance.randrange, sizes)) for _ in range(DRAWN)]
+        tried = {land.plan_hash(choice) for choice in known.tried}
+        new = [choice for choice in drawn if land.plan_hash(choice) not in tried] or drawn
+        costs = [(choice, land.cost(choice)) for choice in (new[:PREDICTED] if limits.of_costs else new[:1])]
+        over = {choice: max(limits.broken_by_cost(cost), default=0.0) for choice, cost in costs if cost is not None}
+        return min(over or new, key=lambda choice: max(over.get(choice, 0.0), 0.0))
 
     @property
     def _wanted(self) -> str:
@@ -268,7 +319,9 @@ class GuidedSampler(BaseSampler):
         tried |= {choice for choice, _, _ in books.stopped.values()}
         base = next((metric for _, choice, metric in finished if choice == untouched), None)
         if base is None:
-            return _Known((), tried, self._worst_drop(1.0, number), ())
+            failed = sum(choice == untouched for choice in books.failed.values())
+            hopeless = untouched in books.waiting.values() or failed >= UNTOUCHED_TRIES
+            return _Known((), (), tried, self._worst_drop(1.0, number), (), hopeless)
         scale = abs(base) or 1.0
         sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
         seen = [Seen(number, choice, sign * (base - metric) / scale) for number, choice, metric in finished]
@@ -283,10 +336,13 @@ class GuidedSampler(BaseSampler):
             ]
         best, worst_drop = self._best(seen), self._worst_drop(scale, number)
         limits = self._wish.limits
-        keeping = self._best([one for one in seen if land.keeps(one.choice, limits)]) if limits.of_costs else best
+        keeping = best
+        if limits:
+            kept = [one for one in seen if limits.allows(one.drop * scale) and land.keeps(one.choice, limits)]
+            keeping = self._best(kept)
         costs = self._costs([land.shares(one.choice) for one in keeping])
         points = sorted((max(one.drop, 0.0) / worst_drop, *of_one) for one, of_one in zip(keeping, costs, strict=True))
-        return _Known(tuple(best), tried, worst_drop, tuple(points))
+        return _Known(tuple(best), tuple(keeping), tried, worst_drop, tuple(points), untouched=True, scale=scale)
 
     def _foremost_seen(self, seen: Sequence[Seen]) -> list[Seen]:
         """Those that no other one dominates first, then the latest."""
@@ -329,7 +385,10 @@ class GuidedSampler(BaseSampler):
         medians, offset, costs = medians / known.worst_drop, RESOLUTION / known.worst_drop, self._costs(shares)
         if self._wish.of_all_drops:
             return expected_improvements(medians, spreads, offset, costs, known.points)
-        return _improvements(self._wish.goal, medians, spreads, offset, costs, known.points)
+        most = 1.0
+        if self._wish.limits.max_drop is not None:  # below the resolution, a part of it: else nothing would be likely
+            most = max(self._wish.limits.max_drop / known.scale, RESOLUTION / 4.0) / known.worst_drop
+        return _improvements(self._wish.goal, medians, spreads, offset, costs, known.points, most)
 
     def _nearly_allowed(self, shares: Vector) -> npt.NDArray[np.bool_]:
         """Whether costs are foreseen and, nearly, within the limits."""
@@ -343,21 +402,36 @@ class GuidedSampler(BaseSampler):
         found: dict[Choice, Choice | None] = dict.fromkeys(
             choice for choice in (*self._first, *(one.choice for one in self._earlier)) if choice not in known.tried
         )
-        for choice, base in self._neighbours([*known.best, *self._earlier], chance):
+        within = known.keeping if self._wish.limits else ()
+        count = NEIGHBOURS // 2 if within else NEIGHBOURS
+        neighbours = [*self._neighbours([*known.best, *self._earlier], count, chance)]
+        if (
+            within
+        ):  # whose neighbours are within the limits more often than others are, where some layers gain what others lose
+            neighbours += self._neighbours(within, count, chance, one_price=False)
+        for choice, base in neighbours:
             if choice not in known.tried:
                 found.setdefault(choice, base)
         return found
 
-    def _neighbours(self, best: Sequence[Seen], chance: random.Random) -> Iterator[tuple[Choice, Choice]]:
+    def _neighbours(
+        self, best: Sequence[Seen], count: int, chance: random.Random, one_price: bool = True
+    ) -> Iterator[tuple[Choice, Choice]]:
+        """With the plan that each is a neighbour of, of which some choices are the best at a price, each at its own, or any."""
         land = self._landscape
         parents = [one.choice for one in best] or [land.choice({})]
-        for _ in range(NEIGHBOURS):
+        for _ in range(count):
             parent, tables = chance.choice(parents), chance.choice(land.changes)
             choice = list(parent)
             price, share = 10.0 ** chance.uniform(-3.5, 0.5), chance.random()
-            count = min(chance.choice(CHANGES), len(land.groups))
-            for place in chance.sample(range(len(land.groups)), count):
+            changes = min(chance.choice(CHANGES), len(land.groups))
+            for place in chance.sample(range(len(land.groups)), changes):
                 latency, size = tables[place]
+                if not one_price:
+                    price = 10.0 ** chance.uniform(-3.5, 0.5)
+                    if chance.random() < AT_NO_PRICE:
+                        choice[place] = chance.randrange(len(land.groups[place].errors))
+                        continue
                 order = np.argsort(
                     land.groups[place].errors + price * (share * latency + (1.0 - share) * size), kind="stable"
                 )
@@ -370,15 +444,27 @@ class GuidedSampler(BaseSampler):
 
 
 def _improvements(
-    goal: Goal, medians: Vector, spreads: Vector, offset: float, costs: Vector, known: Sequence[Point]
+    goal: Goal,
+    medians: Vector,
+    spreads: Vector,
+    offset: float,
+    costs: Vector,
+    known: Sequence[Point],
+    most: float,
 ) -> Vector:
-    """What is expected beyond the best known plan that keeps the limits, in units of the reference point (see
-    :func:`autocomp.search.hypervolume.expected_improvements`)."""
-    keeping = [point for point in known if max(point) <= 1.0]
+    """What is expected beyond the best of the ``known`` plans, which keep the limits, in units of the reference point (see
+    :func:`autocomp.search.hypervolume.expected_improvements`).
+
+    Args:
+        most: the drop that is allowed.
+    """
     if goal == "most-accurate":
-        best = min((point[0] for point in keeping), default=1.0)
+        best = min((point[0] for point in known), default=1.0)
         return mean_below(best + offset, medians, spreads)
     place = ENDS[goal]
-    best = min((point[1 + place] for point in keeping), default=1.0)
-    kept: Vector = ndtr((math.log(1.0 + offset) - np.log(medians)) / spreads)
-    return np.maximum(best - costs[:, place], 0.0) * kept
+    cost = costs[:, place]
+    # Where none is known, whatever keeps the limits is an improvement.
+    most = float(np.max(cost[np.isfinite(cost)], initial=1.0))
+    best = min((point[1 + place] for point in known), default=most)
+    kept: Vector = ndtr((math.log(most + offset) - np.log(medians)) / spreads)
+    return np.maximum(best - cost, 0.0) * kept

@@ -70,7 +70,7 @@ class Ledger:
         baseline_metric: the untouched model's score on the search split, which drops are counted from.
         limits: those of the request, corrected by what files were found to take.
         more: trials beyond those of the request.
-        given: plans of the space that trials beyond all these are of.
+        given: plans of the space that trials beyond all so far are of, where they have none, and no others.
     """
 
     def __init__(
@@ -89,11 +89,7 @@ class Ledger:
         self._space, self._request = space, request
         self._metric, self._baseline_metric, self._scale = metric, baseline_metric, abs(baseline_metric) or 1.0
         self._limits = Limits.of_trials(request) if limits is None else limits
-        first = request.trials + more
-        self._knowledge, self._asked_for = knowledge, first + len(given)
-        trained = ((indices, "an earlier run trained it") for indices, _ in knowledge.found.trained)
-        solved = ((space.indices(plan) or {}, "is the best by what short trainings brought back") for plan in given)
-        self._given = {**dict(enumerate(trained, 1)), **dict(enumerate(solved, first))}
+        self._knowledge = knowledge
         self._trials: dict[int, Trial] = {}
         self._known: dict[str, Outcome] = {}
         self._front: list[tuple[float, float, float]] = []
@@ -106,6 +102,11 @@ class Ledger:
         for trial in read_trials(self._study, request.seed):
             self._note(trial, stopped.get(trial.number))
         self._asked = len(self._study.get_trials(deepcopy=False))  # counted on: to list ten thousand takes its time
+        missing = [plan for plan in given if plan.hash not in {trial.plan.hash for trial in self._trials.values()}]
+        self._asked_for = self._asked + len(missing) if given else request.trials + more
+        trained = ((indices, "an earlier run trained it") for indices, _ in knowledge.found.trained)
+        solved = ((space.indices(plan) or {}, "is the best by what short trainings brought back") for plan in missing)
+        self._given = {**dict(enumerate(trained, 1)), **dict(enumerate(solved, self._asked))}
         self._kept: GuidedSampler | UniformSampler | None = None
 
     @property
@@ -118,8 +119,11 @@ class Ledger:
         for frozen in self._study.get_trials(states=[State.RUNNING]):
             self._study.sampler = self._sampler(frozen.number)
             trial = optuna.trial.Trial(self._study, frozen._trial_id)
-            if self._in_one:
-                yield self._proposal(trial, indices_of(frozen, self._space))
+            sampler = self._study.sampler
+            if self._in_one and isinstance(sampler, GuidedSampler):
+                # Without a choice where the process died, or was interrupted, between two entries of its proposal.
+                indices = indices_of(frozen, self._space) or sampler.indices(self._study, frozen.number)
+                yield self._chosen(trial, indices)
                 continue
             for name, distribution in distributions(self._space).items():
                 if name in frozen.params and name not in trial.relative_params:
@@ -135,17 +139,23 @@ class Ledger:
         if self._asked >= self._asked_for or (untouched is not None and untouched.state == "failed"):
             return None
         self._study.sampler = sampler = self._sampler(self._asked)
-        with self._together():
-            if self._in_one and isinstance(sampler, GuidedSampler):
-                trial = self._study.ask()
-                indices = sampler.indices(self._study, trial.number)
-                trial.set_user_attr(CHOICE, [indices[decision.name] for decision in self._space.decisions])
-                proposal = self._proposal(trial, indices)
-            else:
+        if self._in_one and isinstance(sampler, GuidedSampler):
+            # What takes its time first: an interruption meanwhile leaves no trial behind.
+            indices = sampler.indices(self._study, self._asked)
+            with self._together():
+                proposal = self._chosen(self._study.ask(), indices)
+        else:
+            with self._together():
                 trial = self._study.ask(distributions(self._space))
                 proposal = self._proposal(trial, trial.params)
         self._asked = proposal.number + 1
         return proposal
+
+    def _chosen(self, trial: optuna.Trial, indices: Mapping[str, int]) -> Proposal:
+        """Of a trial whose indices are one attribute."""
+        if CHOICE not in trial.user_attrs:
+            trial.set_user_attr(CHOICE, [indices[decision.name] for decision in self._space.decisions])
+        return self._proposal(trial, indices)
 
     def known(self, plan: Plan) -> Outcome | None:
         """What came of a plan that was evaluated before: it is not evaluated again."""

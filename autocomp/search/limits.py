@@ -17,6 +17,8 @@ ENDS: Mapping[Goal, int] = {"fastest": 0, "smallest": 1}
 
 #: The event that says by how much files broke a limit that their predictions kept.
 CORRECTED = "corrected"
+#: A drop of exactly what is allowed may seem larger by a rounding error of the difference, in the metric's units.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -71,8 +73,12 @@ class Limits:
         Args:
             drop: how much worse the search metric is than that of the untouched plan.
         """
-        over = [] if self.max_drop is None else [drop - self.max_drop]
+        over = [] if self.max_drop is None else [0.0 if self.allows(drop) else drop - self.max_drop]
         return [*self.broken_by_cost(cost), *over]
+
+    def allows(self, drop: float) -> bool:
+        """Whether a drop, in the metric's units, keeps the largest one that is allowed."""
+        return self.max_drop is None or drop <= self.max_drop + ROUNDING * max(1.0, abs(self.max_drop))
 
     def broken_by_file(self, size_bytes: float, latency_ms: float | None, memory_bytes: float | None) -> list[float]:
         """The same of a file; what was not measured of it breaks nothing."""

@@ -86,6 +86,8 @@ class Rounds:
 
     def _given(self, opened: RunStudy, knowledge: Knowledge, plans: Sequence[Plan]) -> None:
         """Trials of these very plans, beyond all others."""
+        if not plans:
+            return
         limits = Limits.of_trials(self.setup.request, self.folder.events())
         self._trials(opened, knowledge, limits, self._corrections(), None, plans)
 
@@ -122,8 +124,11 @@ class Rounds:
         given: Sequence[Plan] = (),
     ) -> None:
         request, metric = self.setup.request, self.setup.bench.task.metric
-        # To take up again what was trained costs next to nothing, and is not counted.
+        # To take up again what was trained costs next to nothing, and is not counted; nor is what training asked for.
         more = corrections * max(MORE_LEAST, round(MORE_SHARE * request.trials)) + len(knowledge.found.trained)
+        if request.recover_epochs:
+            searched = [trial for trial in self.load() if trial.parent is None]
+            more += len(searched) - len(searched_ones(self.folder, searched))
         ledger = Ledger(
             opened, self.setup.space, request, metric, self.setup.baseline.value, knowledge, limits, more, given
         )

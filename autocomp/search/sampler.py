@@ -94,15 +94,17 @@ class StartingSampler(BaseSampler):
     ) -> dict[str, object]:
         proposed = self._then.sample_relative(study, trial, search_space)
         if trial.number < len(self._first):
+            for name in [one for one in search_space if one not in proposed]:  # what it would have been asked for next
+                self._then.sample_independent(study, trial, name, search_space[name])
             return {name: self._first[trial.number][name] for name in search_space}
         return dict(proposed)
 
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> object:
-        if trial.number < len(self._first):
-            return self._first[trial.number][param_name]
-        return self._then.sample_independent(study, trial, param_name, param_distribution)
+        # Drawn in any case, so that what follows is what would have followed the same trials in one sitting.
+        drawn = self._then.sample_independent(study, trial, param_name, param_distribution)
+        return self._first[trial.number][param_name] if trial.number < len(self._first) else drawn
 
     def before_trial(self, study: Study, trial: FrozenTrial) -> None:
         self._then.before_trial(study, trial)

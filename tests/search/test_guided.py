@@ -18,6 +18,7 @@ from autocomp.search.guided import WORST_DROPS, GuidedSampler, Wish, distributio
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.sampler import SamplerName, make_sampler
+from autocomp.task import Score
 from autocomp.trial import Cost, Trial
 from tests.search.synthetic import BASELINE, PaperBench, landscape_of, request, search, synthetic_space
 from tests.search.test_sampler import new_study
@@ -267,3 +268,49 @@ def test_trials_that_are_still_at_work_are_not_proposed_again() -> None:
 def test_without_sensitivities_there_is_no_guide() -> None:
     with pytest.raises(RequestError, match="goes by sensitivities"):
         make_sampler("auto", synthetic_space(), 0, 0)
+
+
+def proposed(land: Landscape, bench: PaperBench, wish: Wish, trials: int) -> list[tuple[float, Cost]]:
+    """Drops and costs of what is proposed."""
+    study, found = new_study().study, list[tuple[float, Cost]]()
+    study.sampler = GuidedSampler(land, 0, wish)
+    for _ in range(trials):
+        plan = land.space.plan((trial := study.ask(distributions(land.space))).params)
+        metric, cost = bench.score(plan).value, bench.cost(plan)
+        found.append((bench.score(Plan()).value - metric, cost))
+        study.tell(trial, [metric, cost.latency_ms, float(cost.size_bytes)])
+    return found
+
+
+def test_within_a_limit_that_few_plans_keep_most_proposals_keep_it() -> None:
+    """One plan in three thousand does."""
+    limits = Limits(size_bytes=1300.0)
+    found = proposed(landscape_of(synthetic_space()), PaperBench(), Wish(limits, "most-accurate"), 24)
+    keeping = [drop for drop, cost in found if cost.size_bytes <= 1300]
+    assert len(keeping) > 18
+    assert min(keeping) < 37.0  # which the front of sums alone gives
+
+
+class ExactBench(PaperBench):
+    """Every layer in 8 bits costs two hundredths of a point, and less costs a lot."""
+
+    def score(self, plan: Plan) -> Score:
+        bits = [one.format.weight_bits for one in plan.layers.values() if one.format is not None]
+        rest = sum(one.rank is not None or one.mask is not None for one in plan.layers.values())
+        return Score(BASELINE - 0.02 * bits.count(8) - 5.0 * (len(bits) - bits.count(8)) - 5.0 * rest)
+
+
+@pytest.mark.parametrize(("max_drop", "layers"), [(0.0, 0), (0.02, 1), (0.05, 2)])
+def test_a_drop_too_small_to_be_told_from_none_is_kept_all_the_same(max_drop: float, layers: int) -> None:
+    space, bench = synthetic_space(), ExactBench()
+    errors = {
+        one.name: [
+            (BASELINE - bench.score(space.plan({one.name: index})).value) / BASELINE
+            for index in range(len(one.options))
+        ]
+        for one in space.decisions
+    }
+    land = Landscape(space, errors, bench.cost)
+    found = proposed(land, bench, Wish(Limits(max_drop=max_drop), "fastest"), 24)
+    fastest = min(cost.latency_ms for drop, cost in found if drop <= max_drop + 1e-9)
+    assert fastest == pytest.approx(4.1 - 0.6 * layers)

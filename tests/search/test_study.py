@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter
 from pathlib import Path
@@ -12,10 +13,11 @@ import pytest
 from autocomp.errors import RunError, UncoveredKernelError
 from autocomp.plan import Format, LayerPlan, Plan
 from autocomp.run import Request
+from autocomp.search import ledger
 from autocomp.search.earlier import Findings
 from autocomp.search.evaluate import Workbench
-from autocomp.search.landscape import Landscape
-from autocomp.search.ledger import Knowledge, Ledger, run_trials
+from autocomp.search.landscape import Choice, Landscape
+from autocomp.search.ledger import MOST_PARAMETERS, Knowledge, Ledger, run_trials
 from autocomp.search.limits import Limits
 from autocomp.search.points import front_trials
 from autocomp.search.sampler import SamplerName, uniform_indices
@@ -28,6 +30,7 @@ from tests.search.synthetic import (
     hashes,
     landscape_of,
     request,
+    search,
     search_in,
     synthetic_space,
 )
@@ -56,10 +59,13 @@ def test_going_on_gives_what_an_undisturbed_run_gives(tmp_path: Path) -> None:
     assert [trial.metric for trial in last] == [trial.metric for trial in whole]
 
 
-@pytest.mark.parametrize("sampler", KILLED_SAMPLERS)
-def test_killed_at_any_line_of_the_journal_it_goes_on_as_if_undisturbed(tmp_path: Path, sampler: SamplerName) -> None:
+@pytest.mark.parametrize(("sampler", "most"), [*((name, MOST_PARAMETERS) for name in KILLED_SAMPLERS), ("auto", 5)])
+def test_killed_at_any_line_of_the_journal_it_goes_on_as_if_undisturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sampler: SamplerName, most: int
+) -> None:
     """Every line is a moment at which the process can die: between proposals, in the midst of one, after the
-    evaluation and before the telling."""
+    evaluation and before the telling. With more decisions than ``most``, a proposal is one attribute."""
+    monkeypatch.setattr(ledger, "MOST_PARAMETERS", most)
     asked = request(sampler, trials=19, max_size_kb=60.0)
     whole = search_in(tmp_path / "whole.log", asked)
     lines = (tmp_path / "whole.log").read_bytes().splitlines(keepends=True)
@@ -78,6 +84,28 @@ def test_killed_at_any_line_of_the_journal_it_goes_on_as_if_undisturbed(tmp_path
         assert hashes(trials) == hashes(whole), f"killed at line {place}: {lines[place]!r}"
         assert [trial.state for trial in trials] == ["complete"] * 19
         assert not {plan.hash for plan in bench.scored} & finished, "evaluated twice"
+
+
+@pytest.mark.parametrize("most", [5, MOST_PARAMETERS])
+@pytest.mark.parametrize("number", [1, 3])
+def test_interrupted_while_it_thinks_about_a_proposal_it_goes_on_as_if_undisturbed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, most: int
+) -> None:
+    monkeypatch.setattr(ledger, "MOST_PARAMETERS", most)
+    whole = search_in(tmp_path / "whole.log", request("auto", trials=6))
+    begun, calls, of_plan = open_study(tmp_path / "begun.log", "maximize"), itertools.count(), Landscape.plan_hash
+
+    def interrupted(self: Landscape, choice: Choice) -> str:
+        if len(begun.study.trials) >= number and next(calls) == 3:
+            raise KeyboardInterrupt
+        return of_plan(self, choice)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Landscape, "plan_hash", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            search(begun, request("auto", trials=6))
+    assert len(begun.study.trials) < 6
+    assert hashes(search_in(tmp_path / "begun.log", request("auto", trials=6))) == hashes(whole)
 
 
 def _finished(journal: Path) -> set[str]:
@@ -217,6 +245,13 @@ def test_an_error_to_be_minimized_is_turned_round() -> None:
 def test_the_front_keeps_the_limits(limits: Limits, numbers: list[int]) -> None:
     trials = [BASE, trial(1, 89.0, 2.0, 2000), trial(2, None), trial(4, 80.0, 1.0, 500)]
     assert [point.number for point in front_trials(trials, METRIC, limits)] == numbers
+
+
+def test_a_drop_of_what_is_allowed_is_kept_however_it_is_rounded() -> None:
+    limits, cost = Limits(max_drop=1.0), Cost(1.0, 0.0, 1, 1, 1, "fitted")
+    for hundredths in range(7900, 9900):  # as shares of right examples have it: 80.04 - 79.04 is more than 1
+        assert limits.broken((hundredths + 100) / 100 - hundredths / 100, cost) <= [0.0]
+    assert limits.broken(1.0002, cost) > [0.0]
 
 
 def test_without_a_baseline_there_is_no_front() -> None:
