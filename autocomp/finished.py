@@ -5,6 +5,7 @@ Importing this is cheap: torch and the rest are loaded by the methods that need 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -282,11 +283,14 @@ class Run:
         from autocomp.search.points import verifications
 
         path = self.folder.exports / str(point.number) / FILE_NAMES[_artifact(self.folder.request().artifact)]
-        measured = verifications(self.folder).get(point.key, {}).get("measured")
+        document = verifications(self.folder).get(point.key, {})
+        measured = document.get("measured")
         if not path.is_file() or not isinstance(measured, dict):
             return None
         model = path.read_bytes()
-        return model if len(model) == measured["size_bytes"] else None
+        # Runs of before tell no hash.
+        same = document.get("file_sha256") in {None, hashlib.sha256(model).hexdigest()}
+        return model if same and len(model) == measured["size_bytes"] else None
 
     def _built(self, point: Trial, artifact: Artifact, task: Task | None) -> bytes:
         """The file of a point, compressed anew in the numerics that the run was searched in."""

@@ -541,5 +541,5 @@ def test_a_network_without_layers_is_refused_in_one_line() -> None:
 
     inventory = prepare(Scaled().eval(), (torch.zeros(1, 3),)).inventory
     ways: dict[Work, tuple[Activations, ...]] = dict.fromkeys(WORKS, ("a8",))
-    with pytest.raises(SpaceError, match="must have layers that can be compressed .*; this one has none"):
+    with pytest.raises(SpaceError, match=r"must have layers that can be compressed .*; this one has none"):
         build_space(read_space("default"), inventory, (8,), ALL, True, ways, unasked)

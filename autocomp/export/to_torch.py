@@ -208,10 +208,11 @@ def _drop_unread(module: GraphModule) -> None:
 def _compute_in(module: GraphModule, floats: torch.dtype) -> None:
     """Let the traced operations compute in ``floats``; what the modules put in here compute in is their own affair."""
     own = {id(tensor) for node in module.graph.nodes if node.op == "get_attr" for tensor in [_attribute(module, node)]}
+    largest = torch.finfo(floats).max
     for tensor in [*module.parameters(), *module.buffers()]:
         if id(tensor) in own and tensor.is_floating_point():
-            tensor.data = tensor.data.to(floats)
-    largest = torch.finfo(floats).max
+            finite = tensor.data.clamp(-largest, largest)
+            tensor.data = torch.where(tensor.data.isinf(), tensor.data, finite).to(floats)
 
     def fitting(argument: object) -> object:
         if argument is torch.float32:

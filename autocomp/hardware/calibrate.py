@@ -173,6 +173,7 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
         if looks and spent > looks[0] * budget_s:
             looks.pop(0)
             parts = parts_by_error(read_measurements(path))
+        started = time.monotonic()
         # Files of one network are measured side by side.
         number = next_network(taken, parts)
         taken.add(number)
@@ -190,7 +191,7 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
         append(path, rows)
         # As long again: a profile is had for a tenth of the time of a timing, and tells of other shapes.
         now = time.monotonic()
-        until = now + (now - began - spent)
+        until = now + (now - started)
         while time.monotonic() <= until:
             number = next_network(alone, parts)
             alone.add(number)

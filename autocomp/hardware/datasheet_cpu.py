@@ -42,6 +42,8 @@ class CpuRates:
 
 def in_integers(kernel: Kernel) -> bool:
     """Whether it computes with 8-bit numbers."""
+    if kernel.op == "quick_gelu":
+        return False
     return kernel.op.startswith("q") or "integer" in kernel.op or kernel.op == "dynamic_matmul"
 
 

@@ -104,22 +104,28 @@ def measure_gains(
     """The gain of every way of :data:`WAYS` on this machine; some 60 files, two minutes.
 
     Args:
-        path: where what was measured is kept; chains that are there already are not measured again.
+        path: where what was measured is kept; chains that are there already are not measured again, but for those that never
+            settled. Of a way that settled in no chain there is no gain.
         narrow_products: of the machine, see :class:`autocomp.compress.quantize.Numerics`.
         packages: see :func:`autocomp.hardware.experiment.network_writer`.
     """
     reference = reference_run(runtime, threads)
     ways = ways_of(packages)
-    known = {number: found for number, found in _read(path).items() if set(found) == set(ways[CHAINS[number].work])}
-    logs: dict[tuple[Work, Way], list[tuple[float, bool]]] = {}
+    known = {
+        number: found
+        for number, found in _read(path).items()
+        if set(found) == set(ways[CHAINS[number].work]) and all(settled for _, settled in found.values())
+    }
+    logs: dict[tuple[Work, Way], list[float]] = {}
     for number, chain in enumerate(CHAINS):
         if number not in known:
             files = {how: _file(chain, how, narrow_products, packages) for how in (None, *ways[chain.work])}
             known[number] = _measure_chain(chain, runtime, threads, batch, files, reference)
             _append(path, number, known[number])
-        for how, found in known[number].items():
-            logs.setdefault((chain.work, how), []).append(found)
-    return tuple(Gain(*key, speedup=math.exp(_mean(found))) for key, found in logs.items())
+        for how, (log, settled) in known[number].items():
+            if settled:
+                logs.setdefault((chain.work, how), []).append(log)
+    return tuple(Gain(*key, speedup=math.exp(sum(found) / len(found))) for key, found in logs.items())
 
 
 def _measure_chain(
@@ -157,7 +163,8 @@ def _read(path: Path) -> dict[int, dict[Way, tuple[float, bool]]]:
     with path.open(encoding="utf-8") as file:
         for row in csv.DictReader(file):
             how = next((one for one in _ALL_WAYS if one == row["way"]), None)
-            if how is not None and row["settled"] in {"0", "1"}:
+            before = found.get(int(row["chain"]), {}).get(how) if how is not None else None
+            if how is not None and row["settled"] in {"0", "1"} and not (before and before[1]):
                 found.setdefault(int(row["chain"]), {})[how] = float(row["log_ratio"]), row["settled"] == "1"
     return found
 
@@ -169,13 +176,6 @@ def _append(path: Path, number: int, measured: Mapping[Way, tuple[float, bool]])
         if new:
             writer.writerow(COLUMNS)
         writer.writerows([number, how, round(ratio, 5), int(settled)] for how, (ratio, settled) in measured.items())
-
-
-def _mean(ratios: Sequence[tuple[float, bool]]) -> float:
-    """Of those that settled; of all where none did."""
-    settled = [ratio for ratio, both_settled in ratios if both_settled]
-    counted = settled or [ratio for ratio, _ in ratios]
-    return sum(counted) / len(counted)
 
 
 def paying(gains: Sequence[Gain], offered: Sequence[Activations]) -> dict[Work, tuple[Activations, ...]]:

@@ -40,7 +40,8 @@ def measured_memory(
         if network.name not in known:
             known[network.name] = _measure(network.name, here.runtime, threads, batch, narrow_products)
             _append(path, network.name, *known[network.name])
-    return fit_memory([MeasuredMemory(network.kernels, *known[network.name]) for network in chosen])
+    files = [MeasuredMemory(network.kernels, *known[network.name]) for network in chosen]
+    return fit_memory(files, [network.architecture for network in chosen])
 
 
 def _measure(name: str, runtime: str, threads: int, batch: int, narrow_products: bool) -> tuple[int, int]:
@@ -62,6 +63,8 @@ def _table_bytes(model: bytes) -> int:
 def _read(path: Path) -> dict[str, tuple[int, int]]:
     if not path.exists():
         return {}
+    text = path.read_text(encoding="utf-8")
+    path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")  # without a row that was cut in the middle
     with path.open(encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["measured_bytes"]]
     return {row["network"]: (int(row["table_bytes"]), int(row["measured_bytes"])) for row in rows}

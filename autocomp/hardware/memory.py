@@ -70,14 +70,20 @@ class MemoryModel:
         return found
 
 
-def fit_memory(files: Sequence[MeasuredMemory]) -> MemoryModel:
+def fit_memory(files: Sequence[MeasuredMemory], architectures: Sequence[str]) -> MemoryModel:
     """Non-negative least squares, errors relative to what was measured and a little more: of the smallest files much is
-    chance. The held-out error is that of fits without a fifth of the files."""
+    chance. The held-out error is that of fits without a fifth of the architectures.
+
+    Args:
+        architectures: of each file.
+    """
     parts = np.array([_parts(one.kernels, one.table_bytes) for one in files])
     measured = np.array([float(one.measured_bytes) for one in files])
     errors = np.zeros(len(files))
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(architectures))}
+    folds = np.array([numbers[name] % FOLDS for name in architectures])
     for fold in range(FOLDS):
-        out = np.arange(len(files)) % FOLDS == fold
+        out = folds == fold
         if out.any() and not out.all():
             errors[out] = parts[out] @ _bytes_for(parts[~out], measured[~out]) / measured[out] - 1.0
     absolute = np.abs(errors)

@@ -141,7 +141,13 @@ class Profile:
                 f"a target must be calibrated to tell milliseconds; {self.file.name} is not; run autocomp calibrate "
                 f"{self.file.name} on a machine that has its device"
             )
-        text = (self.folder / "latency_model.json").read_text(encoding="utf-8")
+        path = self.folder / "latency_model.json"
+        try:
+            return self._model_of(path.read_text(encoding="utf-8"))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise TargetError(f"{path} must hold a latency model; it is damaged ({error}); calibrate again") from error
+
+    def _model_of(self, text: str) -> LatencyModel:
         if self.file.runtime == "tensorrt":
             return RooflineModel.from_json(text)
         if self.fingerprint is None:

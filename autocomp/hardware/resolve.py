@@ -4,10 +4,12 @@ a calibration now."""
 from __future__ import annotations
 
 import datetime
+import fcntl
 import json
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
@@ -134,6 +136,14 @@ def threads_and_batch(profile: Profile, threads: int | None, batch: int | None) 
     return threads, batch
 
 
+def _check_cores(here: Fingerprint, threads: int) -> None:
+    """Raises:
+    RequestError: more threads than the machine has cores: what is measured so would hold nowhere.
+    """
+    if threads > here.logical_cores:
+        raise RequestError(f"threads must be at most the cores that there are, {here.logical_cores}; got {threads}")
+
+
 def profile_here(profile: Profile, threads: int, batch: int) -> Profile:
     """The calibration of this machine that is kept, where there is one that this version reads; else one that holds here
     all the same (a process may be given other cores than the one before, a runtime be patched); else the given profile."""
@@ -141,8 +151,10 @@ def profile_here(profile: Profile, threads: int, batch: int) -> Profile:
         return profile
     folder = calibrated_folder(profile.file.name, this_machine(profile.file.runtime), threads, batch)
     others = sorted(folder.parent.glob(f"{profile.file.name}-*-t{threads}-b{batch}"))
-    found = (_read_if_any(one) for one in (folder, *others))
-    return next((one for one in found if one is not None and not why_not_here(one, threads, batch)), profile)
+    found = [one for one in map(_read_if_any, (folder, *others)) if one is not None]
+    # The name of a target may begin with that of another.
+    alike = [one for one in found if (one.file.name, one.file.runtime) == (profile.file.name, profile.file.runtime)]
+    return next((one for one in alike if not why_not_here(one, threads, batch)), profile)
 
 
 def _read_if_any(folder: Path) -> Profile | None:
@@ -155,6 +167,7 @@ def _read_if_any(folder: Path) -> Profile | None:
 
 def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, progress: Progress | None) -> Profile:
     check_measurable(profile)
+    _check_cores(this_machine(profile.file.runtime), threads)
     kept = profile_here(profile, threads, batch)
     if kept is not profile:
         tell(f"target {profile.file.name}: using the calibration of this machine in {kept.folder}")
@@ -191,7 +204,9 @@ def calibrate_profile(
     progress: Progress | None = None,
     board: OnnxruntimeOnBoard | None = None,
 ) -> Profile:
-    """Calibrate a machine and write a whole profile into ``folder``; an interrupted one there is continued.
+    """Calibrate a machine and write a whole profile into ``folder``; an interrupted one there is continued. A profile that is
+    there already is kept until the new one takes its place. Where another process calibrates into the folder, its profile is
+    waited for.
 
     Args:
         like: the shipped profile whose runtime, offer and numerics the new one keeps.
@@ -199,11 +214,54 @@ def calibrate_profile(
 
     Raises:
         RequestError: the folder holds measurements of another machine, or with other threads or batch.
+            Or more threads than this machine has cores.
         TargetError: the runtime computes in bfloat16, and this CPU does not; or the folder cannot be written.
         MeasurementError: too few files settled.
     """
     here = this_machine(like.file.runtime) if board is None else board.fingerprint
     _check_bfloat16(like, here)
+    _check_cores(here, threads)
+    with _alone_in(folder, progress) as waited:
+        done = _read_if_any(folder)
+        if waited and done is not None and not (folder / BEGUN).is_file() and done.fingerprint == here:
+            return done
+        return _calibrated(like, folder, budget_s, threads, batch, progress, board, here)
+
+
+@contextmanager
+def _alone_in(folder: Path, progress: Progress | None) -> Iterator[bool]:
+    """Hold a calibration's folder; gives whether another process had to be waited for.
+
+    Raises:
+        TargetError: it cannot be made, or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    with file:
+        waited = False
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waited = True
+            if progress is not None:
+                progress(0.0, "another process calibrates this machine; waiting for it")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield waited
+
+
+def _calibrated(
+    like: Profile,
+    folder: Path,
+    budget_s: float,
+    threads: int,
+    batch: int,
+    progress: Progress | None,
+    board: OnnxruntimeOnBoard | None,
+    here: Fingerprint,
+) -> Profile:
     _begin(folder, here, threads, batch)
     packages = None
     if like.floats is not None:
@@ -211,10 +269,12 @@ def calibrate_profile(
         packages = Packages(like.floats, multiplies_float8(here), sparse)
     result = calibrate(folder, budget_s, threads, batch, here, progress=progress, elsewhere=board, packages=packages)
     machine = _this_machine_words(here) if board is None else _board_words(board)
-    (folder / "latency_model.json").write_text(result.model.to_json() + "\n", encoding="utf-8")
-    if result.memory is not None:
+    write_whole(folder / "latency_model.json", (result.model.to_json() + "\n").encode())
+    if result.memory is None:
+        (folder / MEMORY_MODEL).unlink(missing_ok=True)  # that of an earlier calibration
+    else:
         memory = asdict(result.memory) | {"bytes_for": dict(zip(PARTS, result.memory.bytes_for, strict=True))}
-        (folder / MEMORY_MODEL).write_text(json.dumps(memory, indent=1) + "\n", encoding="utf-8")
+        write_whole(folder / MEMORY_MODEL, (json.dumps(memory, indent=1) + "\n").encode())
     document = like.file.model_dump(mode="json")
     document |= {
         "device": here.cpu,
@@ -269,12 +329,17 @@ def _begin(folder: Path, here: Fingerprint, threads: int, batch: int) -> None:
                 if (folder / name).is_file():
                     (folder / name).replace(folder / f"{name}.earlier")
         write_whole(begun, json.dumps(wanted).encode())
-        finished.unlink(missing_ok=True)
+        if unread:
+            finished.unlink()
     except OSError as error:
-        raise TargetError(
-            f"the folder of a calibration must be writable; {folder} is not ({error.strerror}); name another by calibrate "
-            "--out, or for all in AUTOCOMP_CACHE"
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> TargetError:
+    return TargetError(
+        f"the folder of a calibration must be writable; {folder} is not ({error.strerror}); name another by calibrate "
+        "--out, or for all in AUTOCOMP_CACHE"
+    )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -164,6 +165,7 @@ def verification(
         "plan_hash": exported.plan.hash,
         "key": point.key,
         "format": bench.target.artifact,
+        "file_sha256": hashlib.sha256(exported.model).hexdigest(),
         "layer_formats": {
             name: {"weight_bits": chosen.weight_bits, "name": str(chosen)} for name, chosen in exported.formats.items()
         },

@@ -41,7 +41,7 @@ def files(count: int) -> list[MeasuredMemory]:
 
 
 def test_a_rule_is_found_again() -> None:
-    model = fit_memory(files(80))
+    model = fit_memory(files(80), [str(number // 4) for number in range(80)])
     assert len(model.bytes_for) == len(PARTS)
     assert model.files == 80
     assert model.held_out_mean < 0.01
@@ -53,7 +53,7 @@ def test_a_rule_is_found_again() -> None:
 @settings(max_examples=20)
 @given(st.integers(0, 10**7))
 def test_more_takes_no_less(more: int) -> None:
-    model = fit_memory(files(40))
+    model = fit_memory(files(40), [str(number // 4) for number in range(40)])
     layer = replace(LAYER, weight_elements=LAYER.weight_elements + more)
     assert model.predict([layer], 0) >= model.predict([LAYER], 0)
     assert model.predict([LAYER], more) >= model.predict([LAYER], 0)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -12,7 +14,7 @@ from typing import get_args
 import pytest
 
 from autocomp import api
-from autocomp.errors import RequestError, TargetError
+from autocomp.errors import MeasurementError, RequestError, TargetError
 from autocomp.hardware import gpu as gpu_module
 from autocomp.hardware import profiles, resolve
 from autocomp.hardware.calibrate import Calibration
@@ -21,7 +23,7 @@ from autocomp.hardware.fitted import FittedModel
 from autocomp.hardware.gains import Gain
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.measurements import read_measurements
-from autocomp.hardware.profiles import find_profile, read_profile, shipped_profiles
+from autocomp.hardware.profiles import Profile, find_profile, read_profile, shipped_profiles
 from autocomp.hardware.resolve import resolve_target
 from autocomp.plan import WEIGHT_BITS, Pattern
 from autocomp.progress import targets_document, targets_list
@@ -170,6 +172,7 @@ def test_another_machine_is_calibrated_once_and_kept(
     assert str(folder) in line
     assert (budget_s, threads, batch) == (resolve.FIRST_BUDGET_S, 1, 1)
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "measurements.csv",
         "latency_model.json",
         "profile.yaml",
@@ -423,6 +426,81 @@ def test_a_calibration_of_a_gpu_elsewhere_is_a_target_out_of_reach(
     target = resolve_target(str(folder), tell=said.append)
     assert not target.reachable
     assert "which is not this machine" in said[0]
+
+
+def test_a_target_whose_name_begins_with_anothers_is_not_taken_for_it(
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (profiles, resolve):
+        monkeypatch.setattr(module, "this_machine", lambda runtime: replace(elsewhere, runtime=runtime))
+    assert resolve_target("cpu-openvino").runtime == "openvino"
+    target = resolve_target("cpu")
+    assert (target.name, target.runtime) == ("cpu", "onnxruntime")
+    assert len(calibrations) == 2
+    names = [entry["name"] for entry in targets_document()]
+    assert len(names) == len(set(names))
+
+
+def test_a_calibration_that_another_process_makes_is_waited_for(
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], tmp_path: Path
+) -> None:
+    folder, said = tmp_path / "mine", list[str]()
+
+    def other() -> Profile:
+        return resolve.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1, lambda _, what: said.append(what))
+
+    with ThreadPoolExecutor() as pool, resolve._alone_in(folder, None):
+        waiting = pool.submit(other)
+        while not said:
+            time.sleep(0.01)
+        resolve._calibrated(find_profile("cpu"), folder, 1.0, 1, 1, None, None, elsewhere)
+        assert not waiting.done()
+    assert waiting.result().file.device == "Motorola 68000"
+    assert said == ["another process calibrates this machine; waiting for it"]
+    assert len(calibrations) == 1
+
+
+def test_more_threads_than_cores_are_refused_before_anything_is_measured(
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]]
+) -> None:
+    with pytest.raises(RequestError, match=rf"at most the cores that there are, {elsewhere.logical_cores}; got 99$"):
+        resolve_target("cpu", threads=99)
+    assert calibrations == []
+
+
+def test_a_profile_stays_until_another_takes_its_place(
+    elsewhere: Fingerprint,
+    calibrations: list[tuple[Path, float, int, int]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    folder = tmp_path / "mine"
+    before = resolve.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1)
+    (folder / "memory_model.json").write_text("{}")  # of a calibration that measured memory
+
+    def lost(*_: object, **__: object) -> None:
+        raise MeasurementError("the connection was lost")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resolve, "calibrate", lost)
+        with pytest.raises(MeasurementError):
+            resolve.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1)
+    assert read_profile(folder).file == before.file
+    assert read_profile(folder).model() is not None
+    resolve.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1)
+    assert read_profile(folder).memory() is None
+
+
+def test_a_damaged_latency_model_is_said_in_one_line(
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], tmp_path: Path
+) -> None:
+    profile = resolve.calibrate_profile(find_profile("cpu"), tmp_path / "mine", 1.0, 1, 1)
+    for text in ("", '{"model": ', "{}", "[]"):
+        (tmp_path / "mine" / "latency_model.json").write_text(text)
+        with pytest.raises(
+            TargetError, match=r"latency_model.json must hold .*; calibrate again|is of another version"
+        ):
+            profile.model()
 
 
 def test_a_folder_is_told_by_a_path(

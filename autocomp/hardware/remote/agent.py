@@ -59,8 +59,11 @@ class Agent:
         if not session.isalnum():
             raise RefusedError("a session must be letters and digits")
         for path in glob.glob(os.path.join(tempfile.gettempdir(), PREFIX + "*")):
-            if _is_own(path) and time.time() - os.stat(path).st_mtime > ABANDONED_S:
-                shutil.rmtree(path, ignore_errors=True)
+            try:
+                if _is_own(path) and time.time() - os.stat(path).st_mtime > ABANDONED_S:
+                    shutil.rmtree(path, ignore_errors=True)
+            except FileNotFoundError:
+                pass  # its session ended meanwhile
         self._folder = os.path.join(tempfile.gettempdir(), PREFIX + session)
         try:
             os.mkdir(self._folder, 0o700)
@@ -96,6 +99,13 @@ class Agent:
     def do_unload(self, request: Request, payload: bytes) -> Answer:
         self._loaded.pop(str(request["name"]), None)
         gc.collect()
+        return {}
+
+    def do_forget(self, request: Request, payload: bytes) -> Answer:
+        """Files that are not needed any more: a board's folder for such may be memory."""
+        for name in request["hashes"]:
+            for path in glob.glob(glob.escape(self._path(name)) + "*"):
+                os.remove(path)
         return {}
 
     def do_feed(self, request: Request, payload: bytes) -> Answer:

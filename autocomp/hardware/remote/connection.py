@@ -19,7 +19,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -148,7 +148,8 @@ class Board:
         self._session = secrets.token_hex(16)
         self._there: set[str] = set()
         self._held: dict[str, list[tuple[Request, bytes]]] = {}
-        self._dropped: list[str] = []
+        #: Names, with the files that they were of.
+        self._dropped: list[tuple[str, list[str]]] = []
         self._line: _Line | None = None
         self.facts: Answer = {}
         #: For names of what is held.
@@ -213,17 +214,32 @@ class Board:
 
     def hold(self, name: str, request: Request, payload: bytes = b"") -> Answer:
         """A request whose effect on the agent lasts under a name, and is had again in another connection."""
+        unheld: list[str] = []
         while self._dropped:
-            self.ask({"do": "unload", "name": self._dropped.pop()})
+            dropped, models = self._dropped.pop()
+            self.ask({"do": "unload", "name": dropped})
+            unheld += models
         answer, _ = self.ask({**request, "name": name}, payload)
         kept = [one for one in self._held.get(name, []) if one[0]["do"] != request["do"]]
         self._held[name] = [*kept, ({**request, "name": name}, payload)]
+        self.forget(unheld)  # of which this may be one
         return answer
 
     def drop(self, name: str) -> None:
         """What lasts under a name is not needed any more. Says so with the next that is held."""
-        if self._held.pop(name, None) is not None:
-            self._dropped.append(name)
+        held = self._held.pop(name, None)
+        if held is not None:
+            self._dropped.append((name, _models(held)))
+
+    def forget(self, models: Iterable[str]) -> None:
+        """Have files removed there, by their hashes, but for those that are still held, or dropped and not yet said so."""
+        # Garbage may be collected meanwhile, and something be dropped.
+        needed = {model for held in [*self._held.values()] for model in _models(held)}
+        needed |= {model for _, dropped in [*self._dropped] for model in dropped}
+        unused = sorted({*models} - needed)
+        if unused:
+            self.ask({"do": "forget", "hashes": [*unused]})
+            self._there -= {*unused}
 
     def _connect(self) -> Answer:
         """Raises:
@@ -299,3 +315,8 @@ class Board:
     def _words(self, said: str) -> str:
         remedy = next((what for word, what in REMEDIES.items() if word in said), "try it by hand")
         return f"ssh must be able to reach {self.host}; it says: {said}; {remedy}: ssh {self.host}"
+
+
+def _models(held: Iterable[tuple[Request, bytes]]) -> list[str]:
+    """The files that requests are about."""
+    return [str(request["model"]) for request, _ in held if "model" in request]

@@ -137,13 +137,15 @@ class OnnxruntimeOnBoard:
 
         check_threads(threads)
         check_runs(runs)
-        _, optimized = self.board.ask({"do": "optimize", **self._asked(model, threads)})
+        given = self._asked(model, threads)
+        _, optimized = self.board.ask({"do": "optimize", **given})
         compiled = onnx.load_from_string(optimized)
         name_nodes(compiled)
         asked = self._asked(compiled.SerializeToString(), threads)
         described, data = agent.sent(inputs)
         request = {"do": "profile", **asked, "runs": WARMUP_RUNS + runs, "inputs": described}
         _, written = self.board.ask(request, data)
+        self.board.forget([str(given["model"]), str(asked["model"])])
         return samples_of(joined(compiled, json.loads(written), inputs))
 
     def _asked(self, model: bytes | Path, threads: int) -> Answer:
