@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -126,6 +127,29 @@ def search(
         asked.check_artifact(artifact)
         if workers is None and not names_profile_folder(target):
             check_measurable(asked)
+    # Options that contradict each other should not wait for training or calibration either.
+    asked_for = Request(
+        task="",
+        target="",
+        space=str(space),
+        sampler=sampler,
+        artifact=artifact or "",
+        threads=1,
+        batch=1,
+        seed=seed,
+        trials=trials,
+        timeout_s=timeout_s,
+        max_latency_ms=max_latency_ms,
+        max_size_kb=max_size_kb,
+        max_memory_kb=max_memory_kb,
+        max_drop=max_drop,
+        recover_epochs=recover_epochs,
+        recover_on=recover_on,
+        recover_seeds=recover_seeds,
+        recipe=said,
+        goal=goal,
+        begun_from=None if begin_from is None else str(Path(begin_from).resolve()),
+    )
     folder = RunFolder(Path(out))
     folder.check_free(resume)
     if data is None and resume and isinstance(task, str):
@@ -147,30 +171,16 @@ def search(
             watcher.say(f"latency is measured on {node.name}; where no profile holds there, it is calibrated first")
             found, place = node.resolve(threads, batch, artifact), node
             machine = node.there(this_machine)
-        request = Request(
+        request = replace(
+            asked_for,
             task=loaded.name if isinstance(task, Task) else (task or loaded.name),
             target=str(Path(target).resolve())
             if isinstance(target, str) and names_profile_folder(target)
             else found.name,
-            space=str(space),
-            sampler=sampler,
             artifact=found.artifact,
             threads=found.threads,
             batch=found.batch,
-            seed=seed,
-            trials=trials,
-            timeout_s=timeout_s,
-            max_latency_ms=max_latency_ms,
-            max_size_kb=max_size_kb,
-            max_memory_kb=max_memory_kb,
-            max_drop=max_drop,
             data=used,
-            recover_epochs=recover_epochs,
-            recover_on=recover_on,
-            recover_seeds=recover_seeds,
-            recipe=said,
-            goal=goal,
-            begun_from=None if begin_from is None else str(Path(begin_from).resolve()),
         )
         setup = flow.set_up(request, loaded, found, place, machine)
         write_explanation(setup, folder, flow.search(setup, folder, resume, watcher, workers))

@@ -167,7 +167,9 @@ def search(
     artifact: FormatOption = None,
     threads: Annotated[int | None, typer.Option(help="Threads per inference.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples per inference.")] = None,
-    seed: Annotated[int, typer.Option(help="Same seed, same plans.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Same seed, same plans; where this machine is timed, as far as that repeats.")
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="The run folder. Default: results/<task>-<target>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in --out.")] = False,
 ) -> None:

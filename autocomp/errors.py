@@ -77,6 +77,10 @@ class BoardError(MeasurementError):
     """A board cannot be reached, or lacks what it was asked for."""
 
 
+class BoardLostError(BoardError):
+    """The connection to a board is gone for good."""
+
+
 class UncoveredKernelError(WorkError):
     """The latency model was never calibrated on an operator that the plan needs.
 

@@ -261,6 +261,8 @@ class Run:
         own = self.folder.exports / str(point.number)
         # Beside the verified file, never over it.
         folder = Path(out) if out is not None else own if wanted == searched else own / wanted
+        if folder.exists() and not folder.is_dir():
+            raise RunError(f"a point is written into a folder; {folder} is a file; name another by --out")
         verified = self._verified_file(point) if wanted == searched else None
         model = verified or self._built(point, wanted, task)
         write_whole(folder / "plan.json", (point.plan.to_json() + "\n").encode())

@@ -124,7 +124,7 @@ class RunFolder:
         """
         try:
             document: Json = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(
                 f"a run folder must hold run.json; {self.path} does not; start one with search --out"
             ) from error

@@ -58,6 +58,9 @@ def test_importing_it_loads_nothing_heavy() -> None:
 def test_a_folder_without_a_run_does_not_open(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"must hold run\.json"):
         Run.open(tmp_path)
+    (tmp_path / "front.csv").write_text("trial\n")
+    with pytest.raises(RunError, match=r"must hold run\.json"):
+        Run.open(tmp_path / "front.csv")
 
 
 def test_the_front_is_a_table(finished_run: Path) -> None:
@@ -129,6 +132,16 @@ def test_a_point_is_exported_beside_its_plan(run: Run, tmp_path: Path) -> None:
     assert path == tmp_path / "shipped" / "model.onnx"
     assert path.read_bytes() == (run.folder.exports / str(knee.number) / "model.onnx").read_bytes()
     assert Plan.from_json((tmp_path / "shipped" / "plan.json").read_text()) == knee.plan
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"is written into a folder; .*file is a file; name another by --out"):
+        run.export(out=tmp_path / "file")
+
+
+def test_a_file_that_is_not_the_verified_one_is_written_anew(run: Run, tmp_path: Path) -> None:
+    path = run.folder.exports / str(run.pick().number) / "model.onnx"
+    whole = path.read_bytes()
+    path.write_bytes(bytes(len(whole)))  # as long as it was
+    assert run.export(out=tmp_path / "shipped", task=small_task.task()).read_bytes() == whole
 
 
 def test_the_report_is_rebuilt_from_the_truth(run: Run) -> None:
@@ -216,6 +229,7 @@ def test_data_are_for_a_task_that_has_a_name(tmp_path: Path) -> None:
     [
         ({"sampler": "nsga"}, RequestError, "nsga2"),
         ({"goal": "quickest"}, RequestError, "fastest"),
+        ({"goal": "fastest"}, RequestError, "wanted within a drop; got none; say which by --max-drop"),
         ({"space": "defualt"}, autocomp.AutocompError, "did you mean default"),
         ({"target": "jetsn"}, TargetError, "jetson"),
         ({"task": "digit"}, TaskError, "did you mean digits"),

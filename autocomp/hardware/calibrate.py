@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autocomp.errors import BoardLostError, MeasurementError
 from autocomp.hardware.design import next_network, parts_by_error
 from autocomp.hardware.experiment import FAMILIES, Packages, Specimen, network_files, network_number
 from autocomp.hardware.fingerprint import Fingerprint
@@ -49,6 +50,8 @@ FIRST = 2 * len(FAMILIES)
 X86 = frozenset({"x86_64", "AMD64", "amd64"})
 #: Runs of a file under the profiler.
 PROFILE_RUNS = 40
+#: Where a runtime has refused so many networks and none was timed, it cannot be calibrated.
+MOST_REFUSED = 8
 
 Progress = Callable[[float, str], None]
 
@@ -167,7 +170,7 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
     narrow, rounds_at_run_time = narrow_products(how.here), how.here.runtime == "onnxruntime"
     parts, looks = parts_by_error(done), list(LOOKS)
     reference = reference_run(how.runtime, how.threads)
-    began, count, dropped = time.monotonic(), len(done.networks), 0
+    began, count, dropped, refused = time.monotonic(), len(done.networks), 0, 0
     quiet_ms = min((network.reference_us / 1e3 for network in done.networks), default=math.inf)
     while (spent := time.monotonic() - began) < budget_s:
         if looks and spent > looks[0] * budget_s:
@@ -178,16 +181,25 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
         number = next_network(taken, parts)
         taken.add(number)
         group = network_files(seed, number, narrow, rounds_at_run_time, how.packages)
-        timings = _time_group(group, how, reference, quiet_ms)
         rows: list[Row] = []
-        for specimen in group:
-            timing = timings[specimen.name]
-            quiet_ms = min(quiet_ms, timing.reference_ms)
-            if timing.settled:
-                rows.extend(file_rows(specimen.name, timing, _profile(specimen, how)))
-                count += 1
-            else:
-                dropped += 1
+        try:
+            timings = _time_group(group, how, reference, quiet_ms)
+            for specimen in group:
+                timing = timings[specimen.name]
+                quiet_ms = min(quiet_ms, timing.reference_ms)
+                if timing.settled:
+                    rows.extend(file_rows(specimen.name, timing, _profile(specimen, how)))
+        except BoardLostError:
+            raise
+        except MeasurementError as error:
+            refused += 1
+            if refused == MOST_REFUSED and not count:
+                raise
+            if progress is not None:
+                progress(min(1.0, spent / budget_s), f"a network is left out, which the runtime refuses: {error}")
+            continue
+        settled = sum(timing.settled for timing in timings.values())
+        count, dropped = count + settled, dropped + len(group) - settled
         append(path, rows)
         # As long again: a profile is had for a tenth of the time of a timing, and tells of other shapes.
         now = time.monotonic()
@@ -196,7 +208,12 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
             number = next_network(alone, parts)
             alone.add(number)
             files = network_files(seed + OTHER_SEED, number, narrow, rounds_at_run_time, how.packages)
-            append(path, _profiled_rows(files[number % len(files)], how, reference, quiet_ms))
+            try:
+                append(path, _profiled_rows(files[number % len(files)], how, reference, quiet_ms))
+            except BoardLostError:
+                raise
+            except MeasurementError:
+                continue  # one that the runtime refuses, as it does where files are timed
         if progress is not None:
             latencies = ", ".join(f"{timings[s.name].latency_ms:.3f}" for s in group)
             progress(min(1.0, spent / budget_s), f"{count} files measured; last: {latencies} ms")

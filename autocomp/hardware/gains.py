@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from autocomp.errors import BoardLostError, MeasurementError
 from autocomp.formats import WORKS, Activations, Work
 from autocomp.hardware.experiment import Packages, network_writer
 from autocomp.hardware.graph_writer import PATTERNS_OF_ZEROS, NetworkWriter, Value
@@ -120,7 +121,12 @@ def measure_gains(
     for number, chain in enumerate(CHAINS):
         if number not in known:
             files = {how: _file(chain, how, narrow_products, packages) for how in (None, *ways[chain.work])}
-            known[number] = _measure_chain(chain, runtime, threads, batch, files, reference)
+            try:
+                known[number] = _measure_chain(chain, runtime, threads, batch, files, reference)
+            except BoardLostError:
+                raise
+            except MeasurementError:
+                continue  # the runtime refuses one of its files: nothing is known of the kind
             _append(path, number, known[number])
         for how, (log, settled) in known[number].items():
             if settled:

@@ -71,8 +71,8 @@ class ProfileFile(_Strict):
     """``profile.yaml``. ``offer`` is what the runtime has kernels for, ``gains`` what they were measured to be worth there
     (see :mod:`autocomp.hardware.gains`). ``runtime_version`` in words, where files are written for one. ``boards``: a word
     of what such a board calls itself (``/proc/device-tree/model``), or with a hyphen the whole of it, like JetPack 4's
-    ``Jetson-AGX``. ``nchwc_block``: see :mod:`autocomp.hardware.lowering`; by the CPU where it was not measured.
-    ``fingerprint`` is there where the profile holds for one kind of machine only."""
+    ``Jetson-AGX``; with a star, words that follow each other in it. ``nchwc_block``: see :mod:`autocomp.hardware.lowering`; by
+    the CPU where it was not measured. ``fingerprint`` is there where the profile holds for one kind of machine only."""
 
     name: str
     aliases: tuple[str, ...] = ()

@@ -185,7 +185,13 @@ def goal_trial(
             return latency_ms, drop, size_bytes
         return (size_bytes, drop, latency_ms) if goal == "smallest" else (drop, latency_ms, size_bytes)
 
-    return min(others, key=costs)
+    found = min(others, key=costs)
+    if goal in ENDS and max_drop is None and found.number != BASELINE and costs(found)[0] > costs(points[0])[0]:
+        raise RunError(
+            f"the {goal} point is sought among those within {NEAR_SHARE:.0%} of the uncompressed model, by its score on the "
+            f"search split; none of them is {'faster' if goal == 'fastest' else 'smaller'} than that; pick one by its number"
+        )
+    return found
 
 
 def knee_trial(points: Sequence[Trial], metric: Metric) -> Trial:

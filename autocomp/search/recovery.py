@@ -120,6 +120,10 @@ def recover_points(
     seeds = range(request.seed, request.seed + (1 if short_epochs else request.recover_seeds))
     batches = bench.task.calibration if bench.task.train is None else bench.task.train
     known = {training(event) for event in folder.events() if event["event"] == EVENT}
+    if not labelled:
+        watcher.say(
+            f"the task has no train batches: what is recovered learns from its {len(batches)} calibration batches"
+        )
     for place, (point, seed) in enumerate((point, seed) for point in points for seed in seeds):
         if (point.plan.hash, seed, epochs, request.recipe) in known:
             continue

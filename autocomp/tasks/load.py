@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -138,8 +139,9 @@ def check_task(task: Task) -> Score:
     function, as it will be for an exported file.
 
     Raises:
-        TaskError: the model cannot be copied; ``evaluate`` raised, or returned something other than a :class:`Score`;
-            the value is NaN or infinite; or the outcomes are not a row of finite numbers.
+        TaskError: the model cannot be copied, or called on its example or its calibration batches; ``evaluate`` raised, never
+            called what it was given, or returned something other than a :class:`Score`; the value is NaN or infinite; or the
+            outcomes are not a row of finite numbers.
     """
     try:
         model = copy.deepcopy(task.model).eval()
@@ -147,7 +149,23 @@ def check_task(task: Task) -> Score:
         raise TaskError(
             f"task {task.name!r}: the model must be copyable by copy.deepcopy; it raised {one_line(error)}"
         ) from error
+    _check_inputs(task, model)
     return _scored(task, model, "search", 1.0, "score the untouched model; on the search split it raised")
+
+
+def _check_inputs(task: Task, model: nn.Module) -> None:
+    import torch
+
+    for what, inputs in (("example_inputs", task.example_inputs), ("a batch of calibration", task.calibration[0])):
+        try:
+            with torch.no_grad():
+                # Copies: a model may write into what it is given.
+                model(*(one.clone() if isinstance(one, torch.Tensor) else one for one in inputs))
+        except Exception as error:
+            raise TaskError(
+                f"task {task.name!r}: {what} must be the model's positional inputs, with a batch dimension and without labels; "
+                f"on shapes {', '.join(str(tuple(getattr(one, 'shape', ()))) for one in inputs)} it raised {one_line(error)}"
+            ) from error
 
 
 def check_test_split(task: Task, model: nn.Module) -> None:
@@ -171,7 +189,10 @@ def _scored(task: Task, model: nn.Module, split: Split, part: float, must: str) 
     """
     import torch
 
+    calls = itertools.count()
+
     def predict(*inputs: torch.Tensor) -> Any:
+        next(calls)
         return model(*inputs)
 
     try:
@@ -181,10 +202,17 @@ def _scored(task: Task, model: nn.Module, split: Split, part: float, must: str) 
         raise TaskError(
             f"task {task.name!r}: evaluate must {must} {one_line(error)}{line_of(error, file_of(task.evaluate))}"
         ) from error
-    return _checked_score(task.name, score, split)
+    found = _checked_score(task, score, split)
+    if part == 1.0 and next(calls) == 0:
+        raise TaskError(
+            f"task {task.name!r}: evaluate must score what its first argument gives, predict; it never called it, so that all "
+            "plans would score the same; call predict(*inputs) in the place of the model"
+        )
+    return found
 
 
-def _checked_score(name: str, score: object, split: Split) -> Score:
+def _checked_score(task: Task, score: object, split: Split) -> Score:
+    name = task.name
     if not isinstance(score, Score):
         raise TaskError(
             f"task {name!r}: evaluate must return a Score(value, outcomes); got {described(score)}; "
@@ -211,6 +239,12 @@ def _checked_score(name: str, score: object, split: Split) -> Score:
         raise TaskError(
             f"task {name!r}: outcomes must be what the value is the mean of, or a hundred times that, so that intervals can be "
             f"told; got the value {value:.6g} and outcomes of mean {outcomes.mean():.6g}; leave them out where it is no mean"
+        )
+    shares = outcomes is not None and outcomes.mean() > 0 and bool(np.isin(outcomes, (0.0, 1.0)).all())
+    if shares and task.metric.unit == "%" and value <= 1.0:
+        raise TaskError(
+            f"task {name!r}: a metric whose unit is % has values of 0 to 100; got {value:.6g} for outcomes of mean "
+            f"{value:.6g}; multiply it by 100, or leave the unit out"
         )
     return Score(value, outcomes)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, SequentialSampler
 
@@ -72,7 +73,7 @@ def folder_of(examples: Examples | None) -> ImageFolder | None:
 
 
 def check_apart(**splits: object) -> None:
-    """That no two splits are the same data, as far as can be seen without reading them.
+    """That no two splits are the same data, as far as can be seen without reading what is not in memory.
 
     Raises:
         TaskError: two are.
@@ -88,8 +89,10 @@ def _same(one: Any, other: Any) -> bool:
         return Path(one).resolve() == Path(other).resolve()
     if isinstance(one, DataLoader) and isinstance(other, DataLoader) and _in_order(one) and _in_order(other):
         return one.dataset is other.dataset
-    if isinstance(one, tuple) and isinstance(other, tuple) and len(one) == len(other):
-        return all(mine is theirs for mine, theirs in zip(one, other, strict=True))
+    if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)) and len(one) == len(other) > 0:
+        return all(_same(mine, theirs) for mine, theirs in zip(one, other, strict=True))
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return one.shape == other.shape and one.dtype == other.dtype and bool(torch.equal(one, other))
     return one is other
 
 

@@ -160,6 +160,25 @@ def test_numbers_that_halves_have_no_room_for_become_their_largest() -> None:
     assert error(compressed, export_torch(compressed), (torch.randn(5, 4),)) < 0.01
 
 
+def test_constants_that_halves_have_no_room_for_become_their_largest() -> None:
+    class Masked(nn.Module):
+        least: torch.Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 6)
+            self.register_buffer("least", torch.tensor(-1e9))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mask = (x[:, :1] > 0).to(x.dtype) * torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
+            y: torch.Tensor = self.linear(x) + (1.0 - mask) * self.least
+            return y.softmax(dim=1)
+
+    used = numerics("fp16")
+    compressed = compress_model(Masked().eval(), Plan(), (torch.zeros(1, 4),), [(torch.randn(4, 4),)], used)
+    assert error(compressed, export_torch(compressed), (torch.randn(5, 4),)) < 0.01
+
+
 def test_a_package_counts_on_no_device() -> None:
     """Neither on where tensors are made, nor on how a CPU lays out what attention writes: torch's device without memory lays
     it out otherwise, as a GPU may."""

@@ -16,7 +16,7 @@ from autocomp.formats import WORKS
 from autocomp.hardware import gains as module
 from autocomp.hardware.gains import CHAINS, LAYERS, WAYS, Gain, measure_gains, paying
 from autocomp.hardware.runtimes import onnxruntime, openvino
-from autocomp.hardware.runtimes.runtime import Runtime
+from autocomp.hardware.runtimes.runtime import Runtime, cpu_runtime
 from autocomp.hardware.timing import Timing
 
 SPEEDUPS = {
@@ -70,6 +70,24 @@ def test_every_chain_runs_and_gains_are_ratios(
     assert len(chains) == len(CHAINS) + 1
     for before, after in zip(found, again, strict=True):
         assert math.isclose(before.speedup, after.speedup, rel_tol=1e-4)
+
+
+def test_what_never_settled_is_not_known_and_measured_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    settled, measured = False, list[int]()
+
+    def timings(files: Mapping[str, object], *_: object, **__: object) -> dict[str, Timing]:
+        measured.append(len(files))
+        return {how: Timing(3.0 if how == "None" else 4.5, 0.0, 0.0, settled, 5, 0.05) for how in files}
+
+    monkeypatch.setattr(module, "measure", timings)
+    path, runtime = tmp_path / "gains.csv", cpu_runtime("onnxruntime")
+    assert measure_gains(path, runtime, 1, 2, narrow_products=True) == ()
+    assert module.paying((), ("a8", "a32")) == dict.fromkeys(WORKS, ("a8", "a32"))
+    settled = True
+    found = measure_gains(path, runtime, 1, 2, narrow_products=True)
+    assert {(gain.work, gain.way) for gain in found} == {(work, how) for work in WORKS for how in WAYS[work]}
+    assert all(math.isclose(gain.speedup, 3.0 / 4.5, rel_tol=1e-4) for gain in found)
+    assert len(measured) == 2 * len(CHAINS)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import cast
 
 import pytest
 import yaml
@@ -22,6 +23,8 @@ from autocomp.hardware.remote.tensorrt import TensorrtOnBoard
 from autocomp.hardware.resolve import resolve_target
 from autocomp.hardware.runtimes.runtime import loaded_run
 from autocomp.hardware.timing import TimingSettings, measure
+from autocomp.run import Json
+from autocomp.search.points import verifications
 from tests.hardware.board import Loopback, loopback, with_runtime
 from tests.hardware.test_onnxruntime import linear_file, weights
 from tests.hardware.test_remote import cut
@@ -154,6 +157,11 @@ class TestVerify:
             ("jetson-xavier-nx", "NVIDIA Jetson Xavier NX Developer Kit", True),
             ("jetson-nano", "NVIDIA Jetson Orin Nano Developer Kit", False),
             ("jetson-tx2", "quill", True),
+            ("jetson-orin-nano", "NVIDIA Jetson Orin Nano Developer Kit", True),
+            ("jetson-orin-nano", "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super", False),
+            ("jetson-orin-nano-super", "NVIDIA Jetson Orin Nano Engineering Reference Developer Kit Super", True),
+            ("jetson-orin-nano-super", "NVIDIA Jetson Orin Nano Developer Kit", False),
+            ("jetson-orin-nx", "NVIDIA Jetson Orin NX Engineering Reference Developer Kit Super", True),
         ],
     )
     def test_boards_are_told_apart_by_what_they_call_themselves(self, target: str, called: str, same: bool) -> None:
@@ -168,6 +176,27 @@ class TestVerify:
             found = board_of("jetson", 1, 1, board)
         assert isinstance(found.runtime, TensorrtOnBoard)
         assert found.about.startswith("NVIDIA Jetson Orin Nano Developer Kit, by TensorRT 10.3.0 (trtexec")
+
+    @pytest.mark.exhaustive
+    def test_what_a_board_measured_stays_where_it_is_verified_without_one(
+        self, jetson: Loopback, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = api.search(None, target="jetson", trials=3, sampler="random", out=tmp_path / "run")
+        connect = Board._connect
+
+        def as_jetson(board: Board) -> dict[str, object]:
+            return {**connect(board), "board": "NVIDIA Jetson Orin Nano Developer Kit"}
+
+        monkeypatch.setattr(Board, "_connect", as_jetson)
+        monkeypatch.setenv("AUTOCOMP_SSH", f"ssh -F {jetson.folder / 'config'}")
+        before = run.verify(host="board")
+        run.verify()
+        after = {one["key"]: one["measured"] for one in verifications(run.folder).values()}
+        assert len(before) > 1
+        for one in before:
+            assert (
+                cast("Json", after[one["key"]])["latency_ms"] == cast("Json", one["measured"])["latency_ms"] is not None
+            )
 
 
 class TestTensorrt:

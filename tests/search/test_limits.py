@@ -71,6 +71,8 @@ def test_the_end_of_the_front_that_is_wanted() -> None:
     assert goal_trial(points[:1], "fastest", METRIC, {}, None).number == 0
     with pytest.raises(RunError, match="within 5% of the uncompressed model; no other is that near"):
         goal_trial([points[0], points[2]], "smallest", METRIC, {}, None)
+    with pytest.raises(RunError, match="search split; none of them is faster than that; pick one by its number"):
+        goal_trial([points[0], point(4, 89.0, 9.5, 100)], "fastest", METRIC, {}, None)
 
 
 @pytest.mark.parametrize(

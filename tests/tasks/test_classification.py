@@ -288,6 +288,7 @@ class TestRefused:
         for one, other in (
             (SEARCH, SEARCH),
             (dataset, dataset),
+            ((SEARCH[0].clone(), SEARCH[1].clone()), [SEARCH[0][:], SEARCH[1][:]]),
             (DataLoader(dataset), DataLoader(dataset, shuffle=True)),
             (folder, str(tmp_path / "images" / ".." / "images")),
         ):

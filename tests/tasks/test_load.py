@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -398,12 +400,43 @@ def test_a_model_may_return_tensors_in_a_dictionary() -> None:
 def test_only_the_search_split_is_read() -> None:
     asked: list[str] = []
 
-    def evaluate(_predict: Predict, split: Split, _fraction: float = 1.0) -> Score:
+    def evaluate(predict: Predict, split: Split, _fraction: float = 1.0) -> Score:
         asked.append(split)
-        return Score(1.0)
+        return Score(float(predict(torch.ones(1, 2)).numel()))
 
     check_task(_task(evaluate))
     assert asked == ["search"]
+
+
+def test_an_evaluate_that_never_calls_what_it_is_given_is_refused() -> None:
+    model = torch.nn.Linear(2, 2)
+    message = _refusal_of(replace(_task(lambda *_: Score(float(model(torch.ones(1, 2)).numel()))), model=model))
+    assert "evaluate must score what its first argument gives, predict; it never called it" in message
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"calibration": [(torch.ones(8, 3),)]}, r"a batch of calibration must be .* on shapes \(8, 3\) it raised"),
+        ({"calibration": [(torch.ones(8, 2), torch.ones(8))]}, r"without labels; on shapes \(8, 2\), \(8,\) it raised"),
+        (
+            {"example_inputs": (torch.ones(1, 3),)},
+            r"example_inputs must be .* on shapes \(1, 3\) it raised RuntimeError",
+        ),
+    ],
+)
+def test_inputs_that_the_model_does_not_take_are_named(changed: dict[str, Any], said: str) -> None:
+    assert re.search(said, _refusal_of(replace(_task(lambda predict, _: Score(1.0)), **changed)))
+
+
+def test_a_share_is_no_percentage() -> None:
+    def evaluate(predict: Predict, *_: object) -> Score:
+        predict(torch.ones(1, 2))
+        return Score(0.75, np.array([1.0, 1.0, 1.0, 0.0]))
+
+    task = replace(_task(evaluate), metric=Metric("accuracy", "maximize", "%"))
+    assert "a metric whose unit is % has values of 0 to 100; got 0.75" in _refusal_of(task)
+    assert check_task(_task(evaluate)).value == 0.75
 
 
 def test_an_evaluate_that_raises_is_quoted_with_its_line() -> None:
@@ -442,7 +475,11 @@ def test_a_malformed_score_is_refused(returned: object, words: str) -> None:
 
 
 def test_numbers_of_other_kinds_become_a_plain_score() -> None:
-    score = check_task(_task(lambda *_: Score(torch.tensor(0.5), np.array([True, False]))))  # type: ignore[arg-type]
+    def evaluate(predict: Predict, *_: object) -> Score:
+        predict(torch.ones(1, 2))
+        return Score(torch.tensor(0.5), np.array([True, False]))  # type: ignore[arg-type]
+
+    score = check_task(_task(evaluate))
     assert type(score.value) is float
     assert score.outcomes is not None
     assert score.outcomes.dtype == np.float64

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, cast
 
-from autocomp.errors import BoardError, RequestError
+from autocomp.errors import BoardError, BoardLostError, RequestError
 from autocomp.hardware.remote import agent
 
 Answer = Mapping[str, object]
@@ -184,7 +184,7 @@ class Board:
                 said = self._line.end() if self._line is not None else str(error)
                 self._line = None
                 if wait_s is None:
-                    raise BoardError(
+                    raise BoardLostError(
                         f"the connection to {self.host} was lost and could not be had again; ssh says: {said}; run the "
                         "same command again: it goes on where it stopped"
                     ) from error
@@ -238,8 +238,8 @@ class Board:
         needed |= {model for _, dropped in [*self._dropped] for model in dropped}
         unused = sorted({*models} - needed)
         if unused:
-            self.ask({"do": "forget", "hashes": [*unused]})
             self._there -= {*unused}
+            self.ask({"do": "forget", "hashes": [*unused]})
 
     def _connect(self) -> Answer:
         """Raises:
@@ -265,7 +265,7 @@ class Board:
         for said in (facts.get("refused"), facts.get("failed")):
             if said is not None:
                 line.end()
-                raise BoardError(
+                raise BoardLostError(
                     f"{self.host} must be able to begin a session; it says: {said}; try it by hand: ssh {self.host}"
                 )
         self._line = line
@@ -289,7 +289,7 @@ class Board:
         names = sorted(self._there)
         has, _ = self._line.send({"do": "has", "hashes": names}, b"")
         if has.get("has") != names:
-            raise BoardError(
+            raise BoardLostError(
                 f"a board must keep its files while it is measured; {self.host} has lost them, as by a restart; run the same "
                 "command again: it goes on where it stopped"
             )

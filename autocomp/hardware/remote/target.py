@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 
 from autocomp.errors import BoardError, RequestError
 from autocomp.hardware.fingerprint import mismatch
-from autocomp.hardware.profiles import Profile, find_profile
+from autocomp.hardware.profiles import Profile, find_profile, shipped_profiles
 from autocomp.hardware.remote.connection import Board
 from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
 from autocomp.hardware.remote.state import state_words
@@ -65,9 +66,23 @@ def _check_same(profile: Profile, threads: int, board: Board) -> None:
             )
         return
     called = str(board.facts["board"])
-    name, words = called.lower(), [word.lower() for word in profile.file.boards]
-    if not any(word in name.replace("-", " ") or word == name for word in words):
+    own = _alike(called, profile)
+    # A Super calls itself all that the plain one does, and that.
+    others = {other.file.name: _alike(called, other) for other in shipped_profiles()}
+    nearest = max(others, key=lambda name: others[name])
+    if own == 0 or others[nearest] > own:
+        instead = f", or search for {nearest}" if others[nearest] else ""
         raise BoardError(
             f"a run is verified on its target, {profile.file.device}; {board.host} calls itself {called or 'nothing'!r}; "
-            "name another host"
+            f"name another host{instead}"
         )
+
+
+def _alike(called: str, profile: Profile) -> int:
+    """How many letters of what a board calls itself are those of a profile's boards; 0 where it is none of them."""
+    name = called.lower()
+    found = 0
+    for words in map(str.lower, profile.file.boards):
+        if words == name or fnmatchcase(name.replace("-", " "), f"*{words}*"):
+            found = max(found, len(words))
+    return found
