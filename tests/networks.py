@@ -481,8 +481,31 @@ CONVOLUTIONAL: dict[str, Callable[[], nn.Module]] = {
     "mlp": mlp,
     "separable": separable,
 }
+
+
 #: Every way in which layers are put together.
+class Lines(nn.Module):
+    """Convolutions over a sequence, with a shortcut and pools, as networks for signals have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv1d(3, 16, 7, stride=2, padding=3, bias=False), nn.BatchNorm1d(16)
+        self.first, self.second = nn.Conv1d(16, 24, 3, padding=1), nn.Conv1d(24, 16, 5, padding="same")
+        self.last, self.head = nn.Conv1d(16, 12, 3, dilation=2), nn.Linear(12, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = functional.max_pool1d(functional.relu(self.norm(self.stem(x))), 2)
+        x = functional.relu(x + self.second(functional.relu(self.first(x))))
+        y: torch.Tensor = self.head(functional.relu(self.last(x)).mean(-1))
+        return y
+
+
+def lines() -> nn.Module:
+    return ready(Lines(), seed=18)
+
+
 NETWORKS: dict[str, Callable[[], nn.Module]] = CONVOLUTIONAL | {
+    "lines": lines,
     "squeeze": squeeze,
     "grouped": grouped,
     "dense": dense,
@@ -520,6 +543,8 @@ def inputs(network: str, count: int, seed: int = 0) -> tuple[torch.Tensor, ...]:
 
     if network == "mlp":
         return (normal(20),)
+    if network == "lines":
+        return (normal(3, 64),)
     if network == "packed":
         return (normal(TOKENS, 6),)
     if network in {"encoder", "tied"}:

@@ -49,7 +49,10 @@ def _folded(folded: nn.Module, example: Example) -> nn.Module:
     used = Counter(node.layer for node in graph.layers)
     used_norms = Counter(owner.get(node.name) for node in graph.nodes if node.op == "batch_norm")
     for node in graph.layers:
-        user = graph.sole_user(node.name)
+        user, written = graph.sole_user(node.name), node
+        if user is not None and user.op == "squeeze":  # of a convolution over sequences
+            written = user
+            user = graph.sole_user(written.name)
         if user is None or user.op != "batch_norm" or node.layer is None:
             continue
         path = owner[user.name]
@@ -60,7 +63,7 @@ def _folded(folded: nn.Module, example: Example) -> nn.Module:
             continue
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
             continue
-        behind = _behind(norm, node.shape[1:])
+        behind = _behind(norm, written.shape[1:])
         if behind is None:
             continue
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):

@@ -1,4 +1,5 @@
-"""A model made ready to be compressed again and again: batch norms folded, attentions unpacked, inventory taken."""
+"""A model made ready to be compressed again and again: batch norms folded, attentions unpacked, convolutions over sequences
+taken for ones over images, inventory taken."""
 
 from __future__ import annotations
 
@@ -18,6 +19,7 @@ from autocomp.compress.blocks import find_blocks
 from autocomp.compress.channels import Coupling
 from autocomp.compress.couplings import find_couplings
 from autocomp.compress.fold import fold_batch_norm
+from autocomp.compress.lines import over_images
 from autocomp.compress.rebuild import Prepared, cuts_of, rebuilt
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
@@ -45,7 +47,7 @@ def prepare(
     example_inputs: tuple[torch.Tensor, ...],
     dynamic_dims: tuple[tuple[int, ...], ...] = (),
 ) -> Prepared:
-    """Fold batch norms, unpack attentions and take the inventory. ``model`` is left as it is.
+    """Fold batch norms, unpack attentions, take sequences for images and take the inventory. ``model`` is left as it is.
 
     Args:
         example_inputs: positional inputs at batch 1.
@@ -60,7 +62,8 @@ def prepare(
     still = _copied(model)
     if _changes(still, example_inputs):
         still.register_forward_pre_hook(_of_copies)
-    folded = fold_batch_norm(unpack_attention(still, example_inputs), example)
+    unpacked = over_images(unpack_attention(still, example_inputs), example_inputs)
+    folded = fold_batch_norm(unpacked, example)
     program = export_program(folded, example)
     graph = read_graph(program)
     used = Counter(node.layer for node in graph.layers if node.layer is not None)

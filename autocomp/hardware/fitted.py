@@ -229,7 +229,7 @@ class FittedModel:
             for shape, kernel in zip(shapes, kernels, strict=True)
             if shape not in known and not self.covers(kernel)
         ]
-        remedy = "calibrate with a network that has it, or choose another target"
+        remedy = "no calibration measures that: search the part of the network without it, or for another target"
         refuse(unknown, "the latency model was never calibrated on", remedy)
         new: dict[str, dict[Shape, Kernel]] = {}
         for shape, kernel in zip(shapes, kernels, strict=True):

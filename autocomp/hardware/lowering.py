@@ -29,8 +29,9 @@ from autocomp.hardware.weighted import (
 #: What a runtime computes nothing for; the parts of a split are written by the split.
 FREE = COPIES | {"input", "getitem", "to", "_assert_tensor_metadata", "new_ones", "new_zeros", "new_full"}
 
-GLOBAL_POOLS = frozenset({"adaptive_avg_pool2d", "mean"})
-WINDOW_POOLS = frozenset({"max_pool2d", "avg_pool2d"})
+GLOBAL_POOLS = frozenset({"adaptive_avg_pool2d", "adaptive_avg_pool1d", "mean"})
+LINE_POOLS = frozenset({"max_pool1d", "avg_pool1d"})
+WINDOW_POOLS = frozenset({"max_pool2d", "avg_pool2d"}) | LINE_POOLS
 #: Activations that float convolutions take in, beside the rectifiers of :data:`ACTIVATIONS`; in blocks one more.
 CURVES = frozenset({"hardsigmoid", "hardsigmoid_", "sigmoid", "tanh"})
 BLOCKED_CURVES = CURVES | {"hardswish", "hardswish_"}
@@ -142,11 +143,39 @@ def _one(state: Lowering, node: Node, tail: Node) -> bool:
     if node.op in _OWN:
         _OWN[node.op](state, node)
         return False
+    if node.op == "conv1d":
+        return _conv1d(state, node)
     if node.op == "batch_norm":
         return _batch_norm(state, node)
     if node.op in ADDITIONS and len(node.inputs) == 2:
         return _add(state, node, tail)
     return _other(state, node)
+
+
+def _conv1d(state: Lowering, node: Node) -> bool:
+    """No layer of a plan's, and never in blocks. Of its weight no more is known than how many numbers it has, its bias among
+    them or not."""
+    source = state.graph.by_name[node.inputs[0]]
+    outputs, inputs = abs(node.shape[1]), abs(source.shape[1])
+    stride, groups = (node.numbers or (1,))[0], node.numbers[3] if len(node.numbers) > 3 else 1
+    biased = node.parameters % outputs == 0 and (node.parameters // outputs - 1) % (inputs // groups) == 0
+    weights = node.parameters - (outputs if biased else 0)
+    state.read(source.name, FLOAT)
+    state.kernels.append(
+        Kernel(
+            convolution("conv", groups, inputs // groups),
+            (node.name,),
+            macs=node.elements * weights // outputs,
+            in_elements=source.elements,
+            out_elements=node.elements,
+            weight_elements=weights,
+            kernel_area=max(1, weights // outputs // (inputs // groups)),
+            stride=stride,
+            groups=groups,
+        )
+    )
+    state.write(node, FLOAT)
+    return True
 
 
 def _batch_norm(state: Lowering, node: Node) -> bool:
@@ -268,8 +297,10 @@ def _other(state: Lowering, node: Node) -> bool:
         state.read(source, form)
         if node.op in WINDOW_POOLS:
             op = {INTEGER_LAST: "pool_nhwc", INTEGER: "pool_integer", BLOCKED: "pool_nchwc"}.get(form, "pool")
-            stride = max(1, round(math.sqrt(read / max(1, node.elements))))
-            kernel = changed(kernel, op=op, kernel_area=math.prod(node.numbers[:2]), stride=stride)
+            wider = read / max(1, node.elements)
+            stride = max(1, round(wider if node.op in LINE_POOLS else math.sqrt(wider)))
+            area = node.numbers[0] if node.op in LINE_POOLS else math.prod(node.numbers[:2])
+            kernel = changed(kernel, op=op, kernel_area=area, stride=stride)
         state.kernels.append(kernel if node.op in WINDOW_POOLS else changed(kernel, op="activation"))
         state.write(node, form)
     elif node.op in GLOBAL_POOLS:
@@ -322,7 +353,8 @@ def _pool_form(state: Lowering, node: Node) -> Form:
             return INTEGER_LAST
         if INTEGER in have or node.name in state.rounded:
             return INTEGER
-    return BLOCKED if state.block > 1 and node.shape[1] % state.block == 0 else FLOAT
+    in_blocks = state.block > 1 and node.shape[1] % state.block == 0 and node.op not in LINE_POOLS
+    return BLOCKED if in_blocks else FLOAT
 
 
 _OWN: dict[str, Callable[[Lowering, Node], None]] = {

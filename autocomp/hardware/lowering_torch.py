@@ -278,6 +278,12 @@ def _rounded(state: _Lowering, node: Node) -> None:
             state.each(state.floats, name, elements)
 
 
+def _window(node: Node) -> tuple[int, int]:
+    """A pool's area and stride, of one over a sequence or over images."""
+    sizes = 1 if node.op.endswith("1d") else 2
+    return math.prod(node.numbers[:sizes]), node.numbers[sizes] if len(node.numbers) > sizes else node.numbers[0]
+
+
 def _other(state: _Lowering, node: Node) -> None:
     """An operation without a layer's weight."""
     read, written = sum(map(state.elements, dict.fromkeys(node.inputs))), state.elements(node.name)
@@ -304,8 +310,7 @@ def _other(state: _Lowering, node: Node) -> None:
     if family == "copy":
         state.add(family, state.floats, node.name, written, written)
         return
-    area = math.prod(node.numbers[:2]) if family == "pool" and "adaptive" not in node.op else 1
-    stride = node.numbers[2] if family == "pool" and "adaptive" not in node.op and len(node.numbers) > 2 else 1
+    area, stride = _window(node) if family == "pool" and "adaptive" not in node.op else (1, 1)
     last = abs(node.shape[-1]) if family in ROW_BY_ROW and node.shape else 1
     state.kernels.append(
         Kernel(

@@ -40,11 +40,12 @@ POINTWISE = frozenset(
 POOLS = frozenset(
     {
         *("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d", "mean"),
+        *("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d"),
         *("sum", "amax", "amin", "linalg_vector_norm", "norm"),
     }
 )
 #: Pools that pick a value and so commute with rounding.
-SELECTING_POOLS = frozenset({"max_pool2d", "adaptive_max_pool2d"})
+SELECTING_POOLS = frozenset({"max_pool2d", "max_pool1d", "adaptive_max_pool2d"})
 #: Data is moved, nothing computed. ``getitem`` is a part of a split.
 MOVES = frozenset(
     {

@@ -35,6 +35,7 @@ FAMILIES = {
     **dict.fromkeys(POINTWISE, "elementwise"),
     **dict.fromkeys(COPIES, "copy"),
     **dict.fromkeys(("max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "adaptive_max_pool2d"), "pool"),
+    **dict.fromkeys(("max_pool1d", "avg_pool1d", "adaptive_avg_pool1d"), "pool"),
     **dict.fromkeys(("mean", "sum", "amax", "amin", "linalg_vector_norm", "norm", "cumsum"), "reduce"),
     **dict.fromkeys(("layer_norm", "native_layer_norm", "group_norm", "instance_norm", "rms_norm"), "layer_norm"),
     **dict.fromkeys(("softmax", "_softmax", "log_softmax"), "softmax"),

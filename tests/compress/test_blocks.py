@@ -18,7 +18,7 @@ from autocomp.plan import Format, LayerPlan, Plan, Rank, Sparsity
 from autocomp.trace import Example, export_program, graph_module, read_graph
 from tests.networks import NETWORKS, compressed, inputs, prepared, ready, run_module, thorough
 
-WITH_BLOCKS = ("residual", "option_a", "squeeze", "grouped", "encoder", "vit", "packed", "tied")
+WITH_BLOCKS = ("lines", "residual", "option_a", "squeeze", "grouped", "encoder", "vit", "packed", "tied")
 #: What `make test` tries.
 USUAL = {"residual", "option_a", "packed"}
 

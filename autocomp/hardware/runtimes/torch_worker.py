@@ -239,10 +239,11 @@ def _geometry(op: str, node: Node, results: dict[str, torch.Tensor]) -> tuple[Sh
     if op in PRODUCTS or op == SPARSE_PRODUCT:
         weight = results[cast("Node", node.args[1]).name]
         return tuple((weight.t() if op in PRODUCTS else weight).shape), (), 1, 1
-    if op in {"max_pool2d", "avg_pool2d"}:
+    if op in {"max_pool2d", "avg_pool2d", "max_pool1d", "avg_pool1d"}:
         kernel = _numbers(node, 1)
         stride = _numbers(node, 2)
-        return None, kernel * (2 if len(kernel) == 1 else 1), (stride or kernel)[0], 1
+        square = len(kernel) == 1 and op.endswith("2d")
+        return None, kernel * (2 if square else 1), (stride or kernel)[0], 1
     place = WEIGHT_ARGUMENT.get(op)
     if place is None or op == "embedding":
         return None, (), 1, 1
