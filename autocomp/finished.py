@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from autocomp.report.card import Shipped
     from autocomp.report.shown import Marked
     from autocomp.search.begin import Setup
+    from autocomp.search.own_study import OwnStudy
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,19 @@ class Run:
         if self.folder.read()["weights_hash"] != weights_hash(prepared):
             task = self.folder.request().task
             raise RunError(f"the model of task {task} is not the one that {self.folder.path} was searched with")
+
+    def own_study(self, seed: int = 0, task: Task | None = None, target: Target | None = None) -> OwnStudy:
+        """The guided sampler and an objective, for a study of one's own (``docs/own-study.md``).
+
+        Args:
+            task, target: where they were not ones that have a name.
+
+        Raises:
+            RunError: the run was searched without sensitivities, or its model is another one now.
+        """
+        from autocomp.search.own_study import own_study
+
+        return own_study(self.setup(task, target), self.folder, seed)
 
     def verify(
         self,

@@ -149,7 +149,10 @@ def test_nouns_need_the_standard_library_and_numpy() -> None:
     ("library", "places"),
     # Optuna's place: samplers, and the study that they propose for.
     [
-        ("optuna", {"search.guided", "search.journal", "search.ledger", "search.sampler", "search.study"}),
+        (
+            "optuna",
+            {"search.guided", "search.journal", "search.ledger", "search.own_study", "search.sampler", "search.study"},
+        ),
         ("ray", {"search.ray_cluster", "search.ray_sensitivity", "search.ray_tune", "jobs.client"}),
         ("plotly", {"report.page"}),
     ],

@@ -19,10 +19,39 @@ from autocomp.errors import WorkError
 from autocomp.export.artifact import Sizes
 from autocomp.hardware.target import Target
 from autocomp.hardware.timed_files import THIS_MACHINE, Place
+from autocomp.inventory import Inventory
 from autocomp.plan import Plan
 from autocomp.search.rungs import Climb, Hurdle, climb
 from autocomp.task import Score, Task
 from autocomp.trial import Cost, Rung
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What plans of a network cost on a target, without touching a weight."""
+
+    inventory: Inventory
+    target: Target
+    sizes: Sizes
+
+    def structure(self, plan: Plan) -> Structure:
+        return restructure(self.inventory, plan, self.target.numerics)
+
+    def cost(self, plan: Plan) -> Cost:
+        """Raises:
+        PlanError: the plan does not fit the model.
+        UncoveredKernelError: the latency model does not know a kernel.
+        """
+        structure = self.structure(plan)
+        prediction = self.target.predict(structure)
+        return Cost(
+            latency_ms=prediction.latency_ms,
+            latency_std_ms=prediction.std_ms,
+            size_bytes=self.sizes.predict(structure),
+            peak_memory_bytes=self.target.peak_memory_bytes(structure, [one.kernel for one in prediction.kernels]),
+            macs=structure.macs * self.target.batch,
+            latency_source=prediction.source,
+        )
 
 
 @dataclass(frozen=True)
@@ -47,8 +76,12 @@ class Workbench:
         """Without what the solver knows: in another process it learns that anew."""
         return {name: value for name, value in self.__dict__.items() if name != "solver"}
 
+    @property
+    def forecast(self) -> Forecast:
+        return Forecast(self.prepared.inventory, self.target, self.sizes)
+
     def structure(self, plan: Plan) -> Structure:
-        return restructure(self.prepared.inventory, plan, self.target.numerics)
+        return self.forecast.structure(plan)
 
     def compress(self, plan: Plan, weights: Path | None = None) -> Compressed:
         """The compressed model; with the weights that recovery gave it, where these are named."""
@@ -56,22 +89,8 @@ class Workbench:
         return compressed if weights is None else with_weights(compressed, read_weights(weights))
 
     def cost(self, plan: Plan) -> Cost:
-        """Predicted, without touching a weight.
-
-        Raises:
-            PlanError: the plan does not fit the model.
-            UncoveredKernelError: the latency model does not know a kernel.
-        """
-        structure = self.structure(plan)
-        prediction = self.target.predict(structure)
-        return Cost(
-            latency_ms=prediction.latency_ms,
-            latency_std_ms=prediction.std_ms,
-            size_bytes=self.sizes.predict(structure),
-            peak_memory_bytes=self.target.peak_memory_bytes(structure, [one.kernel for one in prediction.kernels]),
-            macs=structure.macs * self.target.batch,
-            latency_source=prediction.source,
-        )
+        """See :meth:`Forecast.cost`."""
+        return self.forecast.cost(plan)
 
     def climb(self, plan: Plan, cost: Cost, hurdle: Hurdle | None) -> Climb:
         """The simulated model's score on the search split, part by part, as long as the plan clears the hurdle.

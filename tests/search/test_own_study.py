@@ -5,19 +5,24 @@ from __future__ import annotations
 
 import math
 import pickle
+from pathlib import Path
 
 import optuna
 import pytest
 from optuna.samplers import BaseSampler, NSGAIISampler, RandomSampler
 from optuna.trial import TrialState
 
+from autocomp import api
+from autocomp.errors import RunError
 from autocomp.plan import Plan
 from autocomp.search.guided import GuidedSampler, distributions
 from autocomp.search.landscape import Choice, Landscape
 from autocomp.search.sampler import StartingSampler
 from autocomp.space import SearchSpace
 from autocomp.trial import Cost
+from tests import small_task
 from tests.search.synthetic import PaperBench, landscape_of, synthetic_space
+from tests.targets import made_target
 
 SPACE = synthetic_space()
 
@@ -131,3 +136,57 @@ def test_a_study_in_two_sittings_is_that_in_one(made: type[RandomSampler]) -> No
     again = study_of(StartingSampler(before, made(seed=3)))
     again.optimize(objective, n_trials=12)
     assert [trial.params for trial in again.trials] == [trial.params for trial in whole.trials]
+
+
+def test_a_finished_run_gives_a_study_of_ones_own(tmp_path: Path) -> None:
+    run = api.search(small_task.task(), target=made_target(), trials=3, out=tmp_path / "run")
+    mine = run.own_study(seed=1, task=small_task.task(), target=made_target())
+    study = optuna.create_study(directions=mine.directions, sampler=mine.sampler)
+    study.optimize(mine, n_trials=4)
+    first = study.trials[0]
+    assert mine.plan(first.params) == Plan()
+    untouched = run.front.iloc[0]
+    assert first.values[:2] == pytest.approx([untouched["metric_search"], untouched["latency_ms"]])
+    assert first.values[2] == untouched["size_bytes"]
+    assert len({mine.plan(trial.params) for trial in study.trials}) == 4
+    kept: GuidedSampler = pickle.loads(pickle.dumps(mine.sampler))
+    assert kept.indices(study, 4) == mine.sampler.indices(study, 4)
+    assert "it is expected" in mine.sampler.why
+
+
+def test_without_sensitivities_a_run_guides_no_study(tmp_path: Path) -> None:
+    run = api.search(small_task.task(), target=made_target(), trials=2, sampler="random", out=tmp_path / "run")
+    with pytest.raises(RunError, match=r"which a search with sampler auto measures; .* is one with random"):
+        run.own_study(task=small_task.task(), target=made_target())
+
+
+@pytest.mark.exhaustive
+def test_it_guides_ray_tunes_own_searcher(tmp_path: Path) -> None:
+    import ray
+    from ray import tune
+    from ray.tune.search.optuna import OptunaSearch
+
+    run = api.search(small_task.task(), target=made_target(), trials=3, out=tmp_path / "run")
+    mine = run.own_study(seed=1, task=small_task.task(), target=made_target())
+
+    def evaluated(config: dict[str, int]) -> None:
+        tune.report({"metric": float(-sum(config.values())), "latency_ms": 1.0, "size_bytes": 1.0})
+
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    try:
+        searcher = OptunaSearch(
+            space=mine.distributions,
+            metric=["metric", "latency_ms", "size_bytes"],
+            mode=["max", "min", "min"],
+            sampler=mine.sampler,
+        )
+        found = tune.Tuner(
+            evaluated,
+            tune_config=tune.TuneConfig(search_alg=searcher, num_samples=4, max_concurrent_trials=2),
+            run_config=tune.RunConfig(storage_path=str(tmp_path / "tune"), name="mine", verbose=0),
+        ).fit()
+    finally:
+        ray.shutdown()
+    assert found.num_errors == 0
+    configs = [one.config for one in map(found.__getitem__, range(len(found))) if one.config is not None]
+    assert len({tuple(sorted(config.items())) for config in configs}) == len(configs) == 4
