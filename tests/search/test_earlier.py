@@ -296,11 +296,11 @@ def test_a_slow_machine_corrects_nothing_and_is_looked_at_again(
 ) -> None:
     """Everything takes twice as long while the machine is busy, and no timing settles."""
     setup = asks_for_latency(finished_run, 0.7)
-    run, heard, sittings = RunFolder(tmp_path / "run"), Heard(), list[int]()
+    run, heard, sittings = RunFolder(tmp_path / "run"), Heard(), list[set[int]]()
 
     def time_files(bench: Workbench, models: Mapping[int, bytes], *_: object) -> dict[int, Timing]:
         costs = {trial.number: trial.cost for trial in flow.load_trials(run)}
-        sittings.append(len(models))
+        sittings.append({*models})
         busy = not quiet_later or len(sittings) == 1
         return {
             number: Timing((2.0 if busy else 1.0) * cost.latency_ms, 0.01, 0.01, not busy, 9, 1.0)
@@ -315,7 +315,8 @@ def test_a_slow_machine_corrects_nothing_and_is_looked_at_again(
     assert len(flow.load_trials(run)) == 4
     told = any("over --max-latency-ms in timings that never settled" in line for line in heard.lines)
     if quiet_later:
-        assert len(sittings) == 2
+        assert sittings[0] <= set[int]().union(*sittings[1:])  # all that was timed while it was busy
+        assert len(sittings) <= 3  # with what took the place of these on the front
         assert len(points) > 1
         assert not told
     else:
