@@ -426,8 +426,8 @@ def _memory_words(result: Calibration) -> str:
     if result.memory is None:
         return "not measured; counted as weights and live activations"
     return (
-        f"mean error {result.memory.held_out_mean:.1%} on held-out architectures, {result.memory.held_out_within_10:.0%} within "
-        f"±10 %, of {result.memory.files} that ran in processes of their own (`memory.csv`)"
+        f"mean error {result.memory.held_out_mean:.1%} on held-out architectures, {result.memory.held_out_within_10:.0%} "
+        f"within ±10 %, of {result.memory.files} files that ran in processes of their own (`memory.csv`)"
     )
 
 

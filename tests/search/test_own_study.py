@@ -162,7 +162,7 @@ def test_without_sensitivities_a_run_guides_no_study(tmp_path: Path) -> None:
 
 @pytest.mark.exhaustive
 def test_it_guides_ray_tunes_own_searcher(tmp_path: Path) -> None:
-    import ray
+    ray = pytest.importorskip("ray", reason="Ray is not installed; pip install 'autocomp[ray]'")
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
@@ -172,7 +172,7 @@ def test_it_guides_ray_tunes_own_searcher(tmp_path: Path) -> None:
     def evaluated(config: dict[str, int]) -> None:
         tune.report({"metric": float(-sum(config.values())), "latency_ms": 1.0, "size_bytes": 1.0})
 
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=100_000_000)
     try:
         searcher = OptunaSearch(
             space=mine.distributions,
