@@ -50,7 +50,7 @@ def _folded(folded: nn.Module, example: Example) -> nn.Module:
     used_norms = Counter(owner.get(node.name) for node in graph.nodes if node.op == "batch_norm")
     for node in graph.layers:
         user, written = graph.sole_user(node.name), node
-        if user is not None and user.op == "squeeze":  # of a convolution over sequences
+        if user is not None and user.op == "squeeze" and user.shape[1:2] == node.shape[1:2]:  # of one over sequences
             written = user
             user = graph.sole_user(written.name)
         if user is None or user.op != "batch_norm" or node.layer is None:

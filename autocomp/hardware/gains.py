@@ -112,9 +112,10 @@ def measure_gains(
     """
     reference = reference_run(runtime, threads)
     ways = ways_of(packages)
+    before = _read(path)
     known = {
         number: found
-        for number, found in _read(path).items()
+        for number, found in before.items()
         if set(found) == set(ways[CHAINS[number].work]) and all(settled for _, settled in found.values())
     }
     logs: dict[tuple[Work, Way], list[float]] = {}
@@ -128,6 +129,10 @@ def measure_gains(
             except MeasurementError:
                 continue  # the runtime refuses one of its files: nothing is known of the kind
             _append(path, number, known[number])
+            # What settled before holds, where it does not now.
+            known[number] |= {
+                how: found for how, found in before.get(number, {}).items() if found[1] and not known[number][how][1]
+            }
         for how, (log, settled) in known[number].items():
             if settled:
                 logs.setdefault((chain.work, how), []).append(log)
