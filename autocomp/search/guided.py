@@ -291,8 +291,9 @@ class GuidedSampler(BaseSampler):
         else:
             drawn = [tuple(map(chance.randrange, sizes)) for _ in range(DRAWN)]
         tried = {land.plan_hash(choice) for choice in known.tried}
-        new = [choice for choice in drawn if land.plan_hash(choice) not in tried] or drawn
-        costs = [(choice, land.cost(choice)) for choice in (new[:PREDICTED] if limits.of_costs else new[:1])]
+        untried = (choice for choice in drawn if land.plan_hash(choice) not in tried)
+        new = list(itertools.islice(untried, PREDICTED if limits.of_costs else 1)) or drawn[:1]
+        costs = [(choice, land.cost(choice)) for choice in new]
         over = {choice: max(limits.broken_by_cost(cost), default=0.0) for choice, cost in costs if cost is not None}
         return min(over or new, key=lambda choice: max(over.get(choice, 0.0), 0.0))
 
@@ -405,9 +406,7 @@ class GuidedSampler(BaseSampler):
         within = known.keeping if self._wish.limits else ()
         count = NEIGHBOURS // 2 if within else NEIGHBOURS
         neighbours = [*self._neighbours([*known.best, *self._earlier], count, chance)]
-        if (
-            within
-        ):  # whose neighbours are within the limits more often than others are, where some layers gain what others lose
+        if within:  # whose neighbours are so as well more often than others, where some layers gain what others lose
             neighbours += self._neighbours(within, count, chance, one_price=False)
         for choice, base in neighbours:
             if choice not in known.tried:
@@ -464,7 +463,7 @@ def _improvements(
     place = ENDS[goal]
     cost = costs[:, place]
     # Where none is known, whatever keeps the limits is an improvement.
-    most = float(np.max(cost[np.isfinite(cost)], initial=1.0))
-    best = min((point[1 + place] for point in known), default=most)
+    costliest = float(np.max(cost[np.isfinite(cost)], initial=1.0))
+    best = min((point[1 + place] for point in known), default=costliest)
     kept: Vector = ndtr((math.log(most + offset) - np.log(medians)) / spreads)
     return np.maximum(best - cost, 0.0) * kept

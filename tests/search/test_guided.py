@@ -314,3 +314,5 @@ def test_a_drop_too_small_to_be_told_from_none_is_kept_all_the_same(max_drop: fl
     found = proposed(land, bench, Wish(Limits(max_drop=max_drop), "fastest"), 24)
     fastest = min(cost.latency_ms for drop, cost in found if drop <= max_drop + 1e-9)
     assert fastest == pytest.approx(4.1 - 0.6 * layers)
+    found = proposed(land, bench, Wish(Limits(max_drop=max_drop), "smallest"), 24)
+    assert min(cost.size_bytes for drop, cost in found if drop <= max_drop + 1e-9) == 128_000 - 24_000 * layers
