@@ -19,6 +19,7 @@ from autocomp.errors import BoardLostError, MeasurementError
 from autocomp.formats import WORKS, Activations, Work
 from autocomp.hardware.experiment import Packages, network_writer
 from autocomp.hardware.graph_writer import PATTERNS_OF_ZEROS, NetworkWriter, Value
+from autocomp.hardware.measurements import whole_rows
 from autocomp.hardware.runtimes.runtime import Array, Runtime, loaded_run, reference_run
 from autocomp.hardware.timing import TimingSettings, measure
 
@@ -165,18 +166,18 @@ def _read(path: Path) -> dict[int, dict[Way, tuple[float, bool]]]:
     """Chain → way → logarithm of the ratio, and whether both settled. A file of an earlier version is begun anew."""
     if not path.exists():
         return {}
-    text = path.read_text(encoding="utf-8")
+    text = whole_rows(path)
     if not text.startswith(",".join(COLUMNS) + "\n"):
         path.unlink()
         return {}
-    path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")  # without a row that was cut in the middle
     found: dict[int, dict[Way, tuple[float, bool]]] = {}
-    with path.open(encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            how = next((one for one in _ALL_WAYS if one == row["way"]), None)
-            before = found.get(int(row["chain"]), {}).get(how) if how is not None else None
-            if how is not None and row["settled"] in {"0", "1"} and not (before and before[1]):
-                found.setdefault(int(row["chain"]), {})[how] = float(row["log_ratio"]), row["settled"] == "1"
+    for row in csv.DictReader(text.splitlines()):
+        how = next((one for one in _ALL_WAYS if one == row["way"]), None)
+        if how is None or row["settled"] not in {"0", "1"}:
+            continue
+        of_chain = found.setdefault(int(row["chain"]), {})
+        if not of_chain.get(how, (0.0, False))[1]:  # what settled stays
+            of_chain[how] = float(row["log_ratio"]), row["settled"] == "1"
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from autocomp.hardware.experiment import FILES_PER_NETWORK, network_files, network_number
 from autocomp.hardware.fingerprint import Fingerprint
 from autocomp.hardware.footprint import footprint_bytes, tells_memory
-from autocomp.hardware.measurements import MeasuredNetwork
+from autocomp.hardware.measurements import MeasuredNetwork, whole_rows
 from autocomp.hardware.memory import PARTS, MeasuredMemory, MemoryModel, fit_memory
 
 #: As many as a calibration takes two minutes for.
@@ -63,10 +63,7 @@ def _table_bytes(model: bytes) -> int:
 def _read(path: Path) -> dict[str, tuple[int, int]]:
     if not path.exists():
         return {}
-    text = path.read_text(encoding="utf-8")
-    path.write_text(text[: text.rfind("\n") + 1], encoding="utf-8")  # without a row that was cut in the middle
-    with path.open(encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if row["measured_bytes"]]
+    rows = [row for row in csv.DictReader(whole_rows(path).splitlines()) if row["measured_bytes"]]
     return {row["network"]: (int(row["table_bytes"]), int(row["measured_bytes"])) for row in rows}
 
 

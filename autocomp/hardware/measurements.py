@@ -90,6 +90,16 @@ def whole(text: str) -> str:
     return "".join(line for line in lines if line.partition(",")[0] != torn)
 
 
+def whole_rows(path: Path) -> str:
+    """The text of a file that rows are appended to, which is cut where its last one was cut in the middle: what is appended to
+    that would be lost with it."""
+    text = path.read_text(encoding="utf-8")
+    rows = text[: text.rfind("\n") + 1]
+    if rows != text:
+        path.write_text(rows, encoding="utf-8")
+    return rows
+
+
 def of_another_version(path: Path) -> bool:
     """Whether it is a file with other columns."""
     text = whole(path.read_text(encoding="utf-8")) if path.exists() else ""

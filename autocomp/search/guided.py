@@ -116,10 +116,10 @@ class _Books:
         for one in study.get_trials(deepcopy=False):
             if one.number == number or any(one.number in known for known in (self.finished, self.stopped, self.failed)):
                 continue
-            indices = indices_of(one, landscape.space)
             if not one.state.is_finished() and one.number in self.proposed:
                 self.waiting[one.number] = self.proposed[one.number]
                 continue
+            indices = indices_of(one, landscape.space)
             if not indices:
                 continue
             self.proposed.pop(one.number, None)

@@ -102,7 +102,8 @@ class Ledger:
         for trial in read_trials(self._study, request.seed):
             self._note(trial, stopped.get(trial.number))
         self._asked = len(self._study.get_trials(deepcopy=False))  # counted on: to list ten thousand takes its time
-        missing = [plan for plan in given if plan.hash not in {trial.plan.hash for trial in self._trials.values()}]
+        tried = {trial.plan.hash for trial in self._trials.values()} if given else set[str]()
+        missing = [plan for plan in given if plan.hash not in tried]
         self._asked_for = self._asked + len(missing) if given else request.trials + more
         trained = ((indices, "an earlier run trained it") for indices, _ in knowledge.found.trained)
         solved = ((space.indices(plan) or {}, "is the best by what short trainings brought back") for plan in missing)

@@ -112,3 +112,11 @@ def test_what_was_measured_is_not_measured_again(monkeypatch: pytest.MonkeyPatch
     assert measured_memory.measured_memory(path, networks, this_machine(), 1, 1, True) is not None
     assert len(asked) == first.files + 5
     assert measured_memory.measured_memory(path, networks[:20], this_machine(), 1, 1, True) is None
+
+
+def test_a_row_that_was_cut_in_the_middle_is_measured_again(tmp_path: Path) -> None:
+    path = tmp_path / "memory.csv"
+    path.write_text("network,table_bytes,measured_bytes\nrandom-0-1,5,1000\nrandom-0-2,0,22")
+    assert measured_memory._read(path) == {"random-0-1": (5, 1000)}
+    measured_memory._append(path, "random-0-2", 0, 2200)
+    assert measured_memory._read(path) == {"random-0-1": (5, 1000), "random-0-2": (0, 2200)}
