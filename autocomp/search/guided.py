@@ -12,7 +12,7 @@ import itertools
 import math
 import random
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -29,6 +29,7 @@ from autocomp.pareto import front
 from autocomp.search.hypervolume import Point, expected_improvements, mean_below
 from autocomp.search.landscape import Choice, Landscape
 from autocomp.search.limits import ENDS, Goal, Limits
+from autocomp.search.pool import between, foreseen_anew, neighbours
 from autocomp.search.surrogate import RESOLUTION, Seen, Surrogate
 from autocomp.space import SearchSpace
 
@@ -39,8 +40,8 @@ Vector = npt.NDArray[np.float64]
 WORST_DROPS = (0.2, 0.05)
 #: Where training follows, every such trial is one of the plans that differ in kind, as long as there are any.
 OTHERS_EVERY = 2
-#: Plans looked at beside the predicted front: the best ones so far with a few choices changed.
-NEIGHBOURS, CHANGES = 150, (1, 2, 3, 5)
+#: Plans looked at beside the predicted front.
+NEIGHBOURS, BETWEEN, FORESEEN_ANEW = 150, 60, 60
 #: Before it is predicted in full, a plan is thought to keep a limit up to this multiple of it.
 NEARLY = 1.05
 #: Of the plans looked at, so many that promise most and keep the limits are told apart by full predictions; and so many may
@@ -49,8 +50,6 @@ PREDICTED, DISAPPOINTED = 25, 25
 #: Looks at neighbours, each at other ones, before there is thought to be none; plans drawn by chance, of which one that was not
 #: tried is taken; and how often the untouched network is tried where that fails.
 LOOKS, DRAWN, UNTOUCHED_TRIES = 4, 1000, 2
-#: Of plans within the limits the share of changes that are any: close to a limit few of those that are best at a price keep it.
-AT_NO_PRICE = 0.5
 #: A trial's attributes: its indices, where they are not its parameters; its plan's hash; where it was stopped, its drop and
 #: the error of that.
 CHOICE, PLAN_HASH, STOPPED = "choice", "plan_hash", "stopped"
@@ -397,45 +396,25 @@ class GuidedSampler(BaseSampler):
         return np.array([bool((one <= most).all() and np.isfinite(one).all()) for one in shares])
 
     def _pool(self, known: _Known, chance: random.Random) -> dict[Choice, Choice | None]:
-        """Plans worth a look, that were not tried: the predicted front, what earlier searches found, and neighbours of the best
-        so far with the plan that each is a neighbour of (levels moved between layers, as EvoPress (Sieberling et al., 2024)
-        moves them, at a price drawn by chance)."""
+        """Plans worth a look, that were not tried: the predicted front, what earlier searches found, and what is near or
+        between the best so far or foreseen otherwise, with the plan that each is near to."""
+        land = self._landscape
+        earlier = [one.choice for one in self._earlier]
         found: dict[Choice, Choice | None] = dict.fromkeys(
-            choice for choice in (*self._first, *(one.choice for one in self._earlier)) if choice not in known.tried
+            choice for choice in (*self._first, *earlier) if choice not in known.tried
         )
-        within = known.keeping if self._wish.limits else ()
+        best = [*(one.choice for one in known.best), *earlier] or [land.choice({})]
+        within = [one.choice for one in known.keeping] if self._wish.limits else []
         count = NEIGHBOURS // 2 if within else NEIGHBOURS
-        neighbours = [*self._neighbours([*known.best, *self._earlier], count, chance)]
+        near = [*neighbours(land, best, count, chance)]
         if within:  # whose neighbours are so as well more often than others, where some layers gain what others lose
-            neighbours += self._neighbours(within, count, chance, one_price=False)
-        for choice, base in neighbours:
+            near += neighbours(land, within, count, chance, one_price=False)
+        near += between(within if len(within) > 1 else best, BETWEEN, chance)
+        near += foreseen_anew(land, best, self._limit_shares, FORESEEN_ANEW, chance)
+        for choice, base in near:
             if choice not in known.tried:
                 found.setdefault(choice, base)
         return found
-
-    def _neighbours(
-        self, best: Sequence[Seen], count: int, chance: random.Random, one_price: bool = True
-    ) -> Iterator[tuple[Choice, Choice]]:
-        """With the plan that each is a neighbour of, of which some choices are the best at a price, each at its own, or any."""
-        land = self._landscape
-        parents = [one.choice for one in best] or [land.choice({})]
-        for _ in range(count):
-            parent, tables = chance.choice(parents), chance.choice(land.changes)
-            choice = list(parent)
-            price, share = 10.0 ** chance.uniform(-3.5, 0.5), chance.random()
-            changes = min(chance.choice(CHANGES), len(land.groups))
-            for place in chance.sample(range(len(land.groups)), changes):
-                latency, size = tables[place]
-                if not one_price:
-                    price = 10.0 ** chance.uniform(-3.5, 0.5)
-                    if chance.random() < AT_NO_PRICE:
-                        choice[place] = chance.randrange(len(land.groups[place].errors))
-                        continue
-                order = np.argsort(
-                    land.groups[place].errors + price * (share * latency + (1.0 - share) * size), kind="stable"
-                )
-                choice[place] = int(order[1] if len(order) > 1 and order[0] == choice[place] else order[0])
-            yield tuple(choice), parent
 
     def _nearly(self, choice: Choice, base: Choice | None, chance: random.Random) -> tuple[float, float]:
         land = self._landscape

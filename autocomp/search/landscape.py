@@ -52,8 +52,16 @@ UNFORESEEN = 1e9
 
 #: From a plan to what it costs.
 CostOf = Callable[[Plan], Cost]
-#: For every group what each combination adds to a reference's latency and size.
-Changes = tuple[tuple[Vector, Vector], ...]
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What each combination adds to a reference's latency and size, as shares of the untouched network's: those of all groups
+    behind each other, as all vectors here that have an entry a combination."""
+
+    reference: Choice
+    latency: Vector
+    size: Vector
 
 
 @dataclass(frozen=True)
@@ -89,6 +97,9 @@ class Landscape:
         self._places = [{chosen: place for place, chosen in enumerate(group.indices)} for group in self.groups]
         sizes = [len(group.indices) for group in self.groups]
         self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
+        # Where each group's combinations stand, in rows of one length: beyond a group's end, one that is never the best.
+        places = self._starts[:, None] + np.arange(max(sizes, default=0))
+        self._rows = np.where(np.arange(max(sizes, default=0)) < np.array(sizes)[:, None], places, sum(sizes))
         self._errors = np.concatenate([group.errors for group in self.groups])
         self._errors_by_kind = np.hstack([_errors_by_kind(group, space, errors) for group in self.groups])
 
@@ -173,15 +184,14 @@ class Landscape:
             return math.inf, math.inf
         return cost.latency_ms / self.untouched.latency_ms, cost.size_bytes / self.untouched.size_bytes
 
-    def shares_nearly(self, choice: Choice, base: Choice, tables: Changes) -> tuple[float, float]:
+    def shares_nearly(self, choice: Choice, base: Choice, changes: Changes) -> tuple[float, float]:
         """The same from those of a plan that differs in a few groups, without a prediction."""
         latency, size = self.shares(base)
-        for place, (new, old) in enumerate(zip(choice, base, strict=True)):
-            if new != old:
-                of_latency, of_size = tables[place]
-                latency += float(of_latency[new] - of_latency[old])
-                size += float(of_size[new] - of_size[old])
-        return latency, size
+        new, old = self._columns([choice, base])
+        return (
+            latency + float((changes.latency[new] - changes.latency[old]).sum()),
+            size + float((changes.size[new] - changes.size[old]).sum()),
+        )
 
     @cached_property
     def references(self) -> tuple[Choice, ...]:
@@ -192,8 +202,7 @@ class Landscape:
 
     @cached_property
     def changes(self) -> tuple[Changes, ...]:
-        """For every reference and group: what each combination adds to the reference's latency and size, as shares of the
-        untouched network's."""
+        """From every reference."""
         return tuple(self._all_changes(base) for base in self.references)
 
     def _all_changes(self, base: Choice) -> Changes:
@@ -205,7 +214,8 @@ class Landscape:
             if looks not in alike:
                 alike[looks] = self._changes(base, group)
             found.append(alike[looks])
-        return tuple(found)
+        latency, size = (np.concatenate(one) for one in zip(*found, strict=True))
+        return Changes(base, latency, size)
 
     def _looks(self, base: Choice, group: int) -> object:
         """What the cost of a decision about one layer depends on, but for its neighbours."""
@@ -240,25 +250,25 @@ class Landscape:
     def front(self) -> tuple[Choice, ...]:
         """The plans that are best at some prices, by the sum of errors and of changes in cost."""
         found: dict[Choice, None] = {}
-        for tables in self.changes:
+        for changes in self.changes:
             for share, price in itertools.product(np.linspace(0.0, 1.0, DIRECTIONS), PRICES):
-                found[self.best(tables, price * share, price * (1.0 - share))] = None
+                found[self.best(changes, price * share, price * (1.0 - share))] = None
         return tuple(found)
 
-    def keeping(self, limits: Limits, errors: Sequence[Vector] | None = None) -> tuple[Choice, ...]:
+    def keeping(self, limits: Limits, errors: Vector | None = None) -> tuple[Choice, ...]:
         """The plans that are best at the lowest prices at which what they cost keeps the limits, for prices on latency, on size
         and between; none where not even the highest do.
 
         Args:
-            errors: of every group's combinations, where they are to be counted otherwise.
+            errors: of all combinations, where they are to be counted otherwise.
         """
         found: dict[Choice, None] = {}
-        for tables, share in itertools.product(self.changes, np.linspace(0.0, 1.0, DIRECTIONS)):
+        for changes, share in itertools.product(self.changes, np.linspace(0.0, 1.0, DIRECTIONS)):
             kept: Choice | None = None
             low, high = math.log(PRICES[0]) - 1.0, math.log(UNFORESEEN) - 1.0
             for _ in range(HALVINGS):
                 price = math.exp((low + high) / 2.0)
-                choice = self.best(tables, price * share, price * (1.0 - share), errors)
+                choice = self.best(changes, price * share, price * (1.0 - share), errors)
                 if self.keeps(choice, limits):
                     high, kept = math.log(price), choice
                 else:
@@ -286,18 +296,27 @@ class Landscape:
 
     def keeping_best(self, limits: Limits, weights: Vector) -> tuple[Choice, ...]:
         """As :meth:`keeping`, with the errors of each kind of choice counted so many times; that of the least sum first."""
-        counted: Vector = weights @ self._errors_by_kind
-        kept = self.keeping(limits, np.split(counted, self._starts[1:]))
-        return tuple(sorted(kept, key=lambda choice: float(counted[self._columns([choice])].sum())))
+        errors = self.weighed(weights, np.ones(len(self.groups)))
+        kept = self.keeping(limits, errors)
+        return tuple(sorted(kept, key=lambda choice: float(errors[self._columns([choice])].sum())))
 
-    def best(
-        self, tables: Changes, latency_price: float, size_price: float, errors: Sequence[Vector] | None = None
-    ) -> Choice:
+    def weighed(self, of_kinds: Vector, of_groups: Vector) -> Vector:
+        """The errors of all combinations, with those of each kind of choice and of each group counted so many times."""
+        found: Vector = of_kinds @ self._errors_by_kind
+        return found * np.repeat(of_groups, [len(group.errors) for group in self.groups])
+
+    def best(self, changes: Changes, latency_price: float, size_price: float, errors: Vector | None = None) -> Choice:
         """The best choice of every group at these prices."""
-        counted = [group.errors for group in self.groups] if errors is None else errors
-        return tuple(
-            int(np.argmin(one + latency_price * latency + size_price * size))
-            for one, (latency, size) in zip(counted, tables, strict=True)
+        errors = self._errors if errors is None else errors
+        priced = errors + latency_price * changes.latency + size_price * changes.size
+        return tuple(np.append(priced, math.inf)[self._rows].argmin(axis=1).tolist())
+
+    def by_worth(self, changes: Changes, group: int, latency_price: float, size_price: float) -> npt.NDArray[np.int_]:
+        """The combinations of one group at these prices, the best one first."""
+        start = self._starts[group]
+        of = slice(start, start + len(self.groups[group].errors))
+        return np.argsort(
+            self._errors[of] + latency_price * changes.latency[of] + size_price * changes.size[of], kind="stable"
         )
 
 

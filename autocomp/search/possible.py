@@ -66,8 +66,8 @@ def _broken(limits: Limits, cost: Cost) -> list[float]:
 
 
 def _least(landscape: Landscape) -> Iterable[Cost | None]:
-    for tables in landscape.changes:
+    for changes in landscape.changes:
         for share in (0.0, 0.25, 0.5, 0.75, 1.0):
             price = UNFORESEEN
-            yield landscape.cost(landscape.best(tables, price * share, price * (1.0 - share)))
+            yield landscape.cost(landscape.best(changes, price * share, price * (1.0 - share)))
     yield landscape.untouched

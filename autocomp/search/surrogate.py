@@ -25,6 +25,9 @@ RESOLUTION = 0.001
 PRIOR_STD = 0.7
 #: However well the logarithm of a drop seems to be known, it is known no better than this.
 LEAST_STD = 0.05
+#: Between what the variances of its parts lie: none is ever thought to be nothing, so that what is unlike all that was tried is
+#: not foreseen too surely.
+OF_A_PART = (0.03, 4.0)
 #: Trials that are learnt from: those on the front, then the latest.
 MOST_LEARNT = 200
 #: Scales are learned anew when there are so many times as many trials as when they were learned last.
@@ -45,7 +48,7 @@ class Seen:
 class Surrogate:
     """Drops from foreseen output errors: in the logarithm a straight line of slope 1, and what a Gaussian process learns of
     the rest from how large the error is, which kinds of choices and which layers it comes from. So it knows that errors do not
-    add up, and that those of one kind or layer weigh more than those of another."""
+    add up (which layers lose much together), and that those of one kind or layer weigh more than those of another."""
 
     def __init__(self, landscape: Landscape) -> None:
         self._landscape = landscape
@@ -80,15 +83,16 @@ class Surrogate:
     def _smoothness(self, seen: Sequence[Seen]) -> Kernel:
         from sklearn.gaussian_process.kernels import ConstantKernel, WhiteKernel
 
-        from autocomp.search.kernel import PartialRBF
+        from autocomp.search.kernel import PartialLinear, PartialRBF
 
-        scales = [1.0, *[0.5] * len(KINDS)]
-        of_kinds, of_layers = len(scales), len(scales) + len(self._landscape.groups)
+        scales, layers = [1.0, *[0.5] * len(KINDS)], len(self._landscape.groups)
+        first, second, end = np.cumsum([len(scales), layers, layers]).tolist()
         # What is begun with, and kept until there are a few trials: together not far from the prior's variance, most of it told
         # by kinds. The features of layers share one scale: of hundreds none could be learned by itself.
         kernel = (
-            ConstantKernel(0.3, (0.001, 4.0)) * PartialRBF(scales, (0.2, 10.0), 0, of_kinds)
-            + ConstantKernel(0.1, (0.001, 4.0)) * PartialRBF(0.5, (0.1, 10.0), of_kinds, of_layers)
+            ConstantKernel(0.3, OF_A_PART) * PartialRBF(scales, (0.2, 10.0), 0, first)
+            + ConstantKernel(0.1, OF_A_PART) * PartialLinear(first, second)
+            + ConstantKernel(0.1, OF_A_PART) * PartialRBF(0.5, (0.1, 10.0), second, end)
             + WhiteKernel(0.02, (0.003, 0.3))
         )
         return kernel if len(seen) <= len(scales) else self._fitted(kernel, seen, "fmin_l_bfgs_b").kernel_
@@ -114,7 +118,7 @@ class Surrogate:
     def _features(self, choices: Sequence[Choice]) -> Vector:
         by_kind, by_group = self._landscape.errors_by_kind(choices), self._landscape.errors_by_group(choices)
         total = by_kind.sum(axis=1, keepdims=True) + RESOLUTION / 10
-        return np.hstack([np.log(total) / 2, by_kind / total, by_group / total])
+        return np.hstack([np.log(total) / 2, by_kind / total, by_group / total, np.sqrt(by_group)])
 
 
 def _milestone(number: int) -> int:
