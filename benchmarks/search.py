@@ -41,7 +41,7 @@ from autocomp.plan import Plan
 from autocomp.run import Request, RunFolder
 from autocomp.search import flow
 from autocomp.search.begin import Setup, weights_hash
-from autocomp.search.guided import distributions
+from autocomp.search.books import distributions
 from autocomp.search.hypervolume import Point
 from autocomp.search.landscape import Landscape
 from autocomp.search.local_sensitivity import on_this_machine

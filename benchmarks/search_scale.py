@@ -25,8 +25,8 @@ from autocomp.graph import Graph
 from autocomp.inventory import Inventory, LayerInfo
 from autocomp.plan import Format, Plan
 from autocomp.run import Request
+from autocomp.search.books import CHOICE
 from autocomp.search.evaluate import Outcome
-from autocomp.search.guided import CHOICE
 from autocomp.search.landscape import Landscape
 from autocomp.search.ledger import Knowledge, Ledger
 from autocomp.search.study import open_study

@@ -19,19 +19,19 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 from optuna import Study
-from optuna.distributions import BaseDistribution, IntDistribution
+from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial
 from scipy.special import ndtr
 
 from autocomp.pareto import front
+from autocomp.search.books import Books, distributions
 from autocomp.search.hypervolume import Point, expected_improvements, mean_below
 from autocomp.search.landscape import Choice, Landscape
 from autocomp.search.limits import ENDS, Goal, Limits
 from autocomp.search.pool import between, foreseen_anew, neighbours
 from autocomp.search.surrogate import RESOLUTION, Seen, Surrogate
-from autocomp.space import SearchSpace
 
 Vector = npt.NDArray[np.float64]
 
@@ -50,23 +50,8 @@ PREDICTED, DISAPPOINTED = 25, 25
 #: Looks at neighbours, each at other ones, before there is thought to be none; plans drawn by chance, of which one that was not
 #: tried is taken; and how often the untouched network is tried where that fails.
 LOOKS, DRAWN, UNTOUCHED_TRIES = 4, 1000, 2
-#: A trial's attributes: its indices, where they are not its parameters; its plan's hash; where it was stopped, its drop and
-#: the error of that.
-CHOICE, PLAN_HASH, STOPPED = "choice", "plan_hash", "stopped"
 #: Trials of earlier searches are numbered down from here.
 EARLIER = -1
-
-
-def distributions(space: SearchSpace) -> dict[str, BaseDistribution]:
-    """One integer per decision: the index of its option."""
-    return {decision.name: IntDistribution(0, len(decision.options) - 1) for decision in space.decisions}
-
-
-def indices_of(trial: FrozenTrial, space: SearchSpace) -> dict[str, int]:
-    """The index of every decision's option; none where nothing was proposed yet."""
-    if CHOICE in trial.user_attrs:
-        return {decision.name: index for decision, index in zip(space.decisions, trial.user_attrs[CHOICE], strict=True)}
-    return dict(trial.params)
 
 
 NONE = Limits()
@@ -97,44 +82,6 @@ class Wish:
         return 1 - ENDS[self.goal] if self.goal in ENDS and self.limits.max_drop is None else None
 
 
-@dataclass
-class _Books:
-    """What is known of a study's trials, each read once when it is finished."""
-
-    finished: dict[int, tuple[Choice, float]] = field(default_factory=dict)
-    #: Their drops, as shares of the metric, and the standard errors of these.
-    stopped: dict[int, tuple[Choice, float, float]] = field(default_factory=dict)
-    failed: dict[int, Choice] = field(default_factory=dict)
-    #: Of the last look: those still at work.
-    waiting: dict[int, Choice] = field(default_factory=dict)
-    #: What was proposed here: a trial at work tells its parameters one by one.
-    proposed: dict[int, Choice] = field(default_factory=dict)
-
-    def read(self, study: Study, number: int, landscape: Landscape) -> None:
-        self.waiting = {}
-        for one in study.get_trials(deepcopy=False):
-            if one.number == number or any(one.number in known for known in (self.finished, self.stopped, self.failed)):
-                continue
-            if not one.state.is_finished() and one.number in self.proposed:
-                self.waiting[one.number] = self.proposed[one.number]
-                continue
-            indices = indices_of(one, landscape.space)
-            if not indices:
-                continue
-            self.proposed.pop(one.number, None)
-            choice = landscape.choice(indices)
-            if PLAN_HASH in one.user_attrs:
-                landscape.remember(choice, one.user_attrs[PLAN_HASH])
-            if one.state == TrialState.COMPLETE and one.values is not None and math.isfinite(one.values[0]):
-                self.finished[one.number] = (choice, one.values[0])
-            elif STOPPED in one.user_attrs:
-                self.stopped[one.number] = (choice, *one.user_attrs[STOPPED])
-            elif one.state.is_finished():
-                self.failed[one.number] = choice
-            else:
-                self.waiting[one.number] = choice
-
-
 @dataclass(frozen=True)
 class _Known:
     """What a proposal goes by: of all plans of known drop those that no other one dominates; all that need not be proposed
@@ -163,7 +110,7 @@ class GuidedSampler(BaseSampler):
 
     def __init__(self, landscape: Landscape, seed: int, wish: Wish = Wish()) -> None:
         self._landscape, self._seed, self._wish = landscape, seed, wish
-        self._books, self._surrogate = _Books(), Surrogate(landscape)
+        self._books, self._surrogate = Books(), Surrogate(landscape)
         self._earlier = [
             Seen(EARLIER - place, landscape.choice(indices), drop) for place, (indices, drop) in enumerate(wish.earlier)
         ]

@@ -18,9 +18,10 @@ from optuna.trial import TrialState as State
 from autocomp.errors import AutocompError
 from autocomp.plan import Plan
 from autocomp.run import Request
+from autocomp.search.books import CHOICE, PLAN_HASH, STOPPED, distributions, indices_of
 from autocomp.search.earlier import NOTHING, Findings
 from autocomp.search.evaluate import Outcome, Workbench, evaluate
-from autocomp.search.guided import CHOICE, PLAN_HASH, STOPPED, GuidedSampler, Wish, distributions, indices_of
+from autocomp.search.guided import GuidedSampler, Wish
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.rungs import Hurdle

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from autocomp.plan import Plan
-from autocomp.search.guided import GuidedSampler, Wish, distributions
+from autocomp.search.books import distributions
+from autocomp.search.guided import GuidedSampler, Wish
 from autocomp.search.landscape import Landscape
 from autocomp.search.study import study_in_memory
 from autocomp.task import Direction

@@ -10,8 +10,9 @@ from autocomp.errors import RunError, WorkError
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
 from autocomp.search.begin import Setup
+from autocomp.search.books import distributions
 from autocomp.search.evaluate import evaluate
-from autocomp.search.guided import GuidedSampler, distributions
+from autocomp.search.guided import GuidedSampler
 from autocomp.search.landscape import Landscape
 from autocomp.search.sensitivity import sensitivities
 

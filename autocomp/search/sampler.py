@@ -16,7 +16,8 @@ from optuna.trial import FrozenTrial, TrialState
 
 from autocomp.errors import RequestError, check_known
 from autocomp.plan import Plan
-from autocomp.search.guided import GuidedSampler, Wish, distributions
+from autocomp.search.books import distributions
+from autocomp.search.guided import GuidedSampler, Wish
 from autocomp.search.landscape import Landscape
 from autocomp.space import Kind, SearchSpace
 

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial
 from optuna.trial import TrialState as State
 
 from autocomp.errors import RunError
-from autocomp.search.guided import PLAN_HASH, STOPPED
+from autocomp.search.books import PLAN_HASH, STOPPED
 from autocomp.search.journal import Journal
 from autocomp.search.stored_plan import plan_of
 from autocomp.task import Direction

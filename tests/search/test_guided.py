@@ -14,7 +14,8 @@ from autocomp.errors import RequestError
 from autocomp.pareto import hypervolume
 from autocomp.plan import Plan
 from autocomp.search import surrogate
-from autocomp.search.guided import WORST_DROPS, GuidedSampler, Wish, distributions
+from autocomp.search.books import distributions
+from autocomp.search.guided import WORST_DROPS, GuidedSampler, Wish
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.sampler import SamplerName, make_sampler

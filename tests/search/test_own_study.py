@@ -15,7 +15,8 @@ from optuna.trial import TrialState
 from autocomp import api
 from autocomp.errors import RunError
 from autocomp.plan import Plan
-from autocomp.search.guided import GuidedSampler, distributions
+from autocomp.search.books import distributions
+from autocomp.search.guided import GuidedSampler
 from autocomp.search.landscape import Choice, Landscape
 from autocomp.search.sampler import StartingSampler
 from autocomp.space import SearchSpace

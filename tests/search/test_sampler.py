@@ -18,7 +18,7 @@ from optuna.samplers import NSGAIISampler
 
 from autocomp.errors import RequestError
 from autocomp.plan import Plan
-from autocomp.search.guided import distributions
+from autocomp.search.books import distributions
 from autocomp.search.sampler import GeneticSampler, SamplerName, StartingSampler, make_sampler, uniform_indices
 from autocomp.search.study import RunStudy
 from tests.search.synthetic import PaperBench, hashes, one_option_space, request, search, synthetic_space
