@@ -391,11 +391,12 @@ def calibrate(
     out: Annotated[Path | None, typer.Option(help="The profile's folder. Default: the user's cache.")] = None,
 ) -> None:
     """Measure a machine with random compressed networks and fit its latency model."""
+    from autocomp.hardware.calibrated import calibrate_profile
     from autocomp.hardware.fingerprint import this_machine
     from autocomp.hardware.profiles import calibrated_folder, find_profile
     from autocomp.hardware.remote.connection import Board
     from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
-    from autocomp.hardware.resolve import calibrate_profile, threads_and_batch
+    from autocomp.hardware.resolve import threads_and_batch
     from autocomp.progress import Progress
     from autocomp.watch import calibrating
 

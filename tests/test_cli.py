@@ -462,7 +462,7 @@ def test_what_nobody_foresaw_is_one_line_too(monkeypatch: pytest.MonkeyPatch) ->
     ("function", "command", "said"),
     [
         ("autocomp.api.search", ("search", "--target", "jetson"), "with --resume goes on with it"),
-        ("autocomp.hardware.resolve.calibrate_profile", ("calibrate", "cpu"), "the same command goes on with it"),
+        ("autocomp.hardware.calibrated.calibrate_profile", ("calibrate", "cpu"), "the same command goes on with it"),
         ("autocomp.api.predict", ("predict", "--target", "jetson"), "autocomp: stopped\n"),
     ],
 )

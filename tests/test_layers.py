@@ -151,7 +151,15 @@ def test_nouns_need_the_standard_library_and_numpy() -> None:
     [
         (
             "optuna",
-            {"search.guided", "search.journal", "search.ledger", "search.own_study", "search.sampler", "search.study"},
+            {
+                "search.books",
+                "search.guided",
+                "search.journal",
+                "search.ledger",
+                "search.own_study",
+                "search.sampler",
+                "search.study",
+            },
         ),
         ("ray", {"search.ray_cluster", "search.ray_sensitivity", "search.ray_tune", "jobs.client"}),
         ("plotly", {"report.page"}),

@@ -278,6 +278,14 @@ def read_profile(folder: Path) -> Profile:
         raise TargetError(f"{folder / 'profile.yaml'} is not a profile: {first}; calibrate again") from error
 
 
+def read_if_any(folder: Path) -> Profile | None:
+    """The profile in a folder of calibrations; None where it is unfinished, or of another version."""
+    try:
+        return read_profile(folder) if (folder / "profile.yaml").is_file() else None
+    except TargetError:
+        return None
+
+
 def shipped_profiles() -> Iterator[Profile]:
     for folder in sorted(shipped_folder("hardware_profiles").iterdir()):
         if (folder / "profile.yaml").is_file():

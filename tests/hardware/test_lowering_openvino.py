@@ -9,11 +9,11 @@ from functools import partial
 import pytest
 
 from autocomp.compress.structure import restructure
+from autocomp.hardware.calibrated import BFLOAT16
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.followed import CompiledPlan, followed
 from autocomp.hardware.kernels import CURVED, Kernel
 from autocomp.hardware.lowering_openvino import lower
-from autocomp.hardware.resolve import BFLOAT16
 from autocomp.hardware.runtimes.openvino import kernel_samples
 from autocomp.plan import Format, LayerPlan, Plan
 from tests.networks import NETWORKS, exported, inputs, prepared, random_plan, seeds, thorough, uniform_plan

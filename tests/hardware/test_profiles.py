@@ -15,8 +15,8 @@ import pytest
 
 from autocomp import api
 from autocomp.errors import MeasurementError, RequestError, TargetError
+from autocomp.hardware import calibrated, profiles, resolve
 from autocomp.hardware import gpu as gpu_module
-from autocomp.hardware import profiles, resolve
 from autocomp.hardware.calibrate import Calibration
 from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
 from autocomp.hardware.fitted import FittedModel
@@ -42,7 +42,8 @@ def elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fingerprint:
     """As if this were another machine than the one that the cpu profile was measured on."""
     here = replace(fingerprint_of("cpu"), cpu="Motorola 68000", features=(), logical_cores=4)
     monkeypatch.setattr(profiles, "this_machine", lambda _: here)
-    monkeypatch.setattr(resolve, "this_machine", lambda _: here)
+    for module in (resolve, calibrated):
+        monkeypatch.setattr(module, "this_machine", lambda _: here)
     monkeypatch.setenv("AUTOCOMP_CACHE", str(tmp_path / "cache"))
     return here
 
@@ -72,7 +73,7 @@ def calibrations(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, float, int
             model, read_measurements(folder / "measurements.csv").networks, 0, 3, (Gain("conv", "a8", 0.5),), None
         )
 
-    monkeypatch.setattr(resolve, "calibrate", calibrate)
+    monkeypatch.setattr(calibrated, "calibrate", calibrate)
     return made
 
 
@@ -202,7 +203,7 @@ def test_a_calibration_holds_with_other_cores_and_on_no_other_cpu(
         (elsewhere.logical_cores, "Other", 2),
     ):
         here = replace(elsewhere, logical_cores=cores, cpu=cpu)
-        for module in (profiles, resolve):
+        for module in (profiles, resolve, calibrated):
             monkeypatch.setattr(module, "this_machine", lambda _="", here=here: here)
         again = resolve_target("cpu")
         assert len(calibrations) == expected
@@ -224,7 +225,7 @@ def test_an_interrupted_calibration_is_not_taken_for_a_finished_one(
     elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(resolve, "_readme", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(calibrated, "_readme", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             resolve_target("cpu")
     resolve_target("cpu")
@@ -244,7 +245,7 @@ def test_a_calibration_of_another_version_is_made_anew(
     assert resolve_target("cpu").device == "Motorola 68000"
     assert len(calibrations) == 2
     assert (folder / "measurements.csv.earlier").read_text() == "of another machine, for all we know"
-    assert not (folder / resolve.BEGUN).exists()
+    assert not (folder / calibrated.BEGUN).exists()
 
 
 def test_measurements_with_other_columns_are_set_aside(
@@ -254,10 +255,10 @@ def test_measurements_with_other_columns_are_set_aside(
     ((folder, *_),) = calibrations
     like = find_profile("cpu")
     (folder / "memory.csv").write_text("kept")
-    resolve.calibrate_profile(like, folder, 1.0, 1, 1)
+    calibrated.calibrate_profile(like, folder, 1.0, 1, 1)
     assert not list(folder.glob("*.earlier"))  # of this version: they are added to
     (folder / "measurements.csv").write_text("network,row,op\na,file,b\n")
-    resolve.calibrate_profile(like, folder, 1.0, 1, 1)
+    calibrated.calibrate_profile(like, folder, 1.0, 1, 1)
     assert (folder / "measurements.csv.earlier").read_text() == "network,row,op\na,file,b\n"
     assert (folder / "memory.csv.earlier").read_text() == "kept"
 
@@ -303,7 +304,8 @@ def test_the_memory_of_a_cpu_is_that_of_its_calibration() -> None:
 
 def test_a_cpu_without_bfloat16_is_sent_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     here = replace(this_machine("openvino"), features=("avx2",))
-    monkeypatch.setattr(resolve, "this_machine", lambda runtime: replace(here, runtime=runtime))
+    for module in (resolve, calibrated):
+        monkeypatch.setattr(module, "this_machine", lambda runtime: replace(here, runtime=runtime))
     refused = r"computes in bfloat16 .* has avx2; choose --target cpu-openvino$"
     with pytest.raises(TargetError, match=refused):
         resolve_target("cpu-openvino-bf16")
@@ -335,8 +337,9 @@ def test_a_runtime_that_is_not_installed_is_listed(
 def gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Fingerprint:
     """As if torch saw a GPU here."""
     here = Fingerprint("NVIDIA Test", "9.0", "550.1", "x86_64", ("power.limit 700 W",), 8, "torch-cuda", "2.13.0")
-    for module in (profiles, resolve):
+    for module in (profiles, resolve, calibrated):
         monkeypatch.setattr(module, "this_machine", lambda _: here)
+    for module in (profiles, resolve):
         monkeypatch.setattr(module, "has_gpu", lambda: True)
     monkeypatch.setenv("AUTOCOMP_CACHE", str(tmp_path / "cache"))
     return here
@@ -392,7 +395,8 @@ def test_floats_of_eight_bits_are_offered_where_the_gpu_multiplies_them(
     calibrations: list[tuple[Path, float, int, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(resolve, "this_machine", lambda _: replace(gpu, family=capability))
+    for module in (resolve, calibrated):
+        monkeypatch.setattr(module, "this_machine", lambda _: replace(gpu, family=capability))
     assert ("f8" in resolve_target("cuda").offer.activations["linear"]) == offered
 
 
@@ -404,7 +408,8 @@ def test_products_without_zeros_are_for_gpus_whose_kernel_torch_has(
     calibrations: list[tuple[Path, float, int, int]],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(resolve, "this_machine", lambda _: replace(gpu, family=capability))
+    for module in (resolve, calibrated):
+        monkeypatch.setattr(module, "this_machine", lambda _: replace(gpu, family=capability))
     target = resolve_target("cuda")
     assert target.numerics.sparse_products == sparse
     profile = find_profile(str(calibrations[0][0]))
@@ -419,7 +424,7 @@ def test_a_calibration_of_a_gpu_elsewhere_is_a_target_out_of_reach(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "mine"
-    resolve.calibrate_profile(find_profile("cuda"), folder, 1.0, 1, 1)
+    calibrated.calibrate_profile(find_profile("cuda"), folder, 1.0, 1, 1)
     for module in (profiles, resolve):
         monkeypatch.setattr(module, "has_gpu", lambda: False)
     said: list[str] = []
@@ -431,7 +436,7 @@ def test_a_calibration_of_a_gpu_elsewhere_is_a_target_out_of_reach(
 def test_a_target_whose_name_begins_with_anothers_is_not_taken_for_it(
     elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (profiles, resolve):
+    for module in (profiles, resolve, calibrated):
         monkeypatch.setattr(module, "this_machine", lambda runtime: replace(elsewhere, runtime=runtime))
     assert resolve_target("cpu-openvino").runtime == "openvino"
     target = resolve_target("cpu")
@@ -447,13 +452,13 @@ def test_a_calibration_that_another_process_makes_is_waited_for(
     folder, said = tmp_path / "mine", list[str]()
 
     def other() -> Profile:
-        return resolve.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1, lambda _, what: said.append(what))
+        return calibrated.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1, lambda _, what: said.append(what))
 
-    with ThreadPoolExecutor() as pool, resolve._alone_in(folder, None):
+    with ThreadPoolExecutor() as pool, calibrated._alone_in(folder, None):
         waiting = pool.submit(other)
         while not said:
             time.sleep(0.01)
-        resolve._calibrated(find_profile("cpu"), folder, 1.0, 1, 1, None, None, elsewhere)
+        calibrated._calibrated(find_profile("cpu"), folder, 1.0, 1, 1, None, None, elsewhere)
         assert not waiting.done()
     assert waiting.result().file.device == "Motorola 68000"
     assert said == ["another process calibrates this machine; waiting for it"]
@@ -475,26 +480,26 @@ def test_a_profile_stays_until_another_takes_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = tmp_path / "mine"
-    before = resolve.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1)
+    before = calibrated.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1)
     (folder / "memory_model.json").write_text("{}")  # of a calibration that measured memory
 
     def lost(*_: object, **__: object) -> None:
         raise MeasurementError("the connection was lost")
 
     with monkeypatch.context() as patch:
-        patch.setattr(resolve, "calibrate", lost)
+        patch.setattr(calibrated, "calibrate", lost)
         with pytest.raises(MeasurementError):
-            resolve.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1)
+            calibrated.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1)
     assert read_profile(folder).file == before.file
     assert read_profile(folder).model() is not None
-    resolve.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1)
+    calibrated.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1)
     assert read_profile(folder).memory() is None
 
 
 def test_a_damaged_latency_model_is_said_in_one_line(
     elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], tmp_path: Path
 ) -> None:
-    profile = resolve.calibrate_profile(find_profile("cpu"), tmp_path / "mine", 1.0, 1, 1)
+    profile = calibrated.calibrate_profile(find_profile("cpu"), tmp_path / "mine", 1.0, 1, 1)
     for text in ("", '{"model": ', "{}", "[]"):
         (tmp_path / "mine" / "latency_model.json").write_text(text)
         with pytest.raises(
@@ -511,7 +516,7 @@ def test_a_folder_is_told_by_a_path(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     for name in ("cpu", "mine"):
-        resolve.calibrate_profile(find_profile("cpu"), Path(name), 1.0, 3, 1)
+        calibrated.calibrate_profile(find_profile("cpu"), Path(name), 1.0, 3, 1)
     assert resolve_target("./cpu").threads == 3
     said: list[str] = []
     assert resolve_target("cpu", tell=said.append).threads == 1  # not that of the folder: it is calibrated

@@ -20,6 +20,7 @@ from autocomp.errors import BoardError, RequestError
 from autocomp.hardware import calibrate as module
 from autocomp.hardware import gains
 from autocomp.hardware.calibrate import Progress
+from autocomp.hardware.calibrated import calibrate_profile
 from autocomp.hardware.experiment import FILES_PER_NETWORK
 from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.measurements import read_measurements
@@ -28,7 +29,6 @@ from autocomp.hardware.remote import agent
 from autocomp.hardware.remote.connection import Board, checked_host
 from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
 from autocomp.hardware.remote.state import state_words
-from autocomp.hardware.resolve import calibrate_profile
 from autocomp.hardware.runtimes import onnxruntime
 from autocomp.hardware.runtimes.runtime import loaded_run, reference_run
 from autocomp.hardware.timing import TimingSettings, measure

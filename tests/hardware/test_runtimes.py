@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from onnx import helper
 
 from autocomp.errors import MeasurementError, RequestError
+from autocomp.hardware.calibrated import BFLOAT16
 from autocomp.hardware.fingerprint import this_machine
-from autocomp.hardware.resolve import BFLOAT16
 from autocomp.hardware.runtimes import onnxruntime, openvino
 from autocomp.hardware.runtimes.runtime import (
     Runtime,
