@@ -47,7 +47,7 @@ from autocomp.search.workers import Workers
 from autocomp.space_builder import build_space
 from autocomp.space_file import read_space
 from autocomp.task import Direction, Metric, Task
-from autocomp.tasks.load import check_task, check_test_split
+from autocomp.tasks.check import check_task, check_test_split
 from autocomp.tasks.user_file import one_line
 from autocomp.trial import Trial
 from autocomp.watch import Watcher

@@ -17,8 +17,8 @@ import autocomp
 from autocomp.errors import TaskError
 from autocomp.task import Metric
 from autocomp.tasks import examples
+from autocomp.tasks.check import check_task
 from autocomp.tasks.classification import logits_of
-from autocomp.tasks.load import check_task
 
 COLOURS = {"blue": (20, 30, 220), "green": (10, 200, 40), "red": (230, 25, 35)}
 

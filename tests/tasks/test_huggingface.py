@@ -14,8 +14,9 @@ from torch import Tensor
 
 from autocomp.errors import TaskError
 from autocomp.task import Metric, Task
+from autocomp.tasks.check import check_task
 from autocomp.tasks.huggingface import pair_loss, rank_correlation
-from autocomp.tasks.load import check_task, load_task
+from autocomp.tasks.load import load_task
 from autocomp.tasks.text_data import read_file
 from tests.tiny_bert import WORDS, needs_transformers, write_model
 

@@ -10,7 +10,8 @@ import torch
 
 from autocomp.errors import TaskError
 from autocomp.tasks import stsb
-from autocomp.tasks.load import check_task, load_task
+from autocomp.tasks.check import check_task
+from autocomp.tasks.load import load_task
 from tests.tiny_bert import data_folder, needs_transformers, write_model
 
 LINE = 'main-captions\tMSRvid\t2012test\t0001\t{score}\tA cat sat on {what}.\tThe "dog" ran on a mat.'

@@ -13,7 +13,8 @@ from PIL import Image
 from autocomp.errors import TaskError
 from autocomp.task import Task
 from autocomp.tasks import zoo
-from autocomp.tasks.load import check_task, load_task
+from autocomp.tasks.check import check_task
+from autocomp.tasks.load import load_task
 
 CLASSES = ("ant", "bee", "cow")
 
