@@ -28,9 +28,9 @@ from scipy.special import ndtr
 from autocomp.pareto import front
 from autocomp.search.books import Books, distributions
 from autocomp.search.hypervolume import Point, expected_improvements, mean_below
-from autocomp.search.landscape import Choice, Landscape
+from autocomp.search.landscape import Changes, Choice, Landscape
 from autocomp.search.limits import ENDS, Goal, Limits
-from autocomp.search.pool import between, foreseen_anew, neighbours
+from autocomp.search.pool import Bound, between, foreseen_anew, neighbours
 from autocomp.search.surrogate import RESOLUTION, Seen, Surrogate
 
 Vector = npt.NDArray[np.float64]
@@ -357,11 +357,31 @@ class GuidedSampler(BaseSampler):
         if within:  # whose neighbours are so as well more often than others, where some layers gain what others lose
             near += neighbours(land, within, count, chance, one_price=False)
         near += between(within if len(within) > 1 else best, BETWEEN, chance)
-        near += foreseen_anew(land, best, self._limit_shares, FORESEEN_ANEW, chance)
+        near += foreseen_anew(land, best, self._bound(known), FORESEEN_ANEW, chance)
         for choice, base in near:
             if choice not in known.tried:
                 found.setdefault(choice, base)
         return found
+
+    def _bound(self, known: _Known) -> Bound | None:
+        """What plans that are foreseen anew are to keep, as nearly as it can be had."""
+        most, limits, goal = self._limit_shares, self._wish.limits, self._wish.goal
+        if np.isfinite(most).any():
+
+            def cheap(choices: Sequence[tuple[Choice, Changes]]) -> npt.NDArray[np.bool_]:
+                near = [self._landscape.shares_nearly(one, by.reference, by) for one, by in choices]
+                return np.array([bool((np.array(one) <= most).all()) for one in near])
+
+            return Bound(cheap, by_cost=True)
+        if limits.max_drop is not None and goal in ENDS:
+            allowed = limits.max_drop / known.scale + RESOLUTION
+
+            def accurate(choices: Sequence[tuple[Choice, Changes]]) -> npt.NDArray[np.bool_]:
+                medians, _ = self._surrogate.drops([one for one, _ in choices])
+                return np.less_equal(medians, allowed)
+
+            return Bound(accurate, by_cost=False)
+        return None
 
     def _nearly(self, choice: Choice, base: Choice | None, chance: random.Random) -> tuple[float, float]:
         land = self._landscape

@@ -6,9 +6,9 @@ Each comes with a known plan that it is near to, from whose cost its own is near
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -29,7 +29,7 @@ AT_NO_PRICE = 0.5
 LOWEST, HIGHEST = -3.5, 0.5
 #: The standard deviation of the logarithm of what an error really weighs, once of its kind and once of its layer.
 WEIGHT_STD = 0.5
-#: Halvings of a price until a plan just keeps the limits.
+#: Halvings of a price's logarithm until a plan just keeps a bound.
 HALVINGS = 8
 
 
@@ -61,41 +61,60 @@ def between(parents: Sequence[Choice], count: int, chance: random.Random) -> Ite
         yield tuple(mine if chance.random() < share else its for mine, its in zip(one, other, strict=True)), one
 
 
+@dataclass(frozen=True)
+class Anew:
+    """The front that would be foreseen if errors weighed otherwise, between latency and size where ``share`` puts it."""
+
+    changes: Changes
+    share: float
+    errors: Vector
+
+    def at(self, price: float, land: Landscape) -> Choice:
+        return land.best(self.changes, price * self.share, price * (1.0 - self.share), self.errors)
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How far down a front a plan may be.
+
+    Args:
+        keeps: of plans, each with the changes that its cost is nearly foreseen by, which keep it.
+        by_cost: whether it is of costs, so that plans at high prices keep it; else it is of drops, and those at low ones do.
+    """
+
+    keeps: Callable[[Sequence[tuple[Choice, Changes]]], npt.NDArray[np.bool_]]
+    by_cost: bool
+
+
 def foreseen_anew(
-    land: Landscape, parents: Sequence[Choice], most: Vector, count: int, chance: random.Random
+    land: Landscape, parents: Sequence[Choice], bound: Bound | None, count: int, chance: random.Random
 ) -> Iterator[Near]:
     """The best at a price if errors weigh more or less than they seem to, each kind's and each layer's by chance: what a change
     of weights makes better is far from all that is known, in many layers at once.
 
     Args:
-        most: latency and size that are allowed, as shares of the untouched network's; infinite without a limit. Within limits
-            the price is the least that keeps them.
+        bound: the price is where plans just keep it; None for prices by chance.
     """
-    known, draws = np.array(parents), np.random.default_rng(chance.getrandbits(64))
+    known, drawn = np.array(parents), np.random.default_rng(chance.getrandbits(64))
+    fronts = []
     for _ in range(count):
-        of_kinds, of_groups = (np.exp(WEIGHT_STD * draws.standard_normal(len(of))) for of in (KINDS, land.groups))
-        errors = land.weighed(of_kinds, of_groups)
-        changes, share = chance.choice(land.changes), chance.random()
-        if np.isfinite(most).any():
-            choice = _just_within(land, changes, share, errors, most)
-        else:
-            price = _price(chance)
-            choice = land.best(changes, price * share, price * (1.0 - share), errors)
+        of_kinds, of_groups = (np.exp(WEIGHT_STD * drawn.standard_normal(len(of))) for of in (KINDS, land.groups))
+        fronts.append(Anew(chance.choice(land.changes), chance.random(), land.weighed(of_kinds, of_groups)))
+    prices = [_price(chance) for _ in fronts] if bound is None else _just_kept(land, fronts, bound)
+    for front, price in zip(fronts, prices, strict=True):
+        choice = front.at(price, land)
         yield choice, parents[int((known != choice).sum(axis=1).argmin())]
 
 
-def _just_within(land: Landscape, changes: Changes, share: float, errors: Vector, most: Vector) -> Choice:
-    """The best at the least price at which it nearly keeps the limits; at the highest one where none does."""
-    low, high = LOWEST - 1.0, HIGHEST + 1.0
-    found: Choice | None = None
+def _just_kept(land: Landscape, fronts: Sequence[Anew], bound: Bound) -> list[float]:
+    """Of each front the price, of all that keep a bound, that is the nearest to one that does not."""
+    kept = np.full(len(fronts), (HIGHEST if bound.by_cost else LOWEST))
+    broken = np.full(len(fronts), (LOWEST if bound.by_cost else HIGHEST))
     for _ in range(HALVINGS):
-        price = 10.0 ** ((low + high) / 2.0)
-        choice = land.best(changes, price * share, price * (1.0 - share), errors)
-        if (np.array(land.shares_nearly(choice, changes.reference, changes)) <= most).all():
-            high, found = math.log10(price), choice
-        else:
-            low = math.log10(price)
-    return found or land.best(changes, 10.0**high * share, 10.0**high * (1.0 - share), errors)
+        middle = (kept + broken) / 2.0
+        found = bound.keeps([(one.at(10.0**at, land), one.changes) for one, at in zip(fronts, middle, strict=True)])
+        kept, broken = np.where(found, middle, kept), np.where(found, broken, middle)
+    return [10.0**at for at in kept.tolist()]
 
 
 def _price(chance: random.Random) -> float:

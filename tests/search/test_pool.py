@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from autocomp.search.landscape import Choice, Landscape
-from autocomp.search.pool import CHANGES, between, foreseen_anew, neighbours
+from autocomp.search.landscape import Changes, Choice, Landscape
+from autocomp.search.pool import CHANGES, Bound, between, foreseen_anew, neighbours
 from autocomp.space import KINDS
 from tests.search.synthetic import landscape_of, synthetic_space
 
 LAND: Landscape = landscape_of(synthetic_space())
 SEEDS = st.integers(0, 2**32)
-WITHOUT_LIMITS = np.array([np.inf, np.inf])
 
 
 def by_chance(chance: random.Random, count: int) -> list[Choice]:
@@ -60,23 +61,38 @@ def test_nothing_is_between_one_parent_and_itself() -> None:
 def test_what_is_foreseen_anew_comes_with_the_nearest_known_plan(seed: int) -> None:
     chance = random.Random(seed)
     parents = by_chance(chance, 4)
-    for choice, parent in foreseen_anew(LAND, parents, WITHOUT_LIMITS, 10, chance):
+    for choice, parent in foreseen_anew(LAND, parents, None, 10, chance):
         assert apart(choice, parent) == min(apart(choice, one) for one in parents)
 
 
 def test_fronts_that_are_foreseen_anew_are_of_other_plans() -> None:
     """As many of them as of the front of sums are not on that."""
-    found = {choice for choice, _ in foreseen_anew(LAND, [LAND.choice({})], WITHOUT_LIMITS, 300, random.Random(0))}
+    found = {choice for choice, _ in foreseen_anew(LAND, [LAND.choice({})], None, 300, random.Random(0))}
     assert len(found.difference(LAND.front)) > len(LAND.front)
 
 
 @pytest.mark.parametrize("most", [(0.6, np.inf), (np.inf, 0.2), (0.7, 0.4)])
 def test_within_limits_what_is_foreseen_anew_just_keeps_them(most: tuple[float, float]) -> None:
-    found = [choice for choice, _ in foreseen_anew(LAND, [LAND.choice({})], np.array(most), 60, random.Random(0))]
-    shares = np.array([LAND.shares(choice) for choice in found])
+    def keeps(choices: Sequence[tuple[Choice, Changes]]) -> npt.NDArray[np.bool_]:
+        near = [LAND.shares_nearly(one, by.reference, by) for one, by in choices]
+        return np.array([bool((np.array(one) <= most).all()) for one in near])
+
+    found = foreseen_anew(LAND, [LAND.choice({})], Bound(keeps, by_cost=True), 60, random.Random(0))
+    shares = np.array([LAND.shares(choice) for choice, _ in found])
     kept = (shares <= np.array(most) * 1.02).all(axis=1)
     assert kept.mean() > 0.8
     assert (shares / most).max(axis=1)[kept].mean() > 0.8
+
+
+@pytest.mark.parametrize("most", [0.02, 0.1, 0.4])
+def test_what_is_foreseen_anew_just_keeps_an_error(most: float) -> None:
+    def keeps(choices: Sequence[tuple[Choice, Changes]]) -> npt.NDArray[np.bool_]:
+        return np.array([LAND.error(one) <= most for one, _ in choices])
+
+    found = foreseen_anew(LAND, [LAND.choice({})], Bound(keeps, by_cost=False), 60, random.Random(0))
+    errors = np.array([LAND.error(choice) for choice, _ in found])
+    assert (errors <= most).all()
+    assert errors.mean() > 0.5 * most
 
 
 @given(SEEDS, st.floats(0.0, 10.0), st.floats(0.0, 10.0))
