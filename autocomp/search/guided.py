@@ -46,7 +46,7 @@ NEIGHBOURS, BETWEEN, FORESEEN_ANEW = 150, 60, 60
 NEARLY = 1.05
 #: Of the plans looked at, so many that promise most and keep the limits are told apart by full predictions; and so many may
 #: turn out to break a limit before no more is predicted for it.
-PREDICTED, DISAPPOINTED = 25, 25
+PREDICTED, DISAPPOINTED = 25, 50
 #: Looks at neighbours, each at other ones, before there is thought to be none; plans drawn by chance, of which one that was not
 #: tried is taken; and how often the untouched network is tried where that fails.
 LOOKS, DRAWN, UNTOUCHED_TRIES = 4, 1000, 2
