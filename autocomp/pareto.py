@@ -50,17 +50,19 @@ def hypervolume(points: npt.ArrayLike) -> float:
     return total
 
 
-#: A network that lost more than this share of its metric is ruined: small and fast as well, and no knee.
-RUINED_SHARE = 0.1
-#: The fastest and the smallest are sought among those that lost at most this share of it, where nothing else was asked for.
+#: The fastest and the smallest are sought among those that lost at most this share of the metric, where nothing else was asked
+#: for.
 NEAR_SHARE = 0.05
+#: So is the knee, and where none is that near, among those that lost a tenth at most: a network that lost more is ruined, and
+#: small and fast as well.
+KNEE_SHARES = (NEAR_SHARE, 0.1)
 
 
 def knee(
     metric_losses: Sequence[float],
     latencies_ms: Sequence[float],
     sizes_bytes: Sequence[float],
-    most_loss: float = math.inf,
+    most_losses: Sequence[float] = (math.inf,),
 ) -> int:
     """The point nearest to the ideal one: least loss, latency and size at once.
 
@@ -68,14 +70,14 @@ def knee(
     points. Of equally near points the first is taken.
 
     Args:
-        most_loss: points that lose more have no say, unless all do.
+        most_losses: points that lose more than the first of these have no say, unless all do; then the next one counts.
 
     Returns:
         An index into the arguments.
     """
     losses = np.asarray(metric_losses, float)
-    places = np.flatnonzero(losses <= most_loss)
-    places = places if len(places) else np.arange(len(losses))
+    near = (np.flatnonzero(losses <= most) for most in most_losses)
+    places = next((found for found in near if len(found)), np.arange(len(losses)))
     columns = np.array([losses, np.log(latencies_ms), np.log(sizes_bytes)]).T[places]
     low, high = columns.min(axis=0), columns.max(axis=0)
     scaled = (columns - low) / np.where(high > low, high - low, 1.0)

@@ -54,6 +54,12 @@ class Request:
     begun_from: str | None = None
 
     def __post_init__(self) -> None:
+        for name in ("trials", "seed", "threads", "batch", "recover_epochs", "recover_seeds"):
+            if not isinstance(value := getattr(self, name), int):
+                raise RequestError(f"{name} must be a whole number; got {value!r}")
+        for name in ("timeout_s", "max_latency_ms", "max_size_kb", "max_memory_kb", "max_drop"):
+            if not isinstance(value := getattr(self, name), (int, float, type(None))):
+                raise RequestError(f"{name} must be a number, or None for none; got {value!r}")
         if self.trials < 1:
             raise RequestError(f"a search needs at least 1 trial, the untouched plan; got --trials {self.trials}")
         if self.recover_epochs < 0:

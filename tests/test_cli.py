@@ -426,7 +426,8 @@ class TestRefused:
 
     def test_a_pick_off_the_front(self, searched: tuple[Path, Done]) -> None:
         assert "trial 77 is not on the front" in refused("export", str(searched[0]), "--pick", "77")
-        assert "smallest or a trial number; got 'best'" in refused("verify", str(searched[0]), "--pick", "best")
+        for pick in ("best", "²"):
+            assert f"smallest or a trial number; got '{pick}'" in refused("verify", str(searched[0]), "--pick", pick)
 
 
 def test_failed_work_is_one_line_and_code_1(monkeypatch: pytest.MonkeyPatch) -> None:

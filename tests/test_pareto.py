@@ -72,5 +72,13 @@ def test_the_knee_of_one_point_is_that_point() -> None:
 def test_a_network_that_lost_too_much_is_no_knee_unless_all_did() -> None:
     losses, latencies, sizes = [0.5, 1.0, 80.0], [4.0, 3.0, 0.1], [4.0, 3.0, 0.1]
     assert knee(losses, latencies, sizes) == 2
-    assert knee(losses, latencies, sizes, most_loss=10.0) in (0, 1)
-    assert knee(losses, latencies, sizes, most_loss=0.1) == 2
+    assert knee(losses, latencies, sizes, most_losses=(10.0,)) in (0, 1)
+    assert knee(losses, latencies, sizes, most_losses=(0.1,)) == 2
+
+
+def test_where_none_lost_little_the_knee_is_sought_among_those_that_lost_more() -> None:
+    losses, latencies, sizes = [6.0, 8.0, 80.0], [4.0, 1.0, 0.1], [4.0, 1.0, 0.1]
+    assert knee(losses, latencies, sizes, most_losses=(5.0, 10.0)) in (0, 1)
+    # One that lost much is no measure of how little the others did.
+    losses, latencies, sizes = [0.0, 6.0, 9.5], [4.0, 3.4, 3.0], [4.0, 3.4, 3.0]
+    assert knee(losses, latencies, sizes, most_losses=(5.0, 10.0)) == 0

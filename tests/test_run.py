@@ -48,9 +48,13 @@ def test_changes_are_named_with_both_values() -> None:
         {"max_latency_ms": -1.0},
         {"max_size_kb": float("nan")},
         {"max_drop": -0.5},
+        {"trials": 4.5},
+        {"timeout_s": "10m"},
+        {"seed": None},
+        {"max_size_kb": "20"},
     ],
 )
-def test_a_limit_that_means_nothing_is_refused(wrong: dict[str, float]) -> None:
+def test_a_limit_that_means_nothing_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(RequestError, match=str(next(iter(wrong.values())))):
         replace(REQUEST, **wrong)  # type: ignore[arg-type]
 

@@ -91,7 +91,8 @@ def calibrate_profile(
     check_cores(here, threads)
     with _alone_in(folder, progress) as waited:
         done = read_if_any(folder)
-        if waited and done is not None and not (folder / BEGUN).is_file() and done.fingerprint == here:
+        made = None if done is None else (done.fingerprint, done.file.threads, done.file.batch)
+        if waited and done is not None and not (folder / BEGUN).is_file() and made == (here, threads, batch):
             return done
         return _calibrated(like, folder, budget_s, threads, batch, progress, board, here)
 

@@ -210,7 +210,7 @@ def knee(data: ReportData, trial: int | None = None) -> Point:
         [data.task.metric.drop(base, point.metric_search) for point in candidates],
         [point.latency_ms for point in candidates],
         [point.size_bytes for point in candidates],
-        pareto.RUINED_SHARE * abs(base) or math.inf,
+        tuple(share * abs(base) or math.inf for share in pareto.KNEE_SHARES),
     )
     return candidates[place]
 
@@ -227,7 +227,8 @@ def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
     """The uncompressed model, the knee, the smallest, fastest and most accurate point; one card a point.
 
     The smallest and the fastest are sought within :data:`autocomp.pareto.NEAR_SHARE` of the uncompressed metric, on the
-    search split: a ruined network is small and fast as well. Where no point is that near, the names say so.
+    search split: a ruined network is small and fast as well. Where no point is that near, the names say so; where none is
+    smaller or faster than the uncompressed model, none has the name.
     """
     chosen: list[tuple[str, Point]] = [("uncompressed", data.baseline)]
     if data.front:
@@ -237,12 +238,15 @@ def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
         good = [point for point in data.front if metric.near(base, point.metric_search, pareto.NEAR_SHARE)]
         share = f"within {100 * pareto.NEAR_SHARE:g} %"
         limit = share if good else f"(no point {share})"
-        chosen += [
-            ("knee", knee_point),
-            (f"smallest {limit}", min(good or data.front, key=lambda p: view[p.trial].size_bytes)),
-            (f"fastest {limit}", min(good or data.front, key=lambda p: view[p.trial].latency.ms)),
-            ("most accurate", min(data.front, key=lambda p: sign * p.metric_search)),
-        ]
+        smallest = min(good or data.front, key=lambda p: view[p.trial].size_bytes)
+        fastest = min(good or data.front, key=lambda p: view[p.trial].latency.ms)
+        untouched = view[data.baseline.trial]
+        chosen.append(("knee", knee_point))
+        if view[smallest.trial].size_bytes < untouched.size_bytes:
+            chosen.append((f"smallest {limit}", smallest))
+        if view[fastest.trial].latency.ms < untouched.latency.ms:
+            chosen.append((f"fastest {limit}", fastest))
+        chosen.append(("most accurate", min(data.front, key=lambda p: sign * p.metric_search)))
     trials = dict.fromkeys(point.trial for _, point in chosen)
     return tuple(
         Pick(tuple(name for name, p in chosen if p.trial == trial), next(p for _, p in chosen if p.trial == trial))

@@ -42,6 +42,16 @@ class Books:
     #: What was proposed here: a trial at work tells its parameters one by one.
     proposed: dict[int, Choice] = field(default_factory=dict)
 
+    def are_of(self, study: Study) -> bool:
+        """Whether what is written here is of that study, not of another one."""
+        metrics = {
+            one.number: None if one.values is None else one.values[0] for one in study.get_trials(deepcopy=False)
+        }
+        known = (*self.finished, *self.stopped, *self.failed)
+        return all(number in metrics for number in known) and all(
+            metrics[number] == metric for number, (_, metric) in self.finished.items()
+        )
+
     def read(self, study: Study, number: int, landscape: Landscape) -> None:
         self.waiting = {}
         for one in study.get_trials(deepcopy=False):

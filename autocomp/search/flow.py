@@ -141,8 +141,11 @@ def search(
         if len(points) == 1:
             watcher.say("no trial kept the limits asked for; the front holds the uncompressed model only")
         elif (goal := cast("Goal", request.goal)) != "front":
-            wanted = goal_trial(points, goal, setup.bench.task.metric, verifications(folder), request.max_drop)
-            watcher.say(f"the {goal} within the limits is trial {wanted.number}; export it with --pick {goal}")
+            try:
+                wanted = goal_trial(points, goal, setup.bench.task.metric, verifications(folder), request.max_drop)
+                watcher.say(f"the {goal} within the limits is trial {wanted.number}; export it with --pick {goal}")
+            except RunError as error:
+                watcher.say(str(error))
         _tell_of_the_unsettled(folder, points, watcher)
         return write_tables(folder, setup.bench.task.metric, load())
 

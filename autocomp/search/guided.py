@@ -101,8 +101,8 @@ class _Known:
 class GuidedSampler(BaseSampler):
     """Proposes by expected hypervolume, or by expected improvement towards a goal.
 
-    ``why`` says of the last proposal what was expected of it. It is for one study, which may be worked on in several threads:
-    what it has read of that is kept. It can be pickled where the landscape's costs can.
+    ``why`` says of the last proposal what was expected of it. It is for one study at a time, which may be worked on in several
+    threads: what it has read of that is kept. It can be pickled where the landscape's costs can.
 
     Args:
         seed: a proposal is a function of it, the trial's number and the other trials.
@@ -151,6 +151,8 @@ class GuidedSampler(BaseSampler):
     def indices(self, study: Study, number: int) -> dict[str, int]:
         """What is proposed for the trial of that number: the index of every decision's option."""
         with self._one_by_one:
+            if not self._books.are_of(study):
+                self._books, self._surrogate = Books(), Surrogate(self._landscape)
             choice = self._books.proposed[number] = self._proposed(study, number)
         return self._landscape.indices(choice)
 

@@ -12,8 +12,9 @@ from autocomp.run import RunFolder
 from autocomp.search.begin import Setup
 from autocomp.search.books import distributions
 from autocomp.search.evaluate import evaluate
-from autocomp.search.guided import GuidedSampler
+from autocomp.search.guided import GuidedSampler, Wish
 from autocomp.search.landscape import Landscape
+from autocomp.search.limits import Goal, Limits
 from autocomp.search.sensitivity import sensitivities
 
 if TYPE_CHECKING:
@@ -76,4 +77,5 @@ def own_study(setup: Setup, folder: RunFolder, seed: int) -> OwnStudy:
         )
     # What is missing, of a run that was stopped while it measured, is measured now.
     errors = sensitivities(setup.bench, setup.space, folder, None, lambda *_: None)
-    return OwnStudy(GuidedSampler(Landscape(setup.space, errors, setup.bench.forecast.cost), seed), setup)
+    wish = Wish(Limits.of(request, folder.events()), cast("Goal", request.goal))
+    return OwnStudy(GuidedSampler(Landscape(setup.space, errors, setup.bench.forecast.cost), seed, wish), setup)

@@ -9,7 +9,7 @@ from types import MappingProxyType
 from typing import cast
 
 from autocomp.errors import RunError
-from autocomp.pareto import NEAR_SHARE, RUINED_SHARE, front, knee
+from autocomp.pareto import KNEE_SHARES, NEAR_SHARE, front, knee
 from autocomp.run import Json, Request, RunFolder
 from autocomp.search.limits import ENDS, Goal, Limits
 from autocomp.task import Metric
@@ -163,7 +163,7 @@ def goal_trial(
             lost more than :data:`NEAR_SHARE` of the metric is not looked at.
 
     Raises:
-        RunError: nothing is near enough.
+        RunError: nothing is near enough, or nothing that is near is faster, or smaller, than the uncompressed model.
     """
     others = [point for point in points if point.number != BASELINE] or list(points)
     if goal in ENDS and max_drop is None:
@@ -186,10 +186,15 @@ def goal_trial(
         return (size_bytes, drop, latency_ms) if goal == "smallest" else (drop, latency_ms, size_bytes)
 
     found = min(others, key=costs)
-    if goal in ENDS and max_drop is None and found.number != BASELINE and costs(found)[0] > costs(points[0])[0]:
+    if goal in ENDS and found.number != BASELINE and costs(found)[0] > costs(points[0])[0]:
+        near = (
+            f"within {NEAR_SHARE:.0%} of the uncompressed model"
+            if max_drop is None
+            else f"that lose at most {max_drop:g}"
+        )
         raise RunError(
-            f"the {goal} point is sought among those within {NEAR_SHARE:.0%} of the uncompressed model, by its score on the "
-            f"search split; none of them is {'faster' if goal == 'fastest' else 'smaller'} than that; pick one by its number"
+            f"the {goal} point is sought among those {near}, by the score on the search split; none of them is "
+            f"{'faster' if goal == 'fastest' else 'smaller'} than the uncompressed model; pick one by its number"
         )
     return found
 
@@ -202,7 +207,7 @@ def knee_trial(points: Sequence[Trial], metric: Metric) -> Trial:
     losses = [metric.drop(base, cast("float", t.metric)) for t in others]
     costs = [t.cost for t in others if t.cost is not None]
     latencies, sizes = [c.latency_ms for c in costs], [c.size_bytes for c in costs]
-    return others[knee(losses, latencies, sizes, RUINED_SHARE * abs(base) or math.inf)]
+    return others[knee(losses, latencies, sizes, tuple(share * abs(base) or math.inf for share in KNEE_SHARES))]
 
 
 def verifications(folder: RunFolder) -> dict[str, Json]:

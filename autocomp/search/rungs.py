@@ -9,7 +9,6 @@ predicted, and so known from the start.
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -17,6 +16,7 @@ import torch
 
 from autocomp.search.drop import CONFIDENCE_Z, drop_interval
 from autocomp.task import Predict, Score, Task
+from autocomp.tasks.inputs import digest
 from autocomp.trial import Cost, Rung
 
 #: The parts of the split that are looked at before all of it, and how many examples these must have to say anything.
@@ -106,11 +106,7 @@ class Remembering:
     last_look: bool = False
 
     def __call__(self, *inputs: torch.Tensor) -> object:
-        digest = hashlib.blake2b(digest_size=16)
-        for tensor in inputs:
-            digest.update(repr((tensor.shape, tensor.dtype)).encode())
-            digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().data if tensor.dim() else b"")
-        key = digest.digest()
+        key = digest(inputs)
         if self.last_look:
             return self.known.pop(key) if key in self.known else self.predict(*inputs)
         if key not in self.known:

@@ -465,6 +465,23 @@ def test_a_calibration_that_another_process_makes_is_waited_for(
     assert len(calibrations) == 1
 
 
+def test_who_waited_for_a_calibration_with_other_threads_is_told(
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], tmp_path: Path
+) -> None:
+    folder, said = tmp_path / "mine", list[str]()
+
+    def other() -> Profile:
+        return calibrated.calibrate_profile(find_profile("cpu"), folder, 1.0, 2, 1, lambda _, what: said.append(what))
+
+    with ThreadPoolExecutor() as pool, calibrated._alone_in(folder, None):
+        waiting = pool.submit(other)
+        while not said:
+            time.sleep(0.01)
+        calibrated._calibrated(find_profile("cpu"), folder, 1.0, 1, 1, None, None, elsewhere)
+    with pytest.raises(RequestError, match="was begun with others; name another --out"):
+        waiting.result()
+
+
 def test_more_threads_than_cores_are_refused_before_anything_is_measured(
     elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]]
 ) -> None:

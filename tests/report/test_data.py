@@ -248,6 +248,13 @@ def test_the_cards_name_each_extreme_once(cpu: ReportData) -> None:
         knee(cpu, 4)
 
 
+def test_what_is_no_smaller_or_faster_than_the_uncompressed_model_has_no_such_name(cpu: ReportData) -> None:
+    slow = tuple(replace(point, measured_latency_ms=9.0, latency_ms=9.0) for point in cpu.front)
+    names = {name for card in picks(replace(cpu, points=(cpu.baseline, *slow)), cpu.front[0]) for name in card.names}
+    assert "smallest within 5 %" in names
+    assert not [name for name in names if name.startswith("fastest")]
+
+
 def named(data: ReportData, start: str) -> tuple[str, Point]:
     return next((n, card.point) for card in picks(data, knee(data)) for n in card.names if n.startswith(start))
 

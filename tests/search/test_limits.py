@@ -71,8 +71,13 @@ def test_the_end_of_the_front_that_is_wanted() -> None:
     assert goal_trial(points[:1], "fastest", METRIC, {}, None).number == 0
     with pytest.raises(RunError, match="within 5% of the uncompressed model; no other is that near"):
         goal_trial([points[0], points[2]], "smallest", METRIC, {}, None)
-    with pytest.raises(RunError, match="search split; none of them is faster than that; pick one by its number"):
-        goal_trial([points[0], point(4, 89.0, 9.5, 100)], "fastest", METRIC, {}, None)
+    slower = [points[0], point(4, 89.0, 9.5, 100)]
+    for max_drop, sought in ((None, "within 5% of the uncompressed model"), (2.0, "that lose at most 2")):
+        with pytest.raises(
+            RunError, match=f"{sought}, .*; none of them is faster than the uncompressed model; pick one"
+        ):
+            goal_trial(slower, "fastest", METRIC, {}, max_drop)
+        assert goal_trial(slower, "smallest", METRIC, {}, max_drop).number == 4
 
 
 @pytest.mark.parametrize(

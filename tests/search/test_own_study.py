@@ -92,6 +92,22 @@ def test_a_saved_sampler_goes_on_as_it_would_have() -> None:
     assert kept.why == sampler.why
 
 
+def test_another_study_is_begun_anew() -> None:
+    """Its trials have the numbers of the first one's."""
+    land = landscape_of(SPACE)
+    sampler = GuidedSampler(land, 0)
+    study_of(sampler).optimize(objective, n_trials=6)
+    second, alone = study_of(sampler), study_of(GuidedSampler(land, 0))
+
+    def otherwise(trial: optuna.Trial) -> tuple[float, float, float]:
+        metric, latency_ms, size_bytes = objective(trial)
+        return 0.5 * metric, latency_ms, size_bytes
+
+    for study in (second, alone):
+        study.optimize(otherwise, n_trials=6)
+    assert choices(second, land) == choices(alone, land)
+
+
 def test_a_metric_without_end_is_no_knowledge() -> None:
     land = landscape_of(SPACE)
     study = study_of(GuidedSampler(land, 0))
@@ -153,6 +169,15 @@ def test_a_finished_run_gives_a_study_of_ones_own(tmp_path: Path) -> None:
     kept: GuidedSampler = pickle.loads(pickle.dumps(mine.sampler))
     assert kept.indices(study, 4) == mine.sampler.indices(study, 4)
     assert "it is expected" in mine.sampler.why
+
+
+def test_a_run_within_limits_guides_within_them(tmp_path: Path) -> None:
+    wished = {"goal": "most-accurate", "max_size_kb": 20.0}
+    run = api.search(small_task.task(), target=made_target(), trials=3, out=tmp_path / "run", **wished)  # type: ignore[arg-type]
+    mine = run.own_study(seed=1, task=small_task.task(), target=made_target())
+    study = optuna.create_study(directions=mine.directions, sampler=mine.sampler)
+    study.optimize(mine, n_trials=5)
+    assert sum(trial.values[2] <= 20_000 for trial in study.trials) == 4  # all but the untouched network
 
 
 def test_without_sensitivities_a_run_guides_no_study(tmp_path: Path) -> None:

@@ -135,6 +135,8 @@ def test_batches_are_told_apart_by_what_is_in_them() -> None:
     results = [predict(tensor) for tensor in (one, other, one.clone(), one.reshape(2, 2)[0], other)]
     assert network.asked == 10
     assert torch.equal(results[0], results[2])  # type: ignore[arg-type]
+    scaled = Remembering(lambda x, by: x * by)
+    assert [float(scaled(torch.ones(()), torch.tensor(by))) for by in (1.0, 5.0)] == [1.0, 5.0]  # type: ignore[arg-type]
 
 
 class Stopping(PaperBench):

@@ -223,3 +223,24 @@ def test_an_evaluate_that_wraps_errors_of_its_own_is_taken_as_it_is() -> None:
             raise RuntimeError("my own words") from error
 
     assert check_task(_task(evaluate)).value == 2.0
+
+
+def test_a_part_is_the_same_in_every_call_too() -> None:
+    def evaluate(predict: Predict, _: Split, fraction: float = 1.0) -> Score:
+        chosen = XS if fraction == 1.0 else XS[torch.randperm(64)[: round(64 * fraction)]]
+        found = predict(chosen).square().sum(dim=1).double().numpy()
+        return Score(float(found.mean()), found)
+
+    assert "gave the model first of a part of the split, fraction=0.1 differed" in _refusal_of(_task(evaluate))
+
+
+def test_inputs_may_hold_what_is_no_number() -> None:
+    class Filled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.nan_to_num(0.0)
+
+    def evaluate(predict: Predict, *_: object) -> Score:
+        found = predict(torch.tensor([[1.0, float("nan")]])).sum(dim=1).double().numpy()
+        return Score(float(found.mean()), found)
+
+    assert check_task(replace(_task(evaluate), model=Filled())).value == 1.0
