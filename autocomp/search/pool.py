@@ -96,12 +96,12 @@ def foreseen_anew(
         bound: the price is where plans just keep it; None for prices by chance.
     """
     known, drawn = np.array(parents), np.random.default_rng(chance.getrandbits(64))
-    fronts = []
+    fronts, prices = [], []
     for _ in range(count):
         of_kinds, of_groups = (np.exp(WEIGHT_STD * drawn.standard_normal(len(of))) for of in (KINDS, land.groups))
         fronts.append(Anew(chance.choice(land.changes), chance.random(), land.weighed(of_kinds, of_groups)))
-    prices = [_price(chance) for _ in fronts] if bound is None else _just_kept(land, fronts, bound)
-    for front, price in zip(fronts, prices, strict=True):
+        prices.append(_price(chance))
+    for front, price in zip(fronts, prices if bound is None else _just_kept(land, fronts, bound), strict=True):
         choice = front.at(price, land)
         yield choice, parents[int((known != choice).sum(axis=1).argmin())]
 
