@@ -40,8 +40,8 @@ Vector = npt.NDArray[np.float64]
 WORST_DROPS = (0.2, 0.05)
 #: Where training follows, every such trial is one of the plans that differ in kind, as long as there are any.
 OTHERS_EVERY = 2
-#: Plans looked at beside the predicted front.
-NEIGHBOURS, BETWEEN, FORESEEN_ANEW = 150, 60, 60
+#: Plans looked at beside the predicted front: neighbours at one price, and as many at none; between two; of other fronts.
+NEIGHBOURS, BETWEEN, FORESEEN_ANEW = 75, 60, 60
 #: Before it is predicted in full, a plan is thought to keep a limit up to this multiple of it.
 NEARLY = 1.05
 #: Of the plans looked at, so many that promise most and keep the limits are told apart by full predictions; and so many may
@@ -353,11 +353,10 @@ class GuidedSampler(BaseSampler):
             choice for choice in (*self._first, *earlier) if choice not in known.tried
         )
         best = [*(one.choice for one in known.best), *earlier] or [land.choice({})]
-        within = [one.choice for one in known.keeping] if self._wish.limits else []
-        count = NEIGHBOURS // 2 if within else NEIGHBOURS
-        near = [*neighbours(land, best, count, chance)]
-        if within:  # whose neighbours are so as well more often than others, where some layers gain what others lose
-            near += neighbours(land, within, count, chance, one_price=False)
+        # Neighbours of plans that keep the limits do so more often than others, where some layers gain what others lose.
+        within = [one.choice for one in known.keeping] or best
+        near = [*neighbours(land, best, NEIGHBOURS, chance)]
+        near += neighbours(land, within, NEIGHBOURS, chance, one_price=False)
         near += between(within if len(within) > 1 else best, BETWEEN, chance)
         near += foreseen_anew(land, best, self._bound(known), FORESEEN_ANEW, chance)
         for choice, base in near:
