@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
@@ -446,13 +446,13 @@ def test_a_target_whose_name_begins_with_anothers_is_not_taken_for_it(
     assert len(names) == len(set(names))
 
 
-def test_a_calibration_that_another_process_makes_is_waited_for(
-    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], tmp_path: Path
-) -> None:
-    folder, said = tmp_path / "mine", list[str]()
+def waited_for(folder: Path, threads: int, elsewhere: Fingerprint) -> Future[Profile]:
+    """A calibration with so many threads that began while another one, with one thread, was at work in the folder."""
+    said = list[str]()
 
     def other() -> Profile:
-        return calibrated.calibrate_profile(find_profile("cpu"), folder, 1.0, 1, 1, lambda _, what: said.append(what))
+        like = find_profile("cpu")
+        return calibrated.calibrate_profile(like, folder, 1.0, threads, 1, lambda _, what: said.append(what))
 
     with ThreadPoolExecutor() as pool, calibrated._alone_in(folder, None):
         waiting = pool.submit(other)
@@ -460,26 +460,23 @@ def test_a_calibration_that_another_process_makes_is_waited_for(
             time.sleep(0.01)
         calibrated._calibrated(find_profile("cpu"), folder, 1.0, 1, 1, None, None, elsewhere)
         assert not waiting.done()
-    assert waiting.result().file.device == "Motorola 68000"
     assert said == ["another process calibrates this machine; waiting for it"]
+    return waiting
+
+
+def test_a_calibration_that_another_process_makes_is_waited_for(
+    elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], tmp_path: Path
+) -> None:
+    assert waited_for(tmp_path / "mine", 1, elsewhere).result().file.device == "Motorola 68000"
     assert len(calibrations) == 1
 
 
 def test_who_waited_for_a_calibration_with_other_threads_is_told(
     elsewhere: Fingerprint, calibrations: list[tuple[Path, float, int, int]], tmp_path: Path
 ) -> None:
-    folder, said = tmp_path / "mine", list[str]()
-
-    def other() -> Profile:
-        return calibrated.calibrate_profile(find_profile("cpu"), folder, 1.0, 2, 1, lambda _, what: said.append(what))
-
-    with ThreadPoolExecutor() as pool, calibrated._alone_in(folder, None):
-        waiting = pool.submit(other)
-        while not said:
-            time.sleep(0.01)
-        calibrated._calibrated(find_profile("cpu"), folder, 1.0, 1, 1, None, None, elsewhere)
     with pytest.raises(RequestError, match="was begun with others; name another --out"):
-        waiting.result()
+        waited_for(tmp_path / "mine", 2, elsewhere).result()
+    assert len(calibrations) == 1
 
 
 def test_more_threads_than_cores_are_refused_before_anything_is_measured(
