@@ -42,6 +42,8 @@ WORST_DROPS = (0.2, 0.05)
 OTHERS_EVERY = 2
 #: Plans looked at beside the predicted front: neighbours at one price, and as many at none; between two; of other fronts.
 NEIGHBOURS, BETWEEN, FORESEEN_ANEW = 75, 60, 60
+#: Before so many plans are known, too little is for changes that no price makes the best.
+EARLY = 12
 #: Before it is predicted in full, a plan is thought to keep a limit up to this multiple of it.
 NEARLY = 1.05
 #: Of the plans looked at, so many that promise most and keep the limits are told apart by full predictions; and so many may
@@ -356,7 +358,8 @@ class GuidedSampler(BaseSampler):
         # Neighbours of plans that keep the limits do so more often than others, where some layers gain what others lose.
         within = [one.choice for one in known.keeping] or best
         near = [*neighbours(land, best, NEIGHBOURS, chance)]
-        near += neighbours(land, within, NEIGHBOURS, chance, one_price=False)
+        early = not self._wish.limits and len(known.tried) < EARLY
+        near += neighbours(land, within, NEIGHBOURS, chance, one_price=early)
         near += between(within if len(within) > 1 else best, BETWEEN, chance)
         near += foreseen_anew(land, best, self._bound(known), FORESEEN_ANEW, chance)
         for choice, base in near:
