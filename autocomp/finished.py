@@ -98,7 +98,7 @@ class Run:
             if which in goals:
                 asked = self.folder.request().max_drop
                 return goal_trial(points, cast("Goal", which), metric, verifications(self.folder), asked)
-            if not is_number(which):
+            if not _is_number(which):
                 raise RequestError(
                     f"--pick takes knee, most-accurate, fastest, smallest or a trial number; got {which!r}"
                 )
@@ -218,7 +218,7 @@ class Run:
         if pick == "front":
             points = [*flow.front_of(self.folder), *flow.doubted_of(self.folder)]
         else:
-            points = [self._evaluated(int(pick)) if is_number(pick) else self.pick(pick)]
+            points = [self._evaluated(int(pick)) if _is_number(pick) else self.pick(pick)]
         with ExitStack() as connected:
             board = None
             if host is not None:
@@ -384,7 +384,7 @@ def _latency_ms(point: Trial, verified: dict[str, Json]) -> float:
     return point.cost.latency_ms if point.cost is not None else float("inf")
 
 
-def is_number(which: str | int) -> bool:
+def _is_number(which: str | int) -> bool:
     """Whether a trial is named by its number."""
     return isinstance(which, int) or (which.isascii() and which.isdecimal())
 

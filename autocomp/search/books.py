@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from optuna import Study
 from optuna.distributions import BaseDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
@@ -42,19 +42,17 @@ class Books:
     #: What was proposed here: a trial at work tells its parameters one by one.
     proposed: dict[int, Choice] = field(default_factory=dict)
 
-    def are_of(self, study: Study) -> bool:
-        """Whether what is written here is of that study, not of another one."""
-        metrics = {
-            one.number: None if one.values is None else one.values[0] for one in study.get_trials(deepcopy=False)
-        }
+    def are_of(self, trials: Sequence[FrozenTrial]) -> bool:
+        """Whether what is written here is of the study with these trials, not of another one."""
+        metrics = {one.number: None if one.values is None else one.values[0] for one in trials}
         known = (*self.finished, *self.stopped, *self.failed)
         return all(number in metrics for number in known) and all(
             metrics[number] == metric for number, (_, metric) in self.finished.items()
         )
 
-    def read(self, study: Study, number: int, landscape: Landscape) -> None:
+    def read(self, trials: Sequence[FrozenTrial], number: int, landscape: Landscape) -> None:
         self.waiting = {}
-        for one in study.get_trials(deepcopy=False):
+        for one in trials:
             if one.number == number or any(one.number in known for known in (self.finished, self.stopped, self.failed)):
                 continue
             if not one.state.is_finished() and one.number in self.proposed:

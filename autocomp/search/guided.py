@@ -153,12 +153,13 @@ class GuidedSampler(BaseSampler):
     def indices(self, study: Study, number: int) -> dict[str, int]:
         """What is proposed for the trial of that number: the index of every decision's option."""
         with self._one_by_one:
-            if not self._books.are_of(study):
+            trials = study.get_trials(deepcopy=False)
+            if not self._books.are_of(trials):
                 self._books, self._surrogate = Books(), Surrogate(self._landscape)
-            choice = self._books.proposed[number] = self._proposed(study, number)
+            choice = self._books.proposed[number] = self._proposed(trials, study.directions[0], number)
         return self._landscape.indices(choice)
 
-    def _proposed(self, study: Study, number: int) -> Choice:
+    def _proposed(self, trials: Sequence[FrozenTrial], direction: StudyDirection, number: int) -> Choice:
         land = self._landscape
         if number == 0:
             self.why = "the untouched network"
@@ -167,7 +168,7 @@ class GuidedSampler(BaseSampler):
             indices, self.why = self._wish.given[number]
             return land.choice(indices)
         chance = random.Random(f"{self._seed}/{number}/guided")
-        known = self._known(study, number)
+        known = self._known(trials, direction, number)
         if not known.untouched:
             self.why = "the untouched network, which all others are compared with"
             return land.choice({})
@@ -260,10 +261,10 @@ class GuidedSampler(BaseSampler):
         drop = f"a drop of {middle:.2%} ({low:.2%} to {high:.2%}) of the metric"
         return f"{reason}: {drop} at {costs}"
 
-    def _known(self, study: Study, number: int) -> _Known:
+    def _known(self, trials: Sequence[FrozenTrial], direction: StudyDirection, number: int) -> _Known:
         """The surrogate is taught by what is finished."""
         land, books = self._landscape, self._books
-        books.read(study, number, land)
+        books.read(trials, number, land)
         untouched = land.choice({})
         finished = [(number, *books.finished[number]) for number in sorted(books.finished)]
         tried = frozenset([*(choice for _, choice, _ in finished), *books.failed.values(), *books.waiting.values()])
@@ -274,7 +275,7 @@ class GuidedSampler(BaseSampler):
             hopeless = untouched in books.waiting.values() or failed >= UNTOUCHED_TRIES
             return _Known((), (), tried, self._worst_drop(1.0, number), (), hopeless)
         scale = abs(base) or 1.0
-        sign = 1.0 if study.directions[0] == StudyDirection.MAXIMIZE else -1.0
+        sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
         seen = [Seen(number, choice, sign * (base - metric) / scale) for number, choice, metric in finished]
         stopped = [Seen(number, *found) for number, found in sorted(books.stopped.items())]
         touched = [one for one in (*seen, *self._earlier) if one.choice != untouched]
@@ -343,8 +344,7 @@ class GuidedSampler(BaseSampler):
 
     def _nearly_allowed(self, shares: Vector) -> npt.NDArray[np.bool_]:
         """Whether costs are foreseen and, nearly, within the limits."""
-        most = NEARLY * self._limit_shares
-        return np.array([bool((one <= most).all() and np.isfinite(one).all()) for one in shares])
+        return _within(shares, NEARLY * self._limit_shares) & np.isfinite(shares).all(axis=1)
 
     def _pool(self, known: _Known, chance: random.Random) -> dict[Choice, Choice | None]:
         """Plans worth a look, that were not tried: the predicted front, what earlier searches found, and what is near or
@@ -374,7 +374,7 @@ class GuidedSampler(BaseSampler):
 
             def cheap(choices: Sequence[tuple[Choice, Changes]]) -> npt.NDArray[np.bool_]:
                 near = [self._landscape.shares_nearly(one, by.reference, by) for one, by in choices]
-                return np.array([bool((np.array(one) <= most).all()) for one in near])
+                return _within(np.array(near), most)
 
             return Bound(cheap, by_cost=True)
         if limits.max_drop is not None and goal in ENDS:
@@ -390,6 +390,11 @@ class GuidedSampler(BaseSampler):
     def _nearly(self, choice: Choice, base: Choice | None, chance: random.Random) -> tuple[float, float]:
         land = self._landscape
         return land.shares(choice) if base is None else land.shares_nearly(choice, base, chance.choice(land.changes))
+
+
+def _within(shares: Vector, most: Vector) -> npt.NDArray[np.bool_]:
+    """Of plans, shape (plans, 2), whether neither share is larger than that."""
+    return np.array([bool((one <= most).all()) for one in shares])
 
 
 def _improvements(

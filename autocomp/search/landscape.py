@@ -95,11 +95,11 @@ class Landscape:
         decided = tuple((decision,) for decision in space.decisions) if self._large else together
         self.groups = tuple(_group(decisions, errors) for decisions in decided)
         self._places = [{chosen: place for place, chosen in enumerate(group.indices)} for group in self.groups]
-        sizes = [len(group.indices) for group in self.groups]
-        self._starts = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(int)
+        self._sizes = np.array([len(group.indices) for group in self.groups], dtype=int)
+        self._starts = np.concatenate([[0], np.cumsum(self._sizes)[:-1]]).astype(int)
         # Where each group's combinations stand, in rows of one length: beyond a group's end, one that is never the best.
-        places = self._starts[:, None] + np.arange(max(sizes, default=0))
-        self._rows = np.where(np.arange(max(sizes, default=0)) < np.array(sizes)[:, None], places, sum(sizes))
+        columns = np.arange(self._sizes.max(initial=0))
+        self._rows = np.where(columns < self._sizes[:, None], self._starts[:, None] + columns, self._sizes.sum())
         self._errors = np.concatenate([group.errors for group in self.groups])
         self._errors_by_kind = np.hstack([_errors_by_kind(group, space, errors) for group in self.groups])
 
@@ -303,7 +303,7 @@ class Landscape:
     def weighed(self, of_kinds: Vector, of_groups: Vector) -> Vector:
         """The errors of all combinations, with those of each kind of choice and of each group counted so many times."""
         found: Vector = of_kinds @ self._errors_by_kind
-        return found * np.repeat(of_groups, [len(group.errors) for group in self.groups])
+        return found * np.repeat(of_groups, self._sizes)
 
     def best(self, changes: Changes, latency_price: float, size_price: float, errors: Vector | None = None) -> Choice:
         """The best choice of every group at these prices."""
@@ -314,7 +314,7 @@ class Landscape:
     def by_worth(self, changes: Changes, group: int, latency_price: float, size_price: float) -> npt.NDArray[np.int_]:
         """The combinations of one group at these prices, the best one first."""
         start = self._starts[group]
-        of = slice(start, start + len(self.groups[group].errors))
+        of = slice(start, start + self._sizes[group])
         return np.argsort(
             self._errors[of] + latency_price * changes.latency[of] + size_price * changes.size[of], kind="stable"
         )

@@ -18,9 +18,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-#: Of the test split, what is scored before a search, to see that it can be.
-TEST_PART = 0.1
-#: Of the search split, a part that is looked at twice.
+#: What is looked at of a split before a search: of the test split, whether it can be scored; of the search split, whether it is
+#: the same part twice.
 PART = 0.1
 #: What evaluate must do, where it raises.
 SCORE = "score the untouched model; on the search split it raised"
@@ -122,7 +121,7 @@ def check_test_split(task: Task, model: nn.Module) -> None:
     Raises:
         TaskError: as :func:`check_task`.
     """
-    _scored(task, model, "test", TEST_PART, "score the test split as well, at the end; it raised")
+    _scored(task, model, "test", PART, "score the test split as well, at the end; it raised")
 
 
 def _scored(task: Task, model: nn.Module, split: Split, part: float, must: str) -> tuple[Score, bytes | None]:

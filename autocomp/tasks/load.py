@@ -7,15 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING
 
 from autocomp.errors import TaskError, did_you_mean
 from autocomp.run import seen_from
 from autocomp.task import Task
 from autocomp.tasks.user_file import task_of_file
-
-if TYPE_CHECKING:  # listing the tasks must not load torch
-    pass
 
 Progress = Callable[[str], None]
 #: From who is told of the progress, and the folder of data, to the task.
