@@ -271,7 +271,7 @@ def test_every_choice_of_options_is_a_plan_that_fits(network: str) -> None:
         },
     )
 
-    @settings(max_examples=40, deadline=None, database=None)
+    @settings(max_examples=40, deadline=None)
     @given(given_indices)
     def check(indices: dict[str, int]) -> None:
         plan = space.plan(indices)

@@ -152,7 +152,7 @@ def weights(draw: st.DrawFn, code: Code | None = None) -> StoredWeight:
 
 
 @pytest.mark.parametrize("code", ALL_CODES, ids=name_of)
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20, deadline=None)
 @given(data=st.data())
 def test_unpacking_gives_back_what_was_packed(code: Code, data: st.DataObject) -> None:
     weight = data.draw(weights(code))
@@ -196,7 +196,7 @@ def test_a_weight_whose_ends_are_kept_or_not_reads() -> None:
         np.testing.assert_array_equal(out, weight.values)
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None)
 @given(
     st.lists(weights(), min_size=1, max_size=4),
     st.booleans(),
@@ -248,7 +248,7 @@ def test_foretelling_allocates_no_weights() -> None:
 
 
 @given(st.lists(st.integers(1, 64), min_size=1, max_size=4), st.sampled_from(ALL_CODES), st.floats(0, 1))
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, deadline=None)
 def test_the_smaller_form_is_chosen(dims: list[int], code: Code, density: float) -> None:
     shape = tuple(dims)
     use: Use = "floats" if code.is_float else "dequantized"

@@ -54,12 +54,13 @@ def counting(task: Task, log: Path, die_at: int | None = None) -> Task:
     """``task`` with a line in ``log`` for every evaluation on the search split; number ``die_at`` kills the process."""
 
     def evaluate(predict: Predict, split: Split, fraction: float = 1.0) -> Score:
+        score = task.evaluate(predict, split, fraction)  # raises where no more than the first inputs are looked at
         if split == "search":
             if die_at is not None and len(_lines(log)) == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             with log.open("a") as file:
                 file.write("evaluated\n")
-        return task.evaluate(predict, split, fraction)
+        return score
 
     return replace(task, evaluate=evaluate)
 
@@ -250,8 +251,9 @@ def test_a_score_that_is_no_number_fails_the_trial_and_not_the_search(tmp_path: 
     seen: list[str] = []
 
     def evaluate(predict: Predict, split: Split, fraction: float = 1.0) -> Score:
+        score = task.evaluate(predict, split, fraction)  # raises where no more than the first inputs are looked at
         seen.append(split)
-        return Score(float("nan")) if split == "search" and seen.count(split) == 3 else task.evaluate(predict, split)
+        return Score(float("nan")) if split == "search" and seen.count(split) == 3 else score
 
     folder = RunFolder(tmp_path / "run")
     flow.search(with_task(replace(task, evaluate=evaluate), trials=3), folder, resume=False, watcher=SILENT)
