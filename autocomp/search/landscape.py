@@ -158,7 +158,9 @@ class Landscape:
 
     def _columns(self, choices: Sequence[Choice]) -> npt.NDArray[np.int_]:
         """Where the combinations of choices stand among those of all groups: shape (choices, groups)."""
-        found: npt.NDArray[np.int_] = np.asarray(choices, dtype=int).reshape(len(choices), -1) + self._starts
+        found: npt.NDArray[np.int_] = (
+            np.asarray(choices, dtype=int).reshape(len(choices), len(self.groups)) + self._starts
+        )
         return found
 
     def cost(self, choice: Choice) -> Cost | None:

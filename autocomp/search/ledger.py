@@ -198,6 +198,7 @@ class Ledger:
             seconds=outcome.seconds,
             error=outcome.error,
             rungs=outcome.rungs,
+            stopped_drop=None if state != "stopped" or outcome.stopped is None else outcome.stopped[0] / self._scale,
         )
         self._note(told, outcome.stopped)
         return told

@@ -196,12 +196,11 @@ class Rounds:
         choices = [
             choice for choice in (*landscape.front, *landscape.keeping(limits)) if landscape.keeps(choice, limits)
         ]
+        if not choices:
+            return
         medians, spreads = Surrogate(landscape).drops(choices)
-        least = min(range(len(choices)), key=lambda place: medians[place], default=None)
-        if (
-            least is not None
-            and medians[least] * math.exp(-2 * spreads[least]) * scale > limits.max_drop + RESOLUTION * scale
-        ):
+        least = int(medians.argmin())
+        if medians[least] * math.exp(-2 * spreads[least]) * scale > limits.max_drop + RESOLUTION * scale:
             self.watcher.say(
                 f"the least drop that is foreseen within these limits is {medians[least] * scale:.3g}, and at most "
                 f"{limits.max_drop:g} is allowed: it may be that no plan keeps both"

@@ -24,6 +24,7 @@ from autocomp.run import RunFolder
 from autocomp.search import flow
 from autocomp.search.begin import Setup
 from autocomp.search.drop import drop_interval
+from autocomp.search.landscape import UNFORESEEN, Landscape, without_errors
 from autocomp.search.points import verifications
 from autocomp.search.rungs import FEWEST
 from autocomp.search.tables import FRONT_COLUMNS, TRIAL_COLUMNS
@@ -340,6 +341,16 @@ def test_limits_that_nothing_keeps_leave_the_uncompressed_model(tmp_path: Path) 
         with pytest.raises(RunError, match="holds the uncompressed model only"):
             Run(folder).pick(goal)
     assert Run(folder).pick(0).plan == Plan()
+
+
+def test_a_limit_that_no_plan_is_foreseen_to_keep_for_sure_is_searched_for_all_the_same(tmp_path: Path) -> None:
+    setup = small_setup()
+    land = Landscape(setup.space, without_errors(setup.space), setup.bench.cost)
+    costs = [land.cost(land.best(changes, UNFORESEEN, 0.0)) for changes in land.changes]
+    least = min(cost.latency_ms for cost in costs if cost is not None)  # with the doubt of it, no plan is within that
+    folder = RunFolder(tmp_path / "run")
+    flow.search(small_setup(max_latency_ms=least, max_drop=5.0, trials=2), folder, resume=False, watcher=SILENT)
+    assert [trial.state for trial in flow.load_trials(folder)][:2] == ["complete", "complete"]
 
 
 def test_the_front_keeps_the_limits_asked_for(run: RunFolder) -> None:
