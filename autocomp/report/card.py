@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autocomp.report import words
 from autocomp.report.data import LayerRow, Point, ReportData
@@ -25,7 +25,7 @@ def card(data: ReportData, point: Point, shipped: Shipped | None = None) -> str:
     """The card of a point; ``shipped`` where its file was written just now."""
     parts = [
         f"# {_plain(data.task.name)}, compressed for {_plain(data.target.name)}\n",
-        _summary(data, point),
+        _summary(data, point, shipped),
         _file(point, shipped),
         _numbers(data, point),
         _limits(data, point),
@@ -43,13 +43,18 @@ def _plain(text: str) -> str:
     return told.replace("&", "&amp;").replace("<", "&lt;")
 
 
-def _summary(data: ReportData, point: Point) -> str:
+def _summary(data: ReportData, point: Point, shipped: Shipped | None) -> str:
     if point.is_baseline:
         return "The uncompressed model, as autocomp exports it.\n"
-    gain = factors(data, point)
+    gain, base = factors(data, point), data.baseline
+    what = f"{_plain(point.name.capitalize())} of a search by autocomp"
+    if shipped is not None and not shipped.verified:  # another file's gains are not its own
+        own = replace(gain, size=(base.measured_size_bytes or base.size_bytes) / shipped.size_bytes)
+        unmeasured = f"its latency and {_plain(data.task.metric.name)} were not measured"
+        return f"{what}: {words.smaller(own)} than the uncompressed file; {unmeasured}.\n"
     source = "measured" if gain.speed_measured else best_latency(data, point).source
     return (
-        f"{_plain(point.name.capitalize())} of a search by autocomp: {words.smaller(gain)} and {words.faster(gain)} ({source}) "
+        f"{what}: {words.smaller(gain)} and {words.faster(gain)} ({source}) "
         f"than the uncompressed file, {_plain(words.drop_words(data, drop(data, point)))}.\n"
     )
 

@@ -150,7 +150,7 @@ def _notes(data: ReportData) -> list[str]:
         "A factor compares like with like: two measurements, or else two predictions.",
         words.latency_promise(data),
     ]
-    if any(p.measured_latency_ms is None for p in data.points):
+    if any(p.verified and p.measured_latency_ms is None for p in data.points):
         said.append(
             "A latency that is not marked measured was not measured: the device was out of reach from where this ran."
         )

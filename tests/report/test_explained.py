@@ -17,6 +17,7 @@ from autocomp.errors import RequestError, RunError
 from autocomp.hardware.latency import HeldOutError
 from autocomp.pareto import NEAR_SHARE, hypervolume
 from autocomp.plan import Plan
+from autocomp.report import trusting
 from autocomp.report.card import Shipped, card
 from autocomp.report.data import Point, ReportData
 from autocomp.report.handful import DISTINCT, MOST, beside, handful
@@ -223,6 +224,15 @@ class TestExplanation:
             load(run)
 
 
+def test_only_of_a_file_that_was_scored_it_is_said_that_no_device_was_there_to_time_it(cpu: ReportData) -> None:
+    unmeasured = replace(cpu.points[-1], measured_metric=None, measured_latency_ms=None)
+    scored = replace(cpu.points[-1], measured_latency_ms=None)
+    for last, said in ((unmeasured, False), (scored, True)):
+        page = trusting.notes(shown([replace(cpu, points=(*cpu.points[:-1], last))]))
+        assert ("the device was out of reach" in page) == said
+        assert ("are not verified" in page) == (not said)
+
+
 class TestCard:
     def test_it_tells_what_was_measured_of_which_file(self, cpu: ReportData) -> None:
         point = cpu.points[4]
@@ -233,7 +243,9 @@ class TestCard:
         assert "| 1.25 ms (measured, ±2 %) |" in text
         assert "\n| block1.conv1 | channel 28%, w4a8 | w4a8 |\n" in text
         assert "\n| block4.conv1 | left out | – |\n" in card(cpu, cpu.points[-1])  # there is nothing of it in the file
-        assert "built anew" in card(cpu, point, Shipped("model.onnx", "onnx", 99, False))
+        other = card(cpu, point, Shipped("model.onnx", "onnx", (cpu.baseline.measured_size_bytes or 0) // 2, False))
+        assert "built anew" in other
+        assert ": 2.00× smaller than the uncompressed file; its latency and accuracy were not measured.\n" in other
         assert "`model.pt2`: 99 bytes, format torch;" in card(cpu, point, Shipped("model.pt2", "torch", 99, False))
         assert "once" not in text  # `autocomp verify` may have read the test split again
 
