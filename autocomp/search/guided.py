@@ -394,7 +394,8 @@ class GuidedSampler(BaseSampler):
 
 def _within(shares: Vector, most: Vector) -> npt.NDArray[np.bool_]:
     """Of plans, shape (plans, 2), whether neither share is larger than that."""
-    return np.array([bool((one <= most).all()) for one in shares])
+    found: npt.NDArray[np.bool_] = np.logical_and.reduce(shares <= most, axis=1)
+    return found
 
 
 def _improvements(

@@ -173,6 +173,7 @@ class Ledger:
         """Write down what came of a proposal."""
         trial, cost = proposal.trial, outcome.cost
         state: TrialState = "failed"
+        stopped_drop: float | None = None
         with self._together():
             trial.set_user_attr("seconds", outcome.seconds)
             if outcome.rungs:
@@ -185,7 +186,8 @@ class Ledger:
             elif outcome.stopped is not None and cost is not None:
                 state = "stopped"
                 trial.set_user_attr("cost", asdict(cost))
-                trial.set_user_attr(STOPPED, [value / self._scale for value in outcome.stopped])
+                stopped_drop, error = (value / self._scale for value in outcome.stopped)
+                trial.set_user_attr(STOPPED, [stopped_drop, error])
                 self._study.tell(trial, state=State.PRUNED)
             else:
                 trial.set_user_attr("error", outcome.error)
@@ -198,7 +200,7 @@ class Ledger:
             seconds=outcome.seconds,
             error=outcome.error,
             rungs=outcome.rungs,
-            stopped_drop=None if state != "stopped" or outcome.stopped is None else outcome.stopped[0] / self._scale,
+            stopped_drop=stopped_drop,
         )
         self._note(told, outcome.stopped)
         return told

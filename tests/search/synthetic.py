@@ -107,14 +107,22 @@ def landscape_of(space: SearchSpace) -> Landscape:
     return Landscape(space, errors, PaperBench().cost)
 
 
-def search(
+def searched(
     opened: RunStudy, asked: Request, bench: PaperBench | None = None, space: SearchSpace | None = None
-) -> tuple[Trial, ...]:
-    """All trials after a search in that study."""
+) -> Ledger:
+    """The ledger after a search in that study."""
     bench = bench or PaperBench()
     space = space or synthetic_space()
     ledger = Ledger(opened, space, asked, bench.task.metric, BASELINE, Knowledge(landscape_of(space)))
     run_trials(ledger, cast("Workbench", bench), asked.timeout_s, lambda trial, trials: None)
+    return ledger
+
+
+def search(
+    opened: RunStudy, asked: Request, bench: PaperBench | None = None, space: SearchSpace | None = None
+) -> tuple[Trial, ...]:
+    """All trials after a search in that study, as they are read back."""
+    searched(opened, asked, bench, space)
     return read_trials(opened.study, asked.seed)
 
 

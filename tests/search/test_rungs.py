@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -13,15 +12,11 @@ import torch
 
 from autocomp.plan import Plan
 from autocomp.search.evaluate import Outcome
-from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.rungs import PARTS, Climb, Hurdle, Remembering, climb, parts_of
 from autocomp.search.study import open_study, read_trials
 from autocomp.task import Metric, Predict, Score, Split, Task
 from autocomp.trial import Cost, Rung
-from tests.search.synthetic import BASELINE, PaperBench, landscape_of, request, search_in, synthetic_space
-
-if TYPE_CHECKING:
-    from autocomp.search.evaluate import Workbench
+from tests.search.synthetic import BASELINE, PaperBench, request, search_in, searched
 
 EXAMPLES = 3000
 COST = Cost(1.0, 0.1, 1000, 1, 1, "fitted")
@@ -167,10 +162,8 @@ def test_stopped_trials_are_kept_learnt_from_and_never_on_the_front(tmp_path: Pa
 
 
 def test_a_sitting_holds_of_trials_what_another_one_reads(tmp_path: Path) -> None:
-    opened, space, bench = open_study(tmp_path / "study.log", "maximize"), synthetic_space(), Stopping()
-    asked = request("auto", trials=14)
-    ledger = Ledger(opened, space, asked, bench.task.metric, BASELINE, Knowledge(landscape_of(space)))
-    run_trials(ledger, cast("Workbench", bench), None, lambda trial, trials: None)
+    opened, asked = open_study(tmp_path / "study.log", "maximize"), request("auto", trials=14)
+    ledger = searched(opened, asked, Stopping())
     assert any(trial.state == "stopped" for trial in ledger.trials)
     assert ledger.trials == read_trials(opened.study, asked.seed)
 
