@@ -12,12 +12,12 @@ from autocomp.errors import RunError
 from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import METRIC, Setup, check_same_data, task_document, weights_hash
-from autocomp.search.guided import Earlier
 from autocomp.search.recovery import EVENT, training, weights_path
 from autocomp.search.sensitivity import MEASURED, told
 from autocomp.search.stored_plan import plan_of, plan_text
 from autocomp.search.study import read_study, read_trials
 from autocomp.search.warm_start import timed_in
+from autocomp.search.worth import Earlier
 from autocomp.trial import Trial
 
 #: Events of a run that began from another: a plan that was scored there, one that was trained, and that all of that was taken

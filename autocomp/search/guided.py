@@ -13,7 +13,7 @@ import math
 import random
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -23,29 +23,24 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler, RandomSampler
 from optuna.study import StudyDirection
 from optuna.trial import FrozenTrial
-from scipy.special import ndtr
 
 from autocomp.pareto import front
 from autocomp.search.books import Books, distributions
-from autocomp.search.hypervolume import Point, expected_improvements, mean_below
+from autocomp.search.hypervolume import Point
 from autocomp.search.landscape import Changes, Choice, Landscape
-from autocomp.search.limits import ENDS, Goal, Limits
+from autocomp.search.limits import ENDS
 from autocomp.search.pool import Bound, between, foreseen_anew, neighbours
 from autocomp.search.surrogate import RESOLUTION, Seen, Surrogate
+from autocomp.search.worth import WHOLE_FRONT, Wish, Worth, within
 
 Vector = npt.NDArray[np.float64]
 
-#: The drop that is as bad as no plan at all, as a share of the untouched network's metric, where no limit is asked for: trials
-#: take turns, so that the front grows as far as anyone may want it to go, and closely where most will want it.
-WORST_DROPS = (0.2, 0.05)
 #: Where training follows, every such trial is one of the plans that differ in kind, as long as there are any.
 OTHERS_EVERY = 2
 #: Plans looked at beside the predicted front: neighbours at one price, and as many at none; between two; of other fronts.
 NEIGHBOURS, BETWEEN, FORESEEN_ANEW = 75, 60, 60
 #: Before so many plans are known, too little is for changes that no price makes the best.
 EARLY = 12
-#: Before it is predicted in full, a plan is thought to keep a limit up to this multiple of it.
-NEARLY = 1.05
 #: Of the plans looked at, so many that promise most and keep the limits are told apart by full predictions; and so many may
 #: turn out to break a limit before no more is predicted for it.
 PREDICTED, DISAPPOINTED = 25, 50
@@ -54,34 +49,6 @@ PREDICTED, DISAPPOINTED = 25, 50
 LOOKS, DRAWN, UNTOUCHED_TRIES = 4, 1000, 2
 #: Trials of earlier searches are numbered down from here.
 EARLIER = -1
-
-
-NONE = Limits()
-#: Indices of plans of earlier searches, and their drops as shares of the metric.
-Earlier = tuple[tuple[dict[str, int], float], ...]
-
-
-@dataclass(frozen=True)
-class Wish:
-    """What is searched for, and what is known before. ``recovers``: what is found is trained on. ``given``: what is proposed
-    under a number, and why."""
-
-    limits: Limits = NONE
-    goal: Goal = "front"
-    earlier: Earlier = ()
-    recovers: bool = False
-    given: Mapping[int, tuple[dict[str, int], str]] = field(default_factory=dict)
-
-    @property
-    def of_all_drops(self) -> bool:
-        """Whether a whole front is wanted: of an end that no drop is allowed for, what is best at every drop. Where recovery
-        follows, it is not known before at which of them."""
-        return self.goal == "front" or self.idle is not None
-
-    @property
-    def idle(self) -> int | None:
-        """Which cost, latency (0) or size (1), matters no more than that it is within its limit: to the front of an end."""
-        return 1 - ENDS[self.goal] if self.goal in ENDS and self.limits.max_drop is None else None
 
 
 @dataclass(frozen=True)
@@ -110,8 +77,8 @@ class GuidedSampler(BaseSampler):
         seed: a proposal is a function of it, the trial's number and the other trials.
     """
 
-    def __init__(self, landscape: Landscape, seed: int, wish: Wish = Wish()) -> None:
-        self._landscape, self._seed, self._wish = landscape, seed, wish
+    def __init__(self, landscape: Landscape, seed: int, wish: Wish = WHOLE_FRONT) -> None:
+        self._landscape, self._seed, self._wish, self._worth = landscape, seed, wish, Worth(landscape, wish)
         self._books, self._surrogate = Books(), Surrogate(landscape)
         self._earlier = [
             Seen(EARLIER - place, landscape.choice(indices), drop) for place, (indices, drop) in enumerate(wish.earlier)
@@ -196,7 +163,7 @@ class GuidedSampler(BaseSampler):
         land = self._landscape
         near = [self._nearly(choice, base, chance) for choice, base in pool.items()]
         choices, shares = list(pool), np.array(near).reshape(-1, 2)
-        gains = np.where(self._nearly_allowed(shares), self._gains(choices, shares, known), -math.inf)
+        gains = np.where(self._worth.nearly_allowed(shares), self._gains(choices, shares, known), -math.inf)
         plans: set[str] = {land.plan_hash(choice) for choice in known.tried}
         foremost: list[Choice] = []
         disappointed = 0
@@ -213,6 +180,9 @@ class GuidedSampler(BaseSampler):
             else:
                 disappointed += not foreseen
         return foremost
+
+    def _gains(self, choices: Sequence[Choice], shares: Vector, known: _Known) -> Vector:
+        return self._worth.gains(self._surrogate.drops(choices), shares, known.points, known.worst_drop, known.scale)
 
     def _makeshift(self, pool: Mapping[Choice, Choice | None], known: _Known, chance: random.Random) -> Choice:
         """Where nothing that was looked at keeps the limits: what breaks them least; by chance where all of it was tried."""
@@ -273,7 +243,7 @@ class GuidedSampler(BaseSampler):
         if base is None:
             failed = sum(choice == untouched for choice in books.failed.values())
             hopeless = untouched in books.waiting.values() or failed >= UNTOUCHED_TRIES
-            return _Known((), (), tried, self._worst_drop(1.0, number), (), hopeless)
+            return _Known((), (), tried, self._worth.worst_drop(1.0, number), (), hopeless)
         scale = abs(base) or 1.0
         sign = 1.0 if direction == StudyDirection.MAXIMIZE else -1.0
         seen = [Seen(number, choice, sign * (base - metric) / scale) for number, choice, metric in finished]
@@ -286,13 +256,13 @@ class GuidedSampler(BaseSampler):
                 Seen(number, choice, float(median) - RESOLUTION)
                 for (number, choice), median in zip(books.waiting.items(), medians, strict=True)
             ]
-        best, worst_drop = self._best(seen), self._worst_drop(scale, number)
+        best, worst_drop = self._best(seen), self._worth.worst_drop(scale, number)
         limits = self._wish.limits
         keeping = best
         if limits:
             kept = [one for one in seen if limits.allows(one.drop * scale) and land.keeps(one.choice, limits)]
             keeping = self._best(kept)
-        costs = self._costs([land.shares(one.choice) for one in keeping])
+        costs = self._worth.costs([land.shares(one.choice) for one in keeping])
         points = sorted((max(one.drop, 0.0) / worst_drop, *of_one) for one, of_one in zip(keeping, costs, strict=True))
         return _Known(tuple(best), tuple(keeping), tried, worst_drop, tuple(points), untouched=True, scale=scale)
 
@@ -303,48 +273,9 @@ class GuidedSampler(BaseSampler):
 
     def _best(self, seen: Sequence[Seen]) -> list[Seen]:
         """Those that no other one dominates."""
-        costs = self._costs([self._landscape.shares(one.choice) for one in seen])
+        costs = self._worth.costs([self._landscape.shares(one.choice) for one in seen])
         rows = [(one.drop, *of_one) for one, of_one in zip(seen, costs, strict=True)]
         return [seen[place] for place in front(rows)]
-
-    def _worst_drop(self, scale: float, number: int) -> float:
-        """The reference point's drop for a trial, as a share of the metric."""
-        if self._wish.limits.max_drop is None:
-            return WORST_DROPS[number % len(WORST_DROPS)]
-        return max(self._wish.limits.max_drop / scale, RESOLUTION)
-
-    def _costs(self, shares: Sequence[tuple[float, float]] | Vector) -> Vector:
-        """Latency and size, given as shares of the untouched network's, as shares of the reference point's, which is that or a
-        limit below it; shape (plans, 2). One that matters no more than that it is within its limit is nothing where it is."""
-        given, limits, idle = np.reshape(shares, (-1, 2)), self._limit_shares, self._wish.idle
-        found: Vector = given / np.minimum(limits, 1.0)
-        if idle is not None:
-            within = np.isfinite(given[:, idle]) & (given[:, idle] <= limits[idle])
-            found[:, idle] = np.where(within, 0.0, found[:, idle])
-        return found
-
-    @property
-    def _limit_shares(self) -> Vector:
-        """What may be predicted of a plan, as shares of the untouched network's; infinite without a limit."""
-        untouched, limits = self._landscape.untouched, self._wish.limits
-        return np.array(
-            [limits.foreseen_latency_ms / untouched.latency_ms, limits.foreseen_size_bytes / untouched.size_bytes]
-        )
-
-    def _gains(self, choices: Sequence[Choice], shares: Vector, known: _Known) -> Vector:
-        """What is expected of plans."""
-        medians, spreads = self._surrogate.drops(choices)
-        medians, offset, costs = medians / known.worst_drop, RESOLUTION / known.worst_drop, self._costs(shares)
-        if self._wish.of_all_drops:
-            return expected_improvements(medians, spreads, offset, costs, known.points)
-        most = 1.0
-        if self._wish.limits.max_drop is not None:  # below the resolution, a part of it: else nothing would be likely
-            most = max(self._wish.limits.max_drop / known.scale, RESOLUTION / 4.0) / known.worst_drop
-        return _improvements(self._wish.goal, medians, spreads, offset, costs, known.points, most)
-
-    def _nearly_allowed(self, shares: Vector) -> npt.NDArray[np.bool_]:
-        """Whether costs are foreseen and, nearly, within the limits."""
-        return _within(shares, NEARLY * self._limit_shares) & np.isfinite(shares).all(axis=1)
 
     def _pool(self, known: _Known, chance: random.Random) -> dict[Choice, Choice | None]:
         """Plans worth a look, that were not tried: the predicted front, what earlier searches found, and what is near or
@@ -369,12 +300,12 @@ class GuidedSampler(BaseSampler):
 
     def _bound(self, known: _Known) -> Bound | None:
         """What plans that are foreseen anew are to keep, as nearly as it can be had."""
-        most, limits, goal = self._limit_shares, self._wish.limits, self._wish.goal
+        most, limits, goal = self._worth.limit_shares, self._wish.limits, self._wish.goal
         if np.isfinite(most).any():
 
             def cheap(choices: Sequence[tuple[Choice, Changes]]) -> npt.NDArray[np.bool_]:
                 near = [self._landscape.shares_nearly(one, by.reference, by) for one, by in choices]
-                return _within(np.array(near), most)
+                return within(np.array(near), most)
 
             return Bound(cheap, by_cost=True)
         if limits.max_drop is not None and goal in ENDS:
@@ -390,36 +321,3 @@ class GuidedSampler(BaseSampler):
     def _nearly(self, choice: Choice, base: Choice | None, chance: random.Random) -> tuple[float, float]:
         land = self._landscape
         return land.shares(choice) if base is None else land.shares_nearly(choice, base, chance.choice(land.changes))
-
-
-def _within(shares: Vector, most: Vector) -> npt.NDArray[np.bool_]:
-    """Of plans, shape (plans, 2), whether neither share is larger than that."""
-    found: npt.NDArray[np.bool_] = np.logical_and.reduce(shares <= most, axis=1)
-    return found
-
-
-def _improvements(
-    goal: Goal,
-    medians: Vector,
-    spreads: Vector,
-    offset: float,
-    costs: Vector,
-    known: Sequence[Point],
-    most: float,
-) -> Vector:
-    """What is expected beyond the best of the ``known`` plans, which keep the limits, in units of the reference point (see
-    :func:`autocomp.search.hypervolume.expected_improvements`).
-
-    Args:
-        most: the drop that is allowed.
-    """
-    if goal == "most-accurate":
-        best = min((point[0] for point in known), default=1.0)
-        return mean_below(best + offset, medians, spreads)
-    place = ENDS[goal]
-    cost = costs[:, place]
-    # Where none is known, whatever keeps the limits is an improvement.
-    costliest = float(np.max(cost[np.isfinite(cost)], initial=1.0))
-    best = min((point[1 + place] for point in known), default=costliest)
-    kept: Vector = ndtr((math.log(most + offset) - np.log(medians)) / spreads)
-    return np.maximum(best - cost, 0.0) * kept

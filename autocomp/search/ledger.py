@@ -21,13 +21,14 @@ from autocomp.run import Request
 from autocomp.search.books import CHOICE, PLAN_HASH, STOPPED, distributions, indices_of
 from autocomp.search.earlier import NOTHING, Findings
 from autocomp.search.evaluate import Outcome, Workbench, evaluate
-from autocomp.search.guided import GuidedSampler, Wish
+from autocomp.search.guided import GuidedSampler
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.rungs import Hurdle
 from autocomp.search.sampler import SamplerName, UniformSampler, make_sampler
 from autocomp.search.stored_plan import plan_text
 from autocomp.search.study import PLAN, RUNGS, WHY, RunStudy, read_trials
+from autocomp.search.worth import Wish
 from autocomp.space import SearchSpace
 from autocomp.task import Metric
 from autocomp.trial import Cost, Trial, TrialState

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from autocomp.plan import Plan
 from autocomp.search.books import distributions
-from autocomp.search.guided import GuidedSampler, Wish
+from autocomp.search.guided import GuidedSampler
 from autocomp.search.landscape import Landscape
 from autocomp.search.study import study_in_memory
+from autocomp.search.worth import Wish
 from autocomp.task import Direction
 
 

@@ -12,10 +12,11 @@ from autocomp.run import RunFolder
 from autocomp.search.begin import Setup
 from autocomp.search.books import distributions
 from autocomp.search.evaluate import evaluate
-from autocomp.search.guided import GuidedSampler, Wish
+from autocomp.search.guided import GuidedSampler
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.sensitivity import sensitivities
+from autocomp.search.worth import Wish
 
 if TYPE_CHECKING:
     import optuna

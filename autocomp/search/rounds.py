@@ -16,7 +16,6 @@ from autocomp.search.begin import Setup
 from autocomp.search.candidates import searched_ones, to_train
 from autocomp.search.earlier import Findings, adopt, earlier_findings
 from autocomp.search.evaluate import Workbench
-from autocomp.search.guided import Wish
 from autocomp.search.landscape import Landscape, without_errors
 from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.likely import likely_plans
@@ -29,6 +28,7 @@ from autocomp.search.study import RunStudy, open_study
 from autocomp.search.surrogate import RESOLUTION, Surrogate
 from autocomp.search.warm_start import warmed_up
 from autocomp.search.workers import Workers
+from autocomp.search.worth import Wish
 from autocomp.trial import Trial
 from autocomp.watch import Watcher
 

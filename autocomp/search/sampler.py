@@ -17,8 +17,9 @@ from optuna.trial import FrozenTrial, TrialState
 from autocomp.errors import RequestError, check_known
 from autocomp.plan import Plan
 from autocomp.search.books import distributions
-from autocomp.search.guided import GuidedSampler, Wish
+from autocomp.search.guided import GuidedSampler
 from autocomp.search.landscape import Landscape
+from autocomp.search.worth import Wish
 from autocomp.space import Kind, SearchSpace
 
 SamplerName = Literal["auto", "nsga2", "tpe", "random", "uniform"]

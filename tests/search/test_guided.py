@@ -15,10 +15,11 @@ from autocomp.pareto import hypervolume
 from autocomp.plan import Plan
 from autocomp.search import surrogate
 from autocomp.search.books import distributions
-from autocomp.search.guided import WORST_DROPS, GuidedSampler, Wish
+from autocomp.search.guided import GuidedSampler
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.sampler import SamplerName, make_sampler
+from autocomp.search.worth import WORST_DROPS, Wish
 from autocomp.task import Score
 from autocomp.trial import Cost, Trial
 from tests.search.synthetic import BASELINE, PaperBench, landscape_of, request, search, synthetic_space
@@ -161,26 +162,48 @@ def test_where_training_follows_an_end_is_sought_at_every_drop_and_the_other_cos
     assert volume(sought) < volume(whole)
 
 
+@dataclass(frozen=True)
+class SlowBench(PaperBench):
+    """Nothing makes it faster, and fewer bits may take time, as on a target without integer kernels."""
+
+    per_format_ms: float = 0.0
+
+    def cost(self, plan: Plan) -> Cost:
+        formats = sum(one.format is not None for one in plan.layers.values())
+        latency_ms = super().cost(Plan()).latency_ms + self.per_format_ms * formats
+        return replace(super().cost(plan), latency_ms=latency_ms)
+
+
+def a_dozen(wish: Wish, per_format_ms: float) -> list[tuple[float, Cost]]:
+    """Metric and cost of what is proposed on such a target."""
+    space, bench = synthetic_space(), SlowBench(per_format_ms=per_format_ms)
+    study, found = new_study().study, list[tuple[float, Cost]]()
+    study.sampler = GuidedSampler(Landscape(space, landscape_of(space).errors, bench.cost), 0, wish)
+    for _ in range(12):
+        plan = space.plan((trial := study.ask(distributions(space))).params)
+        metric, cost = bench.score(plan).value, bench.cost(plan)
+        study.tell(trial, [metric, cost.latency_ms, float(cost.size_bytes)])
+        found.append((metric, cost))
+    return found
+
+
 def test_the_smallest_may_take_longer_than_the_untouched_network() -> None:
     """Where fewer bits make files smaller and nothing faster, as on a target without integer kernels."""
 
-    class Slower(PaperBench):
-        def cost(self, plan: Plan) -> Cost:
-            found = super().cost(plan)
-            formats = sum(one.format is not None for one in plan.layers.values())
-            return replace(found, latency_ms=found.latency_ms + 0.9 * formats)
-
-    space, bench = synthetic_space(), Slower()
-    landscape = Landscape(space, landscape_of(space).errors, bench.cost)
-    study, costs = new_study().study, list[Cost]()
-    study.sampler = GuidedSampler(landscape, 0, Wish(goal="smallest"))
-    for _ in range(12):
-        plan = space.plan((trial := study.ask(distributions(space))).params)
-        costs.append(cost := bench.cost(plan))
-        study.tell(trial, [bench.score(plan).value, cost.latency_ms, float(cost.size_bytes)])
+    costs = [cost for _, cost in a_dozen(Wish(goal="smallest"), per_format_ms=0.3)]
     smallest = min(costs, key=lambda cost: cost.size_bytes)
     assert smallest.size_bytes < 0.15 * costs[0].size_bytes
     assert max(cost.latency_ms for cost in costs) > costs[0].latency_ms
+
+
+@pytest.mark.parametrize("per_format_ms", [0.0, 0.1])
+def test_where_nothing_is_faster_the_front_reaches_to_what_is_smaller(per_format_ms: float) -> None:
+    found = a_dozen(Wish(), per_format_ms)
+    (best, base), metrics = found[0], [metric for metric, _ in found]
+    assert min(cost.latency_ms for _, cost in found) >= base.latency_ms
+    assert min(cost.size_bytes for _, cost in found) < 0.15 * base.size_bytes
+    # A plan that loses more than the reference point's drop adds nothing.
+    assert best - min(metrics) < WORST_DROPS[0] * best
 
 
 def test_a_limit_on_the_other_cost_is_kept_while_an_end_is_sought_at_every_drop() -> None:

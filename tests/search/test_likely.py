@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from autocomp.plan import Plan
-from autocomp.search.guided import Wish
 from autocomp.search.likely import likely_plans
 from autocomp.search.limits import Limits
+from autocomp.search.worth import Wish
 from tests.search.synthetic import BASELINE, PaperBench, landscape_of, request, search, synthetic_space
 from tests.search.test_sampler import new_study
 
