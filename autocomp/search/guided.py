@@ -238,7 +238,7 @@ class GuidedSampler(BaseSampler):
         untouched = land.choice({})
         finished = [(number, *books.finished[number]) for number in sorted(books.finished)]
         tried = frozenset([*(choice for _, choice, _ in finished), *books.failed.values(), *books.waiting.values()])
-        tried |= {choice for choice, _, _ in books.stopped.values()}
+        tried |= {choice for one, (choice, _, _) in books.stopped.items() if one not in self._wish.again}
         base = next((metric for _, choice, metric in finished if choice == untouched), None)
         if base is None:
             failed = sum(choice == untouched for choice in books.failed.values())

@@ -24,6 +24,7 @@ from autocomp.search.evaluate import Outcome, Workbench, evaluate
 from autocomp.search.guided import GuidedSampler
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import Goal, Limits
+from autocomp.search.reached import Reached
 from autocomp.search.rungs import Hurdle
 from autocomp.search.sampler import SamplerName, UniformSampler, make_sampler
 from autocomp.search.stored_plan import plan_text
@@ -73,6 +74,7 @@ class Ledger:
         limits: those of the request, corrected by what files were found to take.
         more: trials beyond those of the request.
         given: plans of the space that trials beyond all so far are of, where they have none, and no others.
+        again: stopped trials whose plans may be proposed again (see :meth:`to_see_again`).
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Ledger:
         limits: Limits | None = None,
         more: int = 0,
         given: Sequence[Plan] = (),
+        again: frozenset[int] = frozenset(),
     ) -> None:
         self._study, self._together = opened.study, opened.together
         self._space, self._request = space, request
@@ -94,15 +97,15 @@ class Ledger:
         self._knowledge = knowledge
         self._trials: dict[int, Trial] = {}
         self._known: dict[str, Outcome] = {}
-        self._front: list[tuple[float, float, float]] = []
-        #: Of what keeps the limits, the untouched network aside.
-        self._least_drop = math.inf
-        stopped: dict[int, tuple[float, float]] = {}
+        self._again = again
+        self._reached = Reached(self._limits, cast("Goal", request.goal), metric, baseline_metric)
+        #: Drops and their standard errors, in the metric's units.
+        self._stopped: dict[int, tuple[float, float]] = {}
         for frozen in self._study.get_trials(deepcopy=False, states=[State.PRUNED]):
             drop, std = (share * self._scale for share in frozen.user_attrs[STOPPED])
-            stopped[frozen.number] = drop, std
+            self._stopped[frozen.number] = drop, std
         for trial in read_trials(self._study, request.seed):
-            self._note(trial, stopped.get(trial.number))
+            self._note(trial)
         self._asked = len(self._study.get_trials(deepcopy=False))  # counted on: to list ten thousand takes its time
         tried = {trial.plan.hash for trial in self._trials.values()} if given else set[str]()
         missing = [plan for plan in given if plan.hash not in tried]
@@ -203,25 +206,30 @@ class Ledger:
             rungs=outcome.rungs,
             stopped_drop=stopped_drop,
         )
-        self._note(told, outcome.stopped)
+        if outcome.stopped is not None:
+            self._stopped[told.number] = outcome.stopped
+        self._note(told)
         return told
 
-    def _note(self, trial: Trial, stopped: tuple[float, float] | None) -> None:
+    def _note(self, trial: Trial) -> None:
         self._trials[trial.number] = trial
-        if trial.cost is None:
-            return
-        if trial.metric is not None or stopped is not None:
-            self._known[trial.plan.hash] = Outcome(trial.metric, trial.cost, 0.0, None, trial.rungs, stopped)
-        if trial.metric is not None:
-            drop = self._metric.drop(self._baseline_metric, trial.metric)
-            point = (drop, trial.cost.latency_ms, float(trial.cost.size_bytes))
-            # What breaks a limit stops nothing that keeps it.
-            kept = all(excess <= 0.0 for excess in self._limits.broken_by_cost(trial.cost))
-            if kept and trial.number > 0:
-                self._least_drop = min(self._least_drop, drop)
-            if kept and Hurdle(tuple(self._front)).cleared(drop, trial.cost):
-                worse = [other for other in self._front if all(a <= b for a, b in zip(point, other, strict=True))]
-                self._front = [other for other in self._front if other not in worse] + [point]
+        stopped = self._stopped.get(trial.number)
+        if trial.cost is not None and (trial.metric is not None or stopped is not None):
+            if trial.number not in self._again:
+                self._known[trial.plan.hash] = Outcome(trial.metric, trial.cost, 0.0, None, trial.rungs, stopped)
+            self._reached.note(trial)
+
+    def to_see_again(self, limits: Limits) -> list[int]:
+        """The stopped trials that would be on the front, for all that is known, were these the limits: what they were stopped
+        by breaks them."""
+        reached = replace(self._reached, limits=limits, front=[], least_drop=math.inf)
+        whole = set[str]()
+        for trial in self.trials:
+            reached.note(trial)
+            if trial.metric is not None:
+                whole.add(trial.plan.hash)
+        stopped = ((self._trials[number], *found) for number, found in sorted(self._stopped.items()))
+        return reached.clearing(one for one in stopped if one[0].plan.hash not in whole)
 
     def _constrain(self, trial: optuna.Trial, metric: float, cost: Cost) -> None:
         if not self._limits:
@@ -243,16 +251,7 @@ class Ledger:
             trial.set_user_attr(WHY, why)
         self._trials[trial.number] = Trial(trial.number, plan, "running", None, None, None, self._request.seed, why=why)
         stops = self._request.sampler in STOPPING and trial.number > 0
-        hurdle = Hurdle(tuple(self._front), self._most_drop) if stops else None
-        return Proposal(trial.number, plan, trial, hurdle)
-
-    @property
-    def _most_drop(self) -> float | None:
-        """The drop beyond which a plan is of no use: where only the most accurate one is wanted, that of the best so far."""
-        drops = [] if self._limits.max_drop is None else [self._limits.max_drop]
-        if self._request.goal == "most-accurate" and math.isfinite(self._least_drop):
-            drops.append(self._least_drop)
-        return min(drops, default=None)
+        return Proposal(trial.number, plan, trial, self._reached.hurdle if stops else None)
 
     @property
     def _in_one(self) -> bool:
@@ -264,7 +263,7 @@ class Ledger:
         name: SamplerName = self._request.sampler  # type: ignore[assignment]
         knowledge, goal = self._knowledge, cast("Goal", self._request.goal)
         recovers = self._request.recover_epochs > 0
-        wish = Wish(self._limits, goal, knowledge.found.scored, recovers, self._given)
+        wish = Wish(self._limits, goal, knowledge.found.scored, recovers, self._given, self._again)
         sampler = make_sampler(name, self._space, self._request.seed, number, knowledge.landscape, wish)
         if isinstance(sampler, GuidedSampler | UniformSampler):
             self._kept = sampler  # what it has read of the study, or made of the space, it need not again

@@ -95,7 +95,7 @@ class Rounds:
         request = self.setup.request
         while True:
             limits, corrections = Limits.of_trials(request, self.folder.events()), self._corrections()
-            self._trials(opened, knowledge, limits, corrections, began)
+            ledger = self._trials(opened, knowledge, limits, corrections, began)
             trials = self.load()
             if adopt(self.folder, trials):
                 trials = self.load()
@@ -111,7 +111,7 @@ class Rounds:
                 points = front_in(self.folder, looked_at, metric, Limits.of_trials)
             if points:
                 self.check(points)
-            if corrections == CORRECTIONS or not self._correct(limits, looked_at):
+            if corrections == CORRECTIONS or not self._correct(limits, looked_at, ledger):
                 return
 
     def _trials(
@@ -122,16 +122,18 @@ class Rounds:
         corrections: int,
         began: float | None,
         given: Sequence[Plan] = (),
-    ) -> None:
+    ) -> Ledger:
         request, metric = self.setup.request, self.setup.bench.task.metric
         # To take up again what was trained costs next to nothing, and is not counted; nor is what training asked for.
         more = corrections * max(MORE_LEAST, round(MORE_SHARE * request.trials)) + len(knowledge.found.trained)
         if request.recover_epochs:
             searched = [trial for trial in self.load() if trial.parent is None]
             more += len(searched) - len(searched_ones(self.folder, searched))
-        ledger = Ledger(
-            opened, self.setup.space, request, metric, self.setup.baseline.value, knowledge, limits, more, given
+        again = frozenset(
+            number for event in self._corrected() for number in cast("Sequence[int]", event.get("again", ()))
         )
+        base = self.setup.baseline.value
+        ledger = Ledger(opened, self.setup.space, request, metric, base, knowledge, limits, more, given, again)
         left_s = None
         if request.timeout_s is not None and began is not None:
             left_s = request.timeout_s - (time.monotonic() - began)
@@ -145,6 +147,7 @@ class Rounds:
             from autocomp.search import ray_tune
 
             ray_tune.run_trials(ledger, self.bench, self.workers, left_s, told)
+        return ledger
 
     def _errors(self) -> Mapping[str, Sequence[float]] | None:
         """What each choice does to the outputs by itself; None for a sampler that does not ask."""
@@ -206,16 +209,20 @@ class Rounds:
                 f"{limits.max_drop:g} is allowed: it may be that no plan keeps both"
             )
 
+    def _corrected(self) -> list[Json]:
+        return [event for event in self.folder.events() if event.get("event") == CORRECTED]
+
     def _corrections(self) -> int:
-        return sum(event.get("event") == CORRECTED for event in self.folder.events())
+        return len(self._corrected())
 
     def _measurable(self, limits: Limits) -> bool:
         """Whether a file may break a limit that its prediction keeps."""
         return self.bench.target.reachable or limits.size_bytes is not None
 
-    def _correct(self, limits: Limits, trials: Sequence[Trial]) -> bool:
+    def _correct(self, limits: Limits, trials: Sequence[Trial], ledger: Ledger) -> bool:
         """Write down by how much files broke limits that their predictions kept, the worst of them, or how much less than
-        foreseen even the slowest of them takes; False where neither is so. Timings that never settled say nothing."""
+        foreseen even the slowest of them takes, and what was stopped for nothing; False where neither is so. Timings that never
+        settled say nothing."""
         verified = verifications(self.folder)
         base = next(trial for trial in trials if trial.number == BASELINE)
         factors = {"latency": limits.latency_factor, "size": limits.size_factor, "memory": limits.memory_factor}
@@ -252,7 +259,10 @@ class Rounds:
             f"{words}; what is predicted is corrected ({factors['latency']:.3f} times the milliseconds, "
             f"{factors['size']:.4f} times the bytes, {factors['memory']:.3f} times the memory), and the search goes on"
         )
-        event: Json = {"event": CORRECTED, **factors, "missed": [*sorted({*missed})]}
+        latency, size, memory = (factors[name] for name in ("latency", "size", "memory"))
+        corrected = replace(limits, latency_factor=latency, size_factor=size, memory_factor=memory)
+        again = ledger.to_see_again(corrected)
+        event: Json = {"event": CORRECTED, **factors, "missed": [*sorted({*missed})], "again": [*again]}
         self.folder.append_event(event)
         return True
 

@@ -36,13 +36,14 @@ Earlier = tuple[tuple[dict[str, int], float], ...]
 @dataclass(frozen=True)
 class Wish:
     """What is searched for, and what is known before. ``recovers``: what is found is trained on. ``given``: what is proposed
-    under a number, and why."""
+    under a number, and why. ``again``: stopped trials whose plans may be proposed again."""
 
     limits: Limits = NONE
     goal: Goal = "front"
     earlier: Earlier = ()
     recovers: bool = False
     given: Mapping[int, tuple[dict[str, int], str]] = field(default_factory=dict)
+    again: frozenset[int] = frozenset()
 
     @property
     def of_all_drops(self) -> bool:
