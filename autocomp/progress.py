@@ -133,12 +133,12 @@ def front_table(run: Shown) -> Table:
     sources = {best_latency(data, one.point).source for one in run.listed}
     # Said once where it is the same of all: a terminal has 80 columns.
     common = sources.pop() if len(sources) == 1 else None
-    for column in ("trial", "metric", "drop", "size", "", "latency", "", common or "ms are"):
+    for column in ("trial", "metric", words.lost(data), "size", "", "latency", "", common or "ms are"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", min_width=len("uncompressed"))
     for one in sorted(run.listed, key=lambda one: -one.point.size_bytes):
         point, gain, ms = one.point, factors(data, one.point), best_latency(data, one.point)
-        lost = words.drop_words(data, drop(data, point)).removeprefix("drop ").partition(" [")[0]
+        lost = words.change_words(data, drop(data, point)).partition(" [")[0]
         recovered = [] if point.parent is None else [f"recovered from {point.parent}"]
         marks: dict[str, str] = defaultdict(str)
         for note in words.notes(data, point):
@@ -147,7 +147,7 @@ def front_table(run: Shown) -> Table:
             str(point.trial),
             escape(words.metric(data, point.measured_metric if point.verified else point.metric_search))
             + marks["measured metric"],
-            "" if point.is_baseline else lost.removesuffix(" points") + marks["drop"],
+            "" if point.is_baseline else lost.split(" ")[0] + marks["drop"],
             words.size(point.measured_size_bytes or point.size_bytes),
             "" if point.is_baseline else f"{gain.size:.2f}×",
             f"{words.digits(ms.ms)} ms" + marks["measured latency"],
@@ -177,7 +177,7 @@ def _best_so_far(trials: Sequence[Trial], metric: Metric) -> str:
 def verification_table(documents: Sequence[Json]) -> None:
     """Predicted beside measured, a row per point."""
     table = Table()
-    for column in ("trial", "metric simulated", "file", "bytes predicted", "file", "ms predicted", "file", "spread"):
+    for column in ("trial", "metric simulated", "file", "bytes predicted", "file", "ms predicted", "file", "±"):
         table.add_column(column, justify="right")
     for document in documents:
         predicted, measured = _part(document, "predicted"), _part(document, "measured")
@@ -189,12 +189,12 @@ def verification_table(documents: Sequence[Json]) -> None:
             str(measured["size_bytes"]),
             f"{predicted['latency_ms']:.3f}",
             "out of reach" if measured["latency_ms"] is None else f"{measured['latency_ms']:.3f}",
-            "" if measured["latency_spread"] is None else _spread(measured),
+            "" if measured["latency_spread"] is None else _error(measured),
         )
     Console().print(table)
 
 
-def _spread(measured: dict[str, JsonValue]) -> str:
+def _error(measured: dict[str, JsonValue]) -> str:
     return f"{measured['latency_spread']:.1%}{'' if measured['settled'] else ', never settled'}"
 
 

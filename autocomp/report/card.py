@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from autocomp.report import words
 from autocomp.report.data import LayerRow, Point, ReportData
-from autocomp.report.views import best_latency, drop, factors, measured_latency, predicted_latency
+from autocomp.report.views import best_latency, drop, factors, intervals, measured_latency, predicted_latency
 
 FILE = "MODEL_CARD.md"
 
@@ -76,7 +76,11 @@ def _numbers(data: ReportData, point: Point) -> str:
     rows = [
         (f"{metric}, search split", words.metric(data, point.metric_search), words.NONE),
         (f"{metric}, test split", words.metric(data, point.metric_test), file_metric),
-        ("drop against uncompressed", words.NONE, words.NONE if point.is_baseline else _drop(data, point)),
+        (
+            f"{words.lost(data)} against uncompressed",
+            words.NONE,
+            words.NONE if point.is_baseline else _drop(data, point),
+        ),
         ("size, bytes", words.exact_size(point.size_bytes), words.exact_size(point.measured_size_bytes)),
         (
             "latency",
@@ -97,12 +101,13 @@ def _numbers(data: ReportData, point: Point) -> str:
 
 def _drop(data: ReportData, point: Point) -> str:
     change = drop(data, point)
-    return f"{words.drop_words(data, change).removeprefix('drop ')} ({change.basis})"
+    return f"{words.change_words(data, change)} ({change.basis})"
 
 
 def _limits(data: ReportData, point: Point) -> str:
+    paired = "The interval of a drop is the paired 95 % interval against the uncompressed file on the same examples."
     said = [
-        "The interval of a drop is the paired 95 % interval against the uncompressed file on the same examples.",
+        *([paired] if intervals(data, [point]) else []),
         f"It was chosen by the search split; the test split{_examples(data)} was read at the end, on exported files.",
         "A packed file is small on disk and in transfer, not in memory: the runtime unpacks its weights when it loads it.",
         words.latency_promise(data),

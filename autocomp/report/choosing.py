@@ -56,20 +56,21 @@ def choose(runs: Sequence[Shown]) -> str:
 
 
 def _limits(data: ReportData) -> str:
-    unit = "points" if data.metric_is_share else data.task.metric.unit
+    unit, lost = words.change_unit(data).strip(), words.lost(data)
     rows = "".join(
         f"<div class='limit'><label for='limit-{name}'>{label} at most</label>"
         f"<input type='range' id='limit-{name}' data-limit='{name}' min='0' max='1000' value='1000'>"
         f"<span><input type='number' id='number-{name}' data-limit='{name}' min='0' step='any' placeholder='any' "
         f"aria-label='{label} at most, {escape(unit_name)}'> {escape(unit_name)}</span></div>"
-        for name, label, unit_name in (("ms", "Latency", "ms"), ("kb", "Size", "kB"), ("drop", "Drop", unit))
+        for name, label, unit_name in (("ms", "Latency", "ms"), ("kb", "Size", "kB"), ("drop", lost.capitalize(), unit))
     )
     return (
         f"<form id='limits' class='needs-script' aria-label='limits'>{rows}"
         "<div class='outcome'><p id='qualify' role='status'></p><button type='reset'>no limits</button></div>"
         f"<div id='best'></div>"
         + quiet(
-            "Drops are limited by the search split: a point that is chosen by the test split would no longer be tested by it."
+            f"{lost.capitalize()}s are limited by the search split: a point that is chosen by the test split would no longer "
+            "be tested by it."
         )
         + "</form>"
     )
@@ -144,12 +145,12 @@ def _window_note(runs: Sequence[Shown]) -> str:
     )
 
 
-#: Title, second line, and which notes stand in the column.
+#: Title, where it is the same for all metrics; second line; and which notes stand in the column.
 _COLUMNS = (
     ("search", "simulated", ""),
     ("test", "simulated", ""),
     ("test", "exported file", "measured metric"),
-    ("drop", "95 % interval", "drop"),
+    ("", "95 % interval", "drop"),
     ("bytes", "predicted", ""),
     ("bytes", "measured", ""),
     ("latency", "predicted", "predicted latency"),
@@ -160,7 +161,7 @@ _COLUMNS = (
 
 def _table(runs: Sequence[Shown]) -> str:
     head = "<th scope='col'>point</th>" + "".join(
-        f"<th scope='col'>{top}<small>{below}</small></th>" for top, below, _ in _COLUMNS
+        f"<th scope='col'>{top or words.lost(runs[0].data)}<small>{below}</small></th>" for top, below, _ in _COLUMNS
     )
     body = "".join(_heading(run) + "".join(_row(run, each) for each in run.data.points) for run in runs)
     count = sum(len(run.data.points) for run in runs)
@@ -169,8 +170,8 @@ def _table(runs: Sequence[Shown]) -> str:
     metric = escape(runs[0].data.task.metric.name)
     return (
         "<h3 class='spaced'>Every point, predicted beside measured</h3>"
-        f"<p class='quiet'>search and test: {metric} on that split. ± beside a measured latency is the spread of its "
-        f"repeats, beside any other the error of the prediction. {button if more > 0 else ''}</p>"
+        f"<p class='quiet'>search and test: {metric} on that split. ± beside a measured latency is its standard "
+        f"error, beside any other that of the prediction. {button if more > 0 else ''}</p>"
         + scroll(
             "every point",
             f"<table class='numbers' id='points'><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>",
@@ -186,7 +187,7 @@ def _heading(run: Shown) -> str:
 
 def _row(run: Shown, each: Point) -> str:
     data = run.data
-    change = words.drop_words(data, drop(data, each)).removeprefix("drop ").removesuffix(", indistinguishable")
+    change = words.change_words(data, drop(data, each)).removesuffix(", indistinguishable")
     said = words.notes(data, each)
     listed = any(one.point.trial == each.trial for one in run.listed)
     key = escape(run.key(each))

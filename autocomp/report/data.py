@@ -124,11 +124,13 @@ class Point:
 
     ``metric_search`` and ``metric_test`` are the simulated model's; ``measured_metric`` the exported file's on the test
     split; ``drop_low``/``drop_high`` the paired 95 % interval of its drop against the uncompressed file (positive is
-    worse). ``measured_latency_spread`` is the spread of the repeats relative to ``measured_latency_ms``.
+    worse). ``measured_latency_spread`` is the standard error of ``measured_latency_ms``, relative to it;
+    ``measured_baseline_latency_ms`` what the uncompressed file took in the same sitting.
     None = not measured. ``settled`` is False where the timings never agreed. ``parent`` is the trial that it was recovered
     from, with which seed; None where it was not. ``formats`` are those of the file's layers; None where it was not
     verified. ``peak_memory_bytes`` is predicted, of a process that runs it; ``measured_memory_bytes`` its file's.
-    ``timed_on`` is the board that it was timed on, where that was not the machine of the search.
+    ``test_examples`` are those that it was scored on. ``timed_on`` is the board that it was timed on, where that was not the
+    machine of the search.
     """
 
     trial: int
@@ -155,6 +157,8 @@ class Point:
     peak_memory_bytes: int | None = None
     timed_on: str | None = None
     measured_memory_bytes: int | None = None
+    measured_baseline_latency_ms: float | None = None
+    test_examples: int | None = None
 
     @property
     def label(self) -> str:
@@ -263,6 +267,12 @@ class ReportData:
             return True
         values = [v for p in self.points for v in (p.metric_search, p.metric_test, p.measured_metric) if v is not None]
         return "accuracy" in self.task.metric.name.lower() and all(0.0 <= value <= 1.0 for value in values)
+
+    @property
+    def max_drop(self) -> float | None:
+        """The largest drop that the request allows, in the metric's own units."""
+        said = dict(self.request).get("max_drop", "null")
+        return None if said == "null" else float(said)
 
     @property
     def asked(self) -> str:

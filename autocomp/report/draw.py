@@ -100,7 +100,7 @@ def front_figure(data: ReportData, chosen: Point, listed: Sequence[int] = ()) ->
         value = scale * row.metric
         _name(left, row, (row.latency.ms, value), chosen)
         _name(right, row, (row.size_bytes / 1000, value), chosen)
-    left.set_xlabel(words.latency_label(data, view))
+    left.set_xlabel(words.latency_label(view))
     left.set_ylabel(plain(words.metric_label(data, view)))
     right.set_xlabel("size of the file (kB)")
     figure.suptitle(plain(f"{data.task.name} on {data.target.name}"), color=INK, fontweight="bold", x=0.01, ha="left")

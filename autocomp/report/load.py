@@ -58,7 +58,7 @@ def load(run_dir: Path) -> ReportData:
             f"{run_dir / 'front.csv'} must have the baseline as its first row, and once; run the search again"
         )
     trials = tuple(_trial(row) for row in read_csv(run_dir / "trials.csv", TRIAL_COLUMNS))
-    task = _task(run.inner("task"))
+    task = _task(run.inner("task"), points[0].test_examples)
     if task.metric.unit == PERCENT:
         points, trials = tuple(_as_share(point) for point in points), tuple(_as_share(trial) for trial in trials)
     explained = read_explanation(run_dir)
@@ -81,10 +81,9 @@ def load(run_dir: Path) -> ReportData:
     )
 
 
-def _task(entry: Fields) -> TaskFacts:
+def _task(entry: Fields, test_examples: int | None) -> TaskFacts:
     metric = Metric(entry.text("metric"), entry.choice("direction", _DIRECTIONS), entry.text("unit", ""))
-    examples = entry.maybe_integer("search_examples"), entry.maybe_integer("test_examples")
-    return TaskFacts(entry.text("name"), metric, *examples)
+    return TaskFacts(entry.text("name"), metric, entry.maybe_integer("search_examples"), test_examples)
 
 
 def _target(entry: Fields) -> TargetFacts:
@@ -178,6 +177,8 @@ def _point(row: Fields, run_dir: Path, known: frozenset[str]) -> Point:
         measured_latency_spread=row.maybe_number("measured_latency_spread"),
         plan_hash=plan_hash,
         plan=_plan(folder / "plan.json", plan_hash, known),
+        measured_baseline_latency_ms=row.maybe_number("measured_baseline_latency_ms"),
+        test_examples=checked.inner("measured").maybe_integer("examples") if same else None,
         settled=checked.inner("measured").maybe_flag("settled") if same else None,
         runtime=checked.text("runtime", "") or None if same else None,
         parent=row.maybe_integer("parent"),

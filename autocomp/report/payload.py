@@ -37,17 +37,18 @@ def payload(runs: Sequence[Shown]) -> dict[str, Json]:
     """Numbers and words by the names that the scripts read; text for pictures is escaped, as plotly reads tags in it."""
     first = runs[0].data
     views = [front_view(run.data) for run in runs]
-    latencies = dict.fromkeys(words.latency_label(run.data, view) for run, view in zip(runs, views, strict=True))
+    latencies = dict.fromkeys(words.latency_label(view) for view in views)
     window = _window(runs)
     return {
         "chosen": runs[0].key(runs[0].opens),
         "base": runs[0].key(first.baseline),
         "several": len(runs) > 1,
-        "share": first.metric_is_share,
+        "units": [words.metric_unit(first), words.change_unit(first)],
+        "lost": words.lost(first),
         "maximize": first.task.metric.direction == "maximize",
         "axes": {
             "metric": escape(words.metric_label(first, views[0])),
-            "searched": escape(f"{first.task.metric.name}{' in %' if first.metric_is_share else ''} (search split)"),
+            "searched": escape(f"{first.task.metric.name}{words.in_unit(first)} (search split)"),
             "latency": escape(" or ".join(latencies)),
             "timed": all(view.latency_measured for view in views),
             "range": None if window is None else [*window],
@@ -142,9 +143,8 @@ def _plans(data: ReportData) -> tuple[Json, Json, Json]:
 def _intervals(run: Shown) -> Json:
     scale = 100.0 if run.data.metric_is_share else 1.0
     found = intervals(run.data, [one.point for one in run.listed])
-    unit = " (points)" if run.data.metric_is_share else ""
     return {
-        "x": escape(f"drop of {run.data.task.metric.name} on the test split{unit}"),
+        "x": escape(words.lost_on_test(run.data)),
         "labels": [escape(each.point.name) for each in found],
         "drops": [scale * each.drop.value for each in found],
         "lows": [scale * (each.drop.low or 0.0) for each in found],

@@ -67,10 +67,7 @@ def intervals_figure(data: ReportData, found: tuple[Interval, ...]) -> Figure:
         axes.plot([scale * each.drop.value], [place], "o", color=colour)
     axes.set_yticks(range(len(found)), [plain(each.point.name) for each in found])
     axes.invert_yaxis()
-    unit = " (points)" if data.metric_is_share else ""
-    axes.set_xlabel(
-        plain(f"drop of {data.task.metric.name} on the test split{unit}; grey: indistinguishable from none")
-    )
+    axes.set_xlabel(plain(f"{words.lost_on_test(data)}; grey: indistinguishable from none"))
     return figure
 
 
@@ -127,7 +124,7 @@ def rungs_figure(data: ReportData, found: tuple[Climbed, ...]) -> Figure | None:
     axes.set_xticks(shares, [f"{100 * share:.3g} %" for share in shares])
     axes.set_xticks([], minor=True)
     axes.set_xlabel("part of the search split that was looked at")
-    axes.set_ylabel(plain(f"{data.task.metric.name}{' (%)' if data.metric_is_share else ''}"))
+    axes.set_ylabel(plain(data.task.metric.name + words.in_unit(data)))
     axes.legend(frameon=False, fontsize=8)
     return figure
 

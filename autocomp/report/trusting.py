@@ -140,14 +140,17 @@ def notes(runs: Sequence[Shown]) -> str:
 def _notes(data: ReportData) -> list[str]:
     count = len([p for p in data.points if not p.verified])
     examples = "" if data.task.test_examples is None else f" ({data.task.test_examples:,} examples)"
+    paired = (
+        "The interval beside a drop is the paired 95 % interval against the uncompressed file; where it holds 0 the two are "
+        "called indistinguishable, which is not a proof that they are equal."
+    )
     said = [
         "A packed file is small on disk and in transfer, not in RAM: the runtime unpacks its weights when it loads it.",
         f"Points were chosen by the search split. The test split{examples} was read at the end, on the exported "
         "files; no point, seed or recipe was chosen by it.",
-        "The interval beside a drop is the paired 95 % interval against the uncompressed file; where it holds 0 the "
-        "two are called indistinguishable, which is not a proof that they are equal.",
         "Chosen points are the optimistic ones: trust the measured column over the predicted one.",
         "A factor compares like with like: two measurements, or else two predictions.",
+        *([paired] if intervals(data, data.points) else []),
         words.latency_promise(data),
     ]
     if any(p.verified and p.measured_latency_ms is None for p in data.points):

@@ -44,7 +44,7 @@ def predicted_latency(data: ReportData, point: Point) -> Latency:
 
 
 def measured_latency(point: Point) -> Latency | None:
-    """The exported file's own latency with the spread of its repeats; None where the target was out of reach."""
+    """The exported file's own latency with its standard error; None where the target was out of reach."""
     if point.measured_latency_ms is None:
         return None
     return Latency(point.measured_latency_ms, "measured", point.measured_latency_spread)
@@ -69,10 +69,17 @@ def factors(data: ReportData, point: Point) -> Factors:
     size, speed = base.size_bytes / point.size_bytes, base.latency_ms / point.latency_ms
     if base.measured_size_bytes and point.measured_size_bytes:
         size = base.measured_size_bytes / point.measured_size_bytes
-    measured = bool(base.measured_latency_ms and point.measured_latency_ms)
-    if base.measured_latency_ms and point.measured_latency_ms:
-        speed = base.measured_latency_ms / point.measured_latency_ms
+    untouched_ms = _untouched_ms(data, point)
+    measured = bool(untouched_ms and point.measured_latency_ms)
+    if untouched_ms and point.measured_latency_ms:
+        speed = untouched_ms / point.measured_latency_ms
     return Factors(size, speed, measured)
+
+
+def _untouched_ms(data: ReportData, point: Point) -> float | None:
+    """What the uncompressed file took side by side with the point's: another sitting's may have been on a machine in another
+    mood."""
+    return point.measured_baseline_latency_ms or data.baseline.measured_latency_ms
 
 
 def within_model_error(data: ReportData, point: Point) -> bool:
@@ -91,11 +98,11 @@ def predicted_slower(data: ReportData, point: Point) -> bool:
 
 
 def measured_no_faster(data: ReportData, point: Point) -> bool:
-    """Whether the measured gain in latency is within the spread of the repeats, or is none."""
-    base, own = measured_latency(data.baseline), measured_latency(point)
-    if point.is_baseline or base is None or own is None:
+    """Whether the measured gain in latency is within the error of the two timings, or is none."""
+    base, own, base_ms = measured_latency(data.baseline), measured_latency(point), _untouched_ms(data, point)
+    if point.is_baseline or base is None or own is None or base_ms is None:
         return False
-    return base.ms - own.ms <= math.hypot((base.error or 0.0) * base.ms, (own.error or 0.0) * own.ms)
+    return base_ms - own.ms <= math.hypot((base.error or 0.0) * base_ms, (own.error or 0.0) * own.ms)
 
 
 @dataclass(frozen=True)
@@ -227,16 +234,19 @@ def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
     """The uncompressed model, the knee, the smallest, fastest and most accurate point; one card a point.
 
     The smallest and the fastest are sought within :data:`autocomp.pareto.NEAR_SHARE` of the uncompressed metric, on the
-    search split: a ruined network is small and fast as well. Where no point is that near, the names say so; where none is
-    smaller or faster than the uncompressed model, none has the name.
+    search split, or within the drop that was asked for: a ruined network is small and fast as well. Where no point is that
+    near, the names say so; where none is smaller or faster than the uncompressed model, none has the name.
     """
     chosen: list[tuple[str, Point]] = [("uncompressed", data.baseline)]
     if data.front:
         view = {row.point.trial: row for row in front_view(data).rows}
         metric, base = data.task.metric, data.baseline.metric_search
         sign = -1.0 if metric.direction == "maximize" else 1.0
-        good = [point for point in data.front if metric.near(base, point.metric_search, pareto.NEAR_SHARE)]
-        share = f"within {100 * pareto.NEAR_SHARE:g} %"
+        if data.max_drop is None:
+            good = [point for point in data.front if metric.near(base, point.metric_search, pareto.NEAR_SHARE)]
+            share = f"within {100 * pareto.NEAR_SHARE:g} %"
+        else:  # which the whole front keeps
+            good, share = list(data.front), f"within a drop of {data.max_drop:g}"
         limit = share if good else f"(no point {share})"
         smallest = min(good or data.front, key=lambda p: view[p.trial].size_bytes)
         fastest = min(good or data.front, key=lambda p: view[p.trial].latency.ms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,6 +19,7 @@ from autocomp.report.views import (
     Latency,
     drop,
     measured_no_faster,
+    predicted_latency,
     predicted_slower,
     within_model_error,
 )
@@ -54,9 +56,9 @@ def latency(value: Latency) -> str:
 
 
 def latency_error(value: Latency) -> str:
-    """``±35 %``: the spread of repeats, or the error of a prediction."""
+    """``±35 %``: the standard error of a timing, or the error of a prediction."""
     if value.error is None:
-        return "spread unknown" if value.source == "measured" else "error unknown"
+        return "error unknown"
     return f"±{percent(value.error)}"
 
 
@@ -98,7 +100,40 @@ def faster(gain: Factors) -> str:
 def metric(data: ReportData, value: float | None) -> str:
     if value is None:
         return NONE
-    return f"{100 * value:.2f} %" if data.metric_is_share else digits(value, 4)
+    return f"{100 * value:.2f} %" if data.metric_is_share else digits(value, 4) + metric_unit(data)
+
+
+def metric_unit(data: ReportData) -> str:
+    """What stands behind a metric's number: `` %``, or nothing."""
+    unit = "%" if data.metric_is_share else data.task.metric.unit
+    return f" {unit}" if unit else ""
+
+
+def change_unit(data: ReportData) -> str:
+    """What stands behind a difference of two."""
+    return " points" if data.metric_is_share else metric_unit(data)
+
+
+def in_unit(data: ReportData) -> str:
+    """What stands behind the metric's name in a title."""
+    unit = metric_unit(data)
+    return f" in{unit}" if unit else ""
+
+
+def in_brackets(data: ReportData) -> str:
+    """What stands behind the name of a difference in a title."""
+    unit = change_unit(data).strip()
+    return f" ({unit})" if unit else ""
+
+
+def lost(data: ReportData) -> str:
+    """What a change for the worse is called: of an accuracy a drop, of a loss a rise."""
+    return "drop" if data.task.metric.direction == "maximize" else "rise"
+
+
+def lost_on_test(data: ReportData) -> str:
+    """The title of the paired intervals' axis."""
+    return f"{lost(data)} of {data.task.metric.name} on the test split{in_brackets(data)}"
 
 
 def _change(data: ReportData, value: float) -> str:
@@ -108,8 +143,12 @@ def _change(data: ReportData, value: float) -> str:
 
 def drop_words(data: ReportData, value: Drop) -> str:
     """``drop +0.40 points [−0.10, +0.90], indistinguishable``; positive is worse."""
-    unit = " points" if data.metric_is_share else ""
-    words = f"drop {_change(data, value.value)}{unit}"
+    return f"{lost(data)} {change_words(data, value)}"
+
+
+def change_words(data: ReportData, value: Drop) -> str:
+    """The same without a word before it."""
+    words = _change(data, value.value) + change_unit(data)
     if value.low is not None and value.high is not None:
         words += f" [{_change(data, value.low)}, {_change(data, value.high)}]"
     return words + (", indistinguishable" if value.indistinguishable else "")
@@ -119,7 +158,7 @@ def worse(data: ReportData, value: float) -> str:
     """``0.40 points worse``, ``no worse`` where it is not, ``better`` where it is that."""
     if value == 0:
         return "no worse"
-    amount = f"{100 * abs(value):.2f} points" if data.metric_is_share else digits(abs(value))
+    amount = (f"{100 * abs(value):.2f}" if data.metric_is_share else digits(abs(value))) + change_unit(data)
     return f"{amount} {'worse' if value > 0 else 'better'}"
 
 
@@ -156,7 +195,7 @@ def agreement(data: ReportData, comparison: Comparison) -> str:
 def band(data: ReportData, comparison: Comparison) -> str:
     if not comparison.absolute:
         return f"±{percent(comparison.band)}"
-    return f"±{brief(100 * comparison.band)} points" if data.metric_is_share else f"±{brief(comparison.band)}"
+    return f"±{brief(100 * comparison.band if data.metric_is_share else comparison.band)}{change_unit(data)}"
 
 
 def latency_promise(data: ReportData) -> str:
@@ -169,7 +208,10 @@ def latency_promise(data: ReportData) -> str:
         "datasheet": "Predicted latencies are estimates from a datasheet",
     }[target.latency_source]
     note = f" ({target.held_out_note})" if target.held_out_note else ""
-    predicted = f"{origin}, with {error}{note}."
+    own = _errors([predicted_latency(data, point) for point in data.front])
+    known = target.held_out_error is not None and own == f"±{percent(target.held_out_error)}"
+    of_points = f"; of these points {own}" if own and not known else ""
+    predicted = f"{origin}, with {error}{note}{of_points}."
     count = sum(point.measured_latency_ms is not None for point in data.points)
     if count == len(data.points):
         return f"Latencies were measured on the exported files. {predicted}"
@@ -178,25 +220,35 @@ def latency_promise(data: ReportData) -> str:
     return f"No latency here was measured on the device. {predicted}"
 
 
-def latency_label(data: ReportData, view: FrontView) -> str:
+def _errors(latencies: Sequence[Latency]) -> str:
+    """``±19 to 20 %``; empty where none is known."""
+    known = sorted(one.error for one in latencies if one.error is not None)
+    if not known:
+        return ""
+    low, high = percent(known[0]), percent(known[-1])
+    return f"±{high}" if low == high else f"±{low.removesuffix(' %')} to {high}"
+
+
+def latency_label(view: FrontView) -> str:
     """The latency axis's title: the source is part of it."""
     if view.latency_measured:
         return "latency (ms, measured on the exported file)"
-    error = data.target.held_out_error
-    off = "" if error is None else f", ±{percent(error)}"
+    error = _errors([row.latency for row in view.rows])
+    off = f", {error}" if error else ""
     sources = " and ".join(dict.fromkeys(row.latency.source for row in view.rows))
     return f"latency (ms, {sources}{off}, not measured)"
 
 
 def metric_label(data: ReportData, view: FrontView) -> str:
     """The metric axis's title, with what was scored on which split."""
-    unit = " in %" if data.metric_is_share else ""
-    return f"{data.task.metric.name}{unit} ({view.basis})"
+    return f"{data.task.metric.name}{in_unit(data)} ({view.basis})"
 
 
 def near_meaning(data: ReportData) -> str:
     """What the cards' names mean."""
     share, name = percent(NEAR_SHARE), data.task.metric.name
+    if data.max_drop is not None:
+        return f"Within a drop of {data.max_drop:g}: that of {name} on the search split, which was asked for."
     return f"Within {share}: {name} on the search split is at most {share} (relative) worse than uncompressed."
 
 
@@ -219,7 +271,7 @@ def error_label(data: ReportData, comparison: Comparison) -> str:
     """The unit of predicted minus measured."""
     if not comparison.absolute:
         return "predicted − measured (%)"
-    return "predicted − measured (points)" if data.metric_is_share else "predicted − measured"
+    return f"predicted − measured{in_brackets(data)}"
 
 
 def comparison_name(data: ReportData, comparison: Comparison) -> str:
@@ -234,4 +286,8 @@ def comparison_unit(data: ReportData, comparison: Comparison) -> tuple[str, floa
         return f"{name} (ms)", 1.0
     if comparison.quantity == "size":
         return f"{name} (kB)", 1e-3
-    return (f"{name} (%)", 100.0) if data.metric_is_share else (name, 1.0)
+    return (
+        (f"{name} (%)", 100.0)
+        if data.metric_is_share
+        else (f"{name} ({unit})" if (unit := data.task.metric.unit) else name, 1.0)
+    )

@@ -271,6 +271,7 @@ def _measure(
                 exported,
                 reference,
                 timings.get(point.number),
+                timings.get(shipped[0][0].number),
                 memory.get(point.number),
                 None if board is None else board.about,
             )

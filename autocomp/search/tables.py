@@ -30,6 +30,7 @@ FRONT_COLUMNS = (
     "measured_latency_ms",
     "measured_latency_spread",
     "measured_latency_settled",
+    "measured_baseline_latency_ms",
     "plan_hash",
     "parent",
     "recovery_seed",
@@ -129,5 +130,6 @@ def _row(trial: Trial, verified: Json | None) -> dict[str, object]:
             "measured_latency_ms": measured["latency_ms"],
             "measured_latency_spread": measured["latency_spread"],
             "measured_latency_settled": {True: "true", False: "false"}.get(cast("bool", measured["settled"])),
+            "measured_baseline_latency_ms": measured.get("baseline_latency_ms"),
         }
     return row

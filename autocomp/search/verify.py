@@ -150,12 +150,14 @@ def verification(
     exported: Exported,
     baseline: Score,
     timing: Timing | None,
+    untouched: Timing | None = None,
     peak_memory_bytes: int | None = None,
     timed_on: str | None = None,
 ) -> Json:
     """What ``verification.json`` and the event of a verified point hold: predicted beside measured.
 
     Args:
+        untouched: of the untouched model's file, side by side with it.
         peak_memory_bytes: of the file, where it was measured.
         timed_on: the board, in words, where the file was timed on one.
     """
@@ -178,6 +180,7 @@ def verification(
         "simulated": {"metric_test": exported.simulated.value},
         "measured": {
             "metric_test": exported.measured.value,
+            "examples": None if exported.measured.outcomes is None else len(exported.measured.outcomes),
             "drop": drop,
             "drop_low": low if np.isfinite(low) else None,
             "drop_high": high if np.isfinite(high) else None,
@@ -185,6 +188,7 @@ def verification(
             "latency_ms": None if timing is None else timing.latency_ms,
             "latency_spread": None if timing is None else timing.error,
             "settled": None if timing is None else timing.settled,
+            "baseline_latency_ms": None if untouched is None else untouched.latency_ms,
             "peak_memory_bytes": peak_memory_bytes,
         },
         "runtime": bench.target.runtime if _scored_here(bench) else f"{_scored_by(bench.target)} (metric only)",

@@ -119,7 +119,7 @@ def _write_export(folder: Path, kind: Kind, row: dict[str, object], the_plan: Pl
         "predicted": {key: row[key] for key in ("size_bytes", "latency_ms", "latency_std_ms", "latency_source")},
         "simulated": {"metric_test": row["metric_test"]},
         "measured": {
-            "metric_test": row["measured_metric"], "drop": 0.0, "drop_low": row["measured_metric_low"],
+            "metric_test": row["measured_metric"], "examples": 600, "drop": 0.0, "drop_low": row["measured_metric_low"],
             "drop_high": row["measured_metric_high"], "size_bytes": row["measured_size_bytes"],
             "latency_ms": row["measured_latency_ms"], "latency_spread": row["measured_latency_spread"],
             "settled": row["trial"] != 23 if kind.measured else None,
@@ -188,7 +188,7 @@ def run_document(kind: Kind) -> dict[str, object]:
         "task": {
             "name": kind.task, "metric": kind.metric,
             "direction": "maximize" if kind.metric == "accuracy" else "minimize",
-            "search_examples": 600, "test_examples": 600,
+            "search_examples": 600,
         },
         "target": {
             "name": kind.target, "device": "AMD EPYC (Zen 4)" if cpu else "NVIDIA Jetson Orin Nano 8GB",

@@ -213,7 +213,7 @@ def test_a_gain_below_the_models_error_is_labelled(jetson: ReportData, cpu: Repo
     assert not any(within_model_error(cpu, point) for point in cpu.points)
 
 
-def test_a_measured_gain_within_the_spread_is_labelled(cpu: ReportData) -> None:
+def test_a_measured_gain_within_its_error_is_labelled(cpu: ReportData) -> None:
     base = cpu.baseline.measured_latency_ms
     assert base is not None
     assert measured_no_faster(cpu, replace(cpu.front[0], measured_latency_ms=0.99 * base))
@@ -232,8 +232,60 @@ def test_an_interval_that_holds_zero_is_indistinguishable(cpu: ReportData) -> No
 
 def test_a_drop_is_positive_where_it_is_worse_in_either_direction(tmp_path: Path) -> None:
     data = load(write_run(tmp_path / "run", Kind(metric="perplexity")))
-    assert drop(data, data.points[-1]).value > 0
+    change = drop(data, data.points[-1])
+    assert change.value > 0
+    assert words.drop_words(data, change).startswith("rise +")
     assert picks(data, knee(data))[-1].point.metric_search == min(p.metric_search for p in data.front)
+
+
+def test_a_metric_has_its_unit_wherever_it_is_shown(cpu: ReportData, tmp_path: Path) -> None:
+    plain = load(write_run(tmp_path / "run", Kind(metric="perplexity")))
+    decibels = replace(plain, task=replace(plain.task, metric=Metric("PSNR", "maximize", "dB")))
+    point = decibels.points[-1]
+    assert words.metric(decibels, 31.25) == "31.25 dB"
+    assert words.drop_words(decibels, drop(decibels, point)).partition(" [")[0].endswith(" dB")
+    assert words.worse(decibels, 0.5) == "0.500 dB worse"
+    assert words.metric_label(decibels, front_view(decibels)).startswith("PSNR in dB (")
+    assert words.lost_on_test(decibels) == "drop of PSNR on the test split (dB)"
+    assert words.lost_on_test(cpu) == "drop of accuracy on the test split (points)"
+    assert words.metric(plain, 31.25) == "31.25"
+    assert words.lost_on_test(plain) == "rise of perplexity on the test split"
+
+
+def test_a_speed_up_is_counted_from_the_same_sitting(cpu: ReportData) -> None:
+    """What was timed again by itself moves no other point's factor, whatever the machine was like."""
+    point, base_ms = cpu.front[2], cpu.baseline.measured_latency_ms
+    assert base_ms is not None
+    assert point.measured_latency_ms is not None
+    sitting = replace(point, measured_baseline_latency_ms=base_ms)
+    slow = replace(cpu.baseline, measured_latency_ms=1.2 * base_ms)
+    later = replace(cpu, points=(slow, *cpu.front))
+    assert factors(later, sitting) == factors(cpu, point)
+    alike = replace(sitting, measured_latency_ms=base_ms)
+    assert measured_no_faster(later, alike)
+    assert factors(later, alike).speed == 1.0
+
+
+def test_the_error_told_of_latencies_is_that_of_the_points(jetson: ReportData) -> None:
+    def with_errors(*errors: float) -> ReportData:
+        front = (replace(p, latency_std_ms=e * p.latency_ms) for p, e in zip(jetson.front, errors, strict=False))
+        return replace(jetson, points=(jetson.baseline, *front))
+
+    apart = with_errors(0.19, 0.2)
+    assert "a mean error of 35 % (9 published networks, leave-one-out); of these points ±19 to 20 %." in (
+        words.latency_promise(apart)
+    )
+    assert words.latency_label(front_view(apart)) == "latency (ms, datasheet, ±19 to 35 %, not measured)"
+    assert "of these points" not in words.latency_promise(with_errors(0.35, 0.35))
+
+
+def test_within_a_drop_that_was_asked_for_the_ends_are_those_of_the_whole_front(tmp_path: Path) -> None:
+    data = load(write_run(tmp_path / "run", Kind(ruined=3)))
+    asked = replace(data, request=(*data.request, ("max_drop", "8.0")))
+    name, fastest = named(asked, "fastest")
+    assert name == "fastest within a drop of 8"
+    assert fastest == min(data.front, key=lambda p: p.measured_latency_ms or 0)
+    assert "Within a drop of 8:" in words.near_meaning(asked)
 
 
 def test_the_cards_name_each_extreme_once(cpu: ReportData) -> None:

@@ -279,6 +279,9 @@ def test_files_that_take_other_than_foreseen_correct_the_search(
     assert len(flow.load_trials(run)) > 4
     assert len(points) > 1
     assert all(took_ms[point.number] <= limit_ms for point in points[1:])
+    verified = [event["verification"] for event in run.events() if event.get("event") == VERIFIED]
+    sittings = {cast("Json", cast("Json", one)["measured"])["baseline_latency_ms"] for one in verified}
+    assert sittings == {took_ms[0]}
 
 
 def asks_for_latency(finished_run: Path, share: float) -> Setup:

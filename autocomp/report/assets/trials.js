@@ -1,10 +1,9 @@
 // Every trial, a page of them at a time: what it was, what came of it, and what the sampler expected.
 const PAGE = 10;
-const ORDERS = [["in order", (t) => t[0]], ["least drop", (t) => t[3]], ["fastest", (t) => t[4]], ["smallest", (t) => t[5]]];
+const ORDERS = [["in order", (t) => t[0]], [`least ${data.lost}`, (t) => t[3]], ["fastest", (t) => t[4]], ["smallest", (t) => t[5]]];
 
 const trialRow = (run, index, [number, kind, metric, drop, ms, kb, plan, uniform, why, error]) => {
-  const unit = data.share ? " points" : "";
-  const numbers = kind === "complete" && metric !== null ? [brief(metric) + (data.share ? " %" : ""), `${brief(drop)}${unit}`, brief(ms), brief(kb)] : ["–", "–", "–", "–"];
+  const numbers = kind === "complete" && metric !== null ? [brief(metric) + data.units[0], brief(drop) + data.units[1], brief(ms), brief(kb)] : ["–", "–", "–", "–"];
   const marks = [onFront(index, number) ? "front" : null, uniform ? "all layers alike" : null, kind === "complete" ? null : kind].filter(Boolean);
   const first = make("th", { text: String(number), at: { scope: "row" } });
   marks.forEach((text) => first.append(" ", make("span", { text, cls: "badge" })));
@@ -18,7 +17,7 @@ const trialTable = (run, index) => {
   const select = make("select", { at: { "aria-label": "order of the trials" }, kids: ORDERS.map(([text], i) => make("option", { text, at: { value: i } })) });
   const back = make("button", { text: "earlier", at: { type: "button" } }), on = make("button", { text: "later", at: { type: "button" } });
   const where = make("span", { at: { role: "status" } }), body = make("tbody");
-  const titles = ["trial", "metric (search)", "drop", "ms", "kB", "plan", "what was expected, or what went wrong"];
+  const titles = ["trial", "metric (search)", data.lost, "ms", "kB", "plan", "what was expected, or what went wrong"];
   const show = () => {
     const value = ORDERS[order][1];
     const sorted = [...run.trials].sort((one, other) => (value(one) ?? Infinity) - (value(other) ?? Infinity) || one[0] - other[0]);
