@@ -343,7 +343,9 @@ def report(
 @app.command()
 def export(
     run: RunArgument,
-    pick: Annotated[str, typer.Option(help="knee, most-accurate, fastest, smallest, or a trial's number.")] = "knee",
+    pick: Annotated[
+        str | None, typer.Option(help="knee (the default), most-accurate, fastest, smallest, or a trial's number.")
+    ] = None,
     max_latency_ms: Annotated[float | None, typer.Option(help="The most accurate point within this.")] = None,
     artifact: FormatOption = None,
     out: Annotated[Path | None, typer.Option(help="Where to. Default: exports/<trial> in the run folder.")] = None,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, cast, get_args
 
-from autocomp.errors import RequestError, RunError
+from autocomp.errors import RunError
 from autocomp.run import Json, Request, RunFolder, seen_from, write_whole
 from autocomp.task import Task
 from autocomp.trial import Trial
@@ -67,56 +67,21 @@ class Run:
             flow.rebuild(self.folder)
         return pd.read_csv(self.folder.path / name)
 
-    def pick(self, which: str | int = "knee", max_latency_ms: float | None = None) -> Trial:
+    def pick(self, which: str | int | None = None, max_latency_ms: float | None = None) -> Trial:
         """A front point.
 
         Args:
-            which: ``knee``, ``most-accurate``, ``fastest``, ``smallest`` or a trial number; with a limit, ``knee`` gives the
-                most accurate point that keeps it.
-            max_latency_ms: measured where the point was, else predicted.
+            which: ``knee``, ``most-accurate``, ``fastest``, ``smallest`` or a trial number; default is the knee, or with a
+                limit the most accurate point that keeps it.
+            max_latency_ms: measured where the point was, else predicted; instead of ``which``.
 
         Raises:
             RunError: no such front point, none that keeps the limit, or only the untouched model, which is picked by number.
+            RequestError: ``which`` is none of these, or given beside a limit.
         """
-        from autocomp.search import flow
-        from autocomp.search.limits import Goal
-        from autocomp.search.points import goal_trial, knee_trial, verifications
+        from autocomp.search.pick import picked
 
-        points = flow.front_of(self.folder)
-        if not points:
-            raise RunError(f"{self.folder.path} has no finished trial to pick from; resume it with search --resume")
-        metric = flow.metric_of(self.folder)
-        goals = [goal for goal in get_args(Goal) if goal != "front"]
-        if len(points) == 1 and max_latency_ms is None and which in {"knee", *goals}:
-            raise RunError(
-                f"the front of {self.folder.path} holds the uncompressed model only, no other plan kept the limits; "
-                "pick it with 0, or search on with --resume and more --trials"
-            )
-        if isinstance(which, int) or which != "knee":
-            if max_latency_ms is not None:
-                raise RequestError(f"a latency limit picks the point itself; got --pick {which} as well; leave one out")
-            if which in goals:
-                asked = self.folder.request().max_drop
-                return goal_trial(points, cast("Goal", which), metric, verifications(self.folder), asked)
-            if not _is_number(which):
-                raise RequestError(
-                    f"--pick takes knee, most-accurate, fastest, smallest or a trial number; got {which!r}"
-                )
-            found = [point for point in points if point.number == int(which)]
-            if not found:
-                numbers = ", ".join(str(point.number) for point in points)
-                raise RunError(f"trial {which} is not on the front of {self.folder.path}; the front has {numbers}")
-            return found[0]
-        if max_latency_ms is None:
-            return knee_trial(points, metric)
-        verified = verifications(self.folder)
-        fast = [point for point in points if _latency_ms(point, verified) <= max_latency_ms]
-        if not fast:
-            best = min(_latency_ms(point, verified) for point in points)
-            raise RunError(
-                f"no front point keeps {max_latency_ms} ms; the fastest takes {best:.3f} ms; ask for that or more"
-            )
-        return min(fast, key=lambda point: (metric.drop(0.0, point.metric or 0.0), point.number))
+        return picked(self.folder, which, max_latency_ms)
 
     def setup(self, task: Task | None = None, target: Target | None = None, watcher: Watcher = SILENT) -> Setup:
         """What the run's plans are evaluated with. ``task``, ``target``: where they were not ones that have a name.
@@ -213,12 +178,13 @@ class Run:
         from autocomp.hardware.remote.connection import Board
         from autocomp.hardware.remote.target import board_of
         from autocomp.search import flow
+        from autocomp.search.pick import is_number
         from autocomp.search.points import shippable, verifications
 
         if pick == "front":
             points = [*flow.front_of(self.folder), *flow.doubted_of(self.folder)]
         else:
-            points = [self._evaluated(int(pick)) if _is_number(pick) else self.pick(pick)]
+            points = [self._evaluated(int(pick)) if is_number(pick) else self.pick(pick)]
         with ExitStack() as connected:
             board = None
             if host is not None:
@@ -245,7 +211,7 @@ class Run:
 
     def export(
         self,
-        pick: str | int = "knee",
+        pick: str | int | None = None,
         max_latency_ms: float | None = None,
         artifact: Artifact | None = None,
         out: str | Path | None = None,
@@ -373,20 +339,6 @@ def report_together(runs: Sequence[Run], page: Path) -> Path:
     from autocomp.report.page import write_together
 
     return write_together([run.folder.path for run in runs], [run._rebuilt() for run in runs], page)
-
-
-def _latency_ms(point: Trial, verified: dict[str, Json]) -> float:
-    """Measured where it was, also where the timings never settled: no file is handed out that was never seen to be so fast."""
-    measured = verified.get(point.key, {}).get("measured")
-    found = measured.get("latency_ms") if isinstance(measured, dict) else None
-    if isinstance(found, (int, float)):
-        return float(found)
-    return point.cost.latency_ms if point.cost is not None else float("inf")
-
-
-def _is_number(which: str | int) -> bool:
-    """Whether a trial is named by its number."""
-    return isinstance(which, int) or (which.isascii() and which.isdecimal())
 
 
 def _artifact(name: str) -> Artifact:

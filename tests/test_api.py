@@ -100,6 +100,11 @@ class TestPick:
         fast = run.front[run.front["latency_ms"] <= limit_ms]
         assert run.pick(max_latency_ms=limit_ms).metric == fast["metric_search"].max()
 
+    @pytest.mark.parametrize("which", ["knee", "fastest", 0])
+    def test_a_limit_and_a_name_are_not_both_given(self, finished_run: Path, which: str | int) -> None:
+        with pytest.raises(RequestError, match=f"picks the point itself; got --pick {which} as well"):
+            Run.open(finished_run).pick(which, max_latency_ms=1.0)
+
     def test_what_was_timed_counts_also_where_that_never_settled(self, run: Run) -> None:
         limit_ms = float(run.front["latency_ms"].max())
         best = run.pick(max_latency_ms=limit_ms)
