@@ -10,6 +10,11 @@ from autocomp.graph import Node
 from autocomp.hardware.kernels import Kernel, convolution, spread
 from autocomp.hardware.layouts import BLOCKED, FLOAT, INTEGER, INTEGER_LAST, Lowering
 
+#: What gives booleans, and what gives what it was given in another shape.
+COMPARISONS = frozenset(
+    {"eq", "ne", "gt", "ge", "lt", "le", "logical_not", "bitwise_not", "logical_and", "logical_or", "__and__", "__or__"}
+)
+SAME_TYPE = frozenset({"view", "reshape", "unsqueeze", "squeeze", "expand", "slice", "transpose", "permute"})
 #: A blocked conv needs a multiple of this many input channels.
 ALIGNMENT = 4
 
@@ -183,7 +188,36 @@ def lower_attention(state: Lowering, node: Node) -> None:
         keys = Kernel("transpose", here, in_elements=key.elements, out_elements=key.elements, inner=tokens)
         first = Kernel("matmul", here, scores * width, query.elements + key.elements, scores, inner=tokens)
         last = Kernel("matmul", here, out * tokens, scores + key.elements, out, inner=width)
-        masked = [changed(between, op="add", in_elements=2 * scores)] if len(node.inputs) > 3 else []
-        # NaNs of rows that are masked altogether are looked for and replaced.
-        state.kernels += [keys, first, *masked, changed(between, op="softmax", inner=tokens), between, between, last]
+        masks = node.inputs[3:]
+        mask_elements = sum(state.graph.by_name[name].elements for name in masks) + node.parameters
+        masked = [
+            changed(between, op=spread("add", scores + mask_elements, scores), in_elements=scores + mask_elements)
+        ]
+        # NaNs of rows that are masked altogether are looked for and replaced, where the mask says yes or no.
+        replaced = changed(between, op=spread("elementwise", scores + 1, scores), in_elements=scores + 1)
+        checked = [between, replaced] if any(_says_yes_or_no(state, name) for name in masks) else []
+        state.kernels += [*_sizes(key, here), keys, first, *(masked if mask_elements else [])]
+        state.kernels += [changed(between, op="softmax", inner=tokens), *checked, last]
     state.write(node, FLOAT)
+
+
+def _sizes(key: Node, here: tuple[str, ...]) -> list[Kernel]:
+    """The keys' shape is read, taken apart and put together again; in between they are three-dimensional."""
+    rank = len(key.shape)
+    moved = Kernel("reshape", here, in_elements=key.elements, out_elements=key.elements)
+    return [
+        Kernel("reshape", here, in_elements=key.elements, out_elements=rank),
+        Kernel("gather", here, in_elements=rank, out_elements=rank),
+        *(Kernel("slice", here, in_elements=length, out_elements=length) for length in (rank - 2, 1, 1)),
+        *(Kernel("cat", here, in_elements=length, out_elements=length) for length in (rank, 3)),
+        moved,
+        moved,
+    ]
+
+
+def _says_yes_or_no(state: Lowering, name: str) -> bool:
+    """Whether a tensor is of booleans, as far as what it was made of tells."""
+    node = state.graph.by_name[name]
+    while node.op in SAME_TYPE:
+        node = state.graph.by_name[node.inputs[0]]
+    return node.op in COMPARISONS

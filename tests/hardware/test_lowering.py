@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import onnxruntime
 import pytest
+import torch
+from torch import nn
+from torch.nn import functional
 
+from autocomp.compress import apply
 from autocomp.compress.prepare import prepare
+from autocomp.compress.quantize import DEFAULT_NUMERICS
 from autocomp.compress.structure import restructure
+from autocomp.export.to_onnx import export_onnx
 from autocomp.hardware import lowering_torch
 from autocomp.hardware.calibrate import measured_block, nchwc_block
 from autocomp.hardware.fingerprint import this_machine
@@ -146,6 +153,42 @@ def test_products_attention_and_tables_are_foreseen(network: str, plan: str, blo
     assert {op: sum(k.op == op for k in actual) for op in told} == {
         op: sum(k.op == op for k in expected) for op in told
     }
+
+
+class Attending(nn.Module):
+    """Attention and a linear. ``mask``: of which kind it has one."""
+
+    bias: torch.Tensor
+
+    def __init__(self, mask: str) -> None:
+        super().__init__()
+        self.queries, self.keys, self.values, self.after = (nn.Linear(64, 64) for _ in range(4))
+        self.mask = mask
+        self.register_buffer("bias", torch.randn(1, 1, 32, 32))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        parts = (self.queries, self.keys, self.values)
+        q, k, v = (part(x).view(-1, 32, 4, 16).transpose(1, 2) for part in parts)
+        kept = x.sum(2)[:, None, None, :] > 0.0
+        mask = {"none": None, "constant": self.bias, "yes or no": kept}[self.mask]
+        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+        mixed = x + mixed.transpose(1, 2).reshape(-1, 32, 64)
+        return cast("torch.Tensor", mixed + self.after(mixed))
+
+
+@pytest.mark.parametrize("mask", ["none", "constant", "yes or no"])
+def test_attention_beside_weights_of_two_bits_is_foreseen(mask: str, block: int) -> None:
+    """The packed file has it operator by operator, with the shapes that these work out."""
+    torch.manual_seed(0)
+    x, plan = torch.randn(8, 32, 64), Plan({"after": LayerPlan(format=Format(2))})
+    found = apply.compress(Attending(mask).eval(), plan, (x[:1],), [(x,)], DEFAULT_NUMERICS, ())
+    model = export_onnx(found, packed=True)
+    expected = facts(tuple(one.kernel for one in kernel_samples(model, [x[:1].numpy()], threads=1, runs=1)))
+    graph = prepare(Attending(mask).eval(), (x[:1],)).inventory
+    actual = facts(lower(restructure(graph, plan), batch=1, block=block))
+    if mask == "yes or no":  # what makes the mask is foreseen by and large
+        expected, actual = (Counter({k: n for k, n in of.items() if k.out_elements != 32}) for of in (expected, actual))
+    assert actual == expected
 
 
 def test_every_layer_has_one_kernel_and_all_its_work(block: int) -> None:
