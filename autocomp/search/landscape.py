@@ -46,6 +46,8 @@ UNITS: frozenset[Kind] = frozenset({"block", "channel", "head"})
 
 #: Plans that were looked at whose hash is kept: a plan of 500 layers is 4 KB.
 MOST_HASHES = 10_000
+#: And plans of all whose cost is kept, before those of plans that were not tried are forgotten.
+MOST_COSTS = 100_000
 
 #: A change whose cost is not foreseen.
 UNFORESEEN = 1e9
@@ -167,6 +169,9 @@ class Landscape:
         """Predicted; None where there is no prediction."""
         plan_hash = self.plan_hash(choice)
         if plan_hash not in self._known:
+            if len(self._known) >= MOST_COSTS:
+                tried = {*self._remembered.values()}
+                self._known = {one: cost for one, cost in self._known.items() if one in tried}
             try:
                 self._known[plan_hash] = self._cost(self.plan(choice))
             except AutocompError:

@@ -11,7 +11,7 @@ import pytest
 from autocomp.errors import UncoveredKernelError
 from autocomp.plan import Plan
 from autocomp.search import landscape as module
-from autocomp.search.landscape import Choice, Landscape
+from autocomp.search.landscape import Choice, Landscape, without_errors
 from autocomp.trial import Cost
 from tests.search.synthetic import PaperBench, landscape_of, synthetic_space
 
@@ -67,3 +67,22 @@ def test_a_plan_without_a_prediction_is_never_on_the_front() -> None:
     priced = [choice for choice in land.front if land.plan(choice)["b"].rank is not None]
     assert all(land.shares(choice) == (math.inf, math.inf) for choice in priced)
     assert len(priced) < len(land.front) / 2
+
+
+def test_of_the_costs_of_many_plans_those_that_were_tried_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "MOST_COSTS", 10)
+    asked: list[str] = []
+
+    def cost(plan: Plan) -> Cost:
+        asked.append(plan.hash)
+        return PaperBench().cost(plan)
+
+    space = synthetic_space()
+    land = Landscape(space, without_errors(space), cost)
+    choices = [any_choice(land, seed) for seed in range(30)]
+    tried = choices[0]
+    land.remember(tried, land.plan(tried).hash)
+    found = [land.cost(choice) for choice in choices]
+    assert [land.cost(choice) for choice in choices] == found
+    assert asked.count(land.plan(tried).hash) == 1
+    assert len(asked) > 30
