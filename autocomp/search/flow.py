@@ -74,6 +74,8 @@ def set_up(
     """
     baseline = check_task(task)
     prepared = prepare(task.model, task.example_inputs, task.dynamic_dims)
+    structure = restructure(prepared.inventory, Plan(), target.numerics)
+    target.predict(structure)  # a kernel that the latency model does not know should not wait for all that follows
     offer = target.offer
     space = build_space(
         read_space(request.space),
@@ -86,8 +88,6 @@ def set_up(
         offer.faster,
     )
     untouched = export(apply(prepared, Plan(), task.calibration, target.numerics), target.artifact)
-    structure = restructure(prepared.inventory, Plan(), target.numerics)
-    target.predict(structure)  # a kernel that the latency model does not know should not wait for the first trial
     sizes = sizes_of(structure, len(untouched), target.artifact, target.numerics)
     bench = Workbench(task, prepared, target, sizes, place)
     # Where files are measured on a GPU, that is the machine; else the CPU, whatever runtime is on it.

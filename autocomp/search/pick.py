@@ -9,6 +9,7 @@ from autocomp.run import Json, RunFolder
 from autocomp.search.flow import front_of, metric_of
 from autocomp.search.limits import Goal
 from autocomp.search.points import goal_trial, knee_trial, verifications
+from autocomp.task import Metric
 from autocomp.trial import Trial
 
 
@@ -27,7 +28,7 @@ def picked(folder: RunFolder, which: str | int | None, max_latency_ms: float | N
     if max_latency_ms is not None and which is not None:
         raise RequestError(f"a latency limit picks the point itself; got --pick {which} as well; leave one out")
     if max_latency_ms is not None:
-        return _most_accurate_within(max_latency_ms, points, folder)
+        return _most_accurate_within(max_latency_ms, points, metric, verified)
     if which in {None, "knee"}:
         return knee_trial(points, metric)
     if which in ends:
@@ -46,8 +47,9 @@ def is_number(which: str | int) -> bool:
     return isinstance(which, int) or (which.isascii() and which.isdecimal())
 
 
-def _most_accurate_within(max_latency_ms: float, points: list[Trial], folder: RunFolder) -> Trial:
-    metric, verified = metric_of(folder), verifications(folder)
+def _most_accurate_within(
+    max_latency_ms: float, points: list[Trial], metric: Metric, verified: dict[str, Json]
+) -> Trial:
     fast = [point for point in points if _latency_ms(point, verified) <= max_latency_ms]
     if not fast:
         best = min(_latency_ms(point, verified) for point in points)
