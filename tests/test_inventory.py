@@ -21,6 +21,7 @@ from autocomp.errors import PlanError, RequestError
 from autocomp.export.to_torch import export_torch
 from autocomp.inventory import ChannelGroup, LayerInfo
 from autocomp.plan import Format, LayerPlan, Plan, Rank, RankMethod, Sparsity
+from autocomp.search.begin import left_alone
 from tests.compress.test_prune import moment
 from tests.networks import NETWORKS, inputs, prepared, random_plan, ready
 
@@ -385,3 +386,23 @@ def test_a_layer_that_the_input_does_not_reach_is_left_with_a_reason() -> None:
     inventory = prepare(Biased().eval(), (torch.zeros(1, 16),)).inventory
     assert [layer.name for layer in inventory.layers] == ["last"]
     assert "constants alone" in dict(inventory.skipped)["bias"]
+
+
+def test_what_holds_much_of_the_weights_and_is_left_alone_is_told() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words, self.norm, self.own = nn.Embedding(200, 16), nn.LayerNorm(16), nn.Linear(16, 16)
+            self.scores = nn.Linear(16, 200, bias=False)
+            self.scores.weight = self.words.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.scores(self.norm(self.own(self.words(x))))
+            return result
+
+    tied = prepare(Tied().eval(), (torch.zeros(1, 6, dtype=torch.long),))
+    assert "norm" in dict(tied.inventory.skipped)
+    assert left_alone(tied) == (
+        "left as they are, with 91% of the parameters: words, scores (its weight is used more than once)"
+    )
+    assert left_alone(prepared("plain")) is None

@@ -8,11 +8,13 @@ import hashlib
 import importlib.metadata
 import json
 import subprocess
+from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
 import numpy as np
+import torch
 
 from autocomp.compress import recovered
 from autocomp.compress.rebuild import Prepared
@@ -26,6 +28,8 @@ from autocomp.task import Score
 
 #: In ``run.json``: the untouched network's metric on the search split.
 METRIC = "search_metric"
+#: Modules with a smaller share of the parameters are left as they are without a word: norms, say.
+WORTH_A_WORD = 0.01
 #: What that may change by on another machine: a share of it, or what so many examples make, right for wrong.
 SAME_SHARE, FLIPPED = 1e-3, 2
 
@@ -53,6 +57,26 @@ def space_hash(space: SearchSpace) -> str:
     """Of the decisions: a proposal in the journal is a number of an option each, which must stay what it was."""
     said = repr(space.decisions) + (repr(space.adjustments) if space.adjustments else "")
     return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def left_alone(prepared: Prepared) -> str | None:
+    """Which modules with much of the network's weights no decision is about, and why; None where there are none."""
+    total = sum(one.numel() for one in prepared.model.parameters())
+    modules, names, told = (
+        dict(prepared.model.named_modules()),
+        defaultdict[str, list[str]](list),
+        set[torch.nn.Parameter](),
+    )
+    for name, reason in prepared.inventory.skipped:
+        own = set(modules[name].parameters(recurse=False)) if name in modules else set[torch.nn.Parameter]()
+        if sum(one.numel() for one in own) >= WORTH_A_WORD * total:
+            names[reason].append(name)
+            told |= own
+    if not names:
+        return None
+    said = "; ".join(f"{', '.join(of_reason)} ({reason})" for reason, of_reason in names.items())
+    share = sum(one.numel() for one in told) / total
+    return f"left as they are, with {share:.0%} of the parameters: {said}"
 
 
 def begin(setup: Setup, folder: RunFolder) -> None:

@@ -22,7 +22,7 @@ from autocomp.hardware.timing import timing_words
 from autocomp.hardware.trtexec import SCRIPT, trtexec_script
 from autocomp.plan import Plan
 from autocomp.run import Json, Request, RunFolder, write_whole
-from autocomp.search.begin import Setup, begin
+from autocomp.search.begin import Setup, begin, left_alone
 from autocomp.search.earlier import check_same_network, take_over
 from autocomp.search.evaluate import Workbench
 from autocomp.search.last_rung import LastRung
@@ -122,6 +122,8 @@ def search(
         check_same_network(setup, earlier)
     with folder.working():
         begin(setup, folder)
+        if not resume and (left := left_alone(setup.bench.prepared)) is not None:
+            watcher.say(left)
         if earlier is not None:
             take_over(setup, folder, earlier)
         check = partial(verify, setup, folder, watcher=watcher, again=False)
