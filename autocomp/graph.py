@@ -46,7 +46,7 @@ class Node:
     a view (-1: what is left), the dimension of a concatenation. ``parameters`` counts the elements of other parameters,
     buffers and constants that it reads. ``free`` are the dimensions, batches apart, whose length is not fixed.
     ``computed_bias`` tells a bias that is not the layer's own parameter but made of
-    others as the model runs.
+    others as the model runs; ``reads_booleans`` that some tensor it reads is of these.
     """
 
     name: str
@@ -64,6 +64,7 @@ class Node:
     parameters: int = 0
     free: tuple[int, ...] = ()
     computed_bias: bool = False
+    reads_booleans: bool = False
 
     @property
     def elements(self) -> int:

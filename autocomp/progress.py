@@ -106,7 +106,7 @@ _MARKS = {
     "not verified": "*",
 }
 _MEANINGS = {
-    "=": "the drop is indistinguishable from none",
+    "=": "what is lost is indistinguishable from nothing",
     "~": "the predicted gain in latency is within the model's error",
     "!": "measured: no faster than uncompressed",
     "?": "its timings never settled",
@@ -133,7 +133,7 @@ def front_table(run: Shown) -> Table:
     sources = {best_latency(data, one.point).source for one in run.listed}
     # Said once where it is the same of all: a terminal has 80 columns.
     common = sources.pop() if len(sources) == 1 else None
-    for column in ("trial", "metric", words.lost(data), "size", "", "latency", "", common or "ms are"):
+    for column in ("trial", "metric", data.lost, "size", "", "latency", "", common or "ms are"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("", min_width=len("uncompressed"))
     for one in sorted(run.listed, key=lambda one: -one.point.size_bytes):

@@ -271,6 +271,8 @@ class _Sizes:
 
 
 def _read_node(node: FxNode, weights: Mapping[str, str], parameters: Mapping[str, str], sizes: _Sizes) -> Node:
+    import torch
+
     op = operator_name(node)
     inputs = tuple(source.name for source in node.all_input_nodes if source.name not in weights and is_tensor(source))
     read = [source for source in node.all_input_nodes if source.name in weights and is_tensor(source)]
@@ -282,6 +284,9 @@ def _read_node(node: FxNode, weights: Mapping[str, str], parameters: Mapping[str
         numbers=tuple(sizes.numbers([*node.args, *node.kwargs.values()])),
         parameters=sum(math.prod(sizes.shape(source)) for source in read),
         free=sizes.free(node),
+        reads_booleans=any(
+            is_tensor(source) and source.meta["val"].dtype == torch.bool for source in node.all_input_nodes
+        ),
     )
     place = WEIGHT_ARGUMENT.get(op)
     if place is None or len(node.args) <= place:

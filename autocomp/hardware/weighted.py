@@ -10,11 +10,6 @@ from autocomp.graph import Node
 from autocomp.hardware.kernels import Kernel, convolution, spread
 from autocomp.hardware.layouts import BLOCKED, FLOAT, INTEGER, INTEGER_LAST, Lowering
 
-#: What gives booleans, and what gives what it was given in another shape.
-COMPARISONS = frozenset(
-    {"eq", "ne", "gt", "ge", "lt", "le", "logical_not", "bitwise_not", "logical_and", "logical_or", "__and__", "__or__"}
-)
-SAME_TYPE = frozenset({"view", "reshape", "unsqueeze", "squeeze", "expand", "slice", "transpose", "permute"})
 #: A blocked conv needs a multiple of this many input channels.
 ALIGNMENT = 4
 
@@ -188,14 +183,13 @@ def lower_attention(state: Lowering, node: Node) -> None:
         keys = Kernel("transpose", here, in_elements=key.elements, out_elements=key.elements, inner=tokens)
         first = Kernel("matmul", here, scores * width, query.elements + key.elements, scores, inner=tokens)
         last = Kernel("matmul", here, out * tokens, scores + key.elements, out, inner=width)
-        masks = node.inputs[3:]
-        mask_elements = sum(state.graph.by_name[name].elements for name in masks) + node.parameters
+        mask_elements = sum(state.graph.by_name[name].elements for name in node.inputs[3:]) + node.parameters
         masked = [
             changed(between, op=spread("add", scores + mask_elements, scores), in_elements=scores + mask_elements)
         ]
         # NaNs of rows that are masked altogether are looked for and replaced, where the mask says yes or no.
         replaced = changed(between, op=spread("elementwise", scores + 1, scores), in_elements=scores + 1)
-        checked = [between, replaced] if any(_says_yes_or_no(state, name) for name in masks) else []
+        checked = [between, replaced] if node.reads_booleans else []
         state.kernels += [*_sizes(key, here), keys, first, *(masked if mask_elements else [])]
         state.kernels += [changed(between, op="softmax", inner=tokens), *checked, last]
     state.write(node, FLOAT)
@@ -213,11 +207,3 @@ def _sizes(key: Node, here: tuple[str, ...]) -> list[Kernel]:
         moved,
         moved,
     ]
-
-
-def _says_yes_or_no(state: Lowering, name: str) -> bool:
-    """Whether a tensor is of booleans, as far as what it was made of tells."""
-    node = state.graph.by_name[name]
-    while node.op in SAME_TYPE:
-        node = state.graph.by_name[node.inputs[0]]
-    return node.op in COMPARISONS

@@ -77,7 +77,7 @@ def _numbers(data: ReportData, point: Point) -> str:
         (f"{metric}, search split", words.metric(data, point.metric_search), words.NONE),
         (f"{metric}, test split", words.metric(data, point.metric_test), file_metric),
         (
-            f"{words.lost(data)} against uncompressed",
+            f"{data.lost} against uncompressed",
             words.NONE,
             words.NONE if point.is_baseline else _drop(data, point),
         ),
@@ -105,13 +105,18 @@ def _drop(data: ReportData, point: Point) -> str:
 
 
 def _limits(data: ReportData, point: Point) -> str:
-    paired = "The interval of a drop is the paired 95 % interval against the uncompressed file on the same examples."
+    paired = (
+        f"The interval of a {data.lost} is the paired 95 % interval against the uncompressed file on the same examples."
+    )
     said = [
         *([paired] if intervals(data, [point]) else []),
         f"It was chosen by the search split; the test split{_examples(data)} was read at the end, on exported files.",
         "A packed file is small on disk and in transfer, not in memory: the runtime unpacks its weights when it loads it.",
         words.latency_promise(data),
-        *(f"Its {note.about}: {note.text}." for note in words.notes(data, point)),
+        *(
+            f"Its {data.lost if note.about == 'drop' else note.about}: {note.text}."
+            for note in words.notes(data, point)
+        ),
     ]
     return "\n".join(["## What the numbers are worth\n", *(f"* {_plain(each)}" for each in said), ""])
 

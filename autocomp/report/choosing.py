@@ -45,7 +45,7 @@ def _about(data: ReportData, title: str | None = None) -> str:
 
 
 def choose(runs: Sequence[Shown]) -> str:
-    said = words.near_meaning(runs[0].data)
+    said = " ".join(dict.fromkeys(words.near_meaning(run.data) for run in runs))
     if not any(run.data.front for run in runs):
         said = "The search found no point besides the uncompressed model."
     return section(
@@ -56,7 +56,7 @@ def choose(runs: Sequence[Shown]) -> str:
 
 
 def _limits(data: ReportData) -> str:
-    unit, lost = words.change_unit(data).strip(), words.lost(data)
+    unit, lost = data.change_unit.strip(), data.lost
     rows = "".join(
         f"<div class='limit'><label for='limit-{name}'>{label} at most</label>"
         f"<input type='range' id='limit-{name}' data-limit='{name}' min='0' max='1000' value='1000'>"
@@ -161,7 +161,7 @@ _COLUMNS = (
 
 def _table(runs: Sequence[Shown]) -> str:
     head = "<th scope='col'>point</th>" + "".join(
-        f"<th scope='col'>{top or words.lost(runs[0].data)}<small>{below}</small></th>" for top, below, _ in _COLUMNS
+        f"<th scope='col'>{top or runs[0].data.lost}<small>{below}</small></th>" for top, below, _ in _COLUMNS
     )
     body = "".join(_heading(run) + "".join(_row(run, each) for each in run.data.points) for run in runs)
     count = sum(len(run.data.points) for run in runs)

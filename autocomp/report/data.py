@@ -269,6 +269,30 @@ class ReportData:
         return "accuracy" in self.task.metric.name.lower() and all(0.0 <= value <= 1.0 for value in values)
 
     @property
+    def metric_unit(self) -> str:
+        """What stands behind a metric's number: `` %``, `` dB``, or nothing."""
+        unit = "%" if self.metric_is_share else self.task.metric.unit
+        return f" {unit}" if unit else ""
+
+    @property
+    def change_unit(self) -> str:
+        """What stands behind a difference of two."""
+        return " points" if self.metric_is_share else self.metric_unit
+
+    @property
+    def lost(self) -> str:
+        """What a change for the worse is called: of an accuracy a drop, of a loss a rise."""
+        return "drop" if self.task.metric.direction == "maximize" else "rise"
+
+    @property
+    def allowed(self) -> str | None:
+        """``drop of 2 points``, where the request allows no larger one."""
+        if self.max_drop is None:
+            return None
+        scale = 100.0 if self.metric_is_share and self.task.metric.unit != PERCENT else 1.0
+        return f"{self.lost} of {scale * self.max_drop:g}{self.change_unit}"
+
+    @property
     def max_drop(self) -> float | None:
         """The largest drop that the request allows, in the metric's own units."""
         said = dict(self.request).get("max_drop", "null")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autocomp.pareto import NEAR_SHARE
 from autocomp.report import words
 from autocomp.report.data import Point, ReportData
-from autocomp.report.views import WINDOW_SHARE, FrontRow, front_view, picks
+from autocomp.report.views import WINDOW_SHARE, FrontRow, factors, front_view, picks
 
 #: At most so many points are listed, the uncompressed model among them.
 MOST = 8
@@ -81,7 +81,7 @@ def _why(data: ReportData, names: tuple[str, ...], point: Point, knee_point: Poi
     if point.is_baseline:
         return "what all others are compared with"
     if "knee" in names:
-        return "nearest to the best of drop, latency and size at once"
+        return f"nearest to the best of {data.lost}, latency and size at once"
     limit = (
         f"at most {words.percent(NEAR_SHARE)} worse on the search split; "
         if any(name.endswith(f" within {100 * NEAR_SHARE:g} %") for name in names)
@@ -94,6 +94,9 @@ def beside(data: ReportData, point: Point, other: Point) -> str:
     """``1.40× smaller and 1.10× faster than trial 5, 0.30 points worse on the search split``."""
     rows = {row.point.trial: row for row in front_view(data).rows}
     size, speed = _factors(rows[point.trial], rows[other.trial])
+    if other.is_baseline:  # of one sitting
+        gain = factors(data, point)
+        size, speed = gain.size, gain.speed
     worse = data.task.metric.drop(other.metric_search, point.metric_search)
     return (
         f"{words.factor(size, 'smaller', 'larger')} and {words.factor(speed, 'faster', 'slower')} than {other.name}, "

@@ -43,8 +43,8 @@ def payload(runs: Sequence[Shown]) -> dict[str, Json]:
         "chosen": runs[0].key(runs[0].opens),
         "base": runs[0].key(first.baseline),
         "several": len(runs) > 1,
-        "units": [words.metric_unit(first), words.change_unit(first)],
-        "lost": words.lost(first),
+        "units": [first.metric_unit, first.change_unit],
+        "lost": first.lost,
         "maximize": first.task.metric.direction == "maximize",
         "axes": {
             "metric": escape(words.metric_label(first, views[0])),

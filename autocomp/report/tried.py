@@ -11,8 +11,10 @@ from autocomp import pareto
 from autocomp.report.data import ReportData, TrialRow
 from autocomp.trial import RECOVERED
 
-#: The reference point's drop, as a share of the uncompressed metric; its latency and size are the uncompressed ones.
+#: The reference point's drop, as a share of the uncompressed metric.
 WORST_DROP = 0.1
+#: Where the smallest plan is no faster, or the fastest no smaller, the reference point lies beyond it by so much.
+BEYOND = 1.1
 #: Of longer searches the volume is computed at so many trials.
 MOST_STEPS = 60
 
@@ -69,8 +71,24 @@ def searched(data: ReportData) -> tuple[TrialRow, ...]:
     return tuple(trial for trial in data.trials if trial.trial < RECOVERED)
 
 
+def reference(data: ReportData) -> tuple[float, float]:
+    """The latency in ms and the bytes that volumes are counted from: the uncompressed ones, or beyond a plan that would count
+    for nothing, as the search has it."""
+    base = data.baseline
+    pairs = [
+        (t.latency_ms, t.size_bytes) for t in searched(data) if t.latency_ms is not None and t.size_bytes is not None
+    ]
+    beside_smallest = min(pairs, key=lambda pair: pair[1], default=(0.0, 0))[0]
+    beside_fastest = min(pairs, default=(0.0, 0))[1]
+    return (
+        base.latency_ms if beside_smallest < base.latency_ms else BEYOND * beside_smallest,
+        base.size_bytes if beside_fastest < base.size_bytes else BEYOND * beside_fastest,
+    )
+
+
 def growth(data: ReportData) -> Growth:
-    done = [(trial.trial, costs) for trial in searched(data) if (costs := _costs(data, trial)) is not None]
+    most = reference(data)
+    done = [(trial.trial, costs) for trial in searched(data) if (costs := _costs(data, trial, most)) is not None]
     if not done:
         return Growth((), ())
     numbers = [number for number, _ in done]
@@ -92,10 +110,10 @@ def _front(costs: list[_Costs]) -> list[_Costs]:
     return [inside[place] for place in pareto.front(inside)] if inside else []
 
 
-def _costs(data: ReportData, trial: TrialRow) -> _Costs | None:
+def _costs(data: ReportData, trial: TrialRow, most: tuple[float, float]) -> _Costs | None:
     base = data.baseline
     if trial.metric_search is None or trial.latency_ms is None or trial.size_bytes is None:
         return None
     drop = data.task.metric.drop(base.metric_search, trial.metric_search)
     worst = WORST_DROP * (abs(base.metric_search) or 1.0)
-    return max(drop, 0.0) / worst, trial.latency_ms / base.latency_ms, trial.size_bytes / base.size_bytes
+    return max(drop, 0.0) / worst, trial.latency_ms / most[0], trial.size_bytes / most[1]

@@ -76,10 +76,12 @@ def _intervals(run: Shown, index: int) -> str:
     same = [each.point.name for each in found if each.drop.indistinguishable]
     said = f"Indistinguishable from uncompressed: {', '.join(same)}." if same else "None is indistinguishable."
     return quiet(
-        "The drop of the exported file on the test split, against the uncompressed file on the same examples, with the "
-        f"paired 95 % interval. {said}"
+        f"The {run.data.lost} of the exported file on the test split, against the uncompressed file on the same examples, with "
+        f"the paired 95 % interval. {said}"
     ) + plot(
-        f"intervals-{index}", "drops with their intervals; the same numbers stand in the table of points", "plot small"
+        f"intervals-{index}",
+        f"{run.data.lost}s with their intervals; the same numbers stand in the table of points",
+        "plot small",
     )
 
 
@@ -141,8 +143,8 @@ def _notes(data: ReportData) -> list[str]:
     count = len([p for p in data.points if not p.verified])
     examples = "" if data.task.test_examples is None else f" ({data.task.test_examples:,} examples)"
     paired = (
-        "The interval beside a drop is the paired 95 % interval against the uncompressed file; where it holds 0 the two are "
-        "called indistinguishable, which is not a proof that they are equal."
+        f"The interval beside a {data.lost} is the paired 95 % interval against the uncompressed file; where it holds 0 the "
+        "two are called indistinguishable, which is not a proof that they are equal."
     )
     said = [
         "A packed file is small on disk and in transfer, not in RAM: the runtime unpacks its weights when it loads it.",

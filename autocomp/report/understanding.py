@@ -10,7 +10,7 @@ from autocomp.report import words
 from autocomp.report.data import ReportData, Sensitivity
 from autocomp.report.markup import plot, quiet, scroll, section
 from autocomp.report.shown import Shown
-from autocomp.report.tried import WORST_DROP, by_fate, searched
+from autocomp.report.tried import WORST_DROP, by_fate, reference, searched
 from autocomp.report.trusting import of_runs
 from autocomp.report.views import depth
 
@@ -75,11 +75,13 @@ def _growth(run: Shown, index: int) -> str:
     data, found = run.data, run.growth
     if not found.trials:
         return quiet("No trial was finished.")
-    reference = words.size(data.baseline.size_bytes), f"{words.digits(data.baseline.latency_ms)} ms"
+    latency_ms, size_bytes = reference(data)
+    own = (latency_ms, size_bytes) == (data.baseline.latency_ms, data.baseline.size_bytes)
     said = (
-        f"The share of the space between no cost at all and the uncompressed model ({reference[1]}, predicted, and "
-        f"{reference[0]}, at a drop of {words.percent(WORST_DROP)}) that the front covers: {found.volumes[-1]:.3f} after "
-        f"{found.trials[-1] + 1} trials. By the search split and predicted costs, which is what the search goes by."
+        f"The share of the space between no cost at all and {'the uncompressed model' if own else 'a point beyond all'} "
+        f"({words.digits(latency_ms)} ms, predicted, and {words.size(round(size_bytes))}, at a {data.lost} of "
+        f"{words.percent(WORST_DROP)}) that the front covers: {found.volumes[-1]:.3f} after {found.trials[-1] + 1} trials. By "
+        "the search split and predicted costs, as the search goes."
     )
     return (
         "<h3 class='spaced'>Hypervolume over trials</h3>"

@@ -235,18 +235,19 @@ def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
 
     The smallest and the fastest are sought within :data:`autocomp.pareto.NEAR_SHARE` of the uncompressed metric, on the
     search split, or within the drop that was asked for: a ruined network is small and fast as well. Where no point is that
-    near, the names say so; where none is smaller or faster than the uncompressed model, none has the name.
+    near, and no drop was asked for, the names say so; where none is smaller or faster than the uncompressed model, none has the
+    name.
     """
     chosen: list[tuple[str, Point]] = [("uncompressed", data.baseline)]
     if data.front:
         view = {row.point.trial: row for row in front_view(data).rows}
         metric, base = data.task.metric, data.baseline.metric_search
         sign = -1.0 if metric.direction == "maximize" else 1.0
-        if data.max_drop is None:
+        if data.allowed is None:
             good = [point for point in data.front if metric.near(base, point.metric_search, pareto.NEAR_SHARE)]
             share = f"within {100 * pareto.NEAR_SHARE:g} %"
         else:  # which the whole front keeps
-            good, share = list(data.front), f"within a drop of {data.max_drop:g}"
+            good, share = list(data.front), f"within a {data.allowed}"
         limit = share if good else f"(no point {share})"
         smallest = min(good or data.front, key=lambda p: view[p.trial].size_bytes)
         fastest = min(good or data.front, key=lambda p: view[p.trial].latency.ms)

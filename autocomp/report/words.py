@@ -100,40 +100,24 @@ def faster(gain: Factors) -> str:
 def metric(data: ReportData, value: float | None) -> str:
     if value is None:
         return NONE
-    return f"{100 * value:.2f} %" if data.metric_is_share else digits(value, 4) + metric_unit(data)
-
-
-def metric_unit(data: ReportData) -> str:
-    """What stands behind a metric's number: `` %``, or nothing."""
-    unit = "%" if data.metric_is_share else data.task.metric.unit
-    return f" {unit}" if unit else ""
-
-
-def change_unit(data: ReportData) -> str:
-    """What stands behind a difference of two."""
-    return " points" if data.metric_is_share else metric_unit(data)
+    return f"{100 * value:.2f} %" if data.metric_is_share else digits(value, 4) + data.metric_unit
 
 
 def in_unit(data: ReportData) -> str:
     """What stands behind the metric's name in a title."""
-    unit = metric_unit(data)
+    unit = data.metric_unit
     return f" in{unit}" if unit else ""
 
 
 def in_brackets(data: ReportData) -> str:
     """What stands behind the name of a difference in a title."""
-    unit = change_unit(data).strip()
+    unit = data.change_unit.strip()
     return f" ({unit})" if unit else ""
-
-
-def lost(data: ReportData) -> str:
-    """What a change for the worse is called: of an accuracy a drop, of a loss a rise."""
-    return "drop" if data.task.metric.direction == "maximize" else "rise"
 
 
 def lost_on_test(data: ReportData) -> str:
     """The title of the paired intervals' axis."""
-    return f"{lost(data)} of {data.task.metric.name} on the test split{in_brackets(data)}"
+    return f"{data.lost} of {data.task.metric.name} on the test split{in_brackets(data)}"
 
 
 def _change(data: ReportData, value: float) -> str:
@@ -143,12 +127,12 @@ def _change(data: ReportData, value: float) -> str:
 
 def drop_words(data: ReportData, value: Drop) -> str:
     """``drop +0.40 points [−0.10, +0.90], indistinguishable``; positive is worse."""
-    return f"{lost(data)} {change_words(data, value)}"
+    return f"{data.lost} {change_words(data, value)}"
 
 
 def change_words(data: ReportData, value: Drop) -> str:
     """The same without a word before it."""
-    words = _change(data, value.value) + change_unit(data)
+    words = _change(data, value.value) + data.change_unit
     if value.low is not None and value.high is not None:
         words += f" [{_change(data, value.low)}, {_change(data, value.high)}]"
     return words + (", indistinguishable" if value.indistinguishable else "")
@@ -158,7 +142,7 @@ def worse(data: ReportData, value: float) -> str:
     """``0.40 points worse``, ``no worse`` where it is not, ``better`` where it is that."""
     if value == 0:
         return "no worse"
-    amount = (f"{100 * abs(value):.2f}" if data.metric_is_share else digits(abs(value))) + change_unit(data)
+    amount = (f"{100 * abs(value):.2f}" if data.metric_is_share else digits(abs(value))) + data.change_unit
     return f"{amount} {'worse' if value > 0 else 'better'}"
 
 
@@ -195,7 +179,7 @@ def agreement(data: ReportData, comparison: Comparison) -> str:
 def band(data: ReportData, comparison: Comparison) -> str:
     if not comparison.absolute:
         return f"±{percent(comparison.band)}"
-    return f"±{brief(100 * comparison.band if data.metric_is_share else comparison.band)}{change_unit(data)}"
+    return f"±{brief(100 * comparison.band if data.metric_is_share else comparison.band)}{data.change_unit}"
 
 
 def latency_promise(data: ReportData) -> str:
@@ -247,8 +231,8 @@ def metric_label(data: ReportData, view: FrontView) -> str:
 def near_meaning(data: ReportData) -> str:
     """What the cards' names mean."""
     share, name = percent(NEAR_SHARE), data.task.metric.name
-    if data.max_drop is not None:
-        return f"Within a drop of {data.max_drop:g}: that of {name} on the search split, which was asked for."
+    if data.allowed is not None:
+        return f"Within a {data.allowed}: that of {name} on the search split, which was asked for."
     return f"Within {share}: {name} on the search split is at most {share} (relative) worse than uncompressed."
 
 

@@ -66,8 +66,7 @@ def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[T
         points: the front.
     """
     searched = [t for t in trials if t.cost is not None and t.number != BASELINE and t.parent is None]
-    plans = {trial.plan.hash: trial for trial in reversed(searched)}
-    unique = sorted(plans.values(), key=lambda trial: trial.number)
+    unique = sorted(_by_plan(searched), key=lambda trial: trial.number)
     rows = [(t.cost.latency_ms, t.cost.size_bytes) for t in unique if t.cost is not None]
     cheap = [unique[place] for place in front(rows)] if rows else []
     on_front = {point.number for point in points if point.parent is None}
@@ -76,6 +75,12 @@ def worth_recovering(trials: Sequence[Trial], points: Sequence[Trial]) -> list[T
     if len(ordered) > MOST_POINTS:
         ordered = [ordered[round(step * (len(ordered) - 1) / (MOST_POINTS - 1))] for step in range(MOST_POINTS)]
     return [ordered[place] for place in _spread(len(ordered))]
+
+
+def _by_plan(trials: Sequence[Trial]) -> list[Trial]:
+    """One trial a plan: the first that was scored on the whole split, if any was."""
+    ordered = sorted(trials, key=lambda trial: (trial.metric is None, trial.number), reverse=True)
+    return [*{trial.plan.hash: trial for trial in ordered}.values()]
 
 
 def short_epochs(request: Request) -> int:
@@ -112,12 +117,8 @@ def most_accurate(trials: Sequence[Trial], metric: Metric, untouched: float, ext
         untouched: the untouched network's metric.
         extent: how far a plan goes in every kind of choice.
     """
-    drops = {
-        trial.plan.hash: (trial, _drop(trial, metric, untouched))
-        for trial in reversed(trials)
-        if trial.number != BASELINE
-    }
-    scored = [(trial, drop) for trial, drop in drops.values() if drop is not None]
+    drops = [(trial, _drop(trial, metric, untouched)) for trial in _by_plan(trials) if trial.number != BASELINE]
+    scored = [(trial, drop) for trial, drop in drops if drop is not None]
     ordered = [trial for trial, _ in sorted(scored, key=lambda one: (one[1], one[0].number))]
     # What is ruined differs most from all others.
     ordered = ordered[: max(TRIED_SHORTLY, math.ceil(len(ordered) / 2))]

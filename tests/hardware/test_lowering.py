@@ -159,24 +159,31 @@ class Attending(nn.Module):
     """Attention and a linear. ``mask``: of which kind it has one."""
 
     bias: torch.Tensor
+    allowed: torch.Tensor
 
     def __init__(self, mask: str) -> None:
         super().__init__()
         self.queries, self.keys, self.values, self.after = (nn.Linear(64, 64) for _ in range(4))
         self.mask = mask
         self.register_buffer("bias", torch.randn(1, 1, 32, 32))
+        self.register_buffer("allowed", torch.ones(1, 1, 48, 32).bool())
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         parts = (self.queries, self.keys, self.values)
         q, k, v = (part(x).view(-1, 32, 4, 16).transpose(1, 2) for part in parts)
         kept = x.sum(2)[:, None, None, :] > 0.0
-        mask = {"none": None, "constant": self.bias, "yes or no": kept}[self.mask]
+        mask = {
+            "none": None,
+            "constant": self.bias,
+            "constant, yes or no": self.allowed[:, :, : q.shape[2]],
+            "yes or no": kept,
+        }[self.mask]
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         mixed = x + mixed.transpose(1, 2).reshape(-1, 32, 64)
         return cast("torch.Tensor", mixed + self.after(mixed))
 
 
-@pytest.mark.parametrize("mask", ["none", "constant", "yes or no"])
+@pytest.mark.parametrize("mask", ["none", "constant", "constant, yes or no", "yes or no"])
 def test_attention_beside_weights_of_two_bits_is_foreseen(mask: str, block: int) -> None:
     """The packed file has it operator by operator, with the shapes that these work out."""
     torch.manual_seed(0)

@@ -281,11 +281,11 @@ def test_the_error_told_of_latencies_is_that_of_the_points(jetson: ReportData) -
 
 def test_within_a_drop_that_was_asked_for_the_ends_are_those_of_the_whole_front(tmp_path: Path) -> None:
     data = load(write_run(tmp_path / "run", Kind(ruined=3)))
-    asked = replace(data, request=(*data.request, ("max_drop", "8.0")))
+    asked = replace(data, request=(*data.request, ("max_drop", "0.08")))  # of an accuracy between 0 and 1
     name, fastest = named(asked, "fastest")
-    assert name == "fastest within a drop of 8"
+    assert name == "fastest within a drop of 8 points"
     assert fastest == min(data.front, key=lambda p: p.measured_latency_ms or 0)
-    assert "Within a drop of 8:" in words.near_meaning(asked)
+    assert "Within a drop of 8 points:" in words.near_meaning(asked)
 
 
 def test_the_cards_name_each_extreme_once(cpu: ReportData) -> None:

@@ -24,7 +24,7 @@ from autocomp.report.handful import DISTINCT, MOST, beside, handful
 from autocomp.report.load import load
 from autocomp.report.payload import payload
 from autocomp.report.shown import shown
-from autocomp.report.tried import climbed, growth, searched
+from autocomp.report.tried import BEYOND, climbed, growth, reference, searched
 from autocomp.report.views import WINDOW_SHARE, depth, intervals, knee, picks, predicted_slower
 from autocomp.report.words import bits_share, notes, worse
 from autocomp.search.hypervolume import areas_left
@@ -98,6 +98,12 @@ class TestHandful:
         assert worse(cpu, 0.0) == "no worse"
         assert worse(cpu, -0.01) == "1.00 points better"
 
+    def test_beside_the_uncompressed_file_speed_is_that_of_one_sitting(self, cpu: ReportData) -> None:
+        one = cpu.points[9]
+        timed_again = replace(one, measured_baseline_latency_ms=3.0 * (one.measured_latency_ms or 0.0))
+        data = replace(cpu, points=(*cpu.points[:9], timed_again, *cpu.points[10:]))
+        assert "3.00× faster than uncompressed" in beside(data, timed_again, data.baseline)
+
     def test_a_front_of_one_point_has_a_handful(self, cpu: ReportData) -> None:
         alone = replace(cpu, points=cpu.points[:1])
         assert [one.names for one in handful(alone, knee(alone))] == [("uncompressed",)]
@@ -134,6 +140,13 @@ class TestGrowth:
             for t in cpu.trials if t.metric_search is not None and t.latency_ms is not None and t.size_bytes is not None
         ]  # fmt: skip
         assert found.volumes[-1] == pytest.approx(hypervolume(costs))
+
+    def test_where_nothing_is_faster_what_is_smaller_counts(self, cpu: ReportData) -> None:
+        slow = tuple(replace(t, latency_ms=cpu.baseline.latency_ms) for t in cpu.trials if t.latency_ms is not None)
+        found = growth(replace(cpu, trials=slow))
+        assert reference(replace(cpu, trials=slow)) == (BEYOND * cpu.baseline.latency_ms, cpu.baseline.size_bytes)
+        assert found.volumes[-1] > found.volumes[0] >= 0.0
+        assert reference(cpu) == (cpu.baseline.latency_ms, cpu.baseline.size_bytes)
 
     def test_recovered_trials_have_no_say(self, cpu: ReportData) -> None:
         recovered = replace(cpu.trials[3], trial=RECOVERED, metric_search=1.0, latency_ms=0.01, size_bytes=10)

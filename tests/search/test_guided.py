@@ -200,7 +200,6 @@ def test_the_smallest_may_take_longer_than_the_untouched_network() -> None:
 def test_where_nothing_is_faster_the_front_reaches_to_what_is_smaller(per_format_ms: float) -> None:
     found = a_dozen(Wish(), per_format_ms)
     (best, base), metrics = found[0], [metric for metric, _ in found]
-    assert min(cost.latency_ms for _, cost in found) >= base.latency_ms
     assert min(cost.size_bytes for _, cost in found) < 0.15 * base.size_bytes
     # A plan that loses more than the reference point's drop adds nothing.
     assert best - min(metrics) < WORST_DROPS[0] * best

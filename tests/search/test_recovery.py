@@ -90,6 +90,16 @@ def test_what_is_fast_and_small_is_worth_it_whatever_it_lost() -> None:
     assert [one.number for one in worth_recovering(trials, trials[:2])] == [2, 1]  # the fastest first
 
 
+def test_a_plan_that_was_stopped_once_is_recovered_as_what_it_scored_on_the_whole_split() -> None:
+    """After a correction it may be proposed again."""
+    whole = trial(3, 2.0, 200, 80.0)
+    stopped = replace(whole, number=1, metric=None, rungs=(Rung(0.1, 99.0),), stopped_drop=0.5)
+    trials = [trial(0, 9.0, 900, 90.0), stopped, trial(2, 5.0, 500, 85.0), whole]
+    assert [one.number for one in worth_recovering(trials, [trials[0], whole])] == [3]
+    metric = Metric("accuracy")
+    assert [one.number for one in most_accurate(trials, metric, 90.0, lambda plan: (0.0,))] == [2, 3]
+
+
 def test_of_many_points_some_are_taken_from_the_slowest_to_the_fastest() -> None:
     trials = [trial(0, 99.0, 9900), *(trial(n, float(n), 100 * (60 - n)) for n in range(1, 50))]
     chosen = [one.number for one in worth_recovering(trials, trials)]
