@@ -114,6 +114,9 @@ class TestPick:
         run.folder.append_event({"event": VERIFIED, "verification": {**document, "measured": measured}})
         assert run.pick(max_latency_ms=limit_ms).number != best.number
 
+    def test_a_loose_limit_picks_no_uncompressed_model(self, finished_run: Path) -> None:
+        assert Run.open(finished_run).pick(max_latency_ms=1e6).number != 0
+
     def test_a_limit_that_no_point_keeps_says_what_is_possible(self, finished_run: Path) -> None:
         run = Run.open(finished_run)
         fastest = f"{run.front['latency_ms'].min():.3f} ms"

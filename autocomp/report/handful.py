@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from autocomp.pareto import NEAR_SHARE
 from autocomp.report import words
 from autocomp.report.data import Point, ReportData
-from autocomp.report.views import WINDOW_SHARE, FrontRow, factors, front_view, picks
+from autocomp.report.views import WINDOW_SHARE, front_view, picks
 
 #: At most so many points are listed, the uncompressed model among them.
 MOST = 8
@@ -93,16 +93,10 @@ def _why(data: ReportData, names: tuple[str, ...], point: Point, knee_point: Poi
 def beside(data: ReportData, point: Point, other: Point) -> str:
     """``1.40× smaller and 1.10× faster than trial 5, 0.30 points worse on the search split``."""
     rows = {row.point.trial: row for row in front_view(data).rows}
-    size, speed = _factors(rows[point.trial], rows[other.trial])
-    if other.is_baseline:  # of one sitting
-        gain = factors(data, point)
-        size, speed = gain.size, gain.speed
+    mine, its = rows[point.trial], rows[other.trial]
+    size, speed = its.size_bytes / mine.size_bytes, mine.speed / its.speed
     worse = data.task.metric.drop(other.metric_search, point.metric_search)
     return (
         f"{words.factor(size, 'smaller', 'larger')} and {words.factor(speed, 'faster', 'slower')} than {other.name}, "
         f"{words.worse(data, worse)} on the search split"
     )
-
-
-def _factors(row: FrontRow, other: FrontRow) -> tuple[float, float]:
-    return other.size_bytes / row.size_bytes, other.latency.ms / row.latency.ms

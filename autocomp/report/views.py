@@ -133,11 +133,13 @@ def drop(data: ReportData, point: Point) -> Drop:
 
 @dataclass(frozen=True)
 class FrontRow:
-    """A point as the front's picture shows it."""
+    """A point as the front's picture shows it. ``speed``: how many times faster than the uncompressed model, by two
+    measurements of one sitting, or two predictions."""
 
     point: Point
     metric: float
     latency: Latency
+    speed: float
     size_bytes: int
 
 
@@ -161,6 +163,7 @@ def front_view(data: ReportData) -> FrontView:
             point=point,
             metric=point.metric_search if not scored or point.measured_metric is None else point.measured_metric,
             latency=best_latency(data, point) if timed else predicted_latency(data, point),
+            speed=factors(data, point).speed if timed else data.baseline.latency_ms / point.latency_ms,
             size_bytes=point.size_bytes if not sized or not point.measured_size_bytes else point.measured_size_bytes,
         )
         for point in points
@@ -250,12 +253,12 @@ def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
             good, share = list(data.front), f"within a {data.allowed}"
         limit = share if good else f"(no point {share})"
         smallest = min(good or data.front, key=lambda p: view[p.trial].size_bytes)
-        fastest = min(good or data.front, key=lambda p: view[p.trial].latency.ms)
+        fastest = max(good or data.front, key=lambda p: view[p.trial].speed)
         untouched = view[data.baseline.trial]
         chosen.append(("knee", knee_point))
         if view[smallest.trial].size_bytes < untouched.size_bytes:
             chosen.append((f"smallest {limit}", smallest))
-        if view[fastest.trial].latency.ms < untouched.latency.ms:
+        if view[fastest.trial].speed > 1.0:
             chosen.append((f"fastest {limit}", fastest))
         chosen.append(("most accurate", min(data.front, key=lambda p: sign * p.metric_search)))
     trials = dict.fromkeys(point.trial for _, point in chosen)

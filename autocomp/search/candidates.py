@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, cast
 from autocomp.pareto import front
 from autocomp.plan import Plan
 from autocomp.run import Json, Request, RunFolder
-from autocomp.search.limits import ENDS, Goal
+from autocomp.search.limits import ENDS, Goal, Limits
 from autocomp.search.points import BASELINE, keeping_in
 from autocomp.search.recovery import done
 from autocomp.search.stored_plan import plan_of
@@ -187,7 +187,7 @@ def sought(
         middle = (outside + within) // 2
         yield line[middle]
         drops = [metric.drop(untouched, one.metric) for one in done(folder) if one.is_of(line[middle], request)]
-        if drops and sum(drops) / len(drops) <= (request.max_drop or 0.0):
+        if drops and Limits(max_drop=request.max_drop or 0.0).allows(sum(drops) / len(drops)):
             within = middle
         else:
             outside = middle

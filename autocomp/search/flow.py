@@ -277,12 +277,12 @@ def _measure(
                 memory.get(point.number),
                 None if board is None else board.about,
             )
-            # What all speed-ups are counted from is not made less sure by a later sitting, nor is what was timed, on a board
-            # say, taken back by one that times nothing.
+            # What was timed for sure is not made less sure by a later sitting, nor is what was timed, on a board say, taken
+            # back by one that times nothing.
             earlier = before.get(point.key)
             less_sure = board is None and _settled(earlier) and not _settled(found)
             untimed = _timed(earlier) and not _timed(found)
-            if not untimed and (point.number != BASELINE or not less_sure):
+            if not untimed and not less_sure:
                 folder.append_event({"event": VERIFIED, "verification": found})
 
 

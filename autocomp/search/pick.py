@@ -8,7 +8,7 @@ from autocomp.errors import RequestError, RunError
 from autocomp.run import Json, RunFolder
 from autocomp.search.flow import front_of, metric_of
 from autocomp.search.limits import Goal
-from autocomp.search.points import goal_trial, knee_trial, verifications
+from autocomp.search.points import BASELINE, goal_trial, knee_trial, verifications
 from autocomp.task import Metric
 from autocomp.trial import Trial
 
@@ -20,7 +20,7 @@ def picked(folder: RunFolder, which: str | int | None, max_latency_ms: float | N
         raise RunError(f"{folder.path} has no finished trial to pick from; resume it with search --resume")
     metric, verified = metric_of(folder), verifications(folder)
     ends = [goal for goal in get_args(Goal) if goal != "front"]
-    if len(points) == 1 and max_latency_ms is None and which in {None, "knee", *ends}:
+    if len(points) == 1 and which in {None, "knee", *ends}:
         raise RunError(
             f"the front of {folder.path} holds the uncompressed model only, no other plan kept the limits; "
             "pick it with 0, or search on with --resume and more --trials"
@@ -50,9 +50,10 @@ def is_number(which: str | int) -> bool:
 def _most_accurate_within(
     max_latency_ms: float, points: list[Trial], metric: Metric, verified: dict[str, Json]
 ) -> Trial:
-    fast = [point for point in points if _latency_ms(point, verified) <= max_latency_ms]
+    others = [point for point in points if point.number != BASELINE]
+    fast = [point for point in others if _latency_ms(point, verified) <= max_latency_ms]
     if not fast:
-        best = min(_latency_ms(point, verified) for point in points)
+        best = min(_latency_ms(point, verified) for point in others or points)
         raise RunError(
             f"no front point keeps {max_latency_ms} ms; the fastest takes {best:.3f} ms; ask for that or more"
         )

@@ -80,8 +80,11 @@ class Rounds:
     def _with_worthy(self, found: Findings, landscape: Landscape) -> Findings:
         """Of what was trained earlier what keeps all limits as they were asked for."""
         limits, scale = Limits.of(self.setup.request), abs(self.setup.baseline.value) or 1.0
-        most = math.inf if limits.max_drop is None else limits.max_drop / scale
-        worthy = (one for one in found.trained if one[1] <= most and landscape.keeps(landscape.choice(one[0]), limits))
+        worthy = (
+            (indices, drop)
+            for indices, drop in found.trained
+            if limits.allows(scale * drop) and landscape.keeps(landscape.choice(indices), limits)
+        )
         return replace(found, trained=tuple(worthy) if self.setup.request.sampler == "auto" else ())
 
     def _given(self, opened: RunStudy, knowledge: Knowledge, plans: Sequence[Plan]) -> None:
@@ -110,7 +113,9 @@ class Rounds:
             else:
                 points = front_in(self.folder, looked_at, metric, Limits.of_trials)
             if points:
+                before = time.monotonic()
                 self.check(points)
+                began += time.monotonic() - before  # measuring takes none of the time that was asked for
             if corrections == CORRECTIONS or not self._correct(limits, looked_at, ledger):
                 return
 

@@ -12,14 +12,14 @@ import pytest
 
 from autocomp.errors import RunError, UncoveredKernelError
 from autocomp.plan import Format, LayerPlan, Plan
-from autocomp.run import Request
+from autocomp.run import Json, Request
 from autocomp.search import ledger
 from autocomp.search.earlier import Findings
 from autocomp.search.evaluate import Workbench
 from autocomp.search.landscape import Choice, Landscape
 from autocomp.search.ledger import MOST_PARAMETERS, Knowledge, Ledger, run_trials
 from autocomp.search.limits import Limits
-from autocomp.search.points import front_trials
+from autocomp.search.points import front_trials, goal_trial
 from autocomp.search.sampler import SamplerName, uniform_indices
 from autocomp.search.study import open_study, read_study, read_trials
 from autocomp.task import Metric
@@ -252,6 +252,24 @@ def test_a_drop_of_what_is_allowed_is_kept_however_it_is_rounded() -> None:
     for hundredths in range(7900, 9900):  # as shares of right examples have it: 80.04 - 79.04 is more than 1
         assert limits.broken((hundredths + 100) / 100 - hundredths / 100, cost) <= [0.0]
     assert limits.broken(1.0002, cost) > [0.0]
+
+
+def test_the_fastest_is_told_by_the_untouched_file_of_its_own_sitting() -> None:
+    points = [trial(0, 9.0, 3.0, 900), trial(1, 8.0, 2.0, 500), trial(2, 7.0, 1.5, 400)]
+
+    def verified(*measured: tuple[float, float] | None) -> dict[str, Json]:
+        return {
+            point.key: {"measured": {"latency_ms": pair[0], "baseline_latency_ms": pair[1], "size_bytes": 100}}
+            for point, pair in zip(points, measured, strict=True)
+            if pair is not None
+        }
+
+    def fastest(*measured: tuple[float, float] | None) -> int:
+        return goal_trial(points, "fastest", Metric("score"), verified(*measured), max_drop=10.0).number
+
+    assert fastest((1.0, 1.0), (0.50, 1.0), (0.52, 1.08)) == 2
+    assert fastest((1.0, 1.0), (0.50, 1.0), (0.52, 1.0)) == 1
+    assert fastest((1.8, 1.8), (1.2, 1.8), None) == 2  # like with like: predictions
 
 
 def test_without_a_baseline_there_is_no_front() -> None:
