@@ -28,6 +28,7 @@ from autocomp.search.evaluate import Workbench
 from autocomp.search.last_rung import LastRung
 from autocomp.search.limits import Goal, Limits
 from autocomp.search.points import (
+    ANOTHER_TRY,
     BASELINE,
     UNSHIPPABLE,
     VERIFIED,
@@ -126,6 +127,8 @@ def search(
             watcher.say(left)
         if earlier is not None:
             take_over(setup, folder, earlier)
+        if resume and any(event.get("event") == UNSHIPPABLE for event in folder.events()):
+            folder.append_event({"event": ANOTHER_TRY})  # what went wrong may have been passing
         check = partial(verify, setup, folder, watcher=watcher, again=False)
         load = partial(load_trials, folder)
         searched = Rounds(setup, with_parts(setup), folder, watcher, workers, load, check).run()

@@ -16,7 +16,7 @@ from autocomp.task import Metric
 from autocomp.trial import Trial
 
 #: Events: what was measured of a file; that none could be made, or not be scored.
-VERIFIED, UNSHIPPABLE = "verified", "no file"
+VERIFIED, UNSHIPPABLE, ANOTHER_TRY = "verified", "no file", "another try"
 #: The number of the untouched plan's trial.
 BASELINE = 0
 
@@ -122,7 +122,9 @@ def shippable(events: Iterable[Json], trials: Sequence[Trial]) -> list[Trial]:
     for event in events:
         if event.get("event") == UNSHIPPABLE:
             without.add(event["key"])
-        elif event.get("event") == VERIFIED:  # at another try
+        elif event.get("event") == ANOTHER_TRY:
+            without.clear()
+        elif event.get("event") == VERIFIED:  # when it was asked for again
             without.discard(cast("Json", event["verification"]).get("key"))
     return [trial for trial in trials if trial.key not in without]
 
