@@ -285,7 +285,8 @@ def _read_node(node: FxNode, weights: Mapping[str, str], parameters: Mapping[str
         parameters=sum(math.prod(sizes.shape(source)) for source in read),
         free=sizes.free(node),
         reads_booleans=any(
-            is_tensor(source) and source.meta["val"].dtype == torch.bool for source in node.all_input_nodes
+            isinstance(value := source.meta.get("val"), torch.Tensor) and value.dtype == torch.bool
+            for source in node.all_input_nodes
         ),
     )
     place = WEIGHT_ARGUMENT.get(op)
