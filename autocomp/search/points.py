@@ -182,7 +182,7 @@ def goal_trial(
     def costs(point: Trial) -> tuple[float, float, float]:
         assert point.cost is not None
         measured = cast("Mapping[str, float | None]", verified.get(point.key, {}).get("measured", {}))
-        latency, size_bytes = shares[point.key], measured.get("size_bytes") or point.cost.size_bytes
+        latency, size_bytes = shares[point.number], measured.get("size_bytes") or point.cost.size_bytes
         drop = metric.drop(0.0, point.metric or 0.0)
         if goal == "fastest":
             return latency, drop, size_bytes
@@ -202,23 +202,23 @@ def goal_trial(
     return found
 
 
-def _latency_shares(points: Sequence[Trial], verified: Mapping[str, Json]) -> dict[str, float]:
-    """Latencies as shares of the untouched network's, by key: where all were timed each by that of its own sitting, and else
+def _latency_shares(points: Sequence[Trial], verified: Mapping[str, Json]) -> dict[int, float]:
+    """Latencies as shares of the untouched network's, by number: where all were timed each by that of its own sitting, and else
     all as they are predicted."""
     timed = {}
     for point in points:
         measured = cast("Mapping[str, float | None]", verified.get(point.key, {}).get("measured", {}))
-        timed[point.key] = (measured.get("latency_ms"), measured.get("baseline_latency_ms"))
-    base_ms = timed[points[0].key][0]
+        timed[point.number] = (measured.get("latency_ms"), measured.get("baseline_latency_ms"))
+    base_ms = timed[points[0].number][0]
     measured_shares = {
-        key: latency_ms / (beside_ms or base_ms)
-        for key, (latency_ms, beside_ms) in timed.items()
+        number: latency_ms / (beside_ms or base_ms)
+        for number, (latency_ms, beside_ms) in timed.items()
         if latency_ms is not None and base_ms is not None
     }
     if len(measured_shares) == len(timed):
         return measured_shares
-    costs = {point.key: point.cost.latency_ms for point in points if point.cost is not None}
-    return {key: latency_ms / costs[points[0].key] for key, latency_ms in costs.items()}
+    costs = {point.number: point.cost.latency_ms for point in points if point.cost is not None}
+    return {number: latency_ms / costs[points[0].number] for number, latency_ms in costs.items()}
 
 
 def knee_trial(points: Sequence[Trial], metric: Metric) -> Trial:
