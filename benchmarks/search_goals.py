@@ -12,6 +12,7 @@ it, or where no file that any of the searches measured is both within it and mor
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,12 @@ def limits_between(run: Run, of: Quantity, count: int) -> list[float]:
 
 def searched(begun_from: Path, of: Quantity, limit: float, trials: int, seed: int) -> Picked:
     out = begun_from.parent / f"{begun_from.name}-{of}-{limit:g}"
+    told = out / "picked.json"
+    if told.is_file():  # what counts is the measurement after the search, not a later one
+        known = json.loads(told.read_text())
+        run = Run.open(out)
+        trial = next(one for one in flow.load_trials(run.folder) if one.number == known["trial"])
+        return Picked(limit, run, trial, known["measured"])
     run = autocomp.search(
         begin_from=begun_from,
         out=out,
@@ -76,7 +83,9 @@ def searched(begun_from: Path, of: Quantity, limit: float, trials: int, seed: in
         trial = run.pick("most-accurate")
     except RunError:  # nothing keeps the limit: it is missed by the untouched network
         trial = run.pick(0)
-    return Picked(limit, run, trial, measured(run.verify(trial.number)[0], of))
+    found = measured(run.verify(trial.number)[0], of)
+    told.write_text(json.dumps({"trial": trial.number, "measured": found}))
+    return Picked(limit, run, trial, found)
 
 
 def measured(verified: Json, of: Quantity) -> float:
