@@ -50,6 +50,17 @@ def hypervolume(points: npt.ArrayLike) -> float:
     return total
 
 
+#: The reference point beside a plan that must count, as a multiple of what that costs (the usual one: Ishibuchi et al., 2018,
+#: How to Specify a Reference Point in Hypervolume Calculation).
+BEYOND = 1.1
+
+
+def reference_share(share: float) -> float:
+    """A cost of the reference point, as a share of the untouched network's, where the plan that is best in the other cost takes
+    ``share``: the untouched network's, or beyond that plan where it would count for nothing."""
+    return 1.0 if share < 1.0 else BEYOND * share
+
+
 #: The fastest and the smallest are sought among those that lost at most this share of the metric, where nothing else was asked
 #: for.
 NEAR_SHARE = 0.05

@@ -13,8 +13,6 @@ from autocomp.trial import RECOVERED
 
 #: The reference point's drop, as a share of the uncompressed metric.
 WORST_DROP = 0.1
-#: Where the smallest plan is no faster, or the fastest no smaller, the reference point lies beyond it by so much.
-BEYOND = 1.1
 #: Of longer searches the volume is computed at so many trials.
 MOST_STEPS = 60
 
@@ -81,8 +79,8 @@ def reference(data: ReportData) -> tuple[float, float]:
     beside_smallest = min(pairs, key=lambda pair: pair[1], default=(0.0, 0))[0]
     beside_fastest = min(pairs, default=(0.0, 0))[1]
     return (
-        base.latency_ms if beside_smallest < base.latency_ms else BEYOND * beside_smallest,
-        base.size_bytes if beside_fastest < base.size_bytes else BEYOND * beside_fastest,
+        base.latency_ms * pareto.reference_share(beside_smallest / base.latency_ms),
+        base.size_bytes * pareto.reference_share(beside_fastest / base.size_bytes),
     )
 
 

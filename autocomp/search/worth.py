@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import ndtr
 
+from autocomp.pareto import reference_share
 from autocomp.search.hypervolume import Point, expected_improvements, mean_below
 from autocomp.search.landscape import Landscape
 from autocomp.search.limits import ENDS, Goal, Limits
@@ -24,9 +25,6 @@ Vector = npt.NDArray[np.float64]
 WORST_DROPS = (0.2, 0.05)
 #: Before it is predicted in full, a plan is thought to keep a limit up to this multiple of it.
 NEARLY = 1.05
-#: The reference point beside a plan that must count, as a multiple of what that costs (the usual one: Ishibuchi et al., 2018,
-#: How to Specify a Reference Point in Hypervolume Calculation).
-BEYOND = 1.1
 
 NONE = Limits()
 #: Indices of plans of earlier searches, and their drops as shares of the metric.
@@ -92,8 +90,8 @@ class Worth:
         shares = shares[np.isfinite(shares).all(axis=1)]
         if not len(shares):
             return np.ones(2)
-        ends = np.array([shares[shares[:, 1].argmin(), 0], shares[shares[:, 0].argmin(), 1]])
-        return np.where(ends < 1.0, 1.0, BEYOND * ends)
+        ends = shares[shares[:, 1].argmin(), 0], shares[shares[:, 0].argmin(), 1]
+        return np.array([reference_share(float(end)) for end in ends])
 
     @property
     def limit_shares(self) -> Vector:

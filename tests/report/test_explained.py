@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from autocomp.errors import RequestError, RunError
 from autocomp.hardware.latency import HeldOutError
-from autocomp.pareto import NEAR_SHARE, hypervolume
+from autocomp.pareto import BEYOND, NEAR_SHARE, hypervolume
 from autocomp.plan import Plan
 from autocomp.report import trusting
 from autocomp.report.card import Shipped, card
@@ -24,7 +24,7 @@ from autocomp.report.handful import DISTINCT, MOST, beside, handful
 from autocomp.report.load import load
 from autocomp.report.payload import payload
 from autocomp.report.shown import shown
-from autocomp.report.tried import BEYOND, climbed, growth, reference, searched
+from autocomp.report.tried import climbed, growth, reference, searched
 from autocomp.report.views import WINDOW_SHARE, depth, intervals, knee, picks, predicted_slower
 from autocomp.report.words import bits_share, notes, worse
 from autocomp.search.hypervolume import areas_left
