@@ -126,7 +126,8 @@ def _examples(data: ReportData) -> str:
 
 
 def _layers(data: ReportData, point: Point) -> str:
-    rows = [row for row in data.layer_plan(point) if not row.untouched]
+    # Between integer layers the file has integers also where the plan says nothing.
+    rows = [row for row in data.layer_plan(point) if not row.untouched or row.format is not None]
     if not rows:
         return ""
     lines = [

@@ -9,14 +9,13 @@ from autocomp.report import words
 from autocomp.report.data import Point, ReportData
 from autocomp.report.handful import Listed
 from autocomp.report.markup import badges, latency, plot, quiet, scroll, section
-from autocomp.report.shown import Shown
+from autocomp.report.shown import Shown, shared_window
 from autocomp.report.views import (
     best_latency,
     drop,
     factors,
     front_view,
     measured_latency,
-    metric_window,
     predicted_latency,
 )
 from autocomp.report.words import Note
@@ -133,11 +132,10 @@ def _fronts(runs: Sequence[Shown]) -> str:
 
 def _window_note(runs: Sequence[Shown]) -> str:
     """That points lie outside the pictures and how to see them; the button is for those who cannot double-click."""
-    windows = [window for run in runs if (window := metric_window(run.data, front_view(run.data))) is not None]
-    if not windows:
+    window = shared_window(runs)
+    if window is None:
         return ""
-    count = sum(len(window.hidden) for window in windows)
-    said = f"{words.hidden(count, windows[0].side)} ({words.hidden_meaning(runs[0].data)})"
+    said = f"{words.hidden(len(window.hidden), window.side)} ({words.hidden_meaning(runs[0].data)})"
     return (
         f"<p class='window needs-script' data-whole='false'><span class='zoomed'>{escape(said)}; double-click to see all</span>"
         "<span class='whole'>All points are shown; double-click to zoom in again</span> "

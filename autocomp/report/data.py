@@ -228,7 +228,7 @@ class ReportData:
     """All that a report shows. ``points`` holds the baseline first, then the front in the order of front.csv.
 
     ``spent`` is known of plans by their hash, and empty, as ``held_out`` is None, where the run does not tell. ``table`` is
-    front.csv as it is.
+    front.csv as it is. ``called`` is the run's name where that of its folder does not tell it from others.
     """
 
     run: str
@@ -245,11 +245,12 @@ class ReportData:
     held_out: HeldOutError | None = None
     sensitivities: tuple[Sensitivity, ...] = ()
     table: str = ""
+    called: str = ""
 
     @property
     def name(self) -> str:
         """What the run is called where several stand side by side."""
-        return PurePath(self.run).name or self.run
+        return self.called or PurePath(self.run).name or self.run
 
     @property
     def baseline(self) -> Point:
@@ -281,8 +282,8 @@ class ReportData:
 
     @property
     def lost(self) -> str:
-        """What a change for the worse is called: of an accuracy a drop, of a loss a rise."""
-        return "drop" if self.task.metric.direction == "maximize" else "rise"
+        """What a change for the worse is called."""
+        return self.task.metric.lost
 
     @property
     def allowed(self) -> str | None:

@@ -10,7 +10,7 @@ from autocomp.report import words
 from autocomp.report.card import card
 from autocomp.report.data import LayerRow, Point, ReportData, Spent, TrialRow
 from autocomp.report.handful import beside
-from autocomp.report.shown import Shown
+from autocomp.report.shown import Shown, shared_window
 from autocomp.report.tried import by_fate, searched
 from autocomp.report.views import (
     FrontRow,
@@ -21,7 +21,6 @@ from autocomp.report.views import (
     front_view,
     intervals,
     measured_latency,
-    metric_window,
     predicted_latency,
 )
 
@@ -38,7 +37,8 @@ def payload(runs: Sequence[Shown]) -> dict[str, Json]:
     first = runs[0].data
     views = [front_view(run.data) for run in runs]
     latencies = dict.fromkeys(words.latency_label(view) for view in views)
-    window = _window(runs)
+    metrics = dict.fromkeys(words.metric_label(first, view) for view in views)
+    window, scale = shared_window(runs), 100.0 if first.metric_is_share else 1.0
     return {
         "chosen": runs[0].key(runs[0].opens),
         "base": runs[0].key(first.baseline),
@@ -47,30 +47,16 @@ def payload(runs: Sequence[Shown]) -> dict[str, Json]:
         "lost": first.lost,
         "maximize": first.task.metric.direction == "maximize",
         "axes": {
-            "metric": escape(words.metric_label(first, views[0])),
+            "metric": escape(" or ".join(metrics)),
             "searched": escape(f"{first.task.metric.name}{words.in_unit(first)} (search split)"),
             "latency": escape(" or ".join(latencies)),
             "timed": all(view.latency_measured for view in views),
-            "range": None if window is None else [*window],
+            "range": None if window is None else [scale * window.low, scale * window.high],
         },
         "runs": [_run(run) for run in runs],
         "points": {run.key(point): _point(run, row) for run in runs for row in front_view(run.data).rows
                    for point in (row.point,)},
     }  # fmt: skip
-
-
-def _window(runs: Sequence[Shown]) -> tuple[float, float] | None:
-    """The part of the metric's axis to show first, in the units shown: that every run's own window is in."""
-    windows = [metric_window(run.data, front_view(run.data)) for run in runs]
-    if not any(windows):
-        return None
-    scale = 100.0 if runs[0].data.metric_is_share else 1.0
-    lows, highs = list[float](), list[float]()
-    for run, window in zip(runs, windows, strict=True):
-        values = [row.metric for row in front_view(run.data).rows]
-        lows.append(window.low if window else min(values))
-        highs.append(window.high if window else max(values))
-    return scale * min(lows), scale * max(highs)
 
 
 def command(data: ReportData, point: Point) -> str:
@@ -262,7 +248,11 @@ def _point(run: Shown, row: FrontRow) -> dict[str, Json]:
         "ms": row.latency.ms,
         "error_ms": row.latency.ms * (row.latency.error or 0.0),
         "kb": row.size_bytes / 1000,
-        "drop": scale * data.task.metric.drop(data.baseline.metric_search, point.metric_search),
+        # What a limit is held against is the best that is known of the point itself. A drop of exactly a limit is within it,
+        # whatever its last digits.
+        "limit_ms": best_latency(data, point).ms,
+        "limit_kb": (point.measured_size_bytes or point.size_bytes) / 1000,
+        "limit_drop": round(scale * data.task.metric.drop(data.baseline.metric_search, point.metric_search), 9),
         "searched": [scale * point.metric_search, point.latency_ms, point.size_bytes / 1000],
         "hover": "<br>".join(escape(line) for line in hover),
         "numbers": [[predicted, measured] for _, predicted, measured in _numbers(data, point)],

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from autocomp.errors import RequestError
 from autocomp.report.data import Point, ReportData
 from autocomp.report.handful import Listed, handful
 from autocomp.report.tried import Climbed, Growth, climbed, growth
-from autocomp.report.views import knee
+from autocomp.report.views import Window, front_view, knee, metric_window
 
 
 @dataclass(frozen=True)
@@ -67,13 +67,33 @@ def shown(runs: Sequence[ReportData], marked: Sequence[Marked] = ()) -> tuple[Sh
                 f"{runs[0].run} has {_metric(runs[0])}, {run.run} has {_metric(run)}; make a page of each"
             )
     found = []
-    for index, run in enumerate(runs):
+    for index, run in enumerate(_told_apart(runs)):
         of_run = marked[index] if marked else Marked()
         point = knee(run, of_run.knee)
         opens = next((one for one in run.points if one.trial == of_run.wanted), point)
         place = index + 1 if len(runs) > 1 else None
         found.append(Shown(run, point, opens, handful(run, point), growth(run), climbed(run), place))
     return tuple(found)
+
+
+def shared_window(runs: Sequence[Shown]) -> Window | None:
+    """The part of the metric's axis to show first: that every run's own window is in; None where it shows all points."""
+    views = [front_view(run.data) for run in runs]
+    windows = [metric_window(run.data, view) for run, view in zip(runs, views, strict=True)]
+    sides = [window.side for window in windows if window is not None]
+    if not sides:
+        return None
+    values = [[row.metric for row in view.rows] for view in views]
+    low = min(window.low if window else min(of_run) for window, of_run in zip(windows, values, strict=True))
+    high = max(window.high if window else max(of_run) for window, of_run in zip(windows, values, strict=True))
+    outside = tuple(row.point.trial for view in views for row in view.rows if not low <= row.metric <= high)
+    return Window(low, high, sides[0], outside) if outside else None
+
+
+def _told_apart(runs: Sequence[ReportData]) -> list[ReportData]:
+    """With names by which each is known: those of the same folder name by all of their path."""
+    places = {run.name: {other.run for other in runs if other.name == run.name} for run in runs}
+    return [replace(run, called=run.run) if len(places[run.name]) > 1 else run for run in runs]
 
 
 def _metric(run: ReportData) -> str:

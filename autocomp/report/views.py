@@ -245,22 +245,27 @@ def picks(data: ReportData, knee_point: Point) -> tuple[Pick, ...]:
     if data.front:
         view = {row.point.trial: row for row in front_view(data).rows}
         metric, base = data.task.metric, data.baseline.metric_search
-        sign = -1.0 if metric.direction == "maximize" else 1.0
+
+        # What stands first, as :func:`autocomp.search.points.goal_trial` has it: of equal ones the better one in the rest.
+        def costs(point: Point) -> tuple[float, float, int]:
+            row = view[point.trial]
+            return metric.drop(base, point.metric_search), 1.0 / row.speed, row.size_bytes
+
         if data.allowed is None:
             good = [point for point in data.front if metric.near(base, point.metric_search, pareto.NEAR_SHARE)]
             share = f"within {100 * pareto.NEAR_SHARE:g} %"
         else:  # which the whole front keeps
             good, share = list(data.front), f"within a {data.allowed}"
         limit = share if good else f"(no point {share})"
-        smallest = min(good or data.front, key=lambda p: view[p.trial].size_bytes)
-        fastest = max(good or data.front, key=lambda p: view[p.trial].speed)
+        smallest = min(good or data.front, key=lambda p: (costs(p)[2], *costs(p)))
+        fastest = min(good or data.front, key=lambda p: (costs(p)[1], *costs(p)))
         untouched = view[data.baseline.trial]
         chosen.append(("knee", knee_point))
         if view[smallest.trial].size_bytes < untouched.size_bytes:
             chosen.append((f"smallest {limit}", smallest))
         if view[fastest.trial].speed > 1.0:
             chosen.append((f"fastest {limit}", fastest))
-        chosen.append(("most accurate", min(data.front, key=lambda p: sign * p.metric_search)))
+        chosen.append(("most accurate", min(data.front, key=costs)))
     trials = dict.fromkeys(point.trial for _, point in chosen)
     return tuple(
         Pick(tuple(name for name, p in chosen if p.trial == trial), next(p for _, p in chosen if p.trial == trial))

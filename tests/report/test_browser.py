@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
+import shutil
 from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
@@ -303,6 +304,34 @@ def test_dominated_and_uniform_trials_are_shown_on_asking(reader: Reader, runs: 
         page.get_by_role("button", name="later").click()
     assert "61 to 64 of 64" in page.locator("#trials-0").inner_text()
     assert Kind().error in table.inner_text()
+
+
+def test_every_trial_is_shown_whole_where_the_points_had_a_window(reader: Reader, runs: Path) -> None:
+    """It is of what files measured on the test split, and trials are of the search split."""
+    page = reader.opens(runs / "ruined" / "report.html")
+    seen(page, "front-ms")
+    assert page.locator(".window").is_visible()
+    page.locator("#all-trials").check()
+    low = page.evaluate("document.getElementById('front-ms')._fullLayout.yaxis.range[0]")
+    assert low < min(float(row["metric_search"]) * 100 for row in front(runs / "ruined").values())
+    assert page.locator(".window").is_hidden()
+    page.locator("#all-trials").uncheck()
+    assert page.locator(".window").is_visible()
+
+
+def test_of_several_runs_the_most_accurate_point_is_the_best_of_all(reader: Reader, runs: Path, tmp_path: Path) -> None:
+    """Not the one that lost least of its own run's metric."""
+    poorer = shutil.copytree(runs / "cpu", tmp_path / "poorer")
+    lines = (poorer / "front.csv").read_text().splitlines()
+    place = lines[0].split(",").index("metric_search")
+    cells = [line.split(",") for line in lines[1:]]
+    best = max(float(row[place]) for row in cells)
+    for row in cells:  # all of them as good as its baseline, which is poor
+        row[place] = str(best / 2)
+    (poorer / "front.csv").write_text("\n".join([lines[0], *(",".join(row) for row in cells)]) + "\n")
+    page = reader.opens(written([runs / "cpu", poorer], tmp_path / "together.html"))
+    page.locator("#number-drop").fill("50")
+    assert page.locator("#best button").first.inner_text().startswith("cpu, ")
 
 
 def test_several_runs_stand_on_one_page(reader: Reader, runs: Path) -> None:

@@ -19,13 +19,13 @@ from autocomp.pareto import BEYOND, NEAR_SHARE, hypervolume
 from autocomp.plan import Plan
 from autocomp.report import trusting
 from autocomp.report.card import Shipped, card
-from autocomp.report.data import Point, ReportData
+from autocomp.report.data import Point, ReportData, StoredFormat
 from autocomp.report.handful import DISTINCT, MOST, beside, handful
 from autocomp.report.load import load
 from autocomp.report.payload import payload
-from autocomp.report.shown import shown
+from autocomp.report.shown import shared_window, shown
 from autocomp.report.tried import climbed, growth, reference, searched
-from autocomp.report.views import WINDOW_SHARE, depth, intervals, knee, picks, predicted_slower
+from autocomp.report.views import WINDOW_SHARE, depth, front_view, intervals, knee, picks, predicted_slower
 from autocomp.report.words import bits_share, notes, worse
 from autocomp.search.hypervolume import areas_left
 from autocomp.trial import RECOVERED
@@ -305,6 +305,58 @@ class TestShown:
         assert list(json.loads(json.dumps(told["points"]))) == [
             f"{run}-{trial}" for run in (1, 2) for trial in (0, *TRIALS)
         ]
+
+    def test_a_limit_is_held_against_the_best_that_is_known_of_a_point(self, cpu: ReportData) -> None:
+        """Though the picture has all points on one footing; and what loses exactly the limit keeps it."""
+        slower = replace(cpu.points[1], latency_ms=2.1, measured_latency_ms=2.6, metric_search=0.7)
+        base = replace(cpu.baseline, metric_search=0.8)
+        unmeasured = replace(cpu.points[2], measured_latency_ms=None)
+        data = replace(cpu, points=(base, slower, unmeasured))
+        points = json.loads(json.dumps(payload(shown([data]))["points"]))
+        assert points[str(slower.trial)]["ms"] == 2.1
+        assert [points[str(one.trial)]["limit_ms"] for one in (slower, unmeasured)] == [2.6, unmeasured.latency_ms]
+        assert points[str(slower.trial)]["limit_drop"] == 10.0  # 0.8 - 0.7 is a little more than 0.1
+
+    def test_an_axis_of_several_runs_names_what_each_stands_for(self, cpu: ReportData) -> None:
+        unscored = replace(cpu, points=(cpu.baseline, replace(cpu.points[1], measured_metric=None)))
+        metric = str(json.loads(json.dumps(payload(shown([cpu, unscored]))["axes"]))["metric"])
+        assert "exported file, test split" in metric
+        assert "simulated model, search split" in metric
+
+    def test_runs_of_one_folder_name_are_told_apart(self, cpu: ReportData) -> None:
+        here, there = (replace(cpu, run=f"{place}/cpu") for place in ("here", "there"))
+        assert [run.data.name for run in shown([here, there])] == ["here/cpu", "there/cpu"]
+        assert [run.data.name for run in shown([here, replace(cpu, run="there/gpu")])] == ["cpu", "gpu"]
+
+    def test_a_window_that_several_runs_share_counts_what_is_outside_it(self, cpu: ReportData, tmp_path: Path) -> None:
+        ruined = load(write_run(tmp_path / "ruined", Kind(ruined=2)))
+        window = shared_window(shown([cpu, ruined]))
+        assert window is not None
+        assert window.hidden == TRIALS[-2:]
+        low = min(row.metric for row in front_view(ruined).rows)
+        scored = replace(cpu.points[1], measured_metric=low - 0.01)
+        deep = replace(cpu, points=(replace(cpu.baseline, measured_metric=low), scored))
+        assert shared_window(shown([deep, ruined])) is None  # every point of the other is within it
+
+
+def test_of_equal_points_the_one_that_is_exported_by_that_name_has_it(cpu: ReportData) -> None:
+    slow, fast = cpu.points[1], cpu.points[2]
+    both = tuple(
+        replace(one, metric_search=0.9, latency_ms=ms, measured_latency_ms=None)
+        for one, ms in ((slow, 2.0), (fast, 1.0))
+    )
+    data = replace(cpu, points=(cpu.baseline, *both))
+    (best,) = [card.point for card in picks(data, both[0]) if "most accurate" in card.names]
+    assert best.trial == fast.trial
+
+
+def test_a_card_names_integers_that_only_the_file_has(cpu: ReportData) -> None:
+    """An untouched layer between integer ones."""
+    point = next(one for one in cpu.front if any(row.untouched for row in cpu.layer_plan(one)))
+    row = next(row for row in cpu.layer_plan(point) if row.untouched)
+    formats = {**(point.formats or {}), row.layer.name: StoredFormat(8, "w8a8")}
+    told = card(cpu, replace(point, formats=formats))
+    assert f"| {row.layer.name} | untouched | w8a8 |" in told
 
 
 def test_intervals_are_of_points_whose_files_were_scored(cpu: ReportData, tmp_path: Path) -> None:

@@ -61,11 +61,11 @@ const fronts = (id) => {
   const barTitle = shadeIsMetric ? axes.names[2].replace(/ (\([^(]*)$/, "<br>$1") : axes.names[2];
   const colour = data.several ? { color: points.map((p) => COLOURS[p.run % COLOURS.length]) } : {
     color: shadeIsMetric ? z : z.map(Math.log10), colorscale: "Viridis", reversescale: !shadeIsMetric, showscale: !narrow(),
-    ...(shadeIsMetric && data.axes.range !== null ? { cmin: data.axes.range[0], cmax: data.axes.range[1] } : {}),
+    ...(shadeIsMetric && data.axes.range !== null && !state.all ? { cmin: data.axes.range[0], cmax: data.axes.range[1] } : {}),
     colorbar: { title: { text: barTitle, side: "right" }, thickness: 10, outlinewidth: 0,
       ...(shadeIsMetric ? {} : { tickmode: "array", tickvals: bar.tickvals.map(Math.log10), ticktext: bar.ticktext }) },
   };
-  const windowed = axes.y === 0 && !state.whole;
+  const windowed = axes.y === 0 && !state.whole && !state.all; // which is of what the points measured
   const shown = x.filter((_, i) => !windowed || (y[i] >= data.axes.range[0] && y[i] <= data.axes.range[1]));
   const names = points.map((p, i) => (p.listed || own(keys[i]) ? [...new Set([p.label, p.mark])].join(" ") : ""));
   const bars = id === "front-ms" && !state.all && !data.axes.timed;

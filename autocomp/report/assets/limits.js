@@ -1,6 +1,6 @@
 // Limits of latency, size and drop: a slider and a number box each. What does not keep them is greyed out.
 const spans = Object.fromEntries(LIMITS.map((name) => {
-  const values = keys.map((key) => data.points[key][name]).filter((value) => name === "drop" || value > 0);
+  const values = keys.map((key) => data.points[key][`limit_${name}`]).filter((value) => name === "drop" || value > 0);
   return [name, { low: Math.min(...values), high: Math.max(...values) }];
 }));
 const isLog = (name) => name !== "drop";
@@ -53,7 +53,8 @@ const showBest = (within) => {
   byId("best").replaceChildren();
   if (!isLimited() || !candidates.length) return;
   const least = (value) => candidates.reduce((one, other) => (value(data.points[other]) < value(data.points[one]) ? other : one));
-  const found = [["most accurate", (p) => p.drop], ["fastest", (p) => p.ms], ["smallest", (p) => p.kb]];
+  const found = [["most accurate", (p) => (data.maximize ? -p.searched[0] : p.searched[0])], ["fastest", (p) => p.limit_ms],
+    ["smallest", (p) => p.limit_kb]];
   const said = found.map(([name, value]) => {
     const key = least(value);
     return make("span", { kids: [`${name}: `, make("button", { text: data.points[key].name, at: { type: "button", "data-key": key } })] });

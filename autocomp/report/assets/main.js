@@ -10,7 +10,7 @@ FRONTS.forEach((id) => picture(id, (it) => {
   fronts(it);
   if (!fresh) return;
   byId(it).on("plotly_click", (event) => { const key = event.points[0].customdata; if (key) pick(key); });
-  if (data.axes.range !== null) byId(it).on("plotly_doubleclick", toggleWhole);
+  if (data.axes.range !== null) byId(it).on("plotly_doubleclick", () => (state.all ? FRONTS.forEach(redraw) : toggleWhole()));
 }));
 const toggleWhole = () => { showWhole(!state.whole); FRONTS.forEach(redraw); };
 const toTop = (id) => {
@@ -44,6 +44,7 @@ byId("all-trials").addEventListener("change", (event) => {
   state.all = event.target.checked;
   byId("others").textContent = othersTold();
   byId("basis").hidden = state.all;
+  if (byId("window")) byId("window").parentElement.hidden = state.all;
   FRONTS.forEach(redraw);
 });
 window.addEventListener("hashchange", arrive);

@@ -21,7 +21,7 @@ const make = (tag, { text, cls, kids = [], at = {} } = {}) => {
 /** Three significant digits or more, with thousands. */
 const brief = (value) => value.toLocaleString("en", { maximumSignificantDigits: Math.abs(value) >= 1000 ? 4 : 3 });
 
-const qualifies = (point) => LIMITS.every((name) => state[name] === null || point[name] <= state[name]);
+const qualifies = (point) => LIMITS.every((name) => state[name] === null || point[`limit_${name}`] <= state[name]);
 const isLimited = () => LIMITS.some((name) => state[name] !== null);
 
 const readAddress = () => {

@@ -3,7 +3,8 @@ const PAGE = 10;
 const ORDERS = [["in order", (t) => t[0]], [`least ${data.lost}`, (t) => t[3]], ["fastest", (t) => t[4]], ["smallest", (t) => t[5]]];
 
 const trialRow = (run, index, [number, kind, metric, drop, ms, kb, plan, uniform, why, error]) => {
-  const numbers = kind === "complete" && metric !== null ? [brief(metric) + data.units[0], brief(drop) + data.units[1], brief(ms), brief(kb)] : ["–", "–", "–", "–"];
+  const told = (value, unit = "") => (value === null ? "–" : brief(value) + unit);
+  const numbers = [told(metric, data.units[0]), told(drop, data.units[1]), told(ms), told(kb)];
   const marks = [onFront(index, number) ? "front" : null, uniform ? "all layers alike" : null, kind === "complete" ? null : kind].filter(Boolean);
   const first = make("th", { text: String(number), at: { scope: "row" } });
   marks.forEach((text) => first.append(" ", make("span", { text, cls: "badge" })));
