@@ -7,6 +7,7 @@ import http.client
 import json
 import logging
 import os
+import queue
 import secrets
 import shlex
 import signal
@@ -16,9 +17,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import aiohttp
 import ray
@@ -28,15 +31,19 @@ from autocomp.errors import RequestError, WorkError
 from autocomp.jobs.kept import RUN, arriving, download, read_back
 from autocomp.jobs.parcel import Named, package_of_this, packed
 from autocomp.jobs.request import Asked
+from autocomp.run import BEGUN_IN
 from autocomp.tasks.data import VARIABLE
 from autocomp.tasks.user_file import one_line
 
 #: Seconds that the cluster has to answer, that a job which gives a run folder back may take, and between two looks at it.
 ANSWER_S, GIVE_S, LOOK_S = 10.0, 600.0, 1.0
-#: Seconds without an answer after which a job is followed no longer.
-SILENT_S = 300.0
+#: Seconds without an answer after which a job is followed no longer; that one request may take; and without a word of the job
+#: after which the cluster is asked whether it is still there.
+SILENT_S, REQUEST_S, QUIET_S = 300.0, 120.0, 120.0
 #: Of a job's metadata.
 STORAGE, NAMES = "storage", "names"
+FoundT = TypeVar("FoundT")
+
 #: Is told of what a job writes, as it comes.
 Heard = Callable[[str], None]
 
@@ -45,7 +52,7 @@ Heard = Callable[[str], None]
 class Job:
     """A job as the cluster knows it. ``storage``: the URI of its run folder; empty where it is on the head node.
     ``names``: what the task, its data, the search space, the target and the run that it began from are called where it was
-    submitted."""
+    submitted, and the folder that it was submitted in."""
 
     name: str
     status: str
@@ -159,6 +166,7 @@ def _names(named: Named) -> str:
         "space": named.space and str(named.space),
         "target": named.target and str(named.target.resolve()),
         "begun_from": named.begun_from and str(named.begun_from.resolve()),
+        BEGUN_IN: str(Path.cwd()),
     }
     return json.dumps({key: name for key, name in found.items() if name is not None})
 
@@ -187,7 +195,7 @@ def job(client: JobSubmissionClient, name: str) -> Job:
     RequestError: the cluster knows no such job.
     """
     try:
-        found = client.get_job_info(name)
+        found = _answered(partial(client.get_job_info, name))
     except RuntimeError as error:
         if "status code 404" not in str(error):
             raise WorkError(f"the cluster must tell of {name}; it does not: {one_line(error)[:300]}") from error
@@ -195,6 +203,30 @@ def job(client: JobSubmissionClient, name: str) -> Job:
     facts = found.metadata or {}
     message = " ".join((found.message or "").split())[:500]
     return Job(name, found.status.value, message, facts.get(STORAGE, ""), json.loads(facts.get(NAMES, "{}")))
+
+
+def _answered(ask: Callable[[], FoundT]) -> FoundT:
+    """What a request gives, which itself may wait for ever where the other end is gone.
+
+    Raises:
+        TimeoutError: there was no answer.
+    """
+    came: queue.SimpleQueue[FoundT | Exception] = queue.SimpleQueue()
+
+    def answer() -> None:
+        try:
+            came.put(ask())
+        except Exception as error:  # noqa: BLE001  raised where it was asked
+            came.put(error)
+
+    threading.Thread(target=answer, daemon=True).start()
+    try:
+        found = came.get(timeout=REQUEST_S)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {REQUEST_S:g} s") from None
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def follow(client: JobSubmissionClient, name: str, heard: Heard) -> Job:
@@ -212,7 +244,7 @@ def follow(client: JobSubmissionClient, name: str, heard: Heard) -> Job:
                 asyncio.run(_tail(client, name, told))
             found = job(client, name)
             if found.ended:
-                told.all(client.get_job_logs(name))
+                told.all(_answered(partial(client.get_job_logs, name)))
                 return found
             silent_since = None
         except (RuntimeError, OSError, aiohttp.ClientError, WorkError) as error:
@@ -261,16 +293,18 @@ def _own_interrupts() -> Iterator[None]:
 
 
 async def _tail(client: JobSubmissionClient, name: str, told: _Told) -> None:
-    output = ""
-    async for text in client.tail_job_logs(name):
-        output += text
-        told.all(output)
+    """Until the job ends, or has written nothing for some time: whether anything is there to hear is then asked for."""
+    output, lines = "", aiter(client.tail_job_logs(name))
+    with suppress(StopAsyncIteration, TimeoutError):
+        while True:
+            output += await asyncio.wait_for(anext(lines), QUIET_S)
+            told.all(output)
 
 
 def stop(client: JobSubmissionClient, name: str) -> Job:
     """Stop a job, if it has not ended; as it then is."""
     if not job(client, name).ended:
-        client.stop_job(name)
+        _answered(partial(client.stop_job, name))
         waited = time.monotonic()
         while not job(client, name).ended and time.monotonic() - waited < ANSWER_S:
             time.sleep(LOOK_S)
@@ -291,7 +325,11 @@ def fetch(client: JobSubmissionClient, found: Job, folder: Path) -> None:
             raise WorkError(f"the run folder of {found.name} must be at {found.storage}; no run is there")
         if (beside / RUN).is_file():
             document = json.loads((beside / RUN).read_text(encoding="utf-8"))
-            document["request"] |= found.names
+            names = dict(found.names)
+            document[BEGUN_IN] = names.pop(BEGUN_IN, document.get(BEGUN_IN))
+            if document["request"].get("data") is None:  # the task took none, also where AUTOCOMP_DATA named some
+                names.pop("data", None)
+            document["request"] |= names
             (beside / RUN).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
 
 
@@ -307,4 +345,4 @@ def _given(client: JobSubmissionClient, name: str) -> str:
         if time.monotonic() - waited > GIVE_S:
             raise WorkError(f"a run folder must come back within {GIVE_S:g} s; {giving} is still at it; use --storage")
         time.sleep(LOOK_S)
-    return client.get_job_logs(giving)
+    return _answered(partial(client.get_job_logs, giving))

@@ -6,10 +6,12 @@ import base64
 import contextlib
 import hashlib
 import io
+import os
 import re
 import shutil
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +26,10 @@ if TYPE_CHECKING:
 #: Between lines of these a run folder is written to a job's output, the second with its hash.
 BEGIN, END = "=== autocomp run folder ===", "=== autocomp run folder ends"
 LINE = 4096
-#: What a run folder cannot be without.
-RUN = "run.json"
+#: What a run folder cannot be without; what tells of others of its files.
+RUN, EVENTS = "run.json", "events.jsonl"
+#: In a storage: the job that writes there, and when it last did; after so many seconds it is taken to have ended.
+CLAIM, CLAIMED_S = ".claimed", 150.0
 
 
 def kept_folder(job: str) -> Path:
@@ -40,13 +44,51 @@ def upload(folder: Path, uri: str, sent: dict[Path, tuple[int, int]]) -> None:
         sent: file → the size and the time of what is there already; kept up to date.
     """
     filesystem, root = _filesystem(uri)
-    for path in _files(folder):
-        with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-            facts = path.stat()
-            if sent.get(path) != (facts.st_size, facts.st_mtime_ns):
-                place = f"{root}/{path.relative_to(folder).as_posix()}"
-                _put(filesystem, path, place)
-                sent[path] = facts.st_size, facts.st_mtime_ns
+
+    def bring(path: Path, source: Path, facts: os.stat_result) -> None:
+        if sent.get(path) != (facts.st_size, facts.st_mtime_ns):
+            _put(filesystem, source, f"{root}/{path.relative_to(folder).as_posix()}")
+            sent[path] = facts.st_size, facts.st_mtime_ns
+
+    # The events as they are now, and after all that they tell of: weights that were trained, above all.
+    events = folder / EVENTS
+    told = events.stat() if events.is_file() else None
+    with tempfile.TemporaryDirectory() as scratch:
+        if told is not None:
+            shutil.copyfile(events, Path(scratch) / EVENTS)
+        for path in _files(folder):
+            with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                if path != events:
+                    bring(path, path, path.stat())
+        if told is not None:
+            bring(events, Path(scratch) / EVENTS, told)
+
+
+def claim(uri: str, job: str) -> None:
+    """Say that a job keeps its run folder there; again and again, for as long as it does.
+
+    Raises:
+        RequestError: another one does, or did until a moment ago.
+    """
+    filesystem, root = _filesystem(uri)
+    place = f"{root}/{CLAIM}"
+    if filesystem.exists(place):
+        owner, _, said_s = filesystem.cat_file(place).decode().partition(" ")
+        age_s = max(time.time() - float(said_s or 0.0), 0.0)  # two clocks may differ
+        if owner != job and age_s < CLAIMED_S:
+            raise RequestError(
+                f"a run folder must be kept by one job at a time; {uri} is kept by {owner}, which wrote there {age_s:.0f} s "
+                f"ago; stop that one, wait until it has not for {CLAIMED_S:g} s, or name another --out"
+            )
+    filesystem.makedirs(root, exist_ok=True)
+    filesystem.pipe_file(place, f"{job} {time.time():.0f}".encode())
+
+
+def unclaim(uri: str) -> None:
+    """Say that it is kept there no longer."""
+    filesystem, root = _filesystem(uri)
+    with contextlib.suppress(FileNotFoundError):
+        filesystem.rm_file(f"{root}/{CLAIM}")
 
 
 def _put(filesystem: AbstractFileSystem, path: Path, place: str) -> None:
@@ -65,6 +107,8 @@ def download(uri: str, folder: Path) -> bool:
         return False
     filesystem, root = _filesystem(uri)
     for place in filesystem.find(root):
+        if place.endswith(f"/{CLAIM}"):
+            continue
         path = folder / Path(place).relative_to(root)
         path.parent.mkdir(parents=True, exist_ok=True)
         filesystem.get_file(place, str(path))

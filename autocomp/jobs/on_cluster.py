@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from autocomp.errors import AutocompError, RequestError
-from autocomp.jobs.kept import check_storage, download, holds_run, kept_folder, upload, written
+from autocomp.jobs.kept import check_storage, claim, download, holds_run, kept_folder, unclaim, upload, written
 from autocomp.tasks.user_file import one_line
 
 #: Seconds between two copies to the storage, and tries of the last one.
@@ -28,6 +28,7 @@ def search(job: str, storage: str, arguments: Sequence[str]) -> int:
     folder = kept_folder(job)
     if storage:
         check_storage(storage)
+        claim(storage, job)
         if "--resume" in arguments:
             download(storage, folder)
         elif holds_run(storage):
@@ -40,20 +41,23 @@ def search(job: str, storage: str, arguments: Sequence[str]) -> int:
             process.wait(PERIOD_S)
         except subprocess.TimeoutExpired:
             if storage:
-                _kept(folder, storage, sent)
+                _kept(folder, storage, sent, job)
     tries = LAST_TRIES if storage else 0
-    while tries and not _kept(folder, storage, sent):
+    while tries and not _kept(folder, storage, sent, job):
         tries -= 1
         time.sleep(PERIOD_S)
     if storage and not tries:
         _say(f"the run folder could not be brought to {storage}; it is in {folder} on this node")
         return 1
+    if storage:
+        unclaim(storage)
     return process.returncode
 
 
-def _kept(folder: Path, storage: str, sent: dict[Path, tuple[int, int]]) -> bool:
+def _kept(folder: Path, storage: str, sent: dict[Path, tuple[int, int]], job: str) -> bool:
     """Whether the storage is up to date; where it is not, the search goes on all the same, and the next copy has all."""
     try:
+        claim(storage, job)
         upload(folder, storage, sent)
     except Exception as error:  # noqa: BLE001  every file system raises its own
         _say(f"the run folder was not brought to {storage} this time: {one_line(error)}")

@@ -19,11 +19,12 @@ MOST_BYTES = 100_000_000
 #: Folders and files of a project that no search reads. What git ignores is sent: weights mostly are.
 LEFT_OUT = frozenset(
     {".git", ".venv", "venv", "__pycache__", ".mypy_cache", ".ruff_cache", ".pytest_cache", "node_modules", ".tox"}
+    | {".ssh", ".aws", ".env"}  # nor are these anybody else's
 )
 #: What is sent of a run, beside the weights that were trained.
 TRUTH = ("run.json", "study.log", "events.jsonl")
-#: Ray leaves out what these name, of what it is given.
-IGNORING = frozenset({".gitignore", ".rayignore"})
+#: Ray leaves out what this names, of what it is given. A .rayignore is sent: it is there for nothing else.
+IGNORING = ".gitignore"
 #: Where in the parcel the things go that lie outside the project.
 GIVEN = "given"
 REQUIREMENTS = "requirements.txt"
@@ -77,6 +78,8 @@ def packed(named: Named, folder: Path, on_cluster: Sequence[Path] = (), requirem
     project.mkdir(parents=True)
     root, task = _task_of(named.task)
     parts: dict[Path, Path] = {}
+    #: In what is named, folders that are linked are folders, as they are to a search; in a project they may lead anywhere.
+    followed: list[Path] = []
     if root is not None:
         parts[project] = root
         requirements = requirements or (root / REQUIREMENTS if (root / REQUIREMENTS).is_file() else None)
@@ -94,6 +97,7 @@ def packed(named: Named, folder: Path, on_cluster: Sequence[Path] = (), requirem
                 f"has it at this path, say --on-cluster {named}"
             )
         absolute = path.resolve()
+        followed.append(absolute)
         inside = root is not None and absolute.is_relative_to(root) and not _is_run(absolute)
         if root is not None and inside and not LEFT_OUT & {*absolute.relative_to(root).parts}:
             return absolute.relative_to(root)
@@ -114,9 +118,10 @@ def packed(named: Named, folder: Path, on_cluster: Sequence[Path] = (), requirem
     recipe = None if named.recipe is None else placed(named.recipe, "recipe")
     target = None if named.target is None else placed(named.target, "profile")
     begun_from = None if named.begun_from is None else placed(named.begun_from, "run")
-    _check_size(parts)
-    for place, source in parts.items():
-        _copy(source, place)
+    files = {place: [*_files(source, followed)] for place, source in parts.items()}
+    _check_size({parts[place]: of_part for place, of_part in files.items()})
+    for place, of_part in files.items():
+        _copy(parts[place], of_part, place)
     return Parcel(project, package, requirements, Named(task, data, space, default, recipe, target, begun_from))
 
 
@@ -142,8 +147,8 @@ def _task_of(task: str | None) -> tuple[Path | None, str | None]:
     return root, f"{absolute.relative_to(root)}" + ("" if function is None else f":{function}")
 
 
-def _check_size(parts: dict[Path, Path]) -> None:
-    sizes = {source: sum(file.stat().st_size for file in _files(source)) for source in parts.values()}
+def _check_size(parts: dict[Path, list[Path]]) -> None:
+    sizes = {source: sum(file.stat().st_size for file in files) for source, files in parts.items()}
     total = sum(sizes.values())
     if total > MOST_BYTES:
         largest = max(sizes, key=lambda source: sizes[source])
@@ -154,17 +159,32 @@ def _check_size(parts: dict[Path, Path]) -> None:
         )
 
 
-def _files(source: Path) -> Iterator[Path]:
-    """What is sent of a file or folder: of a run its truth."""
+def _files(source: Path, followed: Sequence[Path]) -> Iterator[Path]:
+    """What is sent of a file or folder: of a run its truth.
+
+    Args:
+        followed: folders in which links to folders are followed, but for those that lead back.
+    """
     if source.is_file():
         yield source
         return
     if _is_run(source):
         yield from (file for file in (*map(source.joinpath, TRUTH), *source.glob("weights/*.pt")) if file.is_file())
         return
-    for parent, folders, files in os.walk(source):
-        folders[:] = [name for name in folders if name not in LEFT_OUT and not _is_run(Path(parent) / name)]
-        yield from (Path(parent) / name for name in files if name not in IGNORING and (Path(parent) / name).is_file())
+    seen = set[Path]()
+    for parent, folders, files in os.walk(source, followlinks=True):
+        here = Path(parent)
+        seen.add(here.resolve())
+        may_link = any(here.is_relative_to(one) for one in followed)
+        folders[:] = [
+            name
+            for name in folders
+            if name not in LEFT_OUT
+            and not _is_run(here / name)
+            and (may_link or not (here / name).is_symlink())
+            and (here / name).resolve() not in seen
+        ]
+        yield from (here / name for name in files if name not in {IGNORING, *LEFT_OUT} and (here / name).is_file())
 
 
 def _is_run(folder: Path) -> bool:
@@ -172,8 +192,8 @@ def _is_run(folder: Path) -> bool:
     return run.exists() and run.journal.is_file()
 
 
-def _copy(source: Path, place: Path) -> None:
-    for file in _files(source):
+def _copy(source: Path, files: Sequence[Path], place: Path) -> None:
+    for file in files:
         to = place if source.is_file() else place / file.relative_to(source)
         to.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, to)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autocomp.errors import RequestError
 from autocomp.jobs.kept import check_storage, holds_run
-from autocomp.jobs.parcel import Named
+from autocomp.jobs.parcel import GIVEN, Named
 from autocomp.places import names_profile_folder
 from autocomp.run import RunFolder
 from autocomp.tasks.data import VARIABLE
@@ -94,6 +94,10 @@ def asked_for(
         rest += ["--target", target]
     default = os.environ.get(VARIABLE)
     takes_default = default and data is None and task is not None and task not in WITHOUT_DATA
+    if resume and begun_from is not None and not begun_from.exists():
+        # What it found is in the run that goes on, which knows it by this name.
+        rest += ["--from", str(Path(GIVEN) / f"run-{begun_from.resolve().name}")]
+        begun_from = None
     named = Named(
         task, data, file, Path(default) if default and takes_default else None, recipe, calibrated, begun_from
     )

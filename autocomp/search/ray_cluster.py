@@ -82,9 +82,11 @@ def _alive() -> list[Any]:
 @dataclass(frozen=True)
 class TargetNode:
     """The node that files of a target are timed on: that with the target's label; where none has it, the one that the
-    search itself runs on. All of its CPUs are held meanwhile, so that it waits for what runs there, and nothing begins."""
+    search itself runs on. All of its CPUs are held meanwhile, so that it waits for what runs there, and nothing begins.
+    ``labelled``: that a node has the label; where it is lost, no other one takes its place."""
 
     target: str
+    labelled: bool = False
 
     def resolve(self, threads: int | None, batch: int | None, artifact: Artifact | None) -> Target:
         """The target as it holds on that node, which is calibrated first where no profile does."""
@@ -116,6 +118,11 @@ class TargetNode:
         """The node with the label, or the search's own."""
         nodes, own = _alive(), _own_node()
         has = next((node for node in nodes if self._label in node["Resources"]), None)
+        if has is None and self.labelled:
+            raise WorkError(
+                f"what a search times must be timed on one machine; the node with {self._label} is gone; bring it back, and go "
+                "on with --resume"
+            )
         return has or next(node for node in nodes if node["NodeID"] == own)
 
     def there(self, work: Callable[[], ResultT]) -> ResultT:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 import ray
-from ray.util import ActorPool
 
 from autocomp.errors import WorkError, first_line
 from autocomp.search.ray_cluster import RETRIES, by_value, checked_room, connected
 from autocomp.search.sensitivity import Errors, Measurer, Measures
 from autocomp.search.workers import Workers
 from autocomp.space import Decision
+
+#: What Ray says of a worker that is gone, whatever it was at.
+LOST = (ray.exceptions.RayActorError, ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError)
 
 
 def across(workers: Workers) -> Measures:
@@ -28,19 +31,73 @@ def _measured(workers: Workers, measurer: Measurer, decisions: Sequence[Decision
     by_value()
     with connected():
         most = min(workers.concurrent or len(decisions), checked_room(workers), len(decisions))
-        remote: Any = ray.remote(_Measuring).options(
-            num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=RETRIES, max_task_retries=RETRIES
-        )
+        remote: Any = ray.remote(_Measuring).options(num_cpus=workers.cpus, num_gpus=workers.gpus)
         held = ray.put(measurer)
-        actors = [remote.remote(held) for _ in range(most)]
+        crew = _Crew(lambda: remote.remote(held), decisions)
         try:
-            pool: Any = ActorPool(actors)
-            yield from pool.map_unordered(lambda actor, one: actor.measure.remote(one), list(decisions))
+            yield from crew.work(most)
         except ray.exceptions.RayError as error:
             raise WorkError(f"workers must measure what each choice does; one cannot: {first_line(error)}") from error
         finally:
-            for actor in actors:
-                ray.kill(actor)
+            crew.dismiss()
+
+
+class _Crew:
+    """Workers that measure. None is given anything before it has a place: where a node is lost, or another search holds the
+    rest of the cluster, those that are there do all of it.
+
+    Args:
+        hire: asks for a worker, which begins when there is room for it.
+    """
+
+    def __init__(self, hire: Callable[[], Any], decisions: Sequence[Decision]) -> None:
+        self._hire, self._left = hire, deque(decisions)
+        #: What is waited for: of which worker, and what it was given; nothing before it has begun.
+        self._awaited: dict[Any, tuple[Any, Decision | None]] = {}
+        self._idle: list[Any] = []
+        self._lost = Counter[str]()
+
+    def work(self, most: int) -> Iterator[tuple[Decision, Errors]]:
+        """Raises:
+        RayError: a measurement fails, or workers are lost again and again.
+        """
+        for _ in range(most):
+            self._ask_for_one()
+        while self._left or any(decision is not None for _, decision in self._awaited.values()):
+            (done,), _ = ray.wait([*self._awaited], num_returns=1)
+            worker, decision = self._awaited.pop(done)
+            found: Errors | None = None
+            try:
+                found = ray.get(done)
+                self._idle.append(worker)
+            except LOST:
+                name = "" if decision is None else decision.name
+                self._lost[name] += 1
+                if self._lost[name] > (RETRIES if name else RETRIES * most):
+                    raise
+                if decision is not None:
+                    self._left.append(decision)
+                self._ask_for_one()
+            self._hand_out()
+            if decision is not None and found is not None:
+                yield decision, found
+
+    def _ask_for_one(self) -> None:
+        worker = self._hire()
+        self._awaited[worker.begin.remote()] = (worker, None)
+
+    def _hand_out(self) -> None:
+        while self._idle:
+            worker = self._idle.pop()
+            if self._left:
+                decision = self._left.popleft()
+                self._awaited[worker.errors.remote(decision)] = (worker, decision)
+            else:
+                ray.kill(worker)  # others may need its place
+
+    def dismiss(self) -> None:
+        for worker, _ in self._awaited.values():
+            ray.kill(worker)
 
 
 class _Measuring:
@@ -49,5 +106,8 @@ class _Measuring:
     def __init__(self, measurer: Measurer) -> None:
         self._measurer = measurer
 
-    def measure(self, decision: Decision) -> tuple[Decision, Errors]:
-        return decision, self._measurer.errors(decision)
+    def begin(self) -> None:
+        """It has a place."""
+
+    def errors(self, decision: Decision) -> Errors:
+        return self._measurer.errors(decision)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from autocomp.errors import RequestError, WorkError
-from autocomp.jobs.kept import BEGIN, check_storage, download, holds_run, read_back, upload, written
+from autocomp.jobs import kept
+from autocomp.jobs.kept import BEGIN, check_storage, claim, download, holds_run, read_back, unclaim, upload, written
+
+if TYPE_CHECKING:
+    from fsspec import AbstractFileSystem
 
 
 def made(folder: Path, files: dict[str, bytes]) -> Path:
@@ -81,6 +86,41 @@ def test_a_storage_gets_what_changed_and_gives_it_back(tmp_path: Path, scheme: s
     assert download(uri, tmp_path / "back")
     assert content(tmp_path / "back") == {**FILES, "front.csv": b"trial"}
     assert not download(f"{uri}-none", tmp_path / "none")
+
+
+def test_events_come_after_what_they_tell_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those that are written while a copy is made."""
+    folder, storage = (
+        made(tmp_path / "run", {**FILES, "events.jsonl": b"one\n", "weights/1.pt": b"1"}),
+        tmp_path / "kept",
+    )
+    put, order = kept._put, list[str]()
+
+    def slow(filesystem: AbstractFileSystem, path: Path, place: str) -> None:
+        order.append(path.name)
+        with (folder / "events.jsonl").open("ab") as events:
+            events.write(b"of weights that are not listed any more\n")
+        put(filesystem, path, place)
+
+    monkeypatch.setattr(kept, "_put", slow)
+    upload(folder, str(storage), {})
+    assert order[-1] == "events.jsonl"
+    assert (storage / "events.jsonl").read_bytes() == b"one\n"
+
+
+def test_one_job_at_a_time_keeps_its_run_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = str(tmp_path / "storage" / "run")
+    claim(uri, "autocomp-1")
+    claim(uri, "autocomp-1")
+    with pytest.raises(RequestError, match="is kept by autocomp-1, which wrote there 0 s ago; stop that one"):
+        claim(uri, "autocomp-2")
+    upload(made(tmp_path / "run", FILES), uri, {})
+    assert download(uri, tmp_path / "back")
+    assert content(tmp_path / "back") == FILES
+    unclaim(uri)
+    claim(uri, "autocomp-2")
+    monkeypatch.setattr(kept, "CLAIMED_S", -1.0)  # it has not written for long
+    claim(uri, "autocomp-3")
 
 
 def test_what_is_no_storage_is_told(tmp_path: Path) -> None:

@@ -98,6 +98,30 @@ def test_data_inside_the_project_are_sent_once(project: Path, tmp_path: Path) ->
     assert not (made.project / parcel.GIVEN).exists()
 
 
+def test_linked_folders_of_data_are_sent_and_those_of_a_project_are_not(project: Path, tmp_path: Path) -> None:
+    """As a search follows them; a project's may lead anywhere."""
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "cats").mkdir(parents=True)
+    (elsewhere / "cats" / "1.png").write_text("a cat")
+    (elsewhere / "back").symlink_to(elsewhere)
+    for name in ("data", "other"):
+        (project / name).mkdir(exist_ok=True)
+        (project / name / "train").symlink_to(elsewhere)
+    made = packed(Named("tasks/net.py", project / "data"), tmp_path / "parcel")
+    found = sent(made.project)
+    assert "data/train/cats/1.png" in found
+    assert not any(path.startswith(("other/", "data/train/back")) for path in found)
+
+
+def test_nobody_elses_secrets_are_sent(project: Path, tmp_path: Path) -> None:
+    for path in (".env", ".ssh/id_ed25519", ".rayignore"):
+        (project / path).parent.mkdir(exist_ok=True)
+        (project / path).write_text("secret")
+    found = sent(packed(Named("tasks/net.py"), tmp_path / "parcel").project)
+    assert not found & {".env", ".ssh/id_ed25519"}
+    assert ".rayignore" in found  # by which Ray keeps back what it names
+
+
 @pytest.mark.parametrize(("path", "there"), [("/nfs/images/cifar", "/nfs"), ("images/cifar", "images")])
 def test_what_the_cluster_has_is_not_sent(project: Path, tmp_path: Path, path: str, there: str) -> None:
     made = packed(Named(None, Path(path)), tmp_path / "parcel", on_cluster=[Path(there)])

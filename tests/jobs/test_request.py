@@ -58,6 +58,16 @@ def test_the_run_that_it_begins_from_is_a_place_too(tmp_path: Path) -> None:
     assert line == ["search", "--trials", "9", *line[3:-2], "--from", "given/run-fast"]
 
 
+def test_a_run_that_it_began_from_may_be_gone_when_it_is_resumed(tmp_path: Path) -> None:
+    storage = tmp_path / "storage"
+    (storage / "run").mkdir(parents=True)
+    (storage / "run" / "run.json").write_text("{}")
+    out, gone = tmp_path / "run", tmp_path / "gone"
+    asked = asked_for(["search"], None, None, "default", "jetson", out, True, str(storage), begun_from=gone)
+    assert asked.named.begun_from is None
+    assert "--from given/run-gone" in " ".join(asked.arguments)
+
+
 def test_the_default_folder_of_data_goes_along_where_the_task_may_read_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -219,7 +219,7 @@ def test_ctrl_c_leaves_the_job_alone(cluster: Cluster, project: Path) -> None:
     follower.stderr.readline()  # something of the job's log, so that it is followed by now
     follower.send_signal(signal.SIGINT)
     rest = follower.stderr.read()
-    assert follower.wait(60) == 0, rest
+    assert follower.wait(60) == 130, rest
     assert f"no longer followed; job {name} goes on" in rest
     assert submit(cluster, project, "--status", name).stdout.startswith(f"job {name} running")
     assert submit(cluster, project, "--stop", name).returncode == 0

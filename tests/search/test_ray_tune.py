@@ -23,16 +23,17 @@ from ray.tune.search import Searcher  # noqa: E402
 
 from autocomp.errors import MeasurementError, RequestError, RunError, WorkError  # noqa: E402
 from autocomp.hardware.timed_files import THIS_MACHINE, compiled_kernels, footprints, time_files  # noqa: E402
-from autocomp.plan import Plan  # noqa: E402
+from autocomp.plan import Format, Plan  # noqa: E402
 from autocomp.run import Request, RunFolder  # noqa: E402
 from autocomp.search import flow, ray_tune  # noqa: E402
 from autocomp.search.evaluate import evaluate  # noqa: E402
 from autocomp.search.ledger import Knowledge, Ledger  # noqa: E402
 from autocomp.search.ray_cluster import RETRIES, TargetNode  # noqa: E402
-from autocomp.search.ray_sensitivity import across  # noqa: E402
+from autocomp.search.ray_sensitivity import _Crew, across  # noqa: E402
 from autocomp.search.sensitivity import sensitivities  # noqa: E402
 from autocomp.search.study import open_study, read_study, read_trials  # noqa: E402
 from autocomp.search.workers import LABEL, Workers  # noqa: E402
+from autocomp.space import Decision  # noqa: E402
 from autocomp.task import Score  # noqa: E402
 from autocomp.trial import Trial  # noqa: E402
 from autocomp.watch import SILENT  # noqa: E402
@@ -158,6 +159,38 @@ def test_what_each_choice_does_is_measured_on_all_workers(tmp_path: Path) -> Non
     assert told == list(range(len(setup.space.decisions) + 1))
     lines = [(folder.path / "events.jsonl").read_text().splitlines() for folder in folders]
     assert sorted(lines[0]) == sorted(lines[1])
+
+
+class Dying:
+    """Measures; the first of all dies over the second decision."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def begin(self) -> None:
+        """It has a place."""
+
+    def errors(self, decision: Decision) -> tuple[float, ...]:
+        if decision.name.endswith("1") and not (self._folder / "died").exists():
+            (self._folder / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 0.0, float(decision.name[-1])
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_a_lost_worker_measured_others_measure_and_none_waits_for_room(tmp_path: Path) -> None:
+    """Of six workers three have a place."""
+    decisions = [Decision(f"format:layer{n}", "format", (f"layer{n}",), (None, Format(8))) for n in range(7)]
+    remote = ray.remote(Dying)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    crew = _Crew(lambda: remote.remote(tmp_path), decisions)
+    try:
+        found = {decision.name: errors for decision, errors in crew.work(6)}
+    finally:
+        crew.dismiss()
+        ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    assert (tmp_path / "died").exists()
+    assert found == {one.name: (0.0, float(n)) for n, one in enumerate(decisions)}
 
 
 @pytest.mark.usefixtures("cluster")
@@ -329,6 +362,12 @@ def test_latency_is_measured_alone_on_the_node_that_has_the_label(cluster: Clust
         time.sleep(0.1)
     assert node.there(_where)[0] == ray.get_runtime_context().get_node_id()
     assert not node.another_machine
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_node_with_the_label_that_is_gone_has_no_other_in_its_place() -> None:
+    with pytest.raises(WorkError, match=r"the node with .*cpu is gone; bring it back"):
+        TargetNode("cpu", labelled=True).there(_where)
 
 
 def _sleeping(seconds: float, begun: Path) -> float:
