@@ -131,8 +131,8 @@ def calibrate(
     """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "measurements.csv"
-    if path.exists():
-        path.write_text(whole(path.read_text(encoding="utf-8")), encoding="utf-8")
+    if path.exists() and (kept := whole(text := path.read_text(encoding="utf-8"))) != text:
+        path.write_text(kept, encoding="utf-8")
     how = _Conditions(cpu_runtime(here.runtime) if elsewhere is None else elsewhere, threads, batch, here, packages)
     dropped = _measure(path, budget_s, how, seed, progress)
     if progress is not None:
@@ -197,6 +197,9 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
                 raise
             if progress is not None:
                 progress(min(1.0, spent / budget_s), f"a network is left out, which the runtime refuses: {error}")
+            reference = reference_run(
+                how.runtime, how.threads
+            )  # a runtime in a process of its own may have ended with it
             continue
         settled = sum(timing.settled for timing in timings.values())
         count, dropped = count + settled, dropped + len(group) - settled

@@ -37,6 +37,9 @@ MAX_SAMPLES = 1200
 VARIANCE_SAMPLES = 300
 #: Of a sample's kernel, what is written down.
 SAMPLE_FIELDS = tuple(field.name for field in fields(Kernel) if field.name not in {"op", "sources"})
+#: A linear over plain vectors, and the product of many rows that it is where tokens are flattened into these: beyond so many
+#: times the rows that were seen of it. From few rows nothing tells what a multiplication takes, and what a weight.
+WITH_MANY_ROWS, MORE_ROWS = {"gemm": "matmul", "qgemm": "matmul_integer"}, 4
 #: The profiler counts in whole microseconds.
 CLOCK_US = 0.4
 
@@ -192,7 +195,11 @@ class FittedModel:
         return self._kind(kernel) in self.ops
 
     def _kind(self, kernel: Kernel) -> str:
-        """As it was calibrated; its own where nothing like it was."""
+        """As it was calibrated; its own where nothing like it was. A product of many more rows than were seen of its kind is
+        one of the kind that has many."""
+        many = WITH_MANY_ROWS.get(kernel.op, "")
+        if many in self.ops and kernel.op in self.ops and kernel.gemm_shape[0] > MORE_ROWS * self._most_rows[kernel.op]:
+            return many
         kind: str | None = kernel.kind
         while kind is not None and kind not in self.ops:
             kind = broader(kind)
@@ -240,6 +247,15 @@ class FittedModel:
             known.update(zip(some, zip(np.exp(mean).tolist(), std.tolist(), strict=True), strict=True))
         times, stds = np.array([known[shape] for shape in shapes]).reshape(-1, 2).T
         return times, stds
+
+    @cached_property
+    def _most_rows(self) -> dict[str, float]:
+        """Of what was seen of each kind that has another with many rows."""
+        return {
+            op: max(sample.kernel.gemm_shape[0] for sample in self.ops[op].samples)
+            for op in WITH_MANY_ROWS
+            if op in self.ops
+        }
 
     @cached_property
     def _known(self) -> dict[Shape, tuple[float, float]]:

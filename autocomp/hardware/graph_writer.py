@@ -12,8 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto, helper, numpy_helper
 
+from autocomp.export.opsets import required_ir_version
+
 #: What a file declares; attention as one operator came with opset 23, whose convolutions onnxruntime does not fuse.
-OPSET, ATTENTION_OPSET, IR_VERSION = 21, 23, 11
+OPSET, ATTENTION_OPSET = 21, 23
 
 
 #: Where weights are zero: nine in ten, anywhere; or two of four in a row.
@@ -128,7 +130,9 @@ class GraphWriter:
         output = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", *result.shape])
         graph = helper.make_graph(self._nodes, "g", self._inputs, [output], self._initializers)
         opset = ATTENTION_OPSET if any(node.op_type == "Attention" for node in self._nodes) else OPSET
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
+        # As old as it may be: boards have old runtimes.
+        ir_version = required_ir_version(opset)
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
         return bytes(model.SerializeToString())
 
     def _name(self) -> str:

@@ -132,6 +132,15 @@ class Profile:
                 digest.update((self.folder / name).read_bytes())
         return digest.hexdigest()[:16]
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether its models are of this version."""
+        try:
+            self.model(), self.memory()
+        except TargetError:
+            return False
+        return True
+
     def model(self) -> LatencyModel:
         """Raises:
         TargetError: it is not calibrated.

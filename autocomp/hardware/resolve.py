@@ -108,7 +108,7 @@ def profile_here(profile: Profile, threads: int, batch: int) -> Profile:
     found = [one for one in map(read_if_any, (folder, *others)) if one is not None]
     # The name of a target may begin with that of another.
     alike = [one for one in found if (one.file.name, one.file.runtime) == (profile.file.name, profile.file.runtime)]
-    return next((one for one in alike if not why_not_here(one, threads, batch)), profile)
+    return next((one for one in alike if not why_not_here(one, threads, batch) and one.is_readable), profile)
 
 
 def _for_this_machine(profile: Profile, threads: int, batch: int, tell: Tell, progress: Progress | None) -> Profile:

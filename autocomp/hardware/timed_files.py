@@ -144,5 +144,5 @@ def slower_words(timings: Mapping[int, Timing], pace_us: float | None) -> str | 
         return None
     return (
         f"the machine is {times:.1f} times slower than when it was calibrated, and what was timed meanwhile does not count as "
-        "settled; verify again in a quieter moment, or calibrate anew where it stays so"
+        "settled; verify again in a quieter moment; where it stays so, delete the folder of the calibration and calibrate anew"
     )

@@ -12,8 +12,9 @@ import pytest
 from autocomp.errors import MeasurementError, TargetError, UncoveredKernelError
 from autocomp.hardware.fit import FEWEST_NETWORKS, distortion, fit, undisturbed
 from autocomp.hardware.fitted import FittedModel, KernelSample
-from autocomp.hardware.kernels import CURVED, Kernel
+from autocomp.hardware.kernels import CURVED, Kernel, in_company
 from autocomp.hardware.measurements import MeasuredNetwork
+from autocomp.hardware.profiles import find_profile
 
 #: Kind of kernel → its overhead in µs and the MACs (or elements, where it has none) that it does in a µs.
 LAW = {"conv_nchwc": (4.0, 60_000.0), "qlinear_conv": (3.0, 200_000.0), "gemm": (2.0, 9_000.0), "add": (1.0, 4_000.0)}
@@ -23,6 +24,21 @@ CALL_US = 7.0
 def time_us(kernel: Kernel) -> float:
     overhead, rate = LAW[kernel.op]
     return overhead + (kernel.macs or kernel.in_elements) / rate
+
+
+def test_a_product_of_many_rows_is_one_of_the_kind_that_has_many() -> None:
+    """Tokens that are flattened into plain vectors; by single rows nothing is known of what a multiplication takes."""
+    model = find_profile("cpu").model()
+
+    def product(op: str, rows: int) -> Kernel:
+        return Kernel(op, (op,), rows * 496 * 192, rows * 496, rows * 192, 496 * 192)
+
+    def took_ms(op: str, rows: int) -> float:
+        return model.predict(in_company([product(op, rows)])).kernels[0].latency_ms
+
+    for op, many in (("gemm", "matmul"), ("qgemm", "matmul_integer")):
+        assert took_ms(op, 197) == took_ms(many, 197)
+        assert took_ms(op, 1) != took_ms(many, 1)
 
 
 def conv(chance: random.Random, op: str, name: str) -> Kernel:

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from autocomp.errors import BoardError, RequestError
+from autocomp.errors import BoardError, BoardLostError, RequestError
 from autocomp.hardware import calibrate as module
 from autocomp.hardware import gains
 from autocomp.hardware.calibrate import Progress
@@ -26,7 +26,7 @@ from autocomp.hardware.fingerprint import this_machine
 from autocomp.hardware.measurements import read_measurements
 from autocomp.hardware.profiles import Profile, find_profile
 from autocomp.hardware.remote import agent
-from autocomp.hardware.remote.connection import Board, checked_host
+from autocomp.hardware.remote.connection import Answer, Board, Request, _Line, checked_host
 from autocomp.hardware.remote.onnxruntime import OnnxruntimeOnBoard
 from autocomp.hardware.remote.state import state_words
 from autocomp.hardware.runtimes import onnxruntime
@@ -124,6 +124,38 @@ class TestBoard:
             tries = len(said)
         assert len(said) == tries
 
+    def test_a_file_that_ends_the_agent_is_given_up_and_the_board_is_not(
+        self, host: Loopback, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("autocomp.hardware.remote.connection.WAITS_S", (0.01,) * 5)
+        said: list[str] = []
+        with Board("board", host.ssh, said.append) as board:
+            run = OnnxruntimeOnBoard(board).load(linear_file(), 1).bound(weights(1, 6))
+            send = _Line.send
+
+            def deadly(line: _Line, request: Request, payload: bytes) -> tuple[Answer, bytes]:
+                if request["do"] == "block":
+                    cut(board)
+                return send(line, request, payload)
+
+            with monkeypatch.context() as patched:
+                patched.setattr(_Line, "send", deadly)
+                with pytest.raises(BoardError, match="able to block the file; its agent ends whenever") as caught:
+                    run.block(1, 2, 3)
+            assert not isinstance(caught.value, BoardLostError)
+            assert len(said) == 2
+            assert len(run.block(1, 2, 3)) == 3
+
+    def test_an_interrupted_request_is_not_waited_for_at_the_end(self, host: Loopback) -> None:
+        """What says goodbye would be taken for the rest of the file that was being sent."""
+        before = left_behind()
+        with host.board() as board:
+            assert board._line is not None
+            board._line.busy = True
+            board._line.to_board.write(b'{"do": "put", "sha256": "0", "bytes": 1000000}\n')
+            board._line.to_board.flush()
+        assert left_behind() == before
+
     def test_a_board_whose_line_is_cut_at_the_end_keeps_nothing(self, host: Loopback) -> None:
         before = left_behind()
         with host.board() as board:
@@ -136,7 +168,7 @@ class TestBoard:
         with host.board() as board:
             board._ssh = ("false",)
             cut(board)
-            with pytest.raises(BoardError, match=r"board was lost.*goes on where it stopped"):
+            with pytest.raises(BoardError, match=r"board was lost.*what was measured is kept"):
                 board.put(b"a file")
 
     @pytest.mark.parametrize("message", ["Welcome", "Welcome\n", "Welcome\nto a board"])

@@ -9,6 +9,7 @@ back after a lost connection finds them there; it is removed at the end, and wha
 
 # No `from __future__ import annotations`, no list[str]: boards of 2019 have Python 3.6.
 
+import fcntl
 import gc
 import glob
 import hashlib
@@ -138,11 +139,13 @@ class Agent:
         path = os.path.join(self._folder, str(request["name"]) + ".engine")
         if not str(request["name"]).isalnum():
             raise RefusedError("an engine's name must be letters and digits")
-        if not os.path.isfile(path):
-            part = path + ".part"
-            once = ["--iterations=1", "--duration=0", "--warmUp=0"]
-            _trtexec(["--onnx=" + self._path(request["model"]), "--saveEngine=" + part] + once + request["options"])
-            os.replace(part, path)
+        with open(path + ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # an agent whose line was cut may be at it still
+            if not os.path.isfile(path):
+                part = path + ".part"
+                once = ["--iterations=1", "--duration=0", "--warmUp=0"]
+                _trtexec(["--onnx=" + self._path(request["model"]), "--saveEngine=" + part] + once + request["options"])
+                os.replace(part, path)
         return {}
 
     def do_time_engine(self, request: Request, payload: bytes) -> Answer:

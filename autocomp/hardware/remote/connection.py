@@ -36,6 +36,9 @@ SSH_VARIABLE = "AUTOCOMP_SSH"
 SSH_OPTIONS = ("-T", *(f"-o{option}" for option in ("BatchMode=yes", "ConnectTimeout=20", "ServerAliveInterval=15")))
 #: Seconds before each further try to connect again.
 WAITS_S = (0.5, 2.0, 5.0, 15.0, 30.0)
+#: Requests that may end the agent itself, which runs what is asked for, by memory or a signal; and how often one does on lines
+#: that were had again before it is given up.
+RUNS, ENDS = frozenset({"load", "block", "run"}), 2
 #: What ssh says → what to do about it.
 REMEDIES = {
     "IDENTIFICATION HAS CHANGED": "find out why the board's key is another before you connect by hand",
@@ -71,6 +74,8 @@ class _Line:
     """One connection: the process of ssh, and the last lines that it said."""
 
     process: subprocess.Popen[bytes]
+    #: Whether a request is on its way, or its answer: what is sent now would be taken for a part of it.
+    busy: bool = False
     said: deque[str] = field(default_factory=lambda: deque(maxlen=20))
     listener: threading.Thread = field(init=False)
 
@@ -95,6 +100,7 @@ class _Line:
         """Raises:
         _LostError: there is no answer.
         """
+        self.busy = True
         try:
             self.to_board.write(json.dumps({**request, "bytes": len(payload)}).encode() + b"\n" + payload)
             self.to_board.flush()
@@ -108,6 +114,7 @@ class _Line:
             raise _LostError(str(error)) from error
         if not line.endswith(b"\n") or len(data) < wanted:
             raise _LostError("the connection was closed")
+        self.busy = False
         return answer, data
 
     def end(self) -> str:
@@ -173,20 +180,27 @@ class Board:
         Raises:
             BoardError: the board cannot do it, or cannot be reached any more.
         """
+        ended = 0
         for wait_s in (*WAITS_S, None):
             try:
                 if self._line is None:
                     self._reconnect()
+                    ended += 1  # once more, if this line ends as well
                 assert self._line is not None
                 answer, data = self._line.send(request, payload)
                 break
             except _LostError as error:
                 said = self._line.end() if self._line is not None else str(error)
                 self._line = None
+                if ended == ENDS and request["do"] in RUNS:
+                    raise BoardError(
+                        f"{self.host} must be able to {request['do']} the file; its agent ends whenever it is asked to; "
+                        "is there enough memory?"
+                    ) from error
                 if wait_s is None:
                     raise BoardLostError(
                         f"the connection to {self.host} was lost and could not be had again; ssh says: {said}; run the "
-                        "same command again: it goes on where it stopped"
+                        "same command again: what was measured is kept"
                     ) from error
                 self._tell(f"the connection to {self.host} was lost ({said}); connecting again")
                 time.sleep(wait_s)
@@ -291,7 +305,7 @@ class Board:
         if has.get("has") != names:
             raise BoardLostError(
                 f"a board must keep its files while it is measured; {self.host} has lost them, as by a restart; run the same "
-                "command again: it goes on where it stopped"
+                "command again: what was measured is kept"
             )
         for requests in [*self._held.values()]:  # what is held may be dropped meanwhile, when garbage is collected
             for request, payload in requests:
@@ -304,6 +318,8 @@ class Board:
             return
         with contextlib.suppress(_LostError, BoardError, KeyboardInterrupt):
             try:
+                if self._line.busy:
+                    raise _LostError("interrupted")
                 self._line.send({"do": "bye"}, b"")
             except _LostError:
                 self._line.end()
