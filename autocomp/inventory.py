@@ -268,8 +268,9 @@ def _check_rank(layer: LayerInfo, rank: Rank) -> None:
 def _check_moments(layer: LayerInfo, layer_plan: LayerPlan) -> None:
     if layer.sees_inputs:
         return
-    if layer_plan.sparsity is not None and layer_plan.sparsity.saliency in SEEING:
-        wrong, instead = str(layer_plan.sparsity.saliency), "magnitude"
+    # What takes whole units goes by magnitude where a layer cannot be watched.
+    if layer_plan.mask is not None and layer_plan.mask.saliency in SEEING:
+        wrong, instead = str(layer_plan.mask.saliency), "magnitude"
     elif layer_plan.format is not None and layer_plan.format.rounding != "nearest":
         wrong, instead = layer_plan.format.rounding, "nearest"
     elif layer_plan.rank is not None and layer_plan.rank.method == "whitened":

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrize
 
+from autocomp.compress.agreement import agree
 from autocomp.compress.apply import apply
 from autocomp.compress.factorize import factorize
 from autocomp.compress.prepare import prepare
@@ -386,6 +387,63 @@ def test_a_layer_that_the_input_does_not_reach_is_left_with_a_reason() -> None:
     inventory = prepare(Biased().eval(), (torch.zeros(1, 16),)).inventory
     assert [layer.name for layer in inventory.layers] == ["last"]
     assert "constants alone" in dict(inventory.skipped)["bias"]
+
+
+class Mirrored(nn.Module):
+    """A language model that reads its embedding's transpose for the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.own = nn.Embedding(40, 16), nn.Linear(16, 16)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = torch.relu(self.own(self.words(x))) @ self.words.weight.t()
+        return result
+
+
+def test_a_weight_that_is_a_tensor_as_well_is_left_alone() -> None:
+    inventory = prepare(Mirrored().eval(), (torch.zeros(1, 6, dtype=torch.long),)).inventory
+    assert [layer.name for layer in inventory.layers] == ["own"]
+    assert dict(inventory.skipped)["words"] == "its weight is read by other operators as well"
+
+
+class Logarithmic(nn.Module):
+    """Reads powers, which are positive, and marks in its output what is not to be seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.head = nn.Linear(12, 24), nn.Linear(24, 24), nn.Linear(24, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.head(torch.relu(self.second(torch.relu(self.first(torch.log(x))))))
+        result: torch.Tensor = torch.cat([y, torch.full_like(y[:, :1], -math.inf)], dim=1)
+        return result
+
+
+def test_channels_are_tried_on_what_the_model_can_read() -> None:
+    inventory = prepare(Logarithmic().eval(), (torch.rand(1, 12) + 0.1,)).inventory
+    assert {group.producers: group.reason for group in inventory.groups if group.prunable} == {
+        ("first",): None,
+        ("second",): None,
+    }
+
+
+@pytest.mark.parametrize("mask", [-math.inf, -1e9])
+def test_what_a_mask_writes_hides_no_difference(mask: float) -> None:
+    output = (torch.tensor([[0.5, -0.25, mask]]), torch.tensor([[1e4]]))
+    for place, off in (((0, 0, 0), 0.01), ((1, 0, 0), 100.0)):
+        other = [one.clone() for one in output]
+        assert agree(output, other)
+        other[place[0]][place[1], place[2]] += off
+        assert not agree(output, other)
+
+
+def test_what_takes_units_goes_by_magnitude_where_a_layer_cannot_be_watched() -> None:
+    net = prepared("decoder")
+    groups = [group for group in net.inventory.groups if group.prunable]
+    for group in groups:
+        plan = Plan({name: LayerPlan(Sparsity("channel", 0.5, saliency="hessian")) for name in group.producers})
+        net.inventory.check(plan)
 
 
 def test_what_holds_much_of_the_weights_and_is_left_alone_is_told() -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from autocomp.compress.agreement import flat_output
+from autocomp.compress.agreement import agree
 from autocomp.compress.statistics import Batches, layer_input
 from autocomp.errors import CompressionError
 from autocomp.fx_nodes import operator_name
@@ -163,20 +163,20 @@ def _alone(model: nn.Module, norm: str, linears: Sequence[str], batch: tuple[tor
     """Whether nothing but some linears reads a norm: twice its result and half their weights is then the same."""
     trial = copied(model)
     with torch.no_grad():
-        before = flat_output(trial(*batch))
+        before = trial(*batch)
         for name in ("weight", "bias"):
             if getattr(trial.get_submodule(norm), name, None) is not None:
                 trial.get_submodule(norm).get_parameter(name).mul_(2)
         for linear in linears:
             trial.get_submodule(linear).get_parameter("weight").div_(2)
-        after = flat_output(trial(*batch))
-    return torch.allclose(before, after, rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+        after = trial(*batch)
+    return agree(before, after)
 
 
 def _check_same(model: nn.Module, work: nn.Module, example: tuple[torch.Tensor, ...], what: str) -> None:
     with torch.no_grad():
-        before, after = flat_output(model(*example)), flat_output(work(*example))
-    if not torch.allclose(before, after, rtol=1e-3, atol=1e-4 * float(before.abs().max() + SMALL)):
+        same = agree(model(*example), work(*example))
+    if not same:
         raise CompressionError(f"{what} must not change what the network computes; it does; leave it out of the plan")
 
 
@@ -234,6 +234,7 @@ def corrections(
         Layer → the factor of each channel's weights, and what its bias becomes: factor times bias plus this.
     """
     from torch.fx import Interpreter
+    from torch.fx import Node as FxNode
 
     names = {node.name: node for node in graph.layers if node.layer in wanted and node.has_bias}
     found: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -258,9 +259,13 @@ def corrections(
             return factor.reshape(shape) * result + shift.reshape(shape)
 
         def _reestimate(self, n: FxNode) -> None:
-            given, mean, variance = (cast("FxNode", n.args[place]) for place in (0, *RUNNING))
-            moments = _moments(self.env[given], self.env[given].dim() == 4)
-            for node, value in ((mean, moments[0]), (variance, moments[1].square())):
+            given, *running = (n.args[place] for place in (0, *RUNNING))
+            kept = [node for node in running if isinstance(node, FxNode) and len(node.users) == 1]
+            if not isinstance(given, FxNode) or len(kept) < len(running):
+                return  # it keeps no statistics, or has them for several places
+            # Channels are its second dimension, however many it has.
+            mean, spread = _moments(self.env[given], convolution=True)
+            for node, value in zip(kept, (mean, spread.square()), strict=True):
                 path, _, name = str(node.target).rpartition(".")
                 # A new tensor: the one that is there may be the uncompressed network's own.
                 module.get_submodule(path).register_buffer(name, value)

@@ -25,7 +25,8 @@ from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
 from autocomp.compress.unpack import unpack_attention
 from autocomp.errors import RequestError, first_line
-from autocomp.graph import Graph
+from autocomp.fx_nodes import operator_name
+from autocomp.graph import WEIGHT_ARGUMENT, Graph
 from autocomp.inventory import ChannelGroup, Inventory, layers_of
 from autocomp.plan import LayerPlan, Plan, Sparsity
 from autocomp.trace import Example, OutputForm, export_program, graph_module, read_graph
@@ -70,6 +71,7 @@ def prepare(
     computed = [node.layer for node in graph.layers if node.layer is not None and node.computed_bias]
     reasons = (
         _why_left(folded, used)
+        | dict.fromkeys(_read_otherwise(program), "its weight is read by other operators as well")
         | dict.fromkeys(computed, "its bias is computed anew at every run")
         | dict.fromkeys(
             _of_constants(graph, program), "it computes with constants alone, and is folded when the file is written"
@@ -251,6 +253,25 @@ def _of_constants(graph: Graph, program: ExportedProgram) -> set[str]:
         and node.name not in reached
         and (node.op != "embedding" or (node.name in fixed and node.weights <= FOLDED))
     }
+
+
+def _read_otherwise(program: ExportedProgram) -> set[str]:
+    """The layers whose weight is an ordinary tensor as well, as that of an embedding whose transpose gives the logits."""
+    parameters, found = program.graph_signature.inputs_to_parameters, set[str]()
+    for node in program.graph.nodes:
+        layer, _, parameter = parameters.get(node.name, "").rpartition(".")
+        if parameter != "weight":
+            continue
+        places = [
+            WEIGHT_ARGUMENT.get(operator_name(user)) if user.op == "call_function" else None for user in node.users
+        ]
+        as_weight = [
+            place is not None and len(user.args) > place and user.args[place] is node
+            for user, place in zip(node.users, places, strict=True)
+        ]
+        if any(as_weight) and not all(as_weight):
+            found.add(layer)
+    return found
 
 
 def _why_left(model: nn.Module, used: Counter[str]) -> dict[str, str]:

@@ -336,10 +336,14 @@ def _as_far_as(module: GraphModule, last: Node) -> nn.Module:
 
     graph = Graph()
     copied: dict[Node, Node] = {}
-    for node in module.graph.nodes:
+    # All inputs, also those that stand behind the node: they are given all the same.
+    nodes = [*module.graph.nodes]
+    before = nodes[: nodes.index(last) + 1]
+    for node in (
+        *(one for one in nodes if one.op == "placeholder"),
+        *(one for one in before if one.op != "placeholder"),
+    ):
         copied[node] = graph.node_copy(node, copied.__getitem__)
-        if node is last:
-            break
     graph.output(copied[last])
     return GraphModule(module, graph)
 

@@ -196,6 +196,29 @@ def test_norms_that_are_not_folded_are_reestimated() -> None:
     assert all(torch.equal(value, before[name]) for name, value in net.model.state_dict().items())
 
 
+def test_norms_over_sequences_are_reestimated_by_channel_and_those_without_statistics_are_left() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(12, 12), nn.Linear(12, 12)
+            self.norm, self.free = nn.BatchNorm1d(6), nn.BatchNorm1d(6, track_running_stats=False)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.second(self.free(self.norm(torch.relu(self.first(x)))))
+            return result
+
+    torch.manual_seed(0)
+    given = (torch.randn(64, 6, 12, generator=torch.Generator().manual_seed(1)),)
+    net = prepare(Net().eval(), (given[0][:1],))
+    plan = Plan({"first": LayerPlan(Sparsity("unstructured", 0.8))}, adjustments=("norms",))
+    module = apply(net, plan, [given]).model
+    kept = next(value for name, value in module.named_buffers() if name.endswith("running_mean"))
+    seen = torch.relu(
+        nn.functional.linear(*given, *(module.get_parameter(f"first.{name}") for name in ("weight", "bias")))
+    )
+    assert torch.allclose(kept, seen.mean(dim=(0, 2)), atol=1e-4)
+
+
 @pytest.mark.parametrize("after", ["bias", "norms"])
 def test_what_was_equalized_is_corrected_to_what_it_was_then(after: Adjustment) -> None:
     model, given = uneven(), (torch.randn(256, 20, generator=torch.Generator().manual_seed(1)),)

@@ -229,6 +229,17 @@ def test_calibration_puts_a_quantizer_behind_every_site(symmetric: bool) -> None
     assert 0 < float(error) < 0.05
 
 
+def test_the_first_of_two_inputs_is_calibrated_by_itself() -> None:
+    """Though the second one's place is behind what is observed."""
+    net = prepared("two_inputs")
+    plan = Plan({"conv1": LayerPlan(format=Format(8))})
+    given = inputs("two_inputs", 8)
+    for numerics in (Numerics(), Numerics(rounded_outputs=False)):
+        found = apply(net, plan, [given], numerics).model(*given)
+        assert isinstance(found, torch.Tensor)
+        assert torch.allclose(found, net.model(*given), atol=0.1)
+
+
 def test_what_only_moves_values_keeps_their_grid() -> None:
     """A grid of its own behind a pool or a flatten would cost a conversion and gain nothing."""
     net = prepared("plain")
