@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -116,8 +117,12 @@ def search(
     said = "{}" if recipe is None else read_recipe(Path(recipe), recover_epochs)
     check_known("sampler", sampler, get_args(SamplerName))
     check_known("goal", goal, get_args(Goal))
+    folder = RunFolder(Path(out))
+    folder.check_free(resume)
     if begin_from is not None:
-        task, target, space, data = completed(RunFolder(Path(begin_from)).request(), task, target, space, data)
+        # The run that it began from may be gone when a search is taken up again.
+        begun = folder if resume else RunFolder(Path(begin_from))
+        task, target, space, data = completed(begun.request(), task, target, space, data)
     if target is None:
         raise RequestError(NO_TARGET)
     space = space or "default"
@@ -150,8 +155,6 @@ def search(
         goal=goal,
         begun_from=None if begin_from is None else str(Path(begin_from).resolve()),
     )
-    folder = RunFolder(Path(out))
-    folder.check_free(resume)
     if data is None and resume and isinstance(task, str):
         data = data_of(folder.request(), task)
     with ExitStack() as held:
@@ -168,9 +171,12 @@ def search(
             found = resolve_target(target, threads, batch, artifact, watcher.say, calibrating(watcher))
         else:
             node = TargetNode(find_profile(target).file.name)
+            node = replace(node, labelled=node.is_labelled())
             watcher.say(f"latency is measured on {node.name}; where no profile holds there, it is calibrated first")
             found, place = node.resolve(threads, batch, artifact), node
-            machine = node.there(this_machine)
+            machine = node.there(
+                partial(this_machine, found.runtime) if found.runtime == "torch-cuda" else this_machine
+            )
         request = replace(
             asked_for,
             task=loaded.name if isinstance(task, Task) else (task or loaded.name),

@@ -57,6 +57,7 @@ INTERRUPTED = 130
 KEPT = {
     "search": "a search that had begun is kept, and the same command with --resume goes on with it",
     "calibrate": "what was measured is kept, and the same command goes on with it",
+    "submit": "a job that was submitted goes on",
 }
 
 
@@ -285,7 +286,7 @@ def submit(
             found = client.follow(cluster, name, _heard)
         except KeyboardInterrupt:
             sys.stderr.write(f"\nno longer followed; job {name} goes on; {ways}\n")
-            return
+            raise
         if not found.succeeded:
             raise WorkError(f"a search must end well on the cluster; {found.line}; --fetch {name} brings what there is")
     if asked is None and fetch is None:
@@ -313,7 +314,7 @@ def _asked_for(arguments: Sequence[str], storage: str | None) -> Asked:
     group = cast("typer.core.TyperGroup", typer.main.get_command(app))
     said = group.commands["search"].make_context("search", rest).params
     task, target, space, data = (said[name] for name in ("task", "target", "space", "data"))
-    if said["begin_from"] is not None:
+    if said["begin_from"] is not None and not (said["resume"] and not said["begin_from"].exists()):
         task, target, space, data = completed(RunFolder(said["begin_from"]).request(), task, target, space, data)
     if target is None:
         raise RequestError(NO_TARGET)
@@ -332,11 +333,13 @@ def report(
     """Rebuild front.csv, the figures and report.html from what the run folder holds as truth; of several runs, also one page
     of them all."""
     from autocomp.finished import Run, report_together
+    from autocomp.progress import Progress
 
     if len(runs) == 1 and out is not None:
         raise RequestError(f"--out is for a page of several runs; got {out} and one run, whose page lies in its folder")
     opened = [Run.open(run) for run in runs]
-    page = opened[0].report() if len(runs) == 1 else report_together(opened, out or runs[0] / "together.html")
+    with Progress():
+        page = opened[0].report() if len(runs) == 1 else report_together(opened, out or runs[0] / "together.html")
     sys.stdout.write(f"{page}\n")
 
 
@@ -352,8 +355,10 @@ def export(
 ) -> None:
     """Write a front point's model.onnx, or model.pt2 for --format torch, its plan.json and model card."""
     from autocomp.finished import Run
+    from autocomp.progress import Progress
 
-    path = Run.open(run).export(pick, max_latency_ms, artifact, out)
+    with Progress():
+        path = Run.open(run).export(pick, max_latency_ms, artifact, out)
     sys.stdout.write(f"{path}\n")
 
 
@@ -371,14 +376,16 @@ def verify(
     """Export points again and measure accuracy, bytes and milliseconds on the files, beside what was predicted."""
     from autocomp.finished import Run
     from autocomp.progress import Progress, verification_table
+    from autocomp.search.flow import metric_of
 
     opened = Run.open(run)
     with Progress() as progress:
         documents = opened.verify(pick, watcher=progress, host=host)
+        progress.say(f"the report is written anew: {opened.report()}")
     if as_json:
         _print_json(documents)
     else:
-        verification_table(documents)
+        verification_table(documents, metric_of(opened.folder))
 
 
 @app.command()

@@ -90,14 +90,22 @@ class Run:
             TaskError, TargetError: the run's task or target is not to be had here.
             RunError: the model, or the machine to be measured, is not the one that the run was begun with.
         """
-        from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
+        from autocomp.hardware.profiles import find_profile
         from autocomp.hardware.resolve import resolve_target
+        from autocomp.places import names_profile_folder
         from autocomp.search import flow
         from autocomp.space_file import builtin_spaces
 
         request = self.folder.request()
         if request.space not in builtin_spaces():
             request = replace(request, space=seen_from(self.folder.begun_in(), request.space))
+        by_name = target is None and not names_profile_folder(request.target)
+        if by_name and find_profile(request.target).measurable:
+            if not cast("Json", self.folder.read()["target"]).get("reachable", True):  # runs of before did not say
+                raise RunError(
+                    f"{self.folder.path} is of {request.target} on another machine than this; pass it as target="
+                )
+            self._check_machine(request.threads)  # before it is calibrated for nothing
         found = target or resolve_target(
             request.target,
             request.threads,
@@ -106,21 +114,36 @@ class Run:
             watcher.say,
             calibrating(watcher),
         )
-        begun_on = Fingerprint.from_json(json.dumps(self.folder.read()["fingerprint"]))
-        reasons = mismatch(begun_on, this_machine(begun_on.runtime), found.threads) if found.reachable else []
-        if reasons:
-            raise RunError(
-                f"a run is measured on the kind of machine that it was begun on; here is {'; '.join(reasons)}; search anew"
-            )
+        if found.reachable:
+            self._check_machine(found.threads)
         setup = flow.set_up(request, task or self._task(), found)
         self._check_model(setup.bench.prepared)
         return setup
 
+    def _check_machine(self, threads: int) -> None:
+        """Raises:
+        RunError: files that are timed here, with so many threads, would not stand beside those of the run.
+        """
+        from autocomp.hardware.fingerprint import Fingerprint, mismatch, this_machine
+
+        begun_on = Fingerprint.from_json(json.dumps(self.folder.read()["fingerprint"]))
+        reasons = mismatch(begun_on, this_machine(begun_on.runtime), threads)
+        if reasons:
+            raise RunError(
+                f"files of a run are timed on the kind of machine that it was begun on; here is {'; '.join(reasons)}; verify "
+                "it there, or search anew; export and report work here as well"
+            )
+
     def _task(self) -> Task:
         """The run's task, loaded anew by its name, with the data that it was begun with, or moved to AUTOCOMP_DATA."""
-        from autocomp.tasks.load import load_task, task_seen_from
+        from autocomp.tasks.load import load_task, names_task, task_seen_from
 
         request = self.folder.request()
+        if not names_task(request.task):
+            raise RunError(
+                f"the task of {self.folder.path}, {request.task!r}, was made in Python and has no name to load it by; "
+                f"pass it: Run.open({str(self.folder.path)!r}) has the same methods with task=…"
+            )
         return load_task(task_seen_from(self.folder.begun_in(), request.task), data=data_of(request, request.task))
 
     def _prepared(self, task: Task | None) -> Prepared:
@@ -362,6 +385,13 @@ def completed(
 ) -> tuple[T | str, U | str, str | Path, str | Path | None]:
     """A request that begins from a run, with what that one says of the task, the target, the space and the data where itself it
     says nothing."""
+    from autocomp.tasks.load import names_task
+
+    if task is None and not names_task(begun.task):
+        raise RunError(
+            f"the task of the run to begin from, {begun.task!r}, was made in Python and has no name to load it by; name its "
+            "FILE.py by --task, or pass it as task"
+        )
     wanted = task or begun.task
     found = data or (data_of(begun, wanted) if isinstance(wanted, str) else None)
     return wanted, target or begun.target, space or begun.space, found

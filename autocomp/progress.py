@@ -174,9 +174,10 @@ def _best_so_far(trials: Sequence[Trial], metric: Metric) -> str:
     return f"within 1 %: {smaller:.1f}× smaller, {faster:.1f}× faster (predicted)"
 
 
-def verification_table(documents: Sequence[Json]) -> None:
+def verification_table(documents: Sequence[Json], metric: Metric) -> None:
     """Predicted beside measured, a row per point."""
-    table = Table()
+    unit = f" ({metric.unit})" if metric.unit else ""
+    table = Table(title=escape(f"{metric.name}{unit} on the test split"))
     for column in ("trial", "metric simulated", "file", "bytes predicted", "file", "ms predicted", "file", "±"):
         table.add_column(column, justify="right")
     for document in documents:

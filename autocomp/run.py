@@ -86,8 +86,9 @@ class Request:
     def changes(self, other: Request) -> list[str]:
         """In what ``other`` asks for another search, in words."""
         mine, theirs = asdict(self), asdict(other)
-        for asked in (mine, theirs):  # that run may move: on a cluster it comes along with every job
+        for asked in (mine, theirs):  # these folders may move: on a cluster they come along with every job
             asked["begun_from"] = asked["begun_from"] and Path(asked["begun_from"]).name
+            asked["target"] = Path(asked["target"]).name
             asked |= {name: os.path.normpath(asked[name]) for name in ("task", "space")}  # ./net.py is net.py
         return [
             f"{name} was {mine[name]!r} and is now {theirs[name]!r}"

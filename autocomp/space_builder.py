@@ -65,7 +65,12 @@ def build_space(
         decisions.append(_decision("format", (layer.name,), offered))
     open_ones = tuple(decision for decision in decisions if len(decision.options) > 1)
     if not open_ones:
-        raise SpaceError(f"search space {file.name!r} leaves nothing to decide for this model on this target")
+        of_bits, of_masks = (", ".join(map(str, offered)) or "none" for offered in (weight_bits, patterns))
+        raise SpaceError(
+            f"search space {file.name!r} leaves nothing to decide for this model on this target, which gains from weights of "
+            f"these bits: {of_bits}; from these masks: {of_masks}; from low ranks: {'yes' if ranks else 'no'}; name another "
+            "--space"
+        )
     return SearchSpace(open_ones, inventory, file.adjustments)
 
 

@@ -55,6 +55,15 @@ class Metric:
         if self.direction not in get_args(Direction):
             raise TaskError(f"a metric's direction must be maximize or minimize; got {self.direction!r}")
 
+    @property
+    def lost(self) -> str:
+        """What a change for the worse is called: of an accuracy a drop, of a loss a rise."""
+        return "drop" if self.direction == "maximize" else "rise"
+
+    def words(self, value: float) -> str:
+        """``91.25 %``."""
+        return f"{value:.6g} {self.unit}".rstrip()
+
     def drop(self, baseline: float, value: float) -> float:
         """How much worse ``value`` is than ``baseline``; negative where it is better."""
         return baseline - value if self.direction == "maximize" else value - baseline

@@ -26,12 +26,12 @@ from autocomp.errors import RunError
 from autocomp.finished import Run
 from autocomp.run import Json
 from autocomp.search import flow
-from autocomp.search.points import verifications
+from autocomp.search.points import VERIFIED, verifications
 from autocomp.task import Metric
 from autocomp.trial import Trial
 
 REFERENCE = Path("results/reference")
-USED = 0.9
+USED, TRIES = 0.9, 5
 
 Quantity = Literal["latency", "size"]
 
@@ -83,9 +83,19 @@ def searched(begun_from: Path, of: Quantity, limit: float, trials: int, seed: in
         trial = run.pick("most-accurate")
     except RunError:  # nothing keeps the limit: it is missed by the untouched network
         trial = run.pick(0)
-    found = measured(run.verify(trial.number)[0], of)
+    found = measured_once_more(run, trial, of)
     told.write_text(json.dumps({"trial": trial.number, "measured": found}))
     return Picked(limit, run, trial, found)
+
+
+def measured_once_more(run: Run, trial: Trial, of: Quantity) -> float:
+    """After the search. A timing that does not settle is not kept by a run that has one that did, and is no measurement."""
+    for _ in range(TRIES):
+        before = sum(event["event"] == VERIFIED for event in run.folder.events())
+        document = run.verify(trial.number)[0]
+        if sum(event["event"] == VERIFIED for event in run.folder.events()) > before:
+            return measured(document, of)
+    raise SystemExit(f"in {TRIES} tries no timing of trial {trial.number} settled; go on when the machine is quieter")
 
 
 def measured(verified: Json, of: Quantity) -> float:
@@ -144,8 +154,10 @@ def main() -> None:
     request = base.folder.request()
     write_table(REFERENCE / f"search_goals_{request.task}-{request.target}_{of}.csv", rows)
     met, used = sum(one.met for one in picks), sum(bool(row["uses_it"]) for row in rows)
+    best = sum(one.met and not row["more_accurate_known"] for one, row in zip(picks, rows, strict=True))
     print(
-        f"{met} of {len(picks)} met, {used} use at least {USED:.0%} of what they were allowed or are the most accurate"
+        f"{met} of {len(picks)} met, {used} use at least {USED:.0%} of what they were allowed or are the most accurate, "
+        f"{best} are the most accurate that any of the searches measured within the limit"
     )
 
 

@@ -16,13 +16,25 @@ import pytest
 
 import autocomp
 from autocomp import Format, LayerPlan, Plan, Run
-from autocomp.errors import ExportError, PlanError, RequestError, RunError, TargetError, TaskError, UncoveredKernelError
+from autocomp.errors import (
+    BoardError,
+    ExportError,
+    PlanError,
+    RequestError,
+    RunError,
+    TargetError,
+    TaskError,
+    UncoveredKernelError,
+)
+from autocomp.hardware.remote.target import ConnectedBoard
+from autocomp.hardware.runtimes import onnxruntime
+from autocomp.hardware.runtimes.runtime import LoadedFile
 from autocomp.run import Json, RunFolder
 from autocomp.search import flow, verify
 from autocomp.search.evaluate import Workbench
 from autocomp.search.points import VERIFIED, verifications
 from autocomp.search.verify import Exported
-from autocomp.watch import SILENT
+from autocomp.watch import SILENT, Silent
 from tests import small_task
 from tests.targets import OPS, REQUEST, made_target, small_setup
 
@@ -127,6 +139,9 @@ class TestPick:
         run = Run.open(finished_run)
         with pytest.raises(RunError, match=r"trial 99 is not on the front.*the front has 0, "):
             run.pick(99)
+
+    def test_a_number_may_come_from_a_table(self, run: Run) -> None:
+        assert run.pick(run.front["trial"].iloc[-1]).number == run.front["trial"].iloc[-1]
 
     @pytest.mark.parametrize("which", ["best", "-1", "", "3.5"])
     def test_anything_else_is_refused(self, finished_run: Path, which: str) -> None:
@@ -373,6 +388,55 @@ def test_a_task_is_foreseen_by_the_kernels_that_its_runtime_compiles(tmp_path: P
         share.kernel.shape for share in of_file.kernels
     )
     assert {"head"} <= {source for share in of_task.kernels for source in share.kernel.sources}
+
+
+def test_a_task_that_was_made_in_python_is_to_be_passed(finished_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=r"'small', was made in Python.* the same methods with task="):
+        Run.open(finished_run).export(artifact="onnx", out=tmp_path / "shipped")
+    with pytest.raises(RunError, match=r"'small', was made in Python.* by --task, or pass it as task"):
+        autocomp.search(begin_from=finished_run, out=tmp_path / "new")
+
+
+@pytest.mark.parametrize(
+    ("reachable", "message"), [(True, "here is CPU .*; verify it there"), (False, "of cpu on another machine")]
+)
+def test_another_machine_is_not_calibrated_to_be_refused(
+    reachable: bool, message: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = run.folder.read()
+    document["request"] = {**cast("Json", document["request"]), "target": "cpu"}
+    document["target"] = {**cast("Json", document["target"]), "reachable": reachable}
+    document["fingerprint"] = {**cast("Json", document["fingerprint"]), "cpu": "a CPU that nobody has"}
+    run.folder.write_json("run.json", document)
+    monkeypatch.setattr("autocomp.hardware.resolve.resolve_target", None)
+    with pytest.raises(RunError, match=message):
+        run.verify(task=small_task.task())
+
+
+def test_a_file_that_a_board_refuses_leaves_the_others_measured(run: Run) -> None:
+    points = flow.front_of(run.folder)
+    bad, said = points[-1], list[str]()
+    refused = (run.folder.exports / str(bad.number) / "model.onnx").read_bytes()
+
+    class OnBoard:
+        files = "onnx"
+
+        def load(self, model: bytes, threads: int) -> LoadedFile:
+            if model == refused:
+                raise BoardError("board must be able to load the file; it says: no kernel")
+            return onnxruntime.load(model, threads)
+
+    class Heard(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    board = ConnectedBoard(OnBoard(), "a board")  # type: ignore[arg-type]
+    flow.verify(small_setup(), run.folder, points, Heard(), again=True, board=board)
+    timed = {one["trial"]: one["timed_on"] for one in verifications(run.folder).values()}
+    assert timed == {point.number: None if point is bad else "a board" for point in points}
+    assert f"trial {bad.number} is not measured: board must be able to load the file; it says: no kernel" in said
+    with pytest.raises(BoardError, match="no kernel"):
+        flow.verify(small_setup(), run.folder, [bad], SILENT, again=True, board=board)
 
 
 def test_drops_are_counted_from_the_baselines_own_file(finished_run: Path) -> None:

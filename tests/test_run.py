@@ -27,6 +27,15 @@ def test_a_path_may_be_written_in_another_way() -> None:
     assert asked.changes(replace(asked, task="nets/net.py:small"))
 
 
+def test_a_profile_may_have_moved() -> None:
+    """That it is the same one is checked by its hash."""
+    asked = replace(REQUEST, target="/before/my-board")
+    assert asked.changes(replace(asked, target="/after/my-board")) == []
+    assert asked.changes(replace(asked, target="/before/another")) == [
+        "target was 'my-board' and is now 'another'",
+    ]
+
+
 def test_data_may_have_moved() -> None:
     """That the network does the same on them is checked by its score."""
     assert replace(REQUEST, data="/before").changes(replace(REQUEST, data="/after")) == []

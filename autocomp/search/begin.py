@@ -109,15 +109,21 @@ def _check_same(setup: Setup, folder: RunFolder) -> None:
     before = folder.read()
     if before["weights_hash"] != weights_hash(setup.bench.prepared):
         raise RunError(f"the model is not the one that {folder.path} was begun with; name another --out")
-    if before.get("space_hash") != space_hash(setup.space):
-        raise RunError(
-            f"the choices of space {setup.request.space} are not those that {folder.path} was begun with; "
-            "name another --out"
-        )
+    check_same_choices(setup, folder, "name another --out")
     check_same_data(setup, folder, "name another --out")
     if before["profile_hash"] != setup.bench.target.profile_hash:
         raise RunError(
             f"the profile of {setup.request.target} is not the one that {folder.path} was begun with; name another --out"
+        )
+
+
+def check_same_choices(setup: Setup, before: RunFolder, way_out: str) -> None:
+    """Raises:
+    RunError: a run was begun with other decisions.
+    """
+    if before.read().get("space_hash") != space_hash(setup.space):
+        raise RunError(
+            f"the choices of space {setup.request.space} are not those that {before.path} was begun with; {way_out}"
         )
 
 
@@ -131,7 +137,7 @@ def check_same_data(setup: Setup, before: RunFolder, way_out: str) -> None:
     then = cast("Json", before.read()["task"]).get(METRIC)
     if then is None:  # runs of before did not say
         return
-    outcomes, now = setup.baseline.outcomes, setup.baseline.value
+    outcomes, now, words = setup.baseline.outcomes, setup.baseline.value, setup.bench.task.metric.words
     most = SAME_SHARE * abs(cast("float", then))
     if outcomes is not None:
         scale = outcome_scale(setup.baseline) or (100.0 if setup.bench.task.metric.unit == "%" else 1.0)
@@ -139,7 +145,7 @@ def check_same_data(setup: Setup, before: RunFolder, way_out: str) -> None:
     if abs(now - cast("float", then)) > most:
         raise RunError(
             f"the search split must be that of {before.path}, where the untouched network's {setup.bench.task.metric.name} is "
-            f"{then:.6g}; it is {now:.6g} now; give the same data, or {way_out}"
+            f"{words(cast('float', then))}; it is {words(now)} now; give the same data, or {way_out}"
         )
 
 
@@ -178,6 +184,7 @@ def _document(setup: Setup, folder: RunFolder) -> dict[str, object]:
             "batch": target.batch,
             "clocks": target.clocks,
             "numerics": asdict(target.numerics),
+            "reachable": target.reachable,
             "latency_source": target.model.source,
             "held_out_error": None if held_out is None else held_out.mean,
             "held_out_note": "" if held_out is None else held_out.note,

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: At most so many points are recovered; and so many where only the most accurate one is wanted.
 MOST_POINTS, MOST_ACCURATE = 8, 2
+#: Of so many at most, the most accurate ones, it is looked at how they differ.
+MOST_COMPARED = 300
 #: So many are trained shortly before these, for a part of their epochs, at least one; not where there are fewer epochs than
 #: this, since short trainings would take longer than what they save.
 TRIED_SHORTLY, SHORT_SHARE, FEWEST_EPOCHS = 6, 0.05, 6
@@ -121,7 +123,7 @@ def most_accurate(trials: Sequence[Trial], metric: Metric, untouched: float, ext
     scored = [(trial, drop) for trial, drop in drops if drop is not None]
     ordered = [trial for trial, _ in sorted(scored, key=lambda one: (one[1], one[0].number))]
     # What is ruined differs most from all others.
-    ordered = ordered[: max(TRIED_SHORTLY, math.ceil(len(ordered) / 2))]
+    ordered = ordered[: min(max(TRIED_SHORTLY, math.ceil(len(ordered) / 2)), MOST_COMPARED)]
     vectors = [extent(trial.plan) for trial in ordered]
     gap = max((math.dist(*pair) for pair in itertools.combinations(vectors, 2)), default=0.0) / 2.0
     chosen: list[int] = []

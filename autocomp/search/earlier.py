@@ -13,7 +13,7 @@ from autocomp.plan import Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search.begin import METRIC, Setup, check_same_data, task_document, weights_hash
 from autocomp.search.recovery import EVENT, training, weights_path
-from autocomp.search.sensitivity import MEASURED, told
+from autocomp.search.sensitivity import MEASURED, adjusted, told
 from autocomp.search.stored_plan import plan_of, plan_text
 from autocomp.search.study import read_study, read_trials
 from autocomp.search.warm_start import timed_in
@@ -38,6 +38,11 @@ class Findings:
 NOTHING = Findings()
 
 
+def taken_over(folder: RunFolder) -> bool:
+    """Whether a run has all that it takes over: what it began from is not needed any more."""
+    return any(event.get("event") == TAKEN_OVER for event in folder.events())
+
+
 def take_over(setup: Setup, folder: RunFolder, earlier: RunFolder) -> None:
     """Write what ``earlier`` found that holds here as well into the events of a run; nothing where that was done before.
 
@@ -46,7 +51,7 @@ def take_over(setup: Setup, folder: RunFolder, earlier: RunFolder) -> None:
     does what it was trained to; elsewhere it is a hint, to the sampler only. Timings hold for the same target on the same
     machine. All of it is one piece: a kill leaves none of it or, torn, some that the next sitting reads once.
     """
-    if any(event.get("event") == TAKEN_OVER for event in folder.events()):
+    if taken_over(folder):
         return
     same = _numerics(earlier.read()) == asdict(setup.bench.target.numerics)
     # Without a journal it was stopped before its first trial.
@@ -85,11 +90,12 @@ def check_same_network(setup: Setup, earlier: RunFolder) -> None:
 def _sensitivities(setup: Setup, earlier: RunFolder) -> list[Json]:
     known: dict[str, dict[str, float]] = {}
     for event in earlier.events():
-        if event.get("event") == MEASURED and "options" in event:
+        # What was measured of otherwise adjusted layers tells nothing of these.
+        if event.get("event") == MEASURED and "options" in event and adjusted(event) == setup.space.adjustments:
             options, errors = cast("Sequence[str]", event["options"]), cast("Sequence[float]", event["errors"])
             known[str(event["decision"])] = dict(zip(options, errors, strict=True))
     return [
-        told(decision, [known[decision.name][name] for name in decision.option_names])
+        told(decision, [known[decision.name][name] for name in decision.option_names], setup.space.adjustments)
         for decision in setup.space.decisions
         if all(name in known.get(decision.name, {}) for name in decision.option_names)
     ]
@@ -136,13 +142,18 @@ def _numerics(run: Json) -> Mapping[str, object]:
 
 def earlier_findings(setup: Setup, folder: RunFolder) -> Findings:
     """What a run took over, for its search."""
-    events, metrics = [*folder.events()], {}
-    scored, trained = (
-        {str(event["plan"]): event for event in events if event["event"] == kind} for kind in (SCORED, TRAINED)
-    )
+    events, metrics, metric = [*folder.events()], {}, setup.bench.task.metric
+    scored = {str(event["plan"]): event for event in events if event["event"] == SCORED}
+    trained = dict[str, Json]()
+    for event in events:
+        if event["event"] != TRAINED:
+            continue
+        best = trained.setdefault(str(event["plan"]), event)  # of several seeds
+        if metric.drop(_metric(best), _metric(event)) < 0:
+            trained[str(event["plan"])] = event
     for text, event in scored.items():
         if event["holds_here"]:
-            metrics[plan_of(text).hash] = float(cast("float", event["metric"]))
+            metrics[plan_of(text).hash] = _metric(event)
     return Findings(_drops(setup, scored), metrics, _drops(setup, trained))
 
 
@@ -153,7 +164,9 @@ def _drops(setup: Setup, events: Mapping[str, Json]) -> Earlier:
     for text, event in events.items():
         indices = setup.space.indices(plan_of(text))
         if indices is not None:
-            found.append(
-                (indices, metric.drop(baseline, float(cast("float", event["metric"]))) / (abs(baseline) or 1.0))
-            )
+            found.append((indices, metric.drop(baseline, _metric(event)) / (abs(baseline) or 1.0)))
     return tuple(found)
+
+
+def _metric(event: Json) -> float:
+    return float(cast("float", event["metric"]))

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -56,25 +56,25 @@ class Forecast:
 
 @dataclass(frozen=True)
 class Workbench:
-    """All that evaluating a plan needs: the task, its prepared model, the target, what a file's bytes are made of, where
-    files are measured if the target is in reach, and the parts of the search split that evaluations begin with (see
-    :func:`autocomp.search.rungs.parts_of`)."""
+    """All that evaluating a plan needs: the task, its prepared model, the target, what a file's bytes are made of, what knows
+    the layers that were solved before, where files are measured if the target is in reach, and the parts of the search split
+    that evaluations begin with (see :func:`autocomp.search.rungs.parts_of`)."""
 
     task: Task
     prepared: Prepared
     target: Target
     sizes: Sizes
+    solver: Solver
     place: Place = THIS_MACHINE
     parts: tuple[tuple[float, Score], ...] = ()
-
-    @cached_property
-    def solver(self) -> Solver:
-        """Knows the layers that were solved before."""
-        return Solver(self.prepared.model, self.task.calibration)
 
     def __getstate__(self) -> dict[str, object]:
         """Without what the solver knows: in another process it learns that anew."""
         return {name: value for name, value in self.__dict__.items() if name != "solver"}
+
+    def __setstate__(self, state: Mapping[str, object]) -> None:
+        self.__dict__.update(state)
+        self.__dict__["solver"] = Solver(self.prepared.model, self.task.calibration)
 
     @property
     def forecast(self) -> Forecast:

@@ -12,7 +12,7 @@ from autocomp.compress.levels import global_sparsity
 from autocomp.compress.prepare import prepare
 from autocomp.compress.solve import Solver
 from autocomp.compress.structure import restructure
-from autocomp.errors import AutocompError, RunError, WorkError
+from autocomp.errors import AutocompError, BoardError, BoardLostError, RunError, WorkError
 from autocomp.export.artifact import FILE_NAMES, Artifact, export, sizes_of
 from autocomp.hardware.fingerprint import Fingerprint, this_machine
 from autocomp.hardware.remote.target import ConnectedBoard
@@ -23,7 +23,7 @@ from autocomp.hardware.trtexec import SCRIPT, trtexec_script
 from autocomp.plan import Plan
 from autocomp.run import Json, Request, RunFolder, write_whole
 from autocomp.search.begin import Setup, begin, left_alone
-from autocomp.search.earlier import check_same_network, take_over
+from autocomp.search.earlier import check_same_network, take_over, taken_over
 from autocomp.search.evaluate import Workbench
 from autocomp.search.last_rung import LastRung
 from autocomp.search.limits import Goal, Limits
@@ -43,7 +43,7 @@ from autocomp.search.recovery import recovered_trials, weights_path
 from autocomp.search.rounds import Rounds, with_parts
 from autocomp.search.study import read_study, read_trials
 from autocomp.search.tables import write_tables
-from autocomp.search.verify import Exported, export_and_score, footprints, time_files, verification
+from autocomp.search.verify import Exported, export_and_score, footprints, run_once, time_files, verification
 from autocomp.search.workers import Workers
 from autocomp.space_builder import build_space
 from autocomp.space_file import read_space
@@ -77,7 +77,7 @@ def set_up(
     prepared = prepare(task.model, task.example_inputs, task.dynamic_dims)
     structure = restructure(prepared.inventory, Plan(), target.numerics)
     target.predict(structure)  # a kernel that the latency model does not know should not wait for all that follows
-    offer = target.offer
+    offer, solver = target.offer, Solver(prepared.model, task.calibration)
     space = build_space(
         read_space(request.space),
         prepared.inventory,
@@ -85,12 +85,12 @@ def set_up(
         offer.patterns,
         offer.ranks,
         offer.activations,
-        partial(global_sparsity, prepared, Solver(prepared.model, task.calibration)),
+        partial(global_sparsity, prepared, solver),
         offer.faster,
     )
     untouched = export(apply(prepared, Plan(), task.calibration, target.numerics), target.artifact)
     sizes = sizes_of(structure, len(untouched), target.artifact, target.numerics)
-    bench = Workbench(task, prepared, target, sizes, place)
+    bench = Workbench(task, prepared, target, sizes, solver, place)
     # Where files are measured on a GPU, that is the machine; else the CPU, whatever runtime is on it.
     on_gpu = target.reachable and target.runtime == "torch-cuda"
     here = machine or (this_machine(target.runtime) if on_gpu else this_machine())
@@ -118,7 +118,7 @@ def search(
         check_possible(Limits.of(setup.request), setup.space, setup.bench.cost, watcher.say)
         check_test_split(setup.bench.task, setup.bench.prepared.model)
     request = setup.request
-    earlier = None if request.begun_from is None else RunFolder(Path(request.begun_from))
+    earlier = None if request.begun_from is None or taken_over(folder) else RunFolder(Path(request.begun_from))
     if earlier is not None:
         check_same_network(setup, earlier)
     with folder.working():
@@ -235,6 +235,8 @@ def verify(
                 said = one_line(error)
                 watcher.say(f"trial {point.number} leaves the front, its file cannot be made and scored: {said}")
                 folder.append_event({"event": UNSHIPPABLE, "key": point.key, "error": said})
+        if board is not None:
+            together = _taken(setup, together, watcher, board, alone=again and len(points) == 1)
         _measure(setup, folder, together, watcher, board)
     watcher.step("exporting and scoring", len(others) + 1, len(others) + 1)
 
@@ -245,6 +247,35 @@ def _shipped(setup: Setup, folder: RunFolder, point: Trial) -> Exported:
     found = export_and_score(setup.bench, point.plan, weights)
     write_file(folder, folder.exports / str(point.number), point.plan, found.model, setup.bench.target.artifact)
     return found
+
+
+def _taken(
+    setup: Setup,
+    shipped: Sequence[tuple[Trial, Exported]],
+    watcher: Watcher,
+    board: ConnectedBoard,
+    alone: bool,
+) -> list[tuple[Trial, Exported]]:
+    """Those that a board can run, each of which is run once; of others it is told why not, and they stay as they are.
+
+    Args:
+        alone: whether one point is all that was asked for.
+    """
+    taken = []
+    for place, (point, exported) in enumerate(shipped):
+        watcher.step("trying files on the board", place, len(shipped))
+        try:
+            run_once(setup.bench, exported.model, board.runtime)
+        except BoardLostError:
+            raise
+        except BoardError as error:
+            if alone or point.number == BASELINE:
+                raise
+            watcher.say(f"trial {point.number} is not measured: {error}")
+        else:
+            taken.append((point, exported))
+    watcher.step("trying files on the board", len(shipped), len(shipped))
+    return taken
 
 
 def _measure(

@@ -47,8 +47,8 @@ PREDICTED, DISAPPOINTED = 25, 50
 #: Looks at neighbours, each at other ones, before there is thought to be none; plans drawn by chance, of which one that was not
 #: tried is taken; and how often the untouched network is tried where that fails.
 LOOKS, DRAWN, UNTOUCHED_TRIES = 4, 1000, 2
-#: Trials of earlier searches are numbered down from here.
-EARLIER = -1
+#: Trials of earlier searches are numbered down from here; and so many are gone by.
+EARLIER, MOST_EARLIER = -1, 500
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,13 @@ class GuidedSampler(BaseSampler):
     def __init__(self, landscape: Landscape, seed: int, wish: Wish = WHOLE_FRONT) -> None:
         self._landscape, self._seed, self._wish, self._worth = landscape, seed, wish, Worth(landscape, wish)
         self._books, self._surrogate = Books(), Surrogate(landscape)
-        self._earlier = [
-            Seen(EARLIER - place, landscape.choice(indices), drop) for place, (indices, drop) in enumerate(wish.earlier)
-        ]
+        self._earlier = _foremost_of(
+            [
+                Seen(EARLIER - place, landscape.choice(indices), drop)
+                for place, (indices, drop) in enumerate(wish.earlier)
+            ],
+            landscape,
+        )
         limits = wish.limits
         self._first = landscape.front if not limits else (*landscape.keeping(limits), *landscape.front)
         self.why = ""
@@ -228,8 +232,7 @@ class GuidedSampler(BaseSampler):
         costs = "costs that are not foreseen"
         if cost is not None:
             costs = f"{cost.latency_ms:.4g} ms and {cost.size_bytes:,.0f} bytes"
-        drop = f"a drop of {middle:.2%} ({low:.2%} to {high:.2%}) of the metric"
-        return f"{reason}: {drop} at {costs}"
+        return f"{reason}: a metric worse by {middle:.2%} ({low:.2%} to {high:.2%}) at {costs}"
 
     def _known(self, trials: Sequence[FrozenTrial], direction: StudyDirection, number: int) -> _Known:
         """The surrogate is taught by what is finished."""
@@ -321,3 +324,14 @@ class GuidedSampler(BaseSampler):
     def _nearly(self, choice: Choice, base: Choice | None, chance: random.Random) -> tuple[float, float]:
         land = self._landscape
         return land.shares(choice) if base is None else land.shares_nearly(choice, base, chance.choice(land.changes))
+
+
+def _foremost_of(earlier: Sequence[Seen], landscape: Landscape) -> list[Seen]:
+    """Of many those that no other one dominates, by what is nearly foreseen of their costs, then the latest: each of them is
+    looked at before every proposal."""
+    if len(earlier) <= MOST_EARLIER:
+        return [*earlier]
+    changes = landscape.changes[0]
+    rows = [(one.drop, *landscape.shares_nearly(one.choice, changes.reference, changes)) for one in earlier]
+    best = [earlier[place] for place in front(rows)]
+    return [*dict.fromkeys([*best, *reversed(earlier)])][:MOST_EARLIER]

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 
 from autocomp.errors import AutocompError
-from autocomp.plan import Plan
+from autocomp.plan import Format, Plan
 from autocomp.search.limits import Limits
-from autocomp.space import KINDS, Decision, Kind, SearchSpace
+from autocomp.space import KINDS, Decision, Kind, Option, SearchSpace
 from autocomp.trial import Cost
 
 Vector = npt.NDArray[np.float64]
@@ -203,9 +203,13 @@ class Landscape:
     @cached_property
     def references(self) -> tuple[Choice, ...]:
         """Plans that the cost of a change is told from: what 8 bits cost one layer depends on whether its neighbours have
-        them."""
+        them. Of the weakest format, which may be one of floats, and of the weakest that computes in integers."""
         found = [self.choice(self.space.uniform({"format": strength})) for strength in (0, 1)]
-        return tuple(dict.fromkeys(found))
+        integer = {
+            decision.name: next((at for at, option in enumerate(decision.options) if _computes_integers(option)), 0)
+            for decision in self.space.decisions
+        }
+        return tuple(dict.fromkeys([*found, *([self.choice(integer)] if any(integer.values()) else [])]))
 
     @cached_property
     def changes(self) -> tuple[Changes, ...]:
@@ -330,6 +334,10 @@ class Landscape:
 def without_errors(space: SearchSpace) -> dict[str, list[float]]:
     """For a landscape of costs alone."""
     return {decision.name: [0.0] * len(decision.options) for decision in space.decisions}
+
+
+def _computes_integers(option: Option | None) -> bool:
+    return isinstance(option, Format) and option.integer_activations
 
 
 def _grouped(space: SearchSpace) -> Iterator[tuple[Decision, ...]]:

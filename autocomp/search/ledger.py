@@ -131,8 +131,10 @@ class Ledger:
                 indices = indices_of(frozen, self._space) or sampler.indices(self._study, frozen.number)
                 yield self._chosen(trial, indices)
                 continue
+            # Of what was proposed whole nothing is drawn: the guided sampler would take another plan to be at work.
+            whole = isinstance(sampler, GuidedSampler) and WHY in frozen.user_attrs
             for name, distribution in distributions(self._space).items():
-                if name in frozen.params and name not in trial.relative_params:
+                if not whole and name in frozen.params and name not in trial.relative_params:
                     # Drawn before the process died: drawn again and dropped, so that the others get the draws due to them.
                     self._study.sampler.sample_independent(self._study, frozen, name, distribution)
                 trial._suggest(name, distribution)  # what the journal already has is given back as it is

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, cast
 from autocomp.errors import RunError, WorkError
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
-from autocomp.search.begin import Setup
+from autocomp.search.begin import Setup, check_same_choices
 from autocomp.search.books import distributions
 from autocomp.search.evaluate import evaluate
 from autocomp.search.guided import GuidedSampler
@@ -68,7 +68,7 @@ def own_study(setup: Setup, folder: RunFolder, seed: int) -> OwnStudy:
     """What a study of one's own needs of a run that was searched with the sampler ``auto``.
 
     Raises:
-        RunError: it was searched with another one.
+        RunError: it was searched with another one, or its space offers other choices now.
     """
     request = folder.request()
     if request.sampler != "auto":
@@ -76,6 +76,7 @@ def own_study(setup: Setup, folder: RunFolder, seed: int) -> OwnStudy:
             "a study is guided by what each choice does by itself, which a search with sampler auto measures; "
             f"{folder.path} is one with {request.sampler}"
         )
+    check_same_choices(setup, folder, "search anew")
     # What is missing, of a run that was stopped while it measured, is measured now.
     errors = sensitivities(setup.bench, setup.space, folder, None, lambda *_: None)
     wish = Wish(Limits.of(request, folder.events()), cast("Goal", request.goal))

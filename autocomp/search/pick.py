@@ -44,7 +44,7 @@ def picked(folder: RunFolder, which: str | int | None, max_latency_ms: float | N
 
 def is_number(which: str | int) -> bool:
     """Whether a trial is named by its number."""
-    return isinstance(which, int) or (which.isascii() and which.isdecimal())
+    return not isinstance(which, str) or (which.isascii() and which.isdecimal())  # of a table's column it is numpy's
 
 
 def _most_accurate_within(

@@ -76,13 +76,16 @@ def front_trials(
 def _keeping(
     trials: Sequence[Trial], metric: Metric, limits: Limits, verified: Mapping[str, Json], untouched: float
 ) -> list[Trial]:
-    """Those that keep the limits; of one without a metric the drop breaks nothing."""
     return [
         t
         for t in trials
-        if t.cost is not None
-        and not broken(t, limits, 0.0 if t.metric is None else metric.drop(untouched, t.metric), verified.get(t.key))
+        if t.cost is not None and not broken(t, limits, known_drop(t, metric, untouched), verified.get(t.key))
     ]
+
+
+def known_drop(trial: Trial, metric: Metric, untouched: float) -> float:
+    """What a trial loses on the whole search split; 0 where it was not scored on that: what is not known breaks no limit."""
+    return 0.0 if trial.metric is None else metric.drop(untouched, trial.metric)
 
 
 def keeping_in(folder: RunFolder, trials: Sequence[Trial], metric: Metric, untouched: float) -> list[Trial]:

@@ -119,7 +119,12 @@ def recover_points(
     recipe = replace(recipe_of(request), epochs=epochs)
     seeds = range(request.seed, request.seed + (1 if short_epochs else request.recover_seeds))
     batches = bench.task.calibration if bench.task.train is None else bench.task.train
-    known = {training(event) for event in folder.events() if event["event"] == EVENT}
+    # What a machine that went down had written of, but not written, is trained again.
+    known = {
+        training(event)
+        for event in folder.events()
+        if event["event"] == EVENT and weights_path(folder, str(event["weights"])).is_file()
+    }
     if not labelled:
         watcher.say(
             f"the task has no train batches: what is recovered learns from its {len(batches)} calibration batches"
@@ -162,8 +167,9 @@ def recover_points(
         folder.append_event({"event": EVENT, **asdict(came)})
         unfinished.unlink(missing_ok=True)
         watcher.step(what, 1, 1)
-        before = "not known" if point.metric is None else f"{point.metric:.6g}"
-        watcher.say(f"{what}: {bench.task.metric.name} was {before} and is {metric:.6g}")
+        words = bench.task.metric.words
+        before = "not known" if point.metric is None else words(point.metric)
+        watcher.say(f"{what}: {bench.task.metric.name} was {before} and is {words(metric)}")
 
 
 def _unfinished_path(folder: RunFolder, point: Trial, seed: int, epochs: int, request: Request) -> Path:

@@ -21,7 +21,7 @@ from autocomp.search.ledger import Knowledge, Ledger, run_trials
 from autocomp.search.likely import likely_plans
 from autocomp.search.limits import CORRECTED, Goal, Limits
 from autocomp.search.local_sensitivity import on_this_machine
-from autocomp.search.points import BASELINE, broken, front_in, verifications, with_error
+from autocomp.search.points import BASELINE, broken, front_in, known_drop, verifications, with_error
 from autocomp.search.rungs import parts_of
 from autocomp.search.sensitivity import Measures, sensitivities
 from autocomp.search.study import RunStudy, open_study
@@ -36,6 +36,9 @@ from autocomp.watch import Watcher
 CORRECTIONS, MORE_SHARE, MORE_LEAST = 3, 0.1, 3
 #: Where all files take less than this share of the milliseconds that are foreseen, a limit has more room than was thought.
 ROOM = 0.95
+
+#: The event that says that all rounds of so many trials are over.
+OVER = "rounds over"
 
 #: Verifies front points.
 Check = Callable[[Sequence[Trial]], None]
@@ -104,9 +107,12 @@ class Rounds:
                 trials = self.load()
             if not limits.of_costs or not self._measurable(limits):
                 return
+            searched = searched_ones(self.folder, trials)
+            if any(event.get("event") == OVER and event["trials"] == len(searched) for event in self.folder.events()):
+                return  # what was measured after that is no reason to search on, nor to train others
             metric = self.setup.bench.task.metric
             # Before recovery what has gone through it, in an earlier sitting or run, has no say: what is trained is as it was.
-            looked_at = searched_ones(self.folder, trials) if request.recover_epochs else trials
+            looked_at = searched if request.recover_epochs else trials
             if request.recover_epochs and request.goal == "most-accurate":
                 # What these become, trained, leaves few of the others on the front.
                 points = to_train(self.folder, looked_at, metric, self.setup.baseline.value, self.setup.space.extent)
@@ -117,6 +123,7 @@ class Rounds:
                 self.check(points)
                 began += time.monotonic() - before  # measuring takes none of the time that was asked for
             if corrections == CORRECTIONS or not self._correct(limits, looked_at, ledger):
+                self.folder.append_event({"event": OVER, "trials": len(searched)})
                 return
 
     def _trials(
@@ -200,7 +207,7 @@ class Rounds:
         limits = Limits.of_trials(self.setup.request, self.folder.events())
         if limits.max_drop is None:
             return
-        scale = abs(self.setup.baseline.value) or 1.0
+        scale, metric = abs(self.setup.baseline.value) or 1.0, self.setup.bench.task.metric
         choices = [
             choice for choice in (*landscape.front, *landscape.keeping(limits)) if landscape.keeps(choice, limits)
         ]
@@ -210,8 +217,8 @@ class Rounds:
         least = int(medians.argmin())
         if medians[least] * math.exp(-2 * spreads[least]) * scale > limits.max_drop + RESOLUTION * scale:
             self.watcher.say(
-                f"the least drop that is foreseen within these limits is {medians[least] * scale:.3g}, and at most "
-                f"{limits.max_drop:g} is allowed: it may be that no plan keeps both"
+                f"the least {metric.lost} of {metric.name} that is foreseen within these limits is "
+                f"{medians[least] * scale:.3g}, and at most {limits.max_drop:g} is allowed: it may be that no plan keeps both"
             )
 
     def _corrected(self) -> list[Json]:
@@ -234,9 +241,9 @@ class Rounds:
         missed, shares = [], list[float]()
         for trial in trials:
             found = verified.get(trial.key)
-            if found is None or trial.cost is None or trial.metric is None or trial.number == BASELINE:
+            if found is None or trial.cost is None or trial.number == BASELINE:
                 continue
-            drop = self.setup.bench.task.metric.drop(base.metric or 0.0, trial.metric)
+            drop = known_drop(trial, self.setup.bench.task.metric, base.metric or 0.0)
             measured = cast("Mapping[str, float | None]", found["measured"])
             latency_ms = with_error(measured) if measured.get("settled", True) else None
             if latency_ms is not None:

@@ -102,14 +102,14 @@ def sensitivities(
         measures: what measures them, here or elsewhere.
     """
     began = time.monotonic()
-    known = _measured(folder)
+    known = _measured(folder, space)
     missing = [decision for decision in space.decisions if decision.name not in known]
     if not missing:
         return known
     progress(len(known), len(space.decisions), "measuring what each choice does")
     if limit_s is None or limit_s > 0:
         for decision, found in measures(Measurer(bench, space), missing):
-            folder.append_event(told(decision, found))
+            folder.append_event(told(decision, found, space.adjustments))
             known[decision.name] = found
             progress(len(known), len(space.decisions), "measuring what each choice does")
             if limit_s is not None and time.monotonic() - began > limit_s:
@@ -117,10 +117,20 @@ def sensitivities(
     return {one.name: known.get(one.name) or _like_others(one, space, known) for one in space.decisions}
 
 
-def told(decision: Decision, errors: Sequence[float]) -> Json:
-    """The event of one decision."""
+def told(decision: Decision, errors: Sequence[float], adjustments: Sequence[str]) -> Json:
+    """The event of one decision.
+
+    Args:
+        adjustments: that plans had beside it.
+    """
     options: list[JsonValue] = list(decision.option_names)
-    return {"event": MEASURED, "decision": decision.name, "options": options, "errors": list(errors)}
+    beside: Json = {"adjustments": list(adjustments)} if adjustments else {}
+    return {"event": MEASURED, "decision": decision.name, "options": options, "errors": list(errors), **beside}
+
+
+def adjusted(event: Json) -> tuple[str, ...]:
+    """The adjustments that plans had when a decision was measured."""
+    return tuple(cast("Sequence[str]", event.get("adjustments", ())))
 
 
 def _like_others(decision: Decision, space: SearchSpace, known: Mapping[str, Errors]) -> Errors:
@@ -136,11 +146,15 @@ def _like_others(decision: Decision, space: SearchSpace, known: Mapping[str, Err
     return tuple(found)
 
 
-def _measured(folder: RunFolder) -> dict[str, Errors]:
+def _measured(folder: RunFolder, space: SearchSpace) -> dict[str, Errors]:
+    """Of what this space offers: errors of other options of the same decision are not these."""
+    options = {decision.name: [*decision.option_names] for decision in space.decisions}
     return {
         str(event["decision"]): tuple(cast("Sequence[float]", event["errors"]))
         for event in folder.events()
         if event.get("event") == MEASURED
+        and event.get("options") == options.get(str(event["decision"]))
+        and adjusted(event) == space.adjustments
     }
 
 

@@ -19,7 +19,7 @@ from autocomp.export.artifact import export
 from autocomp.hardware import timed_files
 from autocomp.hardware.kernels import Kernel
 from autocomp.hardware.runtimes import onnxruntime
-from autocomp.hardware.runtimes.runtime import LoadedFile, Loads, batch_outputs, cpu_runtime
+from autocomp.hardware.runtimes.runtime import LoadedFile, Loads, batch_outputs, cpu_runtime, loaded_run
 from autocomp.hardware.target import Target
 from autocomp.hardware.timed_files import Progress
 from autocomp.hardware.timing import Timing
@@ -122,6 +122,13 @@ def time_files(
     if progress is not None:
         progress(0, len(models), f"timing on {place}")
     return _measured(bench, work, models)
+
+
+def run_once(bench: Workbench, model: bytes, board: Loads) -> None:
+    """Raises:
+    BoardError: the board cannot run the file; says why.
+    """
+    loaded_run(board, model, bench.target.threads, bench.prepared.example.arrays(bench.target.batch))()
 
 
 def compiled_kernels(bench: Workbench, models: Mapping[int, bytes]) -> dict[int, tuple[Kernel, ...]]:

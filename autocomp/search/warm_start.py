@@ -92,7 +92,8 @@ def warmed_up(
     progress: Progress,
     likely: Callable[[int], Sequence[Plan]] | None = None,
 ) -> Workbench:
-    """The workbench with its target's models corrected; as it is where the target is out of reach.
+    """The workbench with its target's models corrected by what was measured before the first trial, wherever the target is
+    within reach then; later, or where it is not, nothing is measured: all trials of a run are foreseen alike.
 
     Args:
         likely: gives so many plans that the search would try first; asked for at the first sitting only.
@@ -101,11 +102,12 @@ def warmed_up(
         ExportError: a file cannot be written.
         MeasurementError: the runtime refuses one.
     """
-    if not bench.target.reachable:
-        return bench
+    measures = bench.target.reachable and not folder.journal.is_file()
     events = [*folder.events()]
     earlier = _timed_earlier(events)
     known, plans = {one.plan_hash: one for one in earlier.values()} | _measured(events), _chosen(events, space, seed)
+    if plans is None and not measures:
+        return bench  # whatever an earlier run timed was of another machine
     if plans is None:
         count = file_count(trials)
         plans = warm_plans(space, count, seed, likely(count // 2) if likely and count > 1 else ())
@@ -114,7 +116,7 @@ def warmed_up(
         *(one.plan_hash for one in known.values() if one.read),
         *(event["plan_hash"] for event in events if event["event"] == LEFT_OUT),
     }
-    missing = [plan for plan in plans if plan.hash not in done]
+    missing = [plan for plan in plans if plan.hash not in done] if measures else []
     for one in _measure(bench, missing, plans[:MEMORY_FILES], folder, progress):
         folder.append_event({"event": WARMED, **asdict(one)})
         known[one.plan_hash] = one
@@ -131,10 +133,11 @@ def timed_in(run: RunFolder, space: SearchSpace, plans: Iterable[Plan]) -> list[
         plans: of its trials.
     """
     events = [*run.events()]
-    verified = {one.plan_hash: one for one in map(_verified, verifications(run).values()) if one is not None}
     timings, chosen = _measured(events), _chosen(events, space, run.request().seed) or ()
-    found = {plan: verified[plan.hash] for plan in plans if plan.hash in verified}
-    found |= _timed_earlier(events) | {plan: timings[plan.hash] for plan in chosen if plan.hash in timings}
+    warmed = _timed_earlier(events) | {plan: timings[plan.hash] for plan in chosen if plan.hash in timings}
+    files = (_verified(document, warmed.get(Plan())) for document in verifications(run).values())
+    verified = {one.plan_hash: one for one in files if one is not None}
+    found = {plan: verified[plan.hash] for plan in plans if plan.hash in verified} | warmed
     return [{"event": EARLIER, "plan": plan_text(plan), **asdict(one)} for plan, one in found.items() if one.settled]
 
 
@@ -227,12 +230,20 @@ def _timed_earlier(events: Sequence[Json]) -> dict[Plan, _Warmed]:
     return {plan_of(str(event["plan"])): _timing(event) for event in events if event["event"] == EARLIER}
 
 
-def _verified(document: Json) -> _Warmed | None:
-    """Of a point's file; None where it was not timed, or on a board by itself."""
+def _verified(document: Json, untouched: _Warmed | None) -> _Warmed | None:
+    """Of a point's file, as it would have been beside the other timings, by the untouched network's file, which each sitting
+    times as well; None where it was not timed, or on a board by itself.
+
+    Args:
+        untouched: of that file among the other timings.
+    """
     measured = cast("Mapping[str, float | None]", document["measured"])
     latency_ms, spread = measured["latency_ms"], measured.get("latency_spread") or 0.0
     if latency_ms is None or document.get("timed_on") is not None:
         return None
+    beside_ms = measured.get("baseline_latency_ms")
+    if untouched is not None and untouched.settled and beside_ms is not None:
+        latency_ms *= untouched.latency_ms / beside_ms
     return _Warmed(str(document["plan_hash"]), latency_ms, spread, bool(measured.get("settled", True)), read=False)
 
 

@@ -99,6 +99,12 @@ def load(name: str | None, progress: Progress | None = None, data: Path | None =
     return Loaded(task, folder if took_data else None)
 
 
+def names_task(name: str) -> bool:
+    """Whether it is a name that a task may be loaded by; that of a :class:`Task` that somebody made need not be."""
+    prefix, colon, _ = name.partition(":")
+    return name in builtin_tasks() or bool(colon and prefix in model_tasks()) or OWN_FILE.fullmatch(name) is not None
+
+
 def task_seen_from(folder: Path, name: str) -> str:
     """A task's name, as it is found from here if its file, or the folder or weights of a model, is in another folder only."""
     for pattern in (OWN_FILE.pattern, "hf:(?P<file>.+)", ".+@(?P<file>.+)"):

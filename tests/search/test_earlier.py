@@ -13,12 +13,12 @@ import pytest
 
 from autocomp.errors import ExportError, RunError
 from autocomp.hardware.timing import Timing
-from autocomp.plan import Plan
+from autocomp.plan import Adjustment, Plan
 from autocomp.run import Json, RunFolder
 from autocomp.search import flow, rounds, sensitivity, verify
 from autocomp.search.begin import METRIC, Setup, begin
 from autocomp.search.candidates import TRIED_SHORTLY
-from autocomp.search.earlier import TAKEN_OVER, adopt, earlier_findings, take_over
+from autocomp.search.earlier import TAKEN_OVER, TRAINED, adopt, earlier_findings, take_over
 from autocomp.search.evaluate import Workbench
 from autocomp.search.last_rung import LastRung
 from autocomp.search.limits import CORRECTED
@@ -46,7 +46,8 @@ def begun(setup: Setup, folder: Path) -> RunFolder:
 def test_nothing_is_measured_or_scored_twice(
     finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    setup = replace(small_setup(), request=replace(REQUEST, trials=6, max_drop=40.0, begun_from=str(finished_run)))
+    begun_from = Path(shutil.copytree(finished_run, tmp_path / "earlier"))
+    setup = replace(small_setup(), request=replace(REQUEST, trials=6, max_drop=40.0, begun_from=str(begun_from)))
     scored: list[Plan] = []
     before = Workbench.climb
 
@@ -64,6 +65,10 @@ def test_nothing_is_measured_or_scored_twice(
     new = {trial.plan.hash for trial in flow.load_trials(run)}
     assert not old.intersection(plan.hash for plan in scored if plan != Plan())
     assert old & new - {Plan().hash}  # what it found was good enough to come again
+    shutil.rmtree(begun_from)
+    more = replace(setup, request=replace(setup.request, trials=8))
+    flow.search(more, run, True, SILENT)  # what was taken over is in the run itself
+    assert len(flow.load_trials(run)) == 8
 
 
 def test_what_holds_is_taken_over_once(finished_run: Path, tmp_path: Path) -> None:
@@ -78,6 +83,23 @@ def test_what_holds_is_taken_over_once(finished_run: Path, tmp_path: Path) -> No
     touched = [trial for trial in flow.load_trials(earlier) if trial.plan != Plan() and trial.metric is not None]
     assert found.metrics == {trial.plan.hash: trial.metric for trial in touched}
     assert {setup.space.plan(indices).hash for indices, _ in found.scored} == set(found.metrics)
+
+
+@pytest.mark.parametrize("adjustments", [(), ("bias",)])
+def test_sensitivities_hold_beside_the_same_adjustments_alone(
+    adjustments: tuple[Adjustment, ...], finished_run: Path, tmp_path: Path
+) -> None:
+    setup = small_setup()
+    setup = replace(setup, space=replace(setup.space, adjustments=adjustments))
+    earlier, run = RunFolder(finished_run), begun(setup, tmp_path / "run")
+    take_over(setup, run, earlier)
+    measured = [event for event in run.events() if event["event"] == MEASURED]
+    assert len(measured) == (0 if adjustments else len(setup.space.decisions))
+    event = sensitivity.told(setup.space.decisions[0], [0.0] * len(setup.space.decisions[0].options), adjustments)
+    run.append_event(event)
+    following = begun(setup, tmp_path / "following")
+    take_over(setup, following, run)
+    assert any(one == event for one in following.events())
 
 
 @pytest.mark.parametrize(("threads", "settled"), [(1, True), (2, True), (1, False)])
@@ -169,6 +191,37 @@ def test_what_was_trained_is_adopted_once_each_by_its_plan_seed_and_recipe(finis
     following = begun(setup, tmp_path / "following")
     take_over(setup, following, run)  # where none of it was a trial
     assert earlier_findings(setup, following) == earlier_findings(setup, run)
+
+
+def test_of_several_trainings_the_best_counts(tmp_path: Path) -> None:
+    setup = small_setup()
+    run = begun(setup, tmp_path / "run")
+    plan = setup.space.plan({setup.space.decisions[0].name: 1})
+    text = plan_text(plan)
+    for metric in (80.0, 85.0, 82.0):
+        run.append_event({"event": TRAINED, "plan": text, "metric": metric})
+    ((indices, drop),) = earlier_findings(setup, run).trained
+    assert setup.space.plan(indices) == plan
+    assert drop * setup.baseline.value == pytest.approx(setup.baseline.value - 85.0)
+
+
+def test_files_of_several_sittings_are_compared_by_the_untouched_ones(finished_run: Path, tmp_path: Path) -> None:
+    """The machine was slower by a half when points were verified."""
+    earlier = RunFolder(Path(shutil.copytree(finished_run, tmp_path / "earlier")))
+    point = flow.front_of(earlier)[-1]
+    warmed: Json = {"plan_hash": Plan().hash, "latency_ms": 1.0, "latency_spread": 0.0, "settled": True}
+    measured: Json = {"latency_ms": 0.6, "baseline_latency_ms": 1.5, "settled": True}
+    document: Json = {"plan_hash": point.plan.hash, "key": point.key, "measured": measured}
+    earlier.append_event(
+        {"event": CHOSEN, "plans": [plan_text(Plan())]},
+        {"event": WARMED, **warmed},
+        {"event": VERIFIED, "verification": document},
+    )
+    setup = small_setup()
+    run = begun(setup, tmp_path / "run")
+    take_over(setup, run, earlier)
+    timed = {event["plan_hash"]: event["latency_ms"] for event in run.events() if event["event"] == EARLIER}
+    assert timed == {Plan().hash: 1.0, point.plan.hash: pytest.approx(0.4)}
 
 
 def test_other_arithmetic_makes_metrics_hints(finished_run: Path, tmp_path: Path) -> None:
@@ -328,24 +381,30 @@ def test_a_slow_machine_corrects_nothing_and_is_looked_at_again(
         assert flow.doubted_of(run)
 
 
+@pytest.mark.parametrize("slower", [1.0, pytest.param(1.2, marks=pytest.mark.exhaustive)])
 def test_before_recovery_only_the_files_of_what_will_be_trained_are_measured(
-    finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slower: float, finished_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Also of what was stopped on a part of the split; where these are slower than foreseen, the search is corrected."""
     setup = asks_for_latency(finished_run, 0.9)
     setup = replace(setup, request=replace(setup.request, trials=24, recover_epochs=1))
-    run, sittings = RunFolder(tmp_path / "run"), list[set[int]]()
+    run, sittings, stopped = RunFolder(tmp_path / "run"), list[set[int]](), set[int]()
 
     def time_files(bench: Workbench, models: Mapping[int, bytes], *_: object) -> dict[int, Timing]:
-        costs = {trial.number: trial.cost for trial in flow.load_trials(run)}
+        trials = {trial.number: trial for trial in flow.load_trials(run)}
         sittings.append({*models})
+        stopped.update(number for number in models if trials[number].metric is None)
         return {
-            number: Timing(cost.latency_ms, 0.01, 0.0, True, 9, 1.0) for number in models if (cost := costs[number])
+            number: Timing((slower if number in stopped else 1.0) * cost.latency_ms, 0.01, 0.0, True, 9, 1.0)
+            for number in models
+            if (cost := trials[number].cost)
         }
 
     monkeypatch.setattr(flow, "time_files", time_files)
     monkeypatch.setattr(rounds, "warmed_up", lambda bench, *_: bench)
     monkeypatch.setattr(LastRung, "run", lambda _: sittings.append(set()))
     points = flow.search(setup, run, False, SILENT)
+    print("STOPPED", stopped, sittings)
     assert [len(files) for files in sittings[:2]] == [1 + TRIED_SHORTLY, 0]
     assert {point.number for point in points} - sittings[0]  # untrained, others are on the front all the same
     assert all(point.key in verifications(run) for point in points)

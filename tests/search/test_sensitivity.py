@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from autocomp.plan import Plan
 from autocomp.run import RunFolder
-from autocomp.search.sensitivity import BROKEN, distance, sensitivities
+from autocomp.search.sensitivity import BROKEN, distance, sensitivities, told
 from tests.targets import small_setup
 
 
@@ -42,6 +43,18 @@ def test_every_option_has_an_error_and_leaving_it_none(folder: RunFolder) -> Non
         assert all(0.0 <= error <= BROKEN for error in errors)
         if decision.kind == "format":  # ever fewer bits
             assert errors[-1] == max(errors) > 0.0
+
+
+def test_errors_of_other_options_are_not_those_of_these(folder: RunFolder) -> None:
+    setup = small_setup()
+    decision = next(one for one in setup.space.decisions if len(one.options) > 2)
+    with folder.working():
+        folder.append_event(
+            told(replace(decision, options=decision.options[:-1]), [9.0] * (len(decision.options) - 1), ())
+        )
+    found = measured(folder)[decision.name]
+    assert len(found) == len(decision.options)
+    assert found[1] != 9.0
 
 
 @pytest.mark.exhaustive
