@@ -335,6 +335,14 @@ def test_files_that_take_other_than_foreseen_correct_the_search(
     verified = [event["verification"] for event in run.events() if event.get("event") == VERIFIED]
     sittings = {cast("Json", cast("Json", one)["measured"])["baseline_latency_ms"] for one in verified}
     assert sittings == {took_ms[0]}
+    # What is measured after the last trial leaves a run that is over as it is.
+    found = verifications(run)[points[-1].key]
+    slower: Json = {**cast("Json", found["measured"]), "latency_ms": 2 * limit_ms}
+    run.append_event({"event": VERIFIED, "verification": {**found, "measured": slower}})
+    trials = flow.load_trials(run)
+    again = flow.search(setup, run, True, heard)
+    assert flow.load_trials(run) == trials
+    assert points[-1].number not in {point.number for point in again}
 
 
 def asks_for_latency(finished_run: Path, share: float) -> Setup:

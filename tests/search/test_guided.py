@@ -13,7 +13,7 @@ import pytest
 from autocomp.errors import RequestError
 from autocomp.pareto import hypervolume
 from autocomp.plan import Plan
-from autocomp.search import surrogate
+from autocomp.search import guided, surrogate
 from autocomp.search.books import distributions
 from autocomp.search.guided import GuidedSampler
 from autocomp.search.landscape import Landscape
@@ -235,6 +235,19 @@ def test_plans_just_over_a_limit_do_not_crowd_out_those_that_keep_it() -> None:
         found = cost(plan)
         assert number == 0 or found.latency_ms <= 1.0, sampler.why
         study.tell(number, [BASELINE * (1 - 0.05 * ranks(plan)), found.latency_ms, float(found.size_bytes)])
+
+
+def test_of_a_long_earlier_search_the_foremost_plans_are_gone_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(guided, "MOST_EARLIER", 40)
+    land, chance = landscape_of(synthetic_space()), random.Random(0)
+    drawn = [{one.name: chance.randrange(len(one.options)) for one in land.space.decisions} for _ in range(200)]
+    best = {one.name: int(one.kind == "format") for one in land.space.decisions}
+    earlier = tuple((indices, 0.3) for indices in drawn)
+    sampler = GuidedSampler(land, 0, Wish(earlier=(*earlier[:100], (best, 0.0), *earlier[100:])))
+    assert len(sampler._earlier) == 40
+    assert land.choice(best) in {one.choice for one in sampler._earlier}
+    few = GuidedSampler(land, 0, Wish(earlier=earlier[:40]))
+    assert [land.indices(one.choice) for one in few._earlier] == drawn[:40]
 
 
 def test_where_nothing_keeps_the_limits_the_nearest_is_proposed() -> None:

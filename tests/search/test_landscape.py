@@ -5,15 +5,16 @@ from __future__ import annotations
 import itertools
 import math
 import random
+from dataclasses import replace
 
 import pytest
 
 from autocomp.errors import UncoveredKernelError
-from autocomp.plan import Plan
+from autocomp.plan import Format, Plan
 from autocomp.search import landscape as module
 from autocomp.search.landscape import Choice, Landscape, without_errors
 from autocomp.trial import Cost
-from tests.search.synthetic import PaperBench, landscape_of, synthetic_space
+from tests.search.synthetic import LAYERS, PaperBench, landscape_of, synthetic_space
 
 
 def any_choice(land: Landscape, seed: int) -> Choice:
@@ -52,6 +53,20 @@ def test_the_front_is_the_best_there_is_where_all_adds_up() -> None:
     tried = [values(any_choice(land, seed)) for seed in range(300)]
     for one, other in itertools.product(tried, front):
         assert not all(a < b - 1e-9 for a, b in zip(one, other, strict=True))
+
+
+def test_changes_are_told_from_integers_also_where_the_first_format_is_of_floats() -> None:
+    """What 8 bits save between layers that have them is not seen from layers that do not."""
+    space = synthetic_space()
+    decisions = tuple(
+        replace(one, options=(None, Format(16, 32), *one.options[1:])) if one.kind == "format" else one
+        for one in space.decisions
+    )
+    wider = replace(space, decisions=decisions)
+    land = Landscape(wider, without_errors(wider), PaperBench().cost)
+    formats = [{land.plan(one)[layer].format for layer in LAYERS} for one in land.references]
+    assert formats == [{None}, {Format(16, 32)}, {Format(8)}]
+    assert len(landscape_of(space).references) == 2
 
 
 def test_a_plan_without_a_prediction_is_never_on_the_front() -> None:

@@ -277,6 +277,23 @@ def test_a_search_too_short_for_it_keeps_its_model_however_it_goes_on(
     assert clock.sittings == []
 
 
+@pytest.mark.parametrize("within_reach_first", [True, False])
+def test_all_trials_of_a_run_are_foreseen_alike_wherever_it_goes_on(
+    within_reach_first: bool, setup: Setup, clock: Clock, tmp_path: Path
+) -> None:
+    """A profile's folder is within reach on its own machine only."""
+    folder, target = RunFolder(tmp_path / "run"), setup.bench.target
+    folder.path.mkdir()
+    costs = []
+    for reachable in (within_reach_first, not within_reach_first):
+        bench = replace(setup.bench, target=replace(target, reachable=reachable))
+        warmed = warmed_up(bench, setup.space, 9, 3, folder, lambda *_: None)
+        costs.append(warmed.cost(setup.space.plan({setup.space.decisions[0].name: 1})).latency_ms)
+        folder.journal.touch()  # there are trials now
+    assert costs[0] == costs[1]
+    assert len(clock.sittings) == within_reach_first
+
+
 def test_a_target_out_of_reach_is_left_as_it_is(setup: Setup, clock: Clock, tmp_path: Path) -> None:
     bench = replace(setup.bench, target=made_target())
     assert warmed_up(bench, setup.space, 30, 3, RunFolder(tmp_path), lambda *_: None) is bench
