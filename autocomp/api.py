@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -95,7 +94,6 @@ def search(
         WorkError: the work failed.
     """
     from autocomp.explain import write_explanation
-    from autocomp.hardware.fingerprint import this_machine
     from autocomp.hardware.profiles import find_profile
     from autocomp.hardware.resolve import check_measurable, resolve_target
     from autocomp.hardware.timed_files import THIS_MACHINE, Place
@@ -174,9 +172,7 @@ def search(
             node = replace(node, labelled=node.is_labelled())
             watcher.say(f"latency is measured on {node.name}; where no profile holds there, it is calibrated first")
             found, place = node.resolve(threads, batch, artifact), node
-            machine = node.there(
-                partial(this_machine, found.runtime) if found.runtime == "torch-cuda" else this_machine
-            )
+            machine = node.there(flow.machine_of(found))
         request = replace(
             asked_for,
             task=loaded.name if isinstance(task, Task) else (task or loaded.name),

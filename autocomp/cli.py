@@ -224,6 +224,8 @@ def _out(task: str | None, target: str | None, begin_from: Path | None, resume: 
     from autocomp.tasks.load import short_name
 
     if begin_from is not None:
+        if resume and target is None and not begin_from.exists():
+            raise RequestError(f"the run {begin_from} is gone; say by --out which run goes on that began from it")
         name = Path(target or RunFolder(begin_from).request().target).name
         taken = [
             begin_from.parent / f"{begin_from.name}-{name}{more}" for more in ("", *(f"-{n}" for n in range(2, 1000)))
@@ -314,13 +316,16 @@ def _asked_for(arguments: Sequence[str], storage: str | None) -> Asked:
     group = cast("typer.core.TyperGroup", typer.main.get_command(app))
     said = group.commands["search"].make_context("search", rest).params
     task, target, space, data = (said[name] for name in ("task", "target", "space", "data"))
-    if said["begin_from"] is not None and not (said["resume"] and not said["begin_from"].exists()):
-        task, target, space, data = completed(RunFolder(said["begin_from"]).request(), task, target, space, data)
+    begun_from = said["begin_from"]
+    if begun_from is not None and (begun_from.exists() or not said["resume"]):
+        task, target, space, data = completed(RunFolder(begun_from).request(), task, target, space, data)
+    elif begun_from is not None and (task is None or target is None):
+        raise RequestError(f"the run {begun_from} is gone, which said what is searched; say it by --task and --target")
     if target is None:
         raise RequestError(NO_TARGET)
-    out = said["out"] or _out(task, target, said["begin_from"], said["resume"])
+    out = said["out"] or _out(task, target, begun_from, said["resume"])
     places = task, data, str(space or "default"), target, out
-    return asked_for(arguments, *places, said["resume"], storage, said["recipe"], said["begin_from"])
+    return asked_for(arguments, *places, said["resume"], storage, said["recipe"], begun_from)
 
 
 @app.command()

@@ -100,7 +100,8 @@ class Run:
         if request.space not in builtin_spaces():
             request = replace(request, space=seen_from(self.folder.begun_in(), request.space))
         by_name = target is None and not names_profile_folder(request.target)
-        if by_name and find_profile(request.target).measurable:
+        measured_here = by_name and find_profile(request.target).measurable
+        if measured_here:
             if not cast("Json", self.folder.read()["target"]).get("reachable", True):  # runs of before did not say
                 raise RunError(
                     f"{self.folder.path} is of {request.target} on another machine than this; pass it as target="
@@ -114,7 +115,7 @@ class Run:
             watcher.say,
             calibrating(watcher),
         )
-        if found.reachable:
+        if found.reachable and not measured_here:
             self._check_machine(found.threads)
         setup = flow.set_up(request, task or self._task(), found)
         self._check_model(setup.bench.prepared)

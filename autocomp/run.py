@@ -226,6 +226,8 @@ def write_whole(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
+            file.flush()
+            os.fsync(file.fileno())  # what events tell of must be there, also after the power failed
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:

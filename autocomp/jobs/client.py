@@ -29,7 +29,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 
 from autocomp.errors import RequestError, WorkError
 from autocomp.jobs.kept import RUN, arriving, download, read_back
-from autocomp.jobs.parcel import Named, package_of_this, packed
+from autocomp.jobs.parcel import package_of_this, packed
 from autocomp.jobs.request import Asked
 from autocomp.run import BEGUN_IN
 from autocomp.tasks.data import VARIABLE
@@ -154,18 +154,19 @@ def submit(
         if parcel.named.default_data is not None:
             environment["env_vars"] = {VARIABLE: str(parcel.named.default_data)}
         arguments = ["search", name, asked.storage, *asked.arguments_with(parcel.named)]
-        return _begin(client, name, arguments, environment, {STORAGE: asked.storage, NAMES: _names(asked.named)})
+        return _begin(client, name, arguments, environment, {STORAGE: asked.storage, NAMES: _names(asked)})
 
 
-def _names(named: Named) -> str:
+def _names(asked: Asked) -> str:
     """What things are called here, as JSON: they are called so again in the run folder that comes back."""
+    named, begun_from = asked.named, asked.named.begun_from or asked.gone
     data = named.data or named.default_data
     found = {
         "task": named.task,
         "data": data and str(data.resolve()),
         "space": named.space and str(named.space),
         "target": named.target and str(named.target.resolve()),
-        "begun_from": named.begun_from and str(named.begun_from.resolve()),
+        "begun_from": begun_from and str(begun_from.resolve()),
         BEGUN_IN: str(Path.cwd()),
     }
     return json.dumps({key: name for key, name in found.items() if name is not None})
@@ -205,12 +206,16 @@ def job(client: JobSubmissionClient, name: str) -> Job:
     return Job(name, found.status.value, message, facts.get(STORAGE, ""), json.loads(facts.get(NAMES, "{}")))
 
 
-def _answered(ask: Callable[[], FoundT]) -> FoundT:
+def _answered(ask: Callable[[], FoundT], most_s: float | None = None) -> FoundT:
     """What a request gives, which itself may wait for ever where the other end is gone.
 
+    Args:
+        most_s: that it may take; default is :data:`REQUEST_S`.
+
     Raises:
-        TimeoutError: there was no answer.
+        WorkError: there was no answer.
     """
+    most_s = REQUEST_S if most_s is None else most_s
     came: queue.SimpleQueue[FoundT | Exception] = queue.SimpleQueue()
 
     def answer() -> None:
@@ -221,9 +226,11 @@ def _answered(ask: Callable[[], FoundT]) -> FoundT:
 
     threading.Thread(target=answer, daemon=True).start()
     try:
-        found = came.get(timeout=REQUEST_S)
+        found = came.get(timeout=most_s)
     except queue.Empty:
-        raise TimeoutError(f"no answer within {REQUEST_S:g} s") from None
+        raise WorkError(
+            f"the cluster must answer within {most_s:g} s; it does not; try again when it can be reached"
+        ) from None
     if isinstance(found, Exception):
         raise found
     return found
@@ -236,34 +243,31 @@ def follow(client: JobSubmissionClient, name: str, heard: Heard) -> Job:
         WorkError: the cluster has not answered for some time.
     """
     told = _Told(heard)
-    silent_since: float | None = None
     while True:
-        began = time.monotonic()
         try:
             with _own_interrupts():
                 asyncio.run(_tail(client, name, told))
             found = job(client, name)
             if found.ended:
-                told.all(_answered(partial(client.get_job_logs, name)))
+                told.all(_answered(partial(client.get_job_logs, name), GIVE_S))
                 return found
-            silent_since = None
+            told.answered_at = time.monotonic()
         except (RuntimeError, OSError, aiohttp.ClientError, WorkError) as error:
-            now = time.monotonic()
-            # A connection that held for a while was an answer, though it broke at last.
-            silent_since = now if silent_since is None or now - began > ANSWER_S else silent_since
-            if now - silent_since > SILENT_S:
+            if time.monotonic() - told.answered_at > SILENT_S:
                 raise WorkError(f"the cluster has not answered for {SILENT_S:g} s; {one_line(error)[:300]}") from error
         time.sleep(LOOK_S)
 
 
 class _Told:
-    """How much of a job's output has been told."""
+    """How much of a job's output has been told, and when the cluster last answered."""
 
     def __init__(self, heard: Heard) -> None:
         self._heard, self._count = heard, 0
+        self.answered_at = time.monotonic()
 
     def all(self, output: str) -> None:
         """Tell what is new in all that there is so far."""
+        self.answered_at = time.monotonic()
         if len(output) > self._count:
             self._heard(output[self._count :])
             self._count = len(output)
@@ -345,4 +349,4 @@ def _given(client: JobSubmissionClient, name: str) -> str:
         if time.monotonic() - waited > GIVE_S:
             raise WorkError(f"a run folder must come back within {GIVE_S:g} s; {giving} is still at it; use --storage")
         time.sleep(LOOK_S)
-    return _answered(partial(client.get_job_logs, giving))
+    return _answered(partial(client.get_job_logs, giving), GIVE_S)

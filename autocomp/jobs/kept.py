@@ -12,7 +12,7 @@ import shutil
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,16 +37,18 @@ def kept_folder(job: str) -> Path:
     return cache_folder() / "jobs" / job
 
 
-def upload(folder: Path, uri: str, sent: dict[Path, tuple[int, int]]) -> None:
+def upload(folder: Path, uri: str, sent: dict[Path, tuple[int, int]], renew: Callable[[], None] = lambda: None) -> None:
     """Bring ``uri`` up to date.
 
     Args:
         sent: file → the size and the time of what is there already; kept up to date.
+        renew: called before every file, which may take its time.
     """
     filesystem, root = _filesystem(uri)
 
     def bring(path: Path, source: Path, facts: os.stat_result) -> None:
         if sent.get(path) != (facts.st_size, facts.st_mtime_ns):
+            renew()
             _put(filesystem, source, f"{root}/{path.relative_to(folder).as_posix()}")
             sent[path] = facts.st_size, facts.st_mtime_ns
 

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from autocomp.errors import AutocompError, RequestError
@@ -29,10 +30,14 @@ def search(job: str, storage: str, arguments: Sequence[str]) -> int:
     if storage:
         check_storage(storage)
         claim(storage, job)
-        if "--resume" in arguments:
-            download(storage, folder)
-        elif holds_run(storage):
-            raise RequestError(f"{storage} must hold no run yet; it does; add --resume, or name another place")
+        try:
+            if "--resume" in arguments:
+                download(storage, folder)
+            elif holds_run(storage):
+                raise RequestError(f"{storage} must hold no run yet; it does; add --resume, or name another place")
+        except BaseException:
+            unclaim(storage)
+            raise
     process = subprocess.Popen([sys.executable, "-m", "autocomp", *arguments, "--out", str(folder)])
     signal.signal(signal.SIGTERM, lambda *_: process.terminate())
     sent: dict[Path, tuple[int, int]] = {}
@@ -58,7 +63,7 @@ def _kept(folder: Path, storage: str, sent: dict[Path, tuple[int, int]], job: st
     """Whether the storage is up to date; where it is not, the search goes on all the same, and the next copy has all."""
     try:
         claim(storage, job)
-        upload(folder, storage, sent)
+        upload(folder, storage, sent, partial(claim, storage, job))
     except Exception as error:  # noqa: BLE001  every file system raises its own
         _say(f"the run folder was not brought to {storage} this time: {one_line(error)}")
         return False

@@ -171,10 +171,9 @@ def _files(source: Path, followed: Sequence[Path]) -> Iterator[Path]:
     if _is_run(source):
         yield from (file for file in (*map(source.joinpath, TRUTH), *source.glob("weights/*.pt")) if file.is_file())
         return
-    seen = set[Path]()
     for parent, folders, files in os.walk(source, followlinks=True):
         here = Path(parent)
-        seen.add(here.resolve())
+        above = {one.resolve() for one in (here, *here.parents)}
         may_link = any(here.is_relative_to(one) for one in followed)
         folders[:] = [
             name
@@ -182,7 +181,7 @@ def _files(source: Path, followed: Sequence[Path]) -> Iterator[Path]:
             if name not in LEFT_OUT
             and not _is_run(here / name)
             and (may_link or not (here / name).is_symlink())
-            and (here / name).resolve() not in seen
+            and (here / name).resolve() not in above
         ]
         yield from (here / name for name in files if name not in {IGNORING, *LEFT_OUT} and (here / name).is_file())
 

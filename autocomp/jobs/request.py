@@ -23,12 +23,14 @@ PLACES = ("--task", "--data", "--space", "--target", "--recipe", "--from", "--ou
 @dataclass(frozen=True)
 class Asked:
     """A search that is to run as a job. ``arguments``: of the command line, without :data:`PLACES`; ``out``: where its
-    run folder comes back to; ``storage``: where it is kept; empty for the head node."""
+    run folder comes back to; ``storage``: where it is kept; empty for the head node; ``gone``: the run that it began from,
+    where there is nothing of that to send."""
 
     arguments: tuple[str, ...]
     named: Named
     out: Path
     storage: str
+    gone: Path | None = None
 
     def arguments_with(self, named: Named) -> list[str]:
         """The command line on the cluster, where things are called like that."""
@@ -94,14 +96,15 @@ def asked_for(
         rest += ["--target", target]
     default = os.environ.get(VARIABLE)
     takes_default = default and data is None and task is not None and task not in WITHOUT_DATA
+    gone = None
     if resume and begun_from is not None and not begun_from.exists():
         # What it found is in the run that goes on, which knows it by this name.
         rest += ["--from", str(Path(GIVEN) / f"run-{begun_from.resolve().name}")]
-        begun_from = None
+        begun_from, gone = None, begun_from
     named = Named(
         task, data, file, Path(default) if default and takes_default else None, recipe, calibrated, begun_from
     )
-    return Asked(tuple(rest), named, out, uri)
+    return Asked(tuple(rest), named, out, uri, gone)
 
 
 def _without(arguments: Sequence[str], options: Sequence[str]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -91,10 +91,14 @@ def set_up(
     untouched = export(apply(prepared, Plan(), task.calibration, target.numerics), target.artifact)
     sizes = sizes_of(structure, len(untouched), target.artifact, target.numerics)
     bench = Workbench(task, prepared, target, sizes, solver, place)
-    # Where files are measured on a GPU, that is the machine; else the CPU, whatever runtime is on it.
+    return Setup(request, bench, space, baseline, machine or machine_of(target)())
+
+
+def machine_of(target: Target) -> Callable[[], Fingerprint]:
+    """Tells, where it is called, which machine that is: of files that are measured on a GPU the GPU; else the CPU, whatever
+    runtime is on it."""
     on_gpu = target.reachable and target.runtime == "torch-cuda"
-    here = machine or (this_machine(target.runtime) if on_gpu else this_machine())
-    return Setup(request, bench, space, baseline, here)
+    return partial(this_machine, target.runtime) if on_gpu else this_machine
 
 
 def search(

@@ -54,7 +54,7 @@ class _Crew:
         self._hire, self._left = hire, deque(decisions)
         #: What is waited for: of which worker, and what it was given; nothing before it has begun.
         self._awaited: dict[Any, tuple[Any, Decision | None]] = {}
-        self._idle: list[Any] = []
+        self._hired: list[Any] = []
         self._lost = Counter[str]()
 
     def work(self, most: int) -> Iterator[tuple[Decision, Errors]]:
@@ -69,34 +69,34 @@ class _Crew:
             found: Errors | None = None
             try:
                 found = ray.get(done)
-                self._idle.append(worker)
-            except LOST:
+            except LOST as error:
                 name = "" if decision is None else decision.name
                 self._lost[name] += 1
-                if self._lost[name] > (RETRIES if name else RETRIES * most):
+                hopeless = getattr(error, "actor_init_failed", False)
+                if hopeless or self._lost[name] > (RETRIES if name else RETRIES * most):
                     raise
                 if decision is not None:
                     self._left.append(decision)
                 self._ask_for_one()
-            self._hand_out()
+            else:
+                self._hand_out(worker)
             if decision is not None and found is not None:
                 yield decision, found
 
     def _ask_for_one(self) -> None:
         worker = self._hire()
+        self._hired.append(worker)
         self._awaited[worker.begin.remote()] = (worker, None)
 
-    def _hand_out(self) -> None:
-        while self._idle:
-            worker = self._idle.pop()
-            if self._left:
-                decision = self._left.popleft()
-                self._awaited[worker.errors.remote(decision)] = (worker, decision)
-            else:
-                ray.kill(worker)  # others may need its place
+    def _hand_out(self, worker: Any) -> None:
+        if self._left:
+            decision = self._left.popleft()
+            self._awaited[worker.errors.remote(decision)] = (worker, decision)
+        else:
+            ray.kill(worker)  # others may need its place
 
     def dismiss(self) -> None:
-        for worker, _ in self._awaited.values():
+        for worker in self._hired:
             ray.kill(worker)
 
 

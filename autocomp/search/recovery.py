@@ -3,6 +3,7 @@ the point it came from as its parent. Every one is an event of the run, and its 
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import time
@@ -19,7 +20,7 @@ from autocomp.compress.recipe import Recovery
 from autocomp.compress.recover import recover
 from autocomp.compress.recovered import weights_hash
 from autocomp.errors import CompressionError, RequestError, did_you_mean
-from autocomp.run import Json, Request, RunFolder
+from autocomp.run import Json, Request, RunFolder, write_whole
 from autocomp.tasks.trained import facts_hash
 from autocomp.tasks.user_file import one_line
 from autocomp.trial import RECOVERED, Trial
@@ -159,9 +160,9 @@ def recover_points(
             unfinished.unlink(missing_ok=True)
             continue
         name = weights_hash(found.weights)
-        path = weights_path(folder, name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(dict(found.weights), path)
+        written = io.BytesIO()
+        torch.save(dict(found.weights), written)
+        write_whole(weights_path(folder, name), written.getvalue())
         seconds, short = time.monotonic() - began, short_epochs > 0
         came = Done(point.number, point.plan.hash, seed, epochs, metric, seconds, name, request.recipe, short)
         folder.append_event({"event": EVENT, **asdict(came)})
@@ -211,7 +212,8 @@ def weights_path(folder: RunFolder, name: str) -> Path:
 
 
 def done(folder: RunFolder) -> list[Done]:
-    events = (event for event in folder.events() if event["event"] == EVENT)
+    # What was trained again, since its weights were lost, takes the place of what it was.
+    events = {training(event): event for event in folder.events() if event["event"] == EVENT}.values()
     names = [field.name for field in fields(Done)]
     # Runs of before had no recipes. What JSON holds has the types that were written.
     return [Done(**{name: event[name] for name in names if name in event}) for event in events]  # type: ignore[arg-type]

@@ -128,9 +128,13 @@ def told(decision: Decision, errors: Sequence[float], adjustments: Sequence[str]
     return {"event": MEASURED, "decision": decision.name, "options": options, "errors": list(errors), **beside}
 
 
-def adjusted(event: Json) -> tuple[str, ...]:
-    """The adjustments that plans had when a decision was measured."""
-    return tuple(cast("Sequence[str]", event.get("adjustments", ())))
+def adjusted(event: Json, untold: Sequence[str] = ()) -> tuple[str, ...]:
+    """The adjustments that plans had when a decision was measured.
+
+    Args:
+        untold: where it does not say: in a run of before the space's own.
+    """
+    return tuple(cast("Sequence[str]", event.get("adjustments", untold)))
 
 
 def _like_others(decision: Decision, space: SearchSpace, known: Mapping[str, Errors]) -> Errors:
@@ -154,7 +158,7 @@ def _measured(folder: RunFolder, space: SearchSpace) -> dict[str, Errors]:
         for event in folder.events()
         if event.get("event") == MEASURED
         and event.get("options") == options.get(str(event["decision"]))
-        and adjusted(event) == space.adjustments
+        and adjusted(event, space.adjustments) == space.adjustments
     }
 
 

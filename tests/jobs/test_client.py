@@ -46,7 +46,7 @@ class Cluster:
 
 
 def followed(answers: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[client.Job, str]:
-    for name, seconds in (("QUIET_S", 0.05), ("REQUEST_S", 0.1), ("SILENT_S", 0.3), ("LOOK_S", 0.01)):
+    for name, seconds in (("QUIET_S", 0.05), ("REQUEST_S", 0.1), ("SILENT_S", 0.3), ("LOOK_S", 0.01), ("GIVE_S", 1.0)):
         monkeypatch.setattr(client, name, seconds)
     heard = list[str]()
     found = client.follow(cast("JobSubmissionClient", Cluster(answers)), "a-job", heard.append)

@@ -106,11 +106,12 @@ def test_linked_folders_of_data_are_sent_and_those_of_a_project_are_not(project:
     (elsewhere / "back").symlink_to(elsewhere)
     for name in ("data", "other"):
         (project / name).mkdir(exist_ok=True)
-        (project / name / "train").symlink_to(elsewhere)
+        for split in ("search", "train"):  # the same folder twice
+            (project / name / split).symlink_to(elsewhere)
     made = packed(Named("tasks/net.py", project / "data"), tmp_path / "parcel")
     found = sent(made.project)
-    assert "data/train/cats/1.png" in found
-    assert not any(path.startswith(("other/", "data/train/back")) for path in found)
+    assert {f"data/{split}/cats/1.png" for split in ("search", "train")} <= found
+    assert not any(path.startswith("other/") or "/back/" in path for path in found)
 
 
 def test_nobody_elses_secrets_are_sent(project: Path, tmp_path: Path) -> None:

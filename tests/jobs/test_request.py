@@ -64,7 +64,7 @@ def test_a_run_that_it_began_from_may_be_gone_when_it_is_resumed(tmp_path: Path)
     (storage / "run" / "run.json").write_text("{}")
     out, gone = tmp_path / "run", tmp_path / "gone"
     asked = asked_for(["search"], None, None, "default", "jetson", out, True, str(storage), begun_from=gone)
-    assert asked.named.begun_from is None
+    assert (asked.named.begun_from, asked.gone) == (None, gone)
     assert "--from given/run-gone" in " ".join(asked.arguments)
 
 

@@ -38,7 +38,7 @@ SSH_OPTIONS = ("-T", *(f"-o{option}" for option in ("BatchMode=yes", "ConnectTim
 WAITS_S = (0.5, 2.0, 5.0, 15.0, 30.0)
 #: Requests that may end the agent itself, which runs what is asked for, by memory or a signal; and how often one does on lines
 #: that were had again before it is given up.
-RUNS, ENDS = frozenset({"load", "block", "run"}), 2
+RUNS, ENDS = frozenset({"load", "block", "run", "optimize", "profile"}), 2
 #: What ssh says → what to do about it.
 REMEDIES = {
     "IDENTIFICATION HAS CHANGED": "find out why the board's key is another before you connect by hand",
@@ -180,19 +180,19 @@ class Board:
         Raises:
             BoardError: the board cannot do it, or cannot be reached any more.
         """
-        ended = 0
+        had_again = 0
         for wait_s in (*WAITS_S, None):
             try:
                 if self._line is None:
                     self._reconnect()
-                    ended += 1  # once more, if this line ends as well
+                    had_again += 1
                 assert self._line is not None
                 answer, data = self._line.send(request, payload)
                 break
             except _LostError as error:
                 said = self._line.end() if self._line is not None else str(error)
                 self._line = None
-                if ended == ENDS and request["do"] in RUNS:
+                if had_again == ENDS and request["do"] in RUNS:
                     raise BoardError(
                         f"{self.host} must be able to {request['do']} the file; its agent ends whenever it is asked to; "
                         "is there enough memory?"
