@@ -114,10 +114,12 @@ def known_of(run: Run, of: Quantity) -> list[tuple[float, float]]:
     ]
 
 
-def more_accurate(picked: Picked, known: Sequence[tuple[float, float]], metric: Metric) -> int:
-    """How many of the plans whose files were measured within the limit beat what was picked."""
+def more_accurate(picked: Picked, known: Sequence[tuple[float, float]], metric: Metric) -> list[float]:
+    """By how much the plans whose files were measured within the limit and that beat what was picked do, in the metric's
+    units."""
     assert picked.trial.metric is not None
-    return sum(found <= picked.limit and metric.drop(picked.trial.metric, value) < 0 for value, found in known)
+    gained = [-metric.drop(picked.trial.metric, value) for value, found in known if found <= picked.limit]
+    return [gain for gain in gained if gain > 0]
 
 
 def main() -> None:
@@ -147,7 +149,8 @@ def main() -> None:
                 "used": round(one.used, 3),
                 "met": one.met,
                 "metric_search": one.trial.metric,
-                "more_accurate_known": better,
+                "more_accurate_known": len(better),
+                "by_at_most": round(max(better, default=0.0), 3),
                 "uses_it": one.met and (one.used >= USED or not better),
             }
         )
