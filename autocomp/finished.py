@@ -99,8 +99,9 @@ class Run:
         request = self.folder.request()
         if request.space not in builtin_spaces():
             request = replace(request, space=seen_from(self.folder.begun_in(), request.space))
-        by_name = target is None and not names_profile_folder(request.target)
-        measured_here = by_name and find_profile(request.target).measurable
+        measured_here = (
+            target is None and not names_profile_folder(request.target) and find_profile(request.target).measurable
+        )
         if measured_here:
             if not cast("Json", self.folder.read()["target"]).get("reachable", True):  # runs of before did not say
                 raise RunError(

@@ -90,10 +90,15 @@ def searched(begun_from: Path, of: Quantity, limit: float, trials: int, seed: in
 
 def measured_once_more(run: Run, trial: Trial, of: Quantity) -> float:
     """After the search. A timing that does not settle is not kept by a run that has one that did, and is no measurement."""
+
+    def times() -> int:
+        documents = (event["verification"] for event in run.folder.events() if event["event"] == VERIFIED)
+        return sum(cast("Json", document)["key"] == trial.key for document in documents)
+
     for _ in range(TRIES):
-        before = sum(event["event"] == VERIFIED for event in run.folder.events())
+        before = times()
         document = run.verify(trial.number)[0]
-        if sum(event["event"] == VERIFIED for event in run.folder.events()) > before:
+        if times() > before:
             return measured(document, of)
     raise SystemExit(f"in {TRIES} tries no timing of trial {trial.number} settled; go on when the machine is quieter")
 

@@ -197,9 +197,8 @@ def _measure(path: Path, budget_s: float, how: _Conditions, seed: int, progress:
                 raise
             if progress is not None:
                 progress(min(1.0, spent / budget_s), f"a network is left out, which the runtime refuses: {error}")
-            reference = reference_run(
-                how.runtime, how.threads
-            )  # a runtime in a process of its own may have ended with it
+            # A runtime in a process of its own may have ended with it.
+            reference = reference_run(how.runtime, how.threads)
             continue
         settled = sum(timing.settled for timing in timings.values())
         count, dropped = count + settled, dropped + len(group) - settled
